@@ -1,0 +1,126 @@
+//! One attempt to build, as those see it who wait for it.
+//!
+//! An [`Attempt`] is made by the first waiter and has two states: open, and settled with an [`Outcome`] that
+//! never changes again (a `OnceCell`). Whoever ends the build takes the attempt out of the cell under the
+//! cell's lock, so that later callers find a new one, and settles it after unlocking.
+//!
+//! Waiters park on their own thread's token and read the outcome without a lock (G6): waking a thousand of
+//! them makes no queue in front of anything. A wake-up is never trusted: they look at the outcome again, and
+//! the outcome is stored before the list of waiters is taken, so a waiter that enrols too late to be in the
+//! list finds it when it looks.
+
+use crate::clock::{Clock, FOREVER, Tick};
+use crate::error::SharedError;
+use crate::sync::{Arc, Mutex, OnceCell, Thread, current_thread, park};
+
+/// How a build ended, for those who waited.
+pub(crate) enum Outcome<T> {
+    Published(Publication<T>),
+    Failed(SharedError),
+    /// It ended without a result for them. They look up again, and one of them is elected.
+    Abandoned,
+}
+
+/// A value handed to waiters, even if it has expired by the time they wake (G6).
+pub(crate) struct Publication<T> {
+    pub(crate) value: Arc<T>,
+    /// The number of the build or the `set` that it comes from.
+    pub(crate) origin: u64,
+    /// Published as already stale, because an `invalidate` came during the build.
+    pub(crate) lapsed: bool,
+}
+
+impl<T> Clone for Publication<T> {
+    fn clone(&self) -> Self {
+        Self { value: Arc::clone(&self.value), ..*self }
+    }
+}
+
+impl<T> Clone for Outcome<T> {
+    fn clone(&self) -> Self {
+        match self {
+            Self::Published(publication) => Self::Published(publication.clone()),
+            Self::Failed(error) => Self::Failed(error.clone()),
+            Self::Abandoned => Self::Abandoned,
+        }
+    }
+}
+
+pub(crate) struct Attempt<T> {
+    outcome: OnceCell<Outcome<T>>,
+    waiters: Mutex<Waiters>,
+}
+
+#[derive(Default)]
+struct Waiters {
+    next_seat: u64,
+    /// Sorted by seat, since seats are given in order.
+    parked: Vec<(u64, Thread)>,
+}
+
+impl<T> Attempt<T> {
+    pub(crate) fn open() -> Arc<Self> {
+        Arc::new(Self { outcome: OnceCell::new(), waiters: Mutex::new(Waiters::default()) })
+    }
+
+    pub(crate) fn outcome(&self) -> Option<&Outcome<T>> {
+        self.outcome.get()
+    }
+
+    /// Stores the outcome and wakes everybody. Called once, without a lock.
+    pub(crate) fn settle(&self, outcome: Outcome<T>) {
+        let first = self.outcome.set(outcome).is_ok();
+        debug_assert!(first, "an attempt is settled by the one who took it out of the cell");
+        let parked = std::mem::take(&mut self.waiters.lock().parked);
+        for (_, thread) in parked {
+            thread.unpark();
+        }
+    }
+
+    /// Blocks until there is an outcome, or until `clock` shows `deadline`.
+    pub(crate) fn wait<C: Clock>(&self, clock: &C, deadline: u64) -> Option<&Outcome<T>> {
+        let _seat = Seat::take(self);
+        loop {
+            if let Some(outcome) = self.outcome() {
+                return Some(outcome);
+            }
+            if deadline == FOREVER {
+                park();
+            } else if clock.now() >= Tick(deadline) {
+                return None;
+            } else {
+                clock.park_until(Tick(deadline));
+            }
+        }
+    }
+}
+
+/// A place in the list of those to be woken, given up when dropped.
+struct Seat<'a, T> {
+    attempt: &'a Attempt<T>,
+    number: u64,
+}
+
+impl<'a, T> Seat<'a, T> {
+    fn take(attempt: &'a Attempt<T>) -> Self {
+        let mut waiters = attempt.waiters.lock();
+        let number = waiters.next_seat;
+        waiters.next_seat += 1;
+        waiters.parked.push((number, current_thread()));
+        Self { attempt, number }
+    }
+}
+
+impl<T> Drop for Seat<'_, T> {
+    fn drop(&mut self) {
+        // A settled attempt wakes nobody any more. Not locking then is what lets a thousand waiters leave
+        // without queueing.
+        if self.attempt.outcome().is_some() {
+            return;
+        }
+        let mut waiters = self.attempt.waiters.lock();
+        if let Ok(position) = waiters.parked.binary_search_by_key(&self.number, |(seat, _)| *seat) {
+            waiters.parked.remove(position);
+        }
+    }
+}

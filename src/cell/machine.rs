@@ -1,0 +1,632 @@
+//! The state machine: who may build, what becomes of the result, and who is told.
+//!
+//! # States
+//!
+//! The cell is described by three things that change under one lock, [`State`], and are mirrored into the
+//! [`Slot`] for those who read without it:
+//!
+//! * the value: none, or one with its [`Record`]; by the clock it is fresh, stale or expired;
+//! * the lease: free, or held by one build since some tick;
+//! * the latest failure: none, or a count, a retry pause and perhaps an error to show.
+//!
+//! | event | value | lease | failure | waiters |
+//! |---|---|---|---|---|
+//! | elect ([`Machine::decide`]) | as it is | free to held (or held too long: to the next holder) | | |
+//! | publish, renew | replaced / extended | released | forgotten | handed the value |
+//! | ... after `invalidate` | replaced, as stale | released | forgotten | handed the value |
+//! | ... after `set` or `clear` | as it is | released | as it is | look up again |
+//! | ... after being superseded | as it is | as it is | as it is | go on waiting |
+//! | fail | as it is | released | counted, pause begins | share the error |
+//! | panic | as it is | released | counted, pause begins | look up again |
+//! | abandon | as it is | released | as it is | look up again |
+//! | `set` | replaced | as it is | forgotten | handed the value |
+//! | `invalidate` | declared stale | as it is | as it is | go on waiting |
+//! | `clear` | taken away | as it is | as it is | go on waiting |
+//!
+//! # Rules
+//!
+//! * The fence (G4) is two counters. A [`Ticket`] remembers both from the moment of its election, and its
+//!   result is weighed against them when it comes: `invalidations` moved on: published as stale;
+//!   `displacements` (sets and clears) moved on: not published.
+//! * A result is published and the lease released in one critical section, in that order (G9).
+//! * No user code runs under the lock (G9): the clock is asked before, and what may be dropped (old values,
+//!   errors) and who is to be woken leaves the section in an [`Aftermath`].
+//! * A caller remembers the generation from before it first looked at the clock. If that has moved when it has
+//!   the lock, somebody has published meanwhile, and it takes that value instead of building again (G1).
+
+use crate::clock::{Clock, FOREVER, nanos};
+use crate::error::SharedError;
+use crate::policy::{Freshness, Policy};
+use crate::stats::Counters;
+use crate::sync::{Arc, AtomicBool, Mutex, MutexGuard, Ordering, SlotGuard, into_arc};
+
+use super::attempt::{Attempt, Outcome, Publication};
+use super::slot::{Reading, Record, Slot};
+
+/// What the lock guards. What readers need of it is mirrored in the [`Slot`].
+pub(crate) struct State<T> {
+    lease: Option<Held>,
+    /// Numbers builds and `set`s, in the order in which they began.
+    origins: u64,
+    /// Where the value in the slot comes from.
+    origin: u64,
+    invalidations: u64,
+    displacements: u64,
+    failure: Option<Failure>,
+    /// Made by the first waiter; taken by whoever ends the wait.
+    attempt: Option<Arc<Attempt<T>>>,
+}
+
+/// The lease, as the cell sees it.
+struct Held {
+    origin: u64,
+    supersede_at: u64,
+}
+
+/// Failures since the latest publication.
+struct Failure {
+    count: u32,
+    /// Nobody is elected before this tick.
+    retry_at: u64,
+    /// `None` after a panic.
+    error: Option<SharedError>,
+}
+
+impl<T> State<T> {
+    const fn new() -> Self {
+        Self {
+            lease: None,
+            origins: 0,
+            origin: 0,
+            invalidations: 0,
+            displacements: 0,
+            failure: None,
+            attempt: None,
+        }
+    }
+
+    fn next_origin(&mut self) -> u64 {
+        self.origins += 1;
+        self.origins
+    }
+
+    /// When the running retry pause ends, if one runs.
+    fn pause(&self, now: u64) -> Option<u64> {
+        self.failure.as_ref().map(|failure| failure.retry_at).filter(|retry_at| now < *retry_at)
+    }
+}
+
+/// The lease, as its holder sees it.
+pub(crate) struct Ticket<T> {
+    origin: u64,
+    began: u64,
+    invalidations: u64,
+    displacements: u64,
+    pub(crate) previous: Option<Arc<T>>,
+}
+
+/// A place among those who wait.
+pub(crate) struct Wait<T> {
+    pub(crate) attempt: Arc<Attempt<T>>,
+    /// When the build that is waited for may be superseded: then it is time to look up again.
+    pub(crate) look_again_at: u64,
+}
+
+/// What the caller wants.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Demand {
+    /// What may be served, or the error of the latest build while a retry pause runs.
+    Servable,
+    /// What may be served; a retry pause without a value to serve does not keep the caller from building.
+    Value,
+    /// A fresh value.
+    Fresh,
+    /// A value whose build began after the build or `set` of this number.
+    After(u64),
+}
+
+/// What [`Machine::decide`] decided.
+pub(crate) enum Decision<T> {
+    Fresh(Arc<T>),
+    Stale(Arc<T>),
+    Elected(Ticket<T>),
+    Pending(Wait<T>),
+    Failed(SharedError),
+}
+
+/// What is left to do when the lock has been released: wake first, then drop.
+#[must_use]
+struct Aftermath<T> {
+    settle: Option<(Arc<Attempt<T>>, Outcome<T>)>,
+    _replaced: Option<Arc<T>>,
+    _failure: Option<Failure>,
+}
+
+impl<T> Aftermath<T> {
+    fn none() -> Self {
+        Self { settle: None, _replaced: None, _failure: None }
+    }
+
+    /// Runs user code (`T::drop`, the drop of an error). If that panics, everybody has been told before.
+    fn finish(self) {
+        if let Some((attempt, outcome)) = self.settle {
+            attempt.settle(outcome);
+        }
+    }
+}
+
+/// See the module's documentation.
+pub(crate) struct Machine<T, C> {
+    slot: Slot<T>,
+    state: Mutex<State<T>>,
+    /// Whether the lease is held; for those who ask without the lock.
+    refreshing: AtomicBool,
+    pub(crate) counters: Counters,
+    policy: Policy,
+    pub(crate) clock: C,
+}
+
+impl<T, C> Machine<T, C> {
+    pub(crate) const fn new(policy: Policy, clock: C) -> Self {
+        Self {
+            slot: Slot::empty(),
+            state: Mutex::new(State::new()),
+            refreshing: AtomicBool::new(false),
+            counters: Counters::new(),
+            policy,
+            clock,
+        }
+    }
+
+    pub(crate) fn into_inner(self) -> Option<Arc<T>> {
+        self.slot.into_inner()
+    }
+
+    pub(crate) fn is_refreshing(&self) -> bool {
+        // Acquire: pairs with the Release in `mirror`. Who sees the end of a build sees its publication.
+        self.refreshing.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn generation(&self) -> u64 {
+        self.slot.read().record.generation
+    }
+
+    /// Where the next build will be counted from: see [`Demand::After`].
+    pub(crate) fn latest_origin(&self) -> u64 {
+        self.state.lock().origins
+    }
+
+    /// Changes with every change of the value. See [`Slot::sequence`].
+    #[inline]
+    pub(crate) fn sequence(&self) -> u64 {
+        self.slot.sequence()
+    }
+
+    pub(crate) fn has_value(&self) -> bool {
+        self.slot.load().is_some()
+    }
+}
+
+/// Whatever keeps a machine alive: a borrow of it, or a shared cell.
+pub(crate) trait Home {
+    type Value;
+    type Clock: Clock;
+    fn machine(&self) -> &Machine<Self::Value, Self::Clock>;
+}
+
+impl<T, C: Clock> Home for &Machine<T, C> {
+    type Value = T;
+    type Clock = C;
+    fn machine(&self) -> &Machine<T, C> {
+        self
+    }
+}
+
+/// Reads: no lock, no write to shared memory.
+impl<T, C: Clock> Machine<T, C> {
+    /// Whether what the slot holds may be served without another question. See [`Slot::quiet_end`].
+    #[inline]
+    pub(crate) fn is_quiet(&self) -> bool {
+        self.is_before(self.slot.quiet_end())
+    }
+
+    /// What may be served without another question, as an owned reference.
+    #[inline]
+    pub(crate) fn serve(&self) -> Option<Arc<T>> {
+        if self.is_quiet() { self.slot.load_full() } else { None }
+    }
+
+    /// What may be served without another question, as a borrow. The guard may turn out to be empty.
+    #[inline]
+    pub(crate) fn serve_guard(&self) -> Option<SlotGuard<T>> {
+        if self.is_quiet() { Some(self.slot.load()) } else { None }
+    }
+
+    /// Whether it is still before `tick`.
+    #[inline]
+    fn is_before(&self, tick: u64) -> bool {
+        if tick == FOREVER {
+            return true;
+        }
+        let coarse = self.clock.coarse_now().0;
+        if coarse.saturating_add(nanos(self.clock.coarse_lag())) < tick {
+            return true;
+        }
+        coarse < tick && self.is_exactly_before(tick)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn is_exactly_before(&self, tick: u64) -> bool {
+        self.clock.now().0 < tick
+    }
+
+    /// What may be served now, stale or not.
+    pub(crate) fn servable(&self) -> Option<SlotGuard<T>> {
+        if let Some(guard) = self.serve_guard() {
+            return guard.is_some().then_some(guard);
+        }
+        let Reading { guard, record, .. } = self.slot.read();
+        let stale = || self.is_before(self.policy.stale_end(record.lapse));
+        (guard.is_some() && (self.is_before(record.fresh_end) || stale())).then_some(guard)
+    }
+
+    pub(crate) fn freshness(&self) -> Freshness {
+        let reading = self.slot.read();
+        self.classify(&reading, |tick| self.is_before(tick))
+    }
+
+    /// The value with its record, its age and its freshness.
+    pub(crate) fn snapshot(&self) -> Option<(Arc<T>, Record, u64, Freshness)> {
+        let reading = self.slot.read();
+        let now = self.now();
+        let freshness = self.classify(&reading, |tick| now < tick);
+        let value = into_arc(reading.guard)?;
+        Some((value, reading.record, now.saturating_sub(reading.record.published), freshness))
+    }
+
+    fn classify(&self, reading: &Reading<T>, is_before: impl Fn(u64) -> bool) -> Freshness {
+        if reading.guard.is_none() {
+            Freshness::Empty
+        } else if is_before(reading.record.fresh_end) {
+            Freshness::Fresh
+        } else if is_before(self.policy.stale_end(reading.record.lapse)) || is_before(reading.quiet_end) {
+            Freshness::Stale
+        } else {
+            Freshness::Expired
+        }
+    }
+
+    fn now(&self) -> u64 {
+        self.clock.now().0
+    }
+}
+
+/// Elections.
+impl<T, C: Clock> Machine<T, C> {
+    /// Looks the value up: without the lock if it can be served, else by election.
+    pub(crate) fn lookup(&self, demand: Demand) -> Decision<T> {
+        // Before the clock: see the rule on generations (G1).
+        let Reading { guard, record, quiet_end } = self.slot.read();
+        let seen = record.generation;
+        let now = self.now();
+        if let Some(value) = into_arc(guard)
+            && matches!(demand, Demand::Servable | Demand::Value | Demand::Fresh)
+        {
+            if now < record.fresh_end {
+                return Decision::Fresh(value);
+            }
+            if demand != Demand::Fresh && now < quiet_end {
+                return Decision::Stale(value);
+            }
+            if demand != Demand::Fresh && now < self.policy.stale_end(record.lapse) {
+                // Nobody who has something to serve waits for the lock (G2). It is held for a few instructions
+                // by somebody who elects, publishes or invalidates; the next read finds out what came of it.
+                return match self.state.try_lock() {
+                    Some(state) => self.decide(state, demand, seen, now),
+                    None => Decision::Stale(value),
+                };
+            }
+        }
+        self.decide(self.state.lock(), demand, seen, now)
+    }
+
+    /// The decision table of the contract, under the lock.
+    fn decide(
+        &self,
+        mut state: MutexGuard<'_, State<T>>,
+        demand: Demand,
+        seen: u64,
+        now: u64,
+    ) -> Decision<T> {
+        let record = self.slot.record(&state);
+        let held = self.slot.load_full();
+        if let Some(value) = &held {
+            let fresh = now < record.fresh_end;
+            let arrived = record.generation != seen;
+            let serve = match demand {
+                Demand::Servable | Demand::Value => fresh || arrived || self.is_covered(&state, record, now),
+                Demand::Fresh => fresh || (arrived && record.fresh_end != 0),
+                Demand::After(origin) => state.origin > origin,
+            };
+            if serve {
+                // The mirror may be out of date: the deadline of a value that is being rebuilt has passed.
+                self.mirror(&mut state, now);
+                let value = Arc::clone(value);
+                return if fresh { Decision::Fresh(value) } else { Decision::Stale(value) };
+            }
+        }
+        if let Some(lease) = &state.lease {
+            let look_again_at = lease.supersede_at;
+            if now < look_again_at {
+                let attempt = Arc::clone(state.attempt.get_or_insert_with(Attempt::open));
+                return Decision::Pending(Wait { attempt, look_again_at });
+            }
+            self.counters.superseded.count();
+        } else if demand == Demand::Servable
+            && state.pause(now).is_some()
+            && let Some(error) = state.failure.as_ref().and_then(|failure| failure.error.clone())
+        {
+            return Decision::Failed(error);
+        }
+        // Elected.
+        let origin = state.next_origin();
+        state.lease = Some(Held { origin, supersede_at: self.policy.supersede_at(now) });
+        self.mirror(&mut state, now);
+        self.counters.builds.count();
+        Decision::Elected(Ticket {
+            origin,
+            began: now,
+            invalidations: state.invalidations,
+            displacements: state.displacements,
+            previous: held,
+        })
+    }
+
+    /// Whether a value that is not fresh may be served because somebody builds or a retry pause runs.
+    fn is_covered(&self, state: &State<T>, record: Record, now: u64) -> bool {
+        match &state.lease {
+            Some(lease) => now < lease.supersede_at && now < self.policy.stale_end(record.lapse),
+            None => state.pause(now).is_some() && now < self.policy.pause_end(record.lapse),
+        }
+    }
+
+    /// Mirrors the state into what is read without the lock.
+    fn mirror(&self, state: &mut State<T>, now: u64) {
+        let quiet_end = match self.slot.load().as_ref() {
+            Some(_) => self.quiet_end(state, self.slot.record(state), now),
+            None => 0,
+        };
+        self.slot.set_quiet_end(state, quiet_end);
+        // Release: pairs with the Acquire in `is_refreshing`.
+        self.refreshing.store(state.lease.is_some(), Ordering::Release);
+    }
+
+    /// How long a value with this record is served without another question. See [`Slot::quiet_end`].
+    fn quiet_end(&self, state: &State<T>, record: Record, now: u64) -> u64 {
+        if now < record.fresh_end {
+            record.fresh_end
+        } else if let Some(lease) = &state.lease {
+            self.policy.stale_end(record.lapse).min(lease.supersede_at)
+        } else if let Some(retry_at) = state.pause(now) {
+            self.policy.pause_end(record.lapse).min(retry_at)
+        } else {
+            0
+        }
+    }
+}
+
+/// How builds end.
+impl<T, C: Clock> Machine<T, C> {
+    /// Publishes the result of a build, as far as the fence allows, and returns what its caller gets.
+    pub(crate) fn publish(&self, ticket: Ticket<T>, value: Arc<T>, ttl: Option<u64>) -> Arc<T> {
+        let ttl = self.draw_ttl(ttl);
+        let now = self.now();
+        let mut state = self.state.lock();
+        let (served, aftermath) = match self.weigh(&mut state, &ticket, now) {
+            Verdict::Publish { stale } => {
+                let generation = self.slot.record(&state).generation + 1;
+                let record = if stale {
+                    self.counters.fenced.count();
+                    Record::stale(generation, now)
+                } else {
+                    Record::fresh(generation, now, ttl)
+                };
+                self.counters.build_took(now.saturating_sub(ticket.began));
+                let aftermath = self.make_visible(&mut state, Arc::clone(&value), record, ticket.origin, now);
+                (value, aftermath)
+            }
+            Verdict::Reject { aftermath, instead } => (instead.unwrap_or(value), aftermath),
+        };
+        self.mirror(&mut state, now);
+        drop(state);
+        aftermath.finish();
+        drop(ticket);
+        served
+    }
+
+    /// The previous value counts as published anew. Gives the ticket back if there is none.
+    pub(crate) fn renew(&self, ticket: Ticket<T>) -> Result<Arc<T>, Ticket<T>> {
+        match ticket.previous.clone() {
+            Some(previous) => Ok(self.publish(ticket, previous, None)),
+            None => Err(ticket),
+        }
+    }
+
+    /// The build failed with `error`.
+    pub(crate) fn fail(&self, ticket: Ticket<T>, error: SharedError) {
+        let now = self.now();
+        let draw = self.draw();
+        let mut state = self.state.lock();
+        self.counters.failed.count();
+        self.counters.build_took(now.saturating_sub(ticket.began));
+        let aftermath = if Self::release(&mut state, &ticket) {
+            let outcome = Outcome::Failed(error.clone());
+            self.record_failure(&mut state, Some(error), outcome, now, draw)
+        } else {
+            Aftermath::none()
+        };
+        self.mirror(&mut state, now);
+        drop(state);
+        aftermath.finish();
+        drop(ticket);
+    }
+
+    /// The lease comes back without a result.
+    pub(crate) fn give_back(&self, ticket: Ticket<T>, panicked: bool) {
+        let now = self.now();
+        let draw = self.draw();
+        let mut state = self.state.lock();
+        if panicked { &self.counters.panicked } else { &self.counters.abandoned }.count();
+        let aftermath = if !Self::release(&mut state, &ticket) {
+            Aftermath::none()
+        } else if panicked {
+            self.record_failure(&mut state, None, Outcome::Abandoned, now, draw)
+        } else {
+            Aftermath { settle: Self::take_waiters(&mut state, Outcome::Abandoned), ..Aftermath::none() }
+        };
+        self.mirror(&mut state, now);
+        drop(state);
+        aftermath.finish();
+        drop(ticket);
+    }
+
+    /// What the callers of a build that failed get instead of its error, if the policy allows it.
+    pub(crate) fn instead_of_error(&self) -> Option<Arc<T>> {
+        let Reading { guard, record, .. } = self.slot.read();
+        if self.is_before(record.fresh_end) || self.is_before(self.policy.error_end(record.lapse)) {
+            into_arc(guard)
+        } else {
+            None
+        }
+    }
+
+    /// Releases the lease, unless it has passed to somebody else. Returns whether it was released.
+    fn release(state: &mut State<T>, ticket: &Ticket<T>) -> bool {
+        state.lease.take_if(|lease| lease.origin == ticket.origin).is_some()
+    }
+
+    /// Releases the lease and holds the result against the fence.
+    fn weigh(&self, state: &mut State<T>, ticket: &Ticket<T>, now: u64) -> Verdict<T> {
+        if !Self::release(state, ticket) {
+            let record = self.slot.record(state);
+            let servable = now < record.fresh_end || now < self.policy.stale_end(record.lapse);
+            let instead = if servable { self.slot.load_full() } else { None };
+            return Verdict::Reject { aftermath: Aftermath::none(), instead };
+        }
+        if state.displacements != ticket.displacements {
+            self.counters.fenced.count();
+            let settle = Self::take_waiters(state, Outcome::Abandoned);
+            let aftermath = Aftermath { settle, ..Aftermath::none() };
+            return Verdict::Reject { aftermath, instead: self.slot.load_full() };
+        }
+        Verdict::Publish { stale: state.invalidations != ticket.invalidations }
+    }
+
+    /// Makes a value visible to readers and takes the waiters out, who will get it too.
+    fn make_visible(
+        &self,
+        state: &mut State<T>,
+        value: Arc<T>,
+        record: Record,
+        origin: u64,
+        now: u64,
+    ) -> Aftermath<T> {
+        self.counters.published.count();
+        state.origin = origin;
+        let failure = state.failure.take();
+        let lapsed = record.fresh_end == 0;
+        let publication = Publication { value: Arc::clone(&value), origin, lapsed };
+        let settle = Self::take_waiters(state, Outcome::Published(publication));
+        let quiet_end = self.quiet_end(state, record, now);
+        let renewed = self.slot.load().as_ref().is_some_and(|held| Arc::ptr_eq(held, &value));
+        let replaced = if renewed {
+            self.slot.amend(state, record, quiet_end);
+            Some(value)
+        } else {
+            self.slot.replace(state, Some(value), record, quiet_end)
+        };
+        Aftermath { settle, _replaced: replaced, _failure: failure }
+    }
+
+    fn record_failure(
+        &self,
+        state: &mut State<T>,
+        error: Option<SharedError>,
+        outcome: Outcome<T>,
+        now: u64,
+        draw: u64,
+    ) -> Aftermath<T> {
+        let count = state.failure.as_ref().map_or(0, |failure| failure.count).saturating_add(1);
+        let retry_at = now.saturating_add(self.policy.retry_pause(count, draw));
+        let failure = state.failure.replace(Failure { count, retry_at, error });
+        let settle = Self::take_waiters(state, outcome);
+        Aftermath { settle, _replaced: None, _failure: failure }
+    }
+
+    fn take_waiters(state: &mut State<T>, outcome: Outcome<T>) -> Option<(Arc<Attempt<T>>, Outcome<T>)> {
+        state.attempt.take().map(|attempt| (attempt, outcome))
+    }
+
+    /// A random number for the jitter; 0 without one.
+    fn draw(&self) -> u64 {
+        use std::hash::{BuildHasher, RandomState};
+        // Each `RandomState` hashes with keys of its own, which is all the randomness that jitter needs.
+        if self.policy.has_jitter() { RandomState::new().hash_one(0) } else { 0 }
+    }
+
+    fn draw_ttl(&self, ttl: Option<u64>) -> u64 {
+        self.policy.jittered_ttl(ttl.unwrap_or(self.policy.default_ttl()), self.draw())
+    }
+}
+
+/// What the fence says of a result.
+enum Verdict<T> {
+    Publish { stale: bool },
+    Reject { aftermath: Aftermath<T>, instead: Option<Arc<T>> },
+}
+
+/// Writes from outside.
+impl<T, C: Clock> Machine<T, C> {
+    pub(crate) fn set(&self, value: Arc<T>) {
+        let ttl = self.draw_ttl(None);
+        let now = self.now();
+        let mut state = self.state.lock();
+        state.displacements += 1;
+        let origin = state.next_origin();
+        let record = Record::fresh(self.slot.record(&state).generation + 1, now, ttl);
+        let aftermath = self.make_visible(&mut state, value, record, origin, now);
+        drop(state);
+        aftermath.finish();
+    }
+
+    pub(crate) fn invalidate(&self) {
+        let now = self.now();
+        let mut state = self.state.lock();
+        state.invalidations += 1;
+        if self.slot.load().is_some() {
+            let record = self.slot.record(&state).lapsed(now);
+            let quiet_end = self.quiet_end(&state, record, now);
+            self.slot.amend(&mut state, record, quiet_end);
+        }
+    }
+
+    pub(crate) fn clear(&self) -> Option<Arc<T>> {
+        let mut state = self.state.lock();
+        state.displacements += 1;
+        let record = self.slot.record(&state);
+        self.slot.replace(&mut state, None, record, 0)
+    }
+}
+
+impl<T> Wait<T> {
+    /// Blocks until the build has an outcome, or until `deadline`, or until it is time to look up again, which
+    /// counts as [`Outcome::Abandoned`]. `None`: the deadline came first.
+    pub(crate) fn wait<C: Clock>(&self, clock: &C, deadline: u64) -> Option<Outcome<T>> {
+        match self.attempt.wait(clock, deadline.min(self.look_again_at)) {
+            Some(outcome) => Some(outcome.clone()),
+            None if deadline <= self.look_again_at => None,
+            None => Some(Outcome::Abandoned),
+        }
+    }
+}

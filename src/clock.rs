@@ -1,0 +1,392 @@
+//! Time as the cells see it: nanoseconds on a monotonic clock that can be replaced.
+//!
+//! A read that has to know whether a deadline has passed asks the *coarse* clock first, which is several times
+//! cheaper and may lag behind, and the exact one only where the answer could depend on that lag.
+
+use std::fmt;
+use std::time::Duration;
+
+use crate::sync::{Arc, AtomicU64, Mutex, OnceCell, Ordering, Thread, current_thread, park, park_timeout};
+
+/// "Never", as a deadline or a window in nanoseconds.
+pub(crate) const FOREVER: u64 = u64::MAX;
+
+/// A duration in nanoseconds; more than 584 years become [`FOREVER`].
+#[allow(clippy::cast_possible_truncation)] // compared before; `try_from` is not const
+pub(crate) const fn nanos(duration: Duration) -> u64 {
+    let nanos = duration.as_nanos();
+    if nanos > FOREVER as u128 { FOREVER } else { nanos as u64 }
+}
+
+/// A moment on a [`Clock`], in nanoseconds since a starting point of that clock's own choosing.
+///
+/// Ticks of different clocks have nothing to do with each other.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Tick(pub(crate) u64);
+
+impl Tick {
+    /// The tick that lies `nanos` nanoseconds after the clock's starting point.
+    #[must_use]
+    pub const fn from_nanos(nanos: u64) -> Self {
+        Self(nanos)
+    }
+
+    /// Nanoseconds since the clock's starting point.
+    #[must_use]
+    pub const fn as_nanos(self) -> u64 {
+        self.0
+    }
+
+    /// The tick that lies `duration` after this one, or the last one there is.
+    #[must_use]
+    pub const fn saturating_add(self, duration: Duration) -> Self {
+        Self(self.0.saturating_add(nanos(duration)))
+    }
+
+    /// The time from `earlier` to this tick, or zero if `earlier` is the later one.
+    #[must_use]
+    pub const fn saturating_duration_since(self, earlier: Self) -> Duration {
+        Duration::from_nanos(self.0.saturating_sub(earlier.0))
+    }
+}
+
+/// A monotonic clock.
+///
+/// Only [`now`](Clock::now) has to be written. No method is ever called while the cell holds a lock, and
+/// [`now`](Clock::now) must not go backwards, on one thread or between threads that synchronise.
+///
+/// # Examples
+///
+/// ```
+/// use dogpile::{Clock, Tick};
+///
+/// /// A clock on which it is always noon.
+/// struct Noon;
+///
+/// impl Clock for Noon {
+///     fn now(&self) -> Tick {
+///         Tick::from_nanos(12 * 3_600_000_000_000)
+///     }
+/// }
+/// assert_eq!(Noon.coarse_now(), Noon.now());
+/// ```
+pub trait Clock: Send + Sync {
+    /// The exact time.
+    fn now(&self) -> Tick;
+
+    /// A cheaper reading that may lag behind [`now`](Clock::now) but never leads it. Default: the exact time.
+    #[inline]
+    fn coarse_now(&self) -> Tick {
+        self.now()
+    }
+
+    /// The most that [`coarse_now`](Clock::coarse_now) lags behind. Nearer to a deadline than this, a read asks
+    /// the exact clock. Default: zero, which is right for a `coarse_now` that is exact.
+    #[inline]
+    fn coarse_lag(&self) -> Duration {
+        Duration::ZERO
+    }
+
+    /// Blocks the calling thread until it is unparked, or until this clock shows `deadline`.
+    ///
+    /// May return early for no reason, as [`std::thread::park`] may; callers look at the clock again. Waits
+    /// that have a timeout use it. The default parks for the time that is left, on the system's clock.
+    fn park_until(&self, deadline: Tick) {
+        let left = deadline.saturating_duration_since(self.now());
+        if !left.is_zero() {
+            park_timeout(left);
+        }
+    }
+}
+
+impl<C: Clock + ?Sized> Clock for &C {
+    #[inline]
+    fn now(&self) -> Tick {
+        (**self).now()
+    }
+    #[inline]
+    fn coarse_now(&self) -> Tick {
+        (**self).coarse_now()
+    }
+    #[inline]
+    fn coarse_lag(&self) -> Duration {
+        (**self).coarse_lag()
+    }
+    fn park_until(&self, deadline: Tick) {
+        (**self).park_until(deadline);
+    }
+}
+
+impl<C: Clock + ?Sized> Clock for Arc<C> {
+    #[inline]
+    fn now(&self) -> Tick {
+        (**self).now()
+    }
+    #[inline]
+    fn coarse_now(&self) -> Tick {
+        (**self).coarse_now()
+    }
+    #[inline]
+    fn coarse_lag(&self) -> Duration {
+        (**self).coarse_lag()
+    }
+    fn park_until(&self, deadline: Tick) {
+        (**self).park_until(deadline);
+    }
+}
+
+/// The most that the kernel's coarse clock is taken to lag: its period is 10 ms at the slowest usual setting
+/// (`CONFIG_HZ=100`), 1 ms or 4 ms at the others.
+const KERNEL_LAG: u64 = 10_000_000;
+
+/// The operating system's monotonic clock; the default. Takes no space.
+///
+/// On Linux and Android the coarse reading is `CLOCK_MONOTONIC_COARSE`, elsewhere it is the exact one.
+/// It does not advance while the machine is suspended where [`std::time::Instant`] does not.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SystemClock;
+
+/// Ties the two readings to one time line: `Instant` tells no absolute time, the coarse clock does.
+struct Anchor {
+    instant: std::time::Instant,
+    tick: u64,
+}
+
+static ANCHOR: OnceCell<Anchor> = OnceCell::new();
+
+impl Anchor {
+    fn get() -> &'static Self {
+        ANCHOR.get_or_init(|| {
+            // Coarse first: the anchor may be up to KERNEL_LAG late, never early.
+            let tick = kernel_coarse();
+            Self { instant: std::time::Instant::now(), tick }
+        })
+    }
+}
+
+impl Clock for SystemClock {
+    #[inline]
+    fn now(&self) -> Tick {
+        let anchor = Anchor::get();
+        Tick(anchor.tick.saturating_add(nanos(anchor.instant.elapsed())))
+    }
+
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    #[inline]
+    fn coarse_now(&self) -> Tick {
+        // `now` lags the kernel's exact time by as much as the coarse clock did when the anchor was taken.
+        // Shifting the coarse reading by the most that this can be keeps it from leading.
+        Tick(kernel_coarse().saturating_sub(KERNEL_LAG))
+    }
+
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    #[inline]
+    fn coarse_lag(&self) -> Duration {
+        Duration::from_nanos(2 * KERNEL_LAG)
+    }
+}
+
+/// Nanoseconds on `CLOCK_MONOTONIC_COARSE`.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+#[inline]
+fn kernel_coarse() -> u64 {
+    // Fixed point: seconds above, 2^-32 seconds below. Not `Instant::now`, which also writes to a shared word.
+    let ticks = coarsetime::Instant::now_without_cache_update().as_ticks();
+    (ticks >> 32) * 1_000_000_000 + (((ticks & 0xffff_ffff) * 1_000_000_000) >> 32)
+}
+
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+fn kernel_coarse() -> u64 {
+    KERNEL_LAG
+}
+
+/// A clock whose coarse reading is one load of an atomic that a thread of its own moves on each millisecond.
+///
+/// For programs that read cells a hundred million times a second. The first use in the process starts the
+/// thread, `dogpile-tick`, which then runs until the process ends; if it cannot be started, the coarse reading
+/// is the exact one. Takes no space. The exact reading is [`SystemClock`]'s.
+///
+/// On a machine that leaves the thread without a processor for longer than 20 ms, deadlines are noticed that
+/// much later.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct TickClock;
+
+/// What [`TickClock`] reads; 0 until its thread runs.
+static TICK: AtomicU64 = AtomicU64::new(0);
+
+impl TickClock {
+    #[cold]
+    #[inline(never)]
+    fn start() -> Tick {
+        static STARTED: OnceCell<()> = OnceCell::new();
+        STARTED.get_or_init(|| {
+            let ticker = || loop {
+                // Relaxed: the number is all there is to see, and one thread writes it.
+                TICK.store(SystemClock.now().0.max(1), Ordering::Relaxed);
+                std::thread::sleep(Duration::from_millis(1));
+            };
+            // Without the thread TICK stays 0 and every reading comes here: slower, never wrong.
+            let _ = std::thread::Builder::new().name("dogpile-tick".into()).spawn(ticker);
+        });
+        SystemClock.now()
+    }
+}
+
+impl Clock for TickClock {
+    #[inline]
+    fn now(&self) -> Tick {
+        SystemClock.now()
+    }
+
+    #[inline]
+    fn coarse_now(&self) -> Tick {
+        // Relaxed: an old reading is what "coarse" allows, and a thread never sees it go back.
+        match TICK.load(Ordering::Relaxed) {
+            0 => Self::start(),
+            tick => Tick(tick),
+        }
+    }
+
+    #[inline]
+    fn coarse_lag(&self) -> Duration {
+        Duration::from_millis(20)
+    }
+}
+
+/// A clock that stands still until it is told to move: for tests.
+///
+/// Clones are handles of one clock. It starts at tick 0. Waits that have a timeout follow it too, so a test
+/// decides when they time out.
+///
+/// # Examples
+///
+/// ```
+/// use dogpile::{DogpileCell, Freshness, ManualClock, Policy};
+/// use std::time::Duration;
+///
+/// let clock = ManualClock::new();
+/// let cell = DogpileCell::with_clock(Policy::ttl(Duration::from_secs(60)), clock.clone());
+/// cell.get_or_refresh(|| "value");
+///
+/// clock.advance(Duration::from_secs(60));
+/// assert_eq!(cell.freshness(), Freshness::Fresh);
+/// clock.advance(Duration::from_nanos(1));
+/// assert_eq!(cell.freshness(), Freshness::Stale);
+/// ```
+#[derive(Clone, Default)]
+pub struct ManualClock {
+    shared: Arc<Manual>,
+}
+
+#[derive(Default)]
+struct Manual {
+    now: AtomicU64,
+    /// Threads inside `park_until`. A thread may stand in it more than once; each call removes one entry.
+    sleepers: Mutex<Vec<Thread>>,
+}
+
+impl ManualClock {
+    /// A clock that shows tick 0.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Moves the clock on and wakes those who wait for a moment that has come. Saturates at the last tick.
+    pub fn advance(&self, by: Duration) {
+        let by = nanos(by);
+        // Release: pairs with the Acquire in `now`, so that who sees the new time sees what led to it.
+        // The closure always returns `Some`.
+        let _ = self
+            .shared
+            .now
+            .fetch_update(Ordering::AcqRel, Ordering::Relaxed, |now| Some(now.saturating_add(by)));
+        let sleepers = self.shared.sleepers.lock().clone();
+        for sleeper in sleepers {
+            sleeper.unpark();
+        }
+    }
+}
+
+impl Clock for ManualClock {
+    fn now(&self) -> Tick {
+        // Acquire: pairs with the Release in `advance`.
+        Tick(self.shared.now.load(Ordering::Acquire))
+    }
+
+    fn park_until(&self, deadline: Tick) {
+        let me = current_thread();
+        let id = me.id();
+        self.shared.sleepers.lock().push(me);
+        // Listed before it looks: an `advance` that this look misses finds the thread in the list.
+        if self.now() < deadline {
+            park();
+        }
+        let mut sleepers = self.shared.sleepers.lock();
+        if let Some(position) = sleepers.iter().position(|sleeper| sleeper.id() == id) {
+            sleepers.swap_remove(position);
+        }
+    }
+}
+
+impl fmt::Debug for ManualClock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ManualClock").field("now", &self.now()).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_saturate() {
+        assert_eq!(nanos(Duration::MAX), FOREVER);
+        assert_eq!(nanos(Duration::from_nanos(7)), 7);
+        assert_eq!(Tick(5).saturating_add(Duration::MAX), Tick(FOREVER));
+        assert_eq!(Tick(5).saturating_duration_since(Tick(7)), Duration::ZERO);
+    }
+
+    #[test]
+    fn the_coarse_reading_never_leads_and_lags_at_most_as_stated() {
+        fn check(clock: &impl Clock) {
+            for _ in 0..10_000 {
+                let before = clock.now();
+                let coarse = clock.coarse_now();
+                let after = clock.now();
+                assert!(coarse <= after, "{coarse:?} leads {after:?}");
+                assert!(before <= after);
+            }
+        }
+        check(&SystemClock);
+        check(&TickClock);
+        // How far it lags is the scheduler's business; that it moves at all is ours.
+        let start = SystemClock.coarse_now();
+        while SystemClock.coarse_now() == start {
+            std::thread::yield_now();
+        }
+        let start = TickClock.coarse_now();
+        while TickClock.coarse_now() == start {
+            std::thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn a_manual_clock_wakes_its_sleepers() {
+        let clock = ManualClock::new();
+        let sleeper = {
+            let clock = clock.clone();
+            std::thread::spawn(move || {
+                while clock.now() < Tick(10) {
+                    clock.park_until(Tick(10));
+                }
+            })
+        };
+        while clock.shared.sleepers.lock().is_empty() {
+            std::thread::yield_now();
+        }
+        clock.advance(Duration::from_nanos(10));
+        sleeper.join().unwrap();
+        assert!(clock.shared.sleepers.lock().is_empty());
+    }
+}

@@ -1,0 +1,108 @@
+//! What can go wrong, and errors that are shared by those who waited for the same build.
+
+use std::any::{Any, type_name};
+use std::error::Error;
+use std::fmt;
+
+use crate::sync::Arc;
+
+/// Why there is no value to return.
+///
+/// `E` is the error of the build. It reaches the caller that built and those who waited for that build, all
+/// as the same [`Arc`].
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum RefreshError<E> {
+    /// The build failed, and there is no value that may be served instead.
+    Build(Arc<E>),
+    /// There is nothing to serve, somebody else builds, and the wait for that build took longer than allowed.
+    WaitTimeout,
+    /// There is nothing to serve, and the caller is the build: it was called from inside the build of the same
+    /// cell and would have waited for itself.
+    Reentrant,
+}
+
+impl<E> Clone for RefreshError<E> {
+    fn clone(&self) -> Self {
+        match self {
+            Self::Build(error) => Self::Build(Arc::clone(error)),
+            Self::WaitTimeout => Self::WaitTimeout,
+            Self::Reentrant => Self::Reentrant,
+        }
+    }
+}
+
+impl<E> fmt::Display for RefreshError<E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Build(_) => "the build of the value failed",
+            Self::WaitTimeout => "the value was not built within the time allowed for waiting",
+            Self::Reentrant => {
+                "the build asked its own cell for the value that it is building; use `get` inside a build"
+            }
+        })
+    }
+}
+
+impl<E: Error + 'static> Error for RefreshError<E> {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match self {
+            Self::Build(error) => Some(&**error),
+            Self::WaitTimeout | Self::Reentrant => None,
+        }
+    }
+}
+
+/// The error of a failed build, shared by everybody who waited for that build, its type erased.
+///
+/// One cell may be built by callers whose builds fail with different types; whoever gets a `SharedError` asks
+/// for the type it knows with [`downcast`](SharedError::downcast).
+#[derive(Clone)]
+pub struct SharedError {
+    error: Arc<dyn Any + Send + Sync>,
+    type_name: &'static str,
+}
+
+impl SharedError {
+    pub(crate) fn new<E: Send + Sync + 'static>(error: Arc<E>) -> Self {
+        Self { error, type_name: type_name::<E>() }
+    }
+
+    /// The error itself, if it is an `E`.
+    ///
+    /// # Errors
+    ///
+    /// The `SharedError` back, if it is of another type.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::{DogpileCell, Lookup, Waited};
+    /// use std::time::Duration;
+    ///
+    /// let cell = DogpileCell::<u32>::new(Duration::from_secs(60));
+    /// let Lookup::Elected(lease) = cell.lookup() else { unreachable!() };
+    /// let Lookup::Pending(pending) = cell.lookup() else { unreachable!() };
+    /// lease.fail("no route to host");
+    ///
+    /// let Waited::Failed(error) = pending.wait() else { unreachable!() };
+    /// let error = error.downcast::<std::io::Error>().unwrap_err();
+    /// assert_eq!(*error.downcast::<&str>().unwrap(), "no route to host");
+    /// ```
+    pub fn downcast<E: Send + Sync + 'static>(self) -> Result<Arc<E>, Self> {
+        let Self { error, type_name } = self;
+        error.downcast().map_err(|error| Self { error, type_name })
+    }
+
+    /// Whether the error is an `E`.
+    #[must_use]
+    pub fn is<E: 'static>(&self) -> bool {
+        self.error.is::<E>()
+    }
+}
+
+impl fmt::Debug for SharedError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SharedError").field("type", &self.type_name).finish_non_exhaustive()
+    }
+}

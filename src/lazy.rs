@@ -1,0 +1,140 @@
+//! A cell that keeps its build.
+
+use std::fmt;
+use std::time::Duration;
+
+use crate::cell::{DogpileCell, Guard, Reader};
+use crate::clock::{Clock, SystemClock};
+use crate::policy::Policy;
+use crate::sync::Arc;
+
+/// A [`DogpileCell`] that keeps its build closure: what `once_cell::sync::Lazy` is to `OnceCell`.
+///
+/// # Examples
+///
+/// ```
+/// use dogpile::LazyDogpile;
+/// use std::time::Duration;
+///
+/// struct Rates(f64);
+///
+/// fn download_rates() -> Rates {
+///     Rates(1.07) // slow
+/// }
+///
+/// static RATES: LazyDogpile<Rates> = LazyDogpile::new(Duration::from_secs(60), download_rates);
+///
+/// assert_eq!(RATES.get().0, 1.07);
+/// ```
+pub struct LazyDogpile<T, F = fn() -> T, C = SystemClock> {
+    cell: DogpileCell<T, C>,
+    build: F,
+}
+
+impl<T, F> LazyDogpile<T, F> {
+    /// A cell whose values are made by `build` and are fresh for `ttl`. See [`DogpileCell::new`].
+    #[must_use]
+    pub const fn new(ttl: Duration, build: F) -> Self {
+        Self::with_policy(Policy::ttl(ttl), build)
+    }
+
+    /// A cell whose values are made by `build`, with a policy.
+    #[must_use]
+    pub const fn with_policy(policy: Policy, build: F) -> Self {
+        Self::with_clock(policy, SystemClock, build)
+    }
+}
+
+impl<T, F, C> LazyDogpile<T, F, C> {
+    /// A cell whose values are made by `build`, with a policy and a clock.
+    #[must_use]
+    pub const fn with_clock(policy: Policy, clock: C, build: F) -> Self {
+        Self { cell: DogpileCell::with_clock(policy, clock), build }
+    }
+
+    /// The cell, for everything that does not build.
+    #[must_use]
+    pub const fn cell(&self) -> &DogpileCell<T, C> {
+        &self.cell
+    }
+
+    /// A handle for a thread that reads the value very often: it keeps it at hand.
+    #[must_use]
+    pub fn reader(&self) -> LazyReader<'_, T, F, C> {
+        LazyReader { reader: self.cell.reader(), build: &self.build }
+    }
+}
+
+impl<T, F: Fn() -> T, C: Clock> LazyDogpile<T, F, C> {
+    /// The value, built if need be. See [`DogpileCell::get_or_refresh`].
+    ///
+    /// # Panics
+    ///
+    /// As there: if the build panics, or calls `get` on the same cell while there is nothing to serve.
+    #[inline]
+    #[track_caller]
+    pub fn get(&self) -> Arc<T> {
+        self.cell.get_or_refresh(&self.build)
+    }
+
+    /// As [`get`](LazyDogpile::get), but touches no reference count if there is a value that may be served. See
+    /// [`DogpileCell::load_or_refresh`].
+    ///
+    /// # Panics
+    ///
+    /// As there.
+    #[inline]
+    #[track_caller]
+    pub fn load(&self) -> Guard<'_, T> {
+        self.cell.load_or_refresh(&self.build)
+    }
+}
+
+impl<T, F, C> fmt::Debug for LazyDogpile<T, F, C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LazyDogpile").field("cell", &self.cell).finish_non_exhaustive()
+    }
+}
+
+/// A [`Reader`] that knows its build. Made by [`LazyDogpile::reader`].
+///
+/// # Examples
+///
+/// ```
+/// use dogpile::LazyDogpile;
+/// use std::time::Duration;
+///
+/// static LIMIT: LazyDogpile<u32> = LazyDogpile::new(Duration::from_secs(60), || 7);
+///
+/// let mut limit = LIMIT.reader();
+/// assert_eq!(**limit.get(), 7);
+/// assert_eq!(**limit.get(), 7);
+/// ```
+pub struct LazyReader<'a, T, F = fn() -> T, C = SystemClock> {
+    reader: Reader<'a, T, C>,
+    build: &'a F,
+}
+
+impl<T, F: Fn() -> T, C: Clock> LazyReader<'_, T, F, C> {
+    /// The value, built if need be.
+    ///
+    /// # Panics
+    ///
+    /// As [`LazyDogpile::get`].
+    #[inline]
+    #[track_caller]
+    pub fn get(&mut self) -> &Arc<T> {
+        self.reader.get_or_refresh(self.build)
+    }
+
+    /// Lets go of the value that the handle keeps. See [`Reader::release`].
+    pub fn release(&mut self) {
+        self.reader.release();
+    }
+}
+
+impl<T, F, C> fmt::Debug for LazyReader<'_, T, F, C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LazyReader").field("reader", &self.reader).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,291 @@
+//! How long a value may be used, as pure functions of ticks and windows.
+
+use std::time::Duration;
+
+use crate::clock::{FOREVER, nanos};
+
+/// What a read finds. The words are those of RFC 5861 and RFC 9111.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Freshness {
+    /// There is no value.
+    Empty,
+    /// Not older than its time to live.
+    Fresh,
+    /// Older than that, but may still be served while somebody builds.
+    Stale,
+    /// Older still: never served, only shown to the next build as the previous value.
+    Expired,
+}
+
+/// How long a value is fresh, how long it may be served after that, and what happens when builds fail.
+///
+/// Every method is `const`, so a policy can stand in a `static`, and a nonsensical one does not compile there.
+/// Durations that do not fit into 64 bits of nanoseconds (584 years) mean "for ever".
+///
+/// # Examples
+///
+/// ```
+/// use dogpile::{DogpileCell, Policy};
+/// use std::time::Duration;
+///
+/// const POLICY: Policy = Policy::ttl(Duration::from_secs(60))
+///     .stale_while_refresh(Duration::from_secs(600))
+///     .stale_if_error(Duration::from_secs(3600))
+///     .retry_backoff(Duration::from_secs(1), Duration::from_secs(30))
+///     .jitter(10);
+/// static PRICES: DogpileCell<Vec<f64>> = DogpileCell::with_policy(POLICY);
+///
+/// assert_eq!(*PRICES.get_or_refresh(|| vec![9.5]), [9.5]);
+/// ```
+///
+/// A nonsensical policy is refused by the compiler:
+///
+/// ```compile_fail,E0080
+/// use dogpile::{DogpileCell, Policy};
+///
+/// static CELL: DogpileCell<u32> = DogpileCell::with_policy(Policy::never_expires().jitter(101));
+/// # fn main() { CELL.get(); }
+/// ```
+///
+/// ```
+/// use dogpile::{DogpileCell, Policy};
+///
+/// static CELL: DogpileCell<u32> = DogpileCell::with_policy(Policy::never_expires().jitter(100));
+/// # fn main() { CELL.get(); }
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use = "a policy does nothing until a cell is made with it"]
+pub struct Policy {
+    ttl: u64,
+    stale_while_refresh: u64,
+    stale_if_error: u64,
+    backoff_first: u64,
+    backoff_max: u64,
+    lease_timeout: u64,
+    jitter: u8,
+}
+
+impl Policy {
+    /// A value is fresh up to and including the age `ttl`, counted from its publication.
+    ///
+    /// [`Duration::ZERO`] is allowed: every read that finds the clock moved on asks for a new build, still one
+    /// at a time, and those who wait for it are served by it.
+    pub const fn ttl(ttl: Duration) -> Self {
+        Self {
+            ttl: nanos(ttl),
+            stale_while_refresh: FOREVER,
+            stale_if_error: 0,
+            backoff_first: 0,
+            backoff_max: 0,
+            lease_timeout: FOREVER,
+            jitter: 0,
+        }
+    }
+
+    /// A value is fresh until it is replaced or invalidated. Reads then never ask a clock.
+    pub const fn never_expires() -> Self {
+        Self::ttl(Duration::MAX)
+    }
+
+    /// How long past its ttl a value may be served while somebody builds. Default: without limit.
+    ///
+    /// Past it, reads wait for the build. RFC 5861's `stale-while-revalidate`.
+    pub const fn stale_while_refresh(mut self, window: Duration) -> Self {
+        self.stale_while_refresh = nanos(window);
+        self
+    }
+
+    /// How long past its ttl a value is served when the build fails. Default: zero.
+    ///
+    /// Within it a failed `try_get_or_refresh` returns `Ok` with the stale value, to the caller that built and
+    /// to those who waited; and while a retry pause runs, the value is served even past
+    /// [`stale_while_refresh`](Policy::stale_while_refresh). RFC 5861's `stale-if-error`.
+    pub const fn stale_if_error(mut self, window: Duration) -> Self {
+        self.stale_if_error = nanos(window);
+        self
+    }
+
+    /// After a failed build nobody is elected for a pause of `first`, after the next one in a row `2 * first`,
+    /// then `4 * first`, up to `max`. Default: no pause.
+    ///
+    /// An error or a panic counts as a failure, a lease that is given back unused does not. A publication ends
+    /// the row. [`jitter`](Policy::jitter) lengthens the pauses.
+    ///
+    /// While the pause runs a stale value is served, and where there is none `try_get_or_refresh` returns the
+    /// error of the last build. `get_or_refresh`, which cannot return one, builds all the same; so does every
+    /// caller if the last build panicked, since there is no error to return.
+    ///
+    /// # Panics
+    ///
+    /// If `first` is zero or longer than `max`. In a `static` or a `const` that is an error of the compiler.
+    pub const fn retry_backoff(mut self, first: Duration, max: Duration) -> Self {
+        assert!(
+            !first.is_zero(),
+            "retry_backoff: `first` must be longer than zero; without retry_backoff there is no pause"
+        );
+        self.backoff_first = nanos(first);
+        self.backoff_max = nanos(max);
+        assert!(
+            self.backoff_first <= self.backoff_max,
+            "retry_backoff: `first` must not be longer than `max`"
+        );
+        self
+    }
+
+    /// Shortens the ttl of each publication by 0 to `percent` percent, drawn once per publication, and
+    /// lengthens each retry pause likewise. Default: 0.
+    ///
+    /// So a fleet of processes that were started together does not rebuild together.
+    ///
+    /// # Panics
+    ///
+    /// If `percent` is more than 100. In a `static` or a `const` that is an error of the compiler.
+    pub const fn jitter(mut self, percent: u8) -> Self {
+        assert!(percent <= 100, "jitter: `percent` must be from 0 to 100");
+        self.jitter = percent;
+        self
+    }
+
+    /// A build that has run for longer than this may be superseded by a new election. Default: never.
+    ///
+    /// What the superseded build brings later is fenced off: it is not published. This is the way out when a
+    /// build hangs, or when its lease was leaked.
+    ///
+    /// # Panics
+    ///
+    /// If `timeout` is zero. In a `static` or a `const` that is an error of the compiler.
+    pub const fn lease_timeout(mut self, timeout: Duration) -> Self {
+        assert!(
+            !timeout.is_zero(),
+            "lease_timeout: must be longer than zero, or every build would be superseded"
+        );
+        self.lease_timeout = nanos(timeout);
+        self
+    }
+
+    /// The ttl of a publication that asked for no other, in nanoseconds.
+    pub(crate) const fn default_ttl(&self) -> u64 {
+        self.ttl
+    }
+
+    /// When a lease that is taken now may be superseded.
+    pub(crate) const fn supersede_at(&self, now: u64) -> u64 {
+        now.saturating_add(self.lease_timeout)
+    }
+
+    /// A publication's ttl with its jitter. `draw` is uniform over all of `u64`.
+    pub(crate) fn jittered_ttl(&self, ttl: u64, draw: u64) -> u64 {
+        if ttl == FOREVER { FOREVER } else { ttl - self.share(ttl, draw) }
+    }
+
+    /// The pause after the `failures`-th failure in a row, with its jitter; zero if there is none.
+    pub(crate) fn retry_pause(&self, failures: u32, draw: u64) -> u64 {
+        let doublings = failures.saturating_sub(1);
+        let pause = if doublings >= self.backoff_first.leading_zeros() {
+            self.backoff_max
+        } else {
+            (self.backoff_first << doublings).min(self.backoff_max)
+        };
+        pause.saturating_add(self.share(pause, draw))
+    }
+
+    pub(crate) const fn has_jitter(&self) -> bool {
+        self.jitter != 0
+    }
+
+    /// `draw` / 2^64 of `jitter` percent of `nanos`; at most `nanos`.
+    fn share(&self, nanos: u64, draw: u64) -> u64 {
+        let most = u128::from(nanos) * u128::from(self.jitter) / 100;
+        let share = (most * (u128::from(draw) + 1)) >> 64;
+        u64::try_from(share).unwrap_or(nanos)
+    }
+
+    /// When a value that lapsed at `lapse` stops being served while somebody builds.
+    pub(crate) const fn stale_end(&self, lapse: u64) -> u64 {
+        lapse.saturating_add(self.stale_while_refresh)
+    }
+
+    /// When a value that lapsed at `lapse` stops being served to the callers of a build that failed.
+    pub(crate) const fn error_end(&self, lapse: u64) -> u64 {
+        lapse.saturating_add(self.stale_if_error)
+    }
+
+    /// When a value that lapsed at `lapse` stops being served while a retry pause runs.
+    pub(crate) fn pause_end(&self, lapse: u64) -> u64 {
+        self.stale_end(lapse).max(self.error_end(lapse))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: u64 = 1_000_000_000;
+
+    #[test]
+    fn pauses_double_up_to_the_longest() {
+        let policy = Policy::never_expires().retry_backoff(Duration::from_secs(1), Duration::from_secs(5));
+        let pauses: Vec<u64> =
+            (1..=5).map(|failures| policy.retry_pause(failures, u64::MAX) / SECOND).collect();
+        assert_eq!(pauses, [1, 2, 4, 5, 5]);
+        assert_eq!(policy.retry_pause(u32::MAX, 0), 5 * SECOND);
+        assert_eq!(Policy::never_expires().retry_pause(7, u64::MAX), 0);
+    }
+
+    #[test]
+    fn pauses_do_not_overflow() {
+        let policy =
+            Policy::never_expires().retry_backoff(Duration::from_nanos(3), Duration::MAX).jitter(100);
+        for failures in [1, 62, 63, 64, 65, u32::MAX] {
+            assert!(policy.retry_pause(failures, u64::MAX) >= 3);
+        }
+        assert_eq!(policy.retry_pause(64, u64::MAX), FOREVER);
+    }
+
+    #[test]
+    fn jitter_shortens_a_ttl_and_lengthens_a_pause_within_its_percentage() {
+        let policy = Policy::ttl(Duration::from_secs(100))
+            .jitter(10)
+            .retry_backoff(Duration::from_secs(100), Duration::from_secs(100));
+        assert_eq!(policy.jittered_ttl(100 * SECOND, 0), 100 * SECOND);
+        assert_eq!(policy.jittered_ttl(100 * SECOND, u64::MAX), 90 * SECOND);
+        assert_eq!(policy.retry_pause(1, 0), 100 * SECOND);
+        assert_eq!(policy.retry_pause(1, u64::MAX), 110 * SECOND);
+        assert_eq!(policy.jittered_ttl(FOREVER, u64::MAX), FOREVER);
+        assert_eq!(Policy::ttl(Duration::ZERO).jitter(100).jittered_ttl(0, u64::MAX), 0);
+        assert_eq!(Policy::never_expires().jitter(100).jittered_ttl(SECOND, u64::MAX), 0);
+    }
+
+    #[test]
+    fn windows_saturate() {
+        let policy = Policy::ttl(Duration::MAX).stale_if_error(Duration::MAX);
+        assert_eq!(policy.default_ttl(), FOREVER);
+        assert_eq!(policy.stale_end(5), FOREVER);
+        assert_eq!(policy.error_end(FOREVER), FOREVER);
+        assert_eq!(policy.supersede_at(9), FOREVER);
+    }
+
+    #[test]
+    #[should_panic(expected = "jitter: `percent` must be from 0 to 100")]
+    fn jitter_above_100_percent_is_refused() {
+        let _ = Policy::never_expires().jitter(101);
+    }
+
+    #[test]
+    #[should_panic(expected = "retry_backoff: `first` must not be longer than `max`")]
+    fn a_first_pause_above_the_longest_is_refused() {
+        let _ = Policy::never_expires().retry_backoff(Duration::from_secs(2), Duration::from_secs(1));
+    }
+
+    #[test]
+    #[should_panic(expected = "retry_backoff: `first` must be longer than zero")]
+    fn a_first_pause_of_zero_is_refused() {
+        let _ = Policy::never_expires().retry_backoff(Duration::ZERO, Duration::from_secs(1));
+    }
+
+    #[test]
+    #[should_panic(expected = "lease_timeout: must be longer than zero")]
+    fn a_lease_timeout_of_zero_is_refused() {
+        let _ = Policy::never_expires().lease_timeout(Duration::ZERO);
+    }
+}
