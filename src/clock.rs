@@ -87,15 +87,16 @@ pub trait Clock: Send + Sync {
         Duration::ZERO
     }
 
-    /// Blocks the calling thread until it is unparked, or until this clock shows `deadline`.
+    /// Blocks the calling thread until it is unparked, or until this clock shows `deadline`. `now` is what the
+    /// clock showed a moment ago, earlier than `deadline`.
     ///
     /// May return early for no reason, as [`std::thread::park`] may; callers look at the clock again. Waits
     /// that have a timeout use it. The default parks for the time that is left, on the system's clock.
-    fn park_until(&self, deadline: Tick) {
-        let left = deadline.saturating_duration_since(self.now());
-        if !left.is_zero() {
-            park_timeout(left);
-        }
+    ///
+    /// An implementation parks the thread itself, and nothing that it does before may consume the thread's
+    /// token (as waiting for a channel does), or a wake-up would be lost.
+    fn park_until(&self, deadline: Tick, now: Tick) {
+        park_timeout(deadline.saturating_duration_since(now));
     }
 }
 
@@ -112,8 +113,8 @@ impl<C: Clock + ?Sized> Clock for &C {
     fn coarse_lag(&self) -> Duration {
         (**self).coarse_lag()
     }
-    fn park_until(&self, deadline: Tick) {
-        (**self).park_until(deadline);
+    fn park_until(&self, deadline: Tick, now: Tick) {
+        (**self).park_until(deadline, now);
     }
 }
 
@@ -130,14 +131,14 @@ impl<C: Clock + ?Sized> Clock for Arc<C> {
     fn coarse_lag(&self) -> Duration {
         (**self).coarse_lag()
     }
-    fn park_until(&self, deadline: Tick) {
-        (**self).park_until(deadline);
+    fn park_until(&self, deadline: Tick, now: Tick) {
+        (**self).park_until(deadline, now);
     }
 }
 
-/// The most that the kernel's coarse clock is taken to lag: its period is 10 ms at the slowest usual setting
-/// (`CONFIG_HZ=100`), 1 ms or 4 ms at the others.
-const KERNEL_LAG: u64 = 10_000_000;
+/// The most that the kernel's coarse clock is taken to lag. It moves by whole ticks and can be almost two of
+/// them behind; a tick is 10 ms at the slowest usual setting (`CONFIG_HZ=100`), 1 ms or 4 ms at the others.
+const KERNEL_LAG: u64 = 20_000_000;
 
 /// The operating system's monotonic clock; the default. Takes no space.
 ///
@@ -157,9 +158,15 @@ static ANCHOR: OnceCell<Anchor> = OnceCell::new();
 impl Anchor {
     fn get() -> &'static Self {
         ANCHOR.get_or_init(|| {
-            // Coarse first: the anchor may be up to KERNEL_LAG late, never early.
-            let tick = kernel_coarse();
-            Self { instant: std::time::Instant::now(), tick }
+            loop {
+                // Between two equal coarse readings, so that a pause of this thread cannot shift the anchor: it
+                // is late by what the coarse clock lags, at most KERNEL_LAG, and never early.
+                let tick = kernel_coarse();
+                let instant = std::time::Instant::now();
+                if kernel_coarse() == tick {
+                    return Self { instant, tick };
+                }
+            }
         })
     }
 }
@@ -314,7 +321,7 @@ impl Clock for ManualClock {
         Tick(self.shared.now.load(Ordering::Acquire))
     }
 
-    fn park_until(&self, deadline: Tick) {
+    fn park_until(&self, deadline: Tick, _now: Tick) {
         let me = current_thread();
         let id = me.id();
         self.shared.sleepers.lock().push(me);
@@ -378,7 +385,7 @@ mod tests {
             let clock = clock.clone();
             std::thread::spawn(move || {
                 while clock.now() < Tick(10) {
-                    clock.park_until(Tick(10));
+                    clock.park_until(Tick(10), clock.now());
                 }
             })
         };

@@ -81,15 +81,18 @@ impl<T> Attempt<T> {
     pub(crate) fn wait<C: Clock>(&self, clock: &C, deadline: u64) -> Option<&Outcome<T>> {
         let _seat = Seat::take(self);
         loop {
+            // The clock first: between the look at the outcome and the parking nothing may run that could take
+            // the thread's token, with which it may just have been woken.
+            let now = if deadline == FOREVER { Tick(0) } else { clock.now() };
             if let Some(outcome) = self.outcome() {
                 return Some(outcome);
             }
             if deadline == FOREVER {
                 park();
-            } else if clock.now() >= Tick(deadline) {
+            } else if now >= Tick(deadline) {
                 return None;
             } else {
-                clock.park_until(Tick(deadline));
+                clock.park_until(Tick(deadline), now);
             }
         }
     }

@@ -423,7 +423,7 @@ impl<T, C: Clock> Machine<T, C> {
         let ttl = self.draw_ttl(ttl);
         let now = self.now();
         let mut state = self.state.lock();
-        let (served, aftermath) = match self.weigh(&mut state, &ticket, now) {
+        let (instead, aftermath) = match self.weigh(&mut state, &ticket, now) {
             Verdict::Publish { stale } => {
                 let generation = self.slot.record(&state).generation + 1;
                 let record = if stale {
@@ -433,16 +433,16 @@ impl<T, C: Clock> Machine<T, C> {
                     Record::fresh(generation, now, ttl)
                 };
                 self.counters.build_took(now.saturating_sub(ticket.began));
-                let aftermath = self.make_visible(&mut state, Arc::clone(&value), record, ticket.origin, now);
-                (value, aftermath)
+                (None, self.make_visible(&mut state, Arc::clone(&value), record, ticket.origin, now))
             }
-            Verdict::Reject { aftermath, instead } => (instead.unwrap_or(value), aftermath),
+            Verdict::Reject { instead, aftermath } => (instead, aftermath),
         };
         self.mirror(&mut state, now);
         drop(state);
         aftermath.finish();
         drop(ticket);
-        served
+        // If the value was rejected for another one, it is dropped here.
+        instead.unwrap_or(value)
     }
 
     /// The previous value counts as published anew. Gives the ticket back if there is none.

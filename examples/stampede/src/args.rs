@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// More requests than this are refused: each is kept, so that the percentiles are exact.
-const MOST_REQUESTS: f64 = 10_000_000.0;
+const MOST_REQUESTS: f64 = 3_000_000.0;
 
 /// Lets many clients ask for one expensive report: without protection, through a mutex around a timed cache,
 /// and through a `DogpileCell`. Prints a table and draws a picture of what they had to wait.
@@ -29,8 +29,13 @@ pub(crate) struct Args {
     #[arg(long, value_name = "SECONDS", default_value = "2", value_parser = seconds)]
     pub(crate) ttl: Duration,
 
-    /// An SQLite database of your own, opened read-only
-    #[arg(long, value_name = "FILE", requires = "query")]
+    /// A database of the user's own
+    #[arg(
+        long,
+        value_name = "FILE",
+        requires = "query",
+        help = "An SQLite database of your own, opened read-only; needs --query"
+    )]
     pub(crate) db: Option<PathBuf>,
 
     /// The report: one SQL query over `--db`, or over the built-in table `orders`
@@ -44,7 +49,7 @@ pub(crate) struct Args {
 
     /// Where the picture goes; the table is saved beside it as `.md` [default: docs/stampede.svg where there
     /// is a folder `docs`, else stampede.svg]
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = svg)]
     pub(crate) svg: Option<PathBuf>,
 }
 
@@ -111,6 +116,16 @@ fn seconds(text: &str) -> Result<Duration, String> {
     }
 }
 
+fn svg(text: &str) -> Result<PathBuf, String> {
+    let file = PathBuf::from(text);
+    // Another ending may be the one of the table, which goes beside it.
+    if file.extension().is_some_and(|ending| ending == "svg") {
+        Ok(file)
+    } else {
+        Err("must end in .svg".into())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -149,6 +164,7 @@ mod tests {
             (&["--db", "x.sqlite"], "--query"),
             (&["--db", "x.sqlite", "--query", "SELECT 1", "--rows", "5"], "--rows"),
             (&["--clients", "4096", "--rate", "1e5"], "--rate"),
+            (&["--svg", "table.md"], "--svg"),
             (&["stray"], "stray"),
         ] {
             let line = refusal(words);

@@ -71,6 +71,13 @@ pub(crate) struct Progress {
     pub(crate) answered: u64,
 }
 
+impl Progress {
+    #[expect(clippy::cast_precision_loss, reason = "a rate to be read by people")]
+    pub(crate) fn answers_per_second(self) -> f64 {
+        self.answered as f64 / self.elapsed.as_secs_f64().max(0.001)
+    }
+}
+
 /// A counter on a cache line of its own.
 #[repr(align(128))]
 #[derive(Default)]
@@ -129,7 +136,9 @@ pub(crate) fn run(
             thread::sleep(left.min(TICK));
         }
         // Those who sleep until a request is due need not.
-        threads.iter().for_each(|thread| thread.thread().unpark());
+        for thread in &threads {
+            thread.thread().unpark();
+        }
         threads
             .into_iter()
             .map(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
@@ -210,5 +219,121 @@ impl Client<'_> {
             Err(Failure::Stopped) => Ok(request),
             Err(failure) => Err(failure),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::{Expiries, Summary};
+    use crate::strategies::{Dogpile, MutexedCache, Unprotected};
+    use std::sync::Arc;
+    use std::sync::atomic::AtomicUsize;
+
+    fn plan(clients: u32, rate: f64, millis: u64) -> Plan {
+        Plan { clients, rate, window: Duration::from_millis(millis) }
+    }
+
+    fn queries(clients: u32, query: impl Fn() -> Result<(), Failure> + Clone + Send + 'static) -> Vec<Query> {
+        (0..clients)
+            .map(|_| {
+                let query = query.clone();
+                Box::new(move || query().map(|()| vec![vec!["a row".to_owned()]])) as Query
+            })
+            .collect()
+    }
+
+    fn due_times(plan: Plan, client: u32) -> Vec<u128> {
+        plan.due_times(client).map(|due| due.as_micros()).collect()
+    }
+
+    #[test]
+    fn clients_take_turns_and_nothing_is_due_when_the_window_has_closed() {
+        let plan = plan(4, 100.0, 30);
+        assert_eq!(due_times(plan, 0), [0, 10_000, 20_000]);
+        assert_eq!(due_times(plan, 3), [7_500, 17_500, 27_500]);
+    }
+
+    #[test]
+    fn every_request_that_falls_due_is_noted_even_if_nobody_is_ever_answered() {
+        let plan = plan(2, 1000.0, 20);
+        let stop = Arc::new(AtomicBool::new(false));
+        let over = Arc::clone(&stop);
+        let endless = move || {
+            while !over.load(Ordering::Relaxed) {
+                thread::yield_now();
+            }
+            Err(Failure::Stopped)
+        };
+        let traces =
+            run(&Unprotected, plan, queries(2, endless), &stop, |_| {}).expect("cut off is no failure");
+        for (client, trace) in (0..).zip(&traces) {
+            let due: Vec<u128> = trace.requests.iter().map(|request| request.due.as_micros()).collect();
+            assert_eq!(due, due_times(plan, client));
+            assert!(trace.requests.iter().all(|request| request.answered.is_none()));
+            assert!(trace.requests[1..].iter().all(|request| request.asked.is_none()), "one at a time");
+        }
+    }
+
+    #[test]
+    fn a_query_that_fails_ends_the_run_with_what_the_database_said() {
+        let asked = Arc::new(AtomicUsize::new(0));
+        let third = move || match asked.fetch_add(1, Ordering::Relaxed) {
+            2 => Err(Failure::Database("no such table: orders".into())),
+            _ => Ok(()),
+        };
+        let hour = plan(4, 50.0, 3_600_000);
+        let outcome = run(&Unprotected, hour, queries(4, third), &AtomicBool::new(false), |_| {});
+        assert_eq!(outcome.map(|_| ()), Err(Failure::Database("no such table: orders".into())));
+    }
+
+    #[test]
+    fn a_run_that_has_failed_does_not_wait_for_clients_that_ask_seldom() {
+        let fails = || Err(Failure::Database("disk I/O error".into()));
+        // The first request is due at once, the second one after 250 s.
+        let seldom = plan(4, 0.001, 3_600_000);
+        let began = Instant::now();
+        let outcome = run(&Unprotected, seldom, queries(4, fails), &AtomicBool::new(false), |_| {});
+        assert!(outcome.is_err());
+        assert!(began.elapsed() < Duration::from_secs(200), "it waited for the next request");
+    }
+
+    /// The same with a cell: its waiters get the failure of the build that they waited for.
+    #[test]
+    fn a_first_build_that_fails_ends_the_run_for_those_who_wait_for_it_too() {
+        let fails = || Err(Failure::Database("disk I/O error".into()));
+        let hour = plan(4, 50.0, 3_600_000);
+        let dogpile = Dogpile::new(Duration::from_secs(1));
+        let outcome = run(&dogpile, hour, queries(4, fails), &AtomicBool::new(false), |_| {});
+        assert_eq!(outcome.map(|_| ()), Err(Failure::Database("disk I/O error".into())));
+    }
+
+    /// A short run of eight clients, judged like one whose answers are good for `ttl`.
+    fn short_run(strategy: &dyn Strategy, ttl: Duration) -> (Summary, Expiries) {
+        let plan = plan(8, 500.0, 1000);
+        let traces = run(strategy, plan, queries(8, || Ok(())), &AtomicBool::new(false), |_| {});
+        let summary = Summary::new(strategy.name(), plan, Some(ttl), &traces.expect("nothing fails"));
+        let expiries = summary.expiries.clone().expect("it has a ttl");
+        (summary, expiries)
+    }
+
+    /// Both ways to protect the query run it once at first and once after each expiry.
+    #[test]
+    fn the_protected_runs_query_once_per_expiry() {
+        let ttl = Duration::from_millis(10);
+        for strategy in [&Dogpile::new(ttl) as &dyn Strategy, &MutexedCache::new(ttl)] {
+            let (summary, expiries) = short_run(strategy, ttl);
+            let name = strategy.name();
+            assert!(!expiries.at.is_empty(), "{name}: a hundred times the ttl");
+            assert_eq!(expiries.needless, 0, "{name}: {expiries:?}");
+            assert_eq!(Some(summary.query_runs), summary.expected_runs(), "{name}: {expiries:?}");
+        }
+    }
+
+    /// What the test above rests on: that it would notice.
+    #[test]
+    fn the_unprotected_run_queries_more_often_than_values_expire() {
+        let (summary, expiries) = short_run(&Unprotected, Duration::from_secs(60));
+        assert_eq!((summary.expected_runs(), expiries.needless), (Some(1), summary.query_runs - 1));
     }
 }

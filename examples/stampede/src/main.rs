@@ -9,7 +9,6 @@ mod database;
 mod load;
 mod picture;
 mod report;
-mod stand_in;
 mod strategies;
 
 use anyhow::{Context, anyhow, ensure};
@@ -29,7 +28,7 @@ use strategies::{Dogpile, MutexedCache, NothingShared, Strategy, Unprotected};
 fn main() -> ExitCode {
     let outcome = match Args::from_command_line() {
         Ok(args) => measure(&args),
-        Err(Refusal::Information(text)) => write!(stdout(), "{text}").map_err(Into::into),
+        Err(Refusal::Information(text)) => write!(stdout(), "{text}").context("cannot print"),
         Err(Refusal::Wrong(line)) => {
             eprintln!("stampede: {line}");
             return ExitCode::from(2);
@@ -50,6 +49,7 @@ fn measure(args: &Args) -> anyhow::Result<()> {
     let picture = args.picture();
     let folder = picture.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     // Before the work, not after it.
+    ensure!(!picture.is_dir(), "cannot save the picture: {} is a folder", picture.display());
     ensure!(folder.is_dir(), "cannot save the picture: there is no folder {}", folder.display());
     let database = open(args)?;
     let (rows, alone) = try_out(&database)?;
@@ -64,20 +64,24 @@ fn measure(args: &Args) -> anyhow::Result<()> {
 
     let mut summaries = Vec::new();
     for (number, (strategy, ttl)) in strategies.into_iter().enumerate() {
-        let step = format!("{} of {}", number + 1, strategies.len());
-        let summary = one_run(strategy, plan, ttl, &database, &step)
+        let place = format!("{} of {}", number + 1, strategies.len());
+        let summary = one_run(strategy, plan, ttl, &database, &place)
             .with_context(|| format!("the run with {} ended early", strategy.name()))?;
         summaries.push(summary);
     }
 
     let text = text(args, plan, rows, alone, &summaries);
-    write!(stdout(), "{text}")?;
+    // A reader that has seen enough must not cost the picture.
+    let printed = write!(stdout(), "{text}");
     let drawn: Vec<&Summary> = summaries.iter().take(3).collect();
     picture::draw(&picture, &drawn, args.seconds)?;
     let beside = picture.with_extension("md");
-    std::fs::write(&beside, text).with_context(|| format!("cannot write {}", beside.display()))?;
-    writeln!(stdout(), "\nSaved {} and {}.", picture.display(), beside.display())?;
-    Ok(())
+    let name = picture.file_name().unwrap_or_default().display();
+    let page = format!("# A cache stampede, measured\n\n![How long each request waited]({name})\n\n{text}");
+    std::fs::write(&beside, page).with_context(|| format!("cannot write {}", beside.display()))?;
+    printed
+        .and_then(|()| writeln!(stdout(), "\nSaved {} and {}.", picture.display(), beside.display()))
+        .context("cannot print the table")
 }
 
 fn open(args: &Args) -> anyhow::Result<Database> {
@@ -108,16 +112,16 @@ fn one_run(
     plan: Plan,
     ttl: Option<Duration>,
     database: &Database,
-    step: &str,
+    place: &str,
 ) -> anyhow::Result<Summary> {
     let stop = Arc::new(AtomicBool::new(false));
     let queries = (0..plan.clients).map(|_| database.connect(&stop)).collect::<anyhow::Result<Vec<_>>>()?;
-    let bar = bar("{prefix} {wide_bar} {msg}").with_prefix(format!("{step}, {}", strategy.name()));
+    let bar = bar("{prefix} {wide_bar} {msg}").with_prefix(format!("{place}, {}", strategy.name()));
     bar.set_length(u64::try_from(plan.window.as_millis())?);
     let traces = load::run(strategy, plan, queries, &stop, |progress| {
         bar.set_position(u64::try_from(progress.elapsed.as_millis()).unwrap_or(u64::MAX));
-        let rate = progress.answered as f64 / progress.elapsed.as_secs_f64().max(0.001);
-        bar.set_message(format!("{:.1} s, {} answers/s", progress.elapsed.as_secs_f64(), report::rate(rate)));
+        let rate = report::rate(progress.answers_per_second());
+        bar.set_message(format!("{:.1} s, {rate} answers/s", progress.elapsed.as_secs_f64()));
     });
     bar.finish_and_clear();
     let traces = traces.map_err(|failure| anyhow!("the query failed: {failure}"))?;
@@ -129,7 +133,7 @@ fn bar(template: &str) -> ProgressBar {
     ProgressBar::new(0).with_style(style)
 }
 
-/// All that is printed, and saved beside the picture.
+/// All that is printed, and saved beside the picture: the numbers, how they came about, and what they mean.
 fn text(args: &Args, plan: Plan, rows: usize, alone: Duration, summaries: &[Summary]) -> String {
     let mut words: Vec<String> = std::env::args().skip(1).collect();
     if !words.is_empty() {
@@ -151,7 +155,8 @@ fn text(args: &Args, plan: Plan, rows: usize, alone: Duration, summaries: &[Summ
         lines.push("Built without optimisation: the numbers mean little.".into());
     }
     lines.push(report::table(summaries));
-    lines.extend(summaries.iter().filter_map(report::verdict));
+    let verdicts: Vec<String> = summaries.iter().filter_map(report::verdict).collect();
+    lines.push(verdicts.join("\n"));
     lines.push(report::footnotes(plan, args.ttl));
     lines.join("\n\n")
 }

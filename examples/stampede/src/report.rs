@@ -78,6 +78,8 @@ pub(crate) struct Summary {
     /// For strategies that keep an answer.
     pub(crate) expiries: Option<Expiries>,
     pub(crate) answered: usize,
+    pub(crate) due_per_second: f64,
+    /// Answered in time.
     pub(crate) per_second: f64,
     pub(crate) latency: Quantiles,
     /// The longest that any client was inside one call.
@@ -109,12 +111,13 @@ impl Summary {
         let answered: Vec<&Judged> = requests.iter().filter(|request| request.answered).collect();
         let others = || requests.iter().filter(|request| request.standing == Standing::Other);
         #[expect(clippy::cast_precision_loss, reason = "a rate to be read by people")]
-        let per_second = answered.len() as f64 / plan.window.as_secs_f64();
+        let per_second = |number: usize| number as f64 / plan.window.as_secs_f64();
         Self {
             name,
             query_runs: runs.len(),
             expiries,
-            per_second,
+            due_per_second: per_second(requests.len()),
+            per_second: per_second(answered.len()),
             answered: answered.len(),
             latency: Quantiles::of(requests.iter().map(|request| request.latency)),
             longest_call: requests.iter().filter_map(|request| request.call).max().unwrap_or_default(),
@@ -142,7 +145,6 @@ fn judge(requests: &[Request], first: Duration, window: Duration) -> impl Iterat
         if request.ran_query {
             own_query_until = Some(end);
         }
-        // Before the first answer all wait alike, also those whose client runs the query.
         let standing = if own_query_until.is_some_and(|until| request.due <= until) {
             Standing::OwnQuery
         } else if request.due < first {
@@ -205,22 +207,23 @@ pub(crate) fn table(summaries: &[Summary]) -> String {
     line("requests due", &|s| Some(count(s.requests.len())));
     line("answered in time [1]", &|s| Some(count(s.answered)));
     line("requests/s [1]", &|s| Some(rate(s.per_second)));
-    line("times the first column", &|s| (slowest > 0.0).then(|| rate(s.per_second / slowest)));
-    line("query runs", &|s| Some(count(s.query_runs)));
-    line("1 + expiries [2]", &|s| s.expected_runs().map(count));
-    line("latency p50 [3]", &|s| s.latency.at(500).map(time));
+    line("times \"no protection\"", &|s| (slowest > 0.0).then(|| rate(s.per_second / slowest)));
+    line("query runs [2]", &|s| Some(count(s.query_runs)));
+    line("1 + expiries [3]", &|s| s.expected_runs().map(count));
+    line("latency p50 [4]", &|s| s.latency.at(500).map(time));
     line("latency p99", &|s| s.latency.at(990).map(time));
     line("latency p99.9", &|s| s.latency.at(999).map(time));
     line("latency max", &|s| s.latency.max().map(time));
-    line("longest wait [4]", &|s| Some(time(s.longest_call)));
-    line("oldest answer [5]", &|s| s.expiries.as_ref().and(s.oldest).map(time));
-    line("others: requests [6]", &|s| Some(s.others.latency.count()).filter(|number| *number > 0).map(count));
+    line("longest wait [5]", &|s| Some(time(s.longest_call)));
+    line("oldest answer [6]", &|s| s.expiries.as_ref().and(s.oldest).map(time));
+    line("others: requests [7]", &|s| Some(s.others.latency.count()).filter(|number| *number > 0).map(count));
     line("others: latency p50", &|s| s.others.latency.at(500).map(time));
     line("others: latency p99", &|s| s.others.latency.at(990).map(time));
     line("others: latency p99.9", &|s| s.others.latency.at(999).map(time));
     line("others: latency max", &|s| s.others.latency.max().map(time));
-    line("others: longest wait [4]", &|s| s.others.longest_call.map(time));
-    line("others: woken late p99.9 [7]", &|s| s.others.woken_late.at(999).map(time));
+    line("others: longest wait [5]", &|s| s.others.longest_call.map(time));
+    line("others: woken late p99.9 [8]", &|s| s.others.woken_late.at(999).map(time));
+    line("others: woken late max", &|s| s.others.woken_late.max().map(time));
 
     for column in table.column_iter_mut().skip(1) {
         column.set_cell_alignment(CellAlignment::Right);
@@ -228,25 +231,28 @@ pub(crate) fn table(summaries: &[Summary]) -> String {
     table.to_string()
 }
 
-/// What the lines of the table mean.
+/// What the lines of the table mean, as a Markdown list.
 pub(crate) fn footnotes(plan: Plan, ttl: Duration) -> String {
     format!(
-        "[1] Open loop: {clients} clients, each with a request due every {interval}, for {window}; a client that is \
-         late asks for what is overdue without a pause. In time: answered before the window closed.\n\
-         [2] How often the query should have run: once at first, and once after each time that a value ran out \
-         ({ttl} after its query had ended) and somebody asked.\n\
-         [3] Of all requests that were due, from the moment when they were due (not from when the client came to \
-         ask). One that had no answer when the window closed counts with what it had waited until then: the true \
-         figure is higher.\n\
-         [4] The longest that a client was inside one call, from asking to the answer (or to the end of the window); \
-         running the query oneself counts too.\n\
-         [5] When it was handed out, counted from the end of its query. The first column keeps no answers.\n\
-         [6] Requests of clients that were not running the query themselves when the request was due, once there was \
-         a first answer to be had. Left out are, therefore: the first build, those who ran the query, and what fell \
-         due for them meanwhile.\n\
-         [7] How long after the due time a sleeping client was running again, before it asked for anything: timer \
-         and scheduler, not waiting. \"nothing shared\" is the same load with the query run as often, each time in \
-         another client, and nothing to wait for: what this machine does by itself.\n",
+        "\
+- [1] Open loop: {clients} clients, each with a request due every {interval}, for {window}. A client that is late
+  asks for what is overdue without a pause. In time: answered before the window closed.
+- [2] Runs that were begun; those that the end of the window cut off are among them.
+- [3] How often the query should have run: once at first, and once after each time that a value ran out ({ttl}
+  after its query had ended) and somebody asked.
+- [4] Of all requests that were due, from the moment when they were due, not from when the client came to ask. One
+  that had no answer when the window closed counts with what it had waited until then; the true figure is higher.
+- [5] The longest that a client was inside one call, from asking to the answer or to the end of the window. To run
+  the query oneself counts too.
+- [6] When it was handed out, counted from the end of its query. The first column keeps no answers.
+- [7] Others: requests of clients that were not running the query themselves when the request was due, once there
+  was a first answer to be had. Left out are, therefore: the first build; those who ran the query; what fell due for
+  them meanwhile.
+- [8] How long after the due time a sleeping client was running again, before it asked for anything: timer and
+  scheduler, not waiting. What is overdue behind a late one adds to the latency, not to this. \"nothing shared\" is
+  the same load with nothing to wait for, and the query run as often, each time in another client: what this machine
+  does to the load by itself.
+",
         clients = plan.clients,
         interval = time(Duration::from_secs_f64(1.0 / plan.rate)),
         window = time(plan.window),
@@ -257,8 +263,12 @@ pub(crate) fn footnotes(plan: Plan, ttl: Duration) -> String {
 /// One line that says whether the query ran as often as it should; for strategies that keep an answer.
 pub(crate) fn verdict(summary: &Summary) -> Option<String> {
     let expiries = summary.expiries.as_ref()?;
-    let mut line =
-        format!("{}: {} query runs for 1 + {} expiries", summary.name, summary.query_runs, expiries.at.len());
+    let mut line = format!(
+        "- {}: {} query runs for 1 + {} expiries",
+        summary.name,
+        summary.query_runs,
+        expiries.at.len()
+    );
     if expiries.needless > 0 {
         let _ = write!(line, ", {} of them needless", expiries.needless);
     }
@@ -305,4 +315,143 @@ pub(crate) fn rate(rate: f64) -> String {
 
 fn count(number: usize) -> String {
     HumanCount(number as u64).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Standing::{BeforeFirst, Other, OwnQuery};
+    use super::*;
+
+    const PLAN: Plan = Plan { clients: 1, rate: 1000.0, window: Duration::from_millis(100) };
+
+    const fn ms(number: u64) -> Duration {
+        Duration::from_millis(number)
+    }
+
+    fn run(began: u64, ended: Option<u64>) -> QueryRun {
+        QueryRun { began: ms(began), ended: ended.map(ms), answered: ended.map(ms) }
+    }
+
+    fn request(due: u64, asked: Option<u64>, answered: Option<u64>) -> Request {
+        let (asked, answered) = (asked.map(ms), answered.map(ms));
+        Request { due: ms(due), asked, answered, age: ms(7), slept: asked > Some(ms(due)), ran_query: false }
+    }
+
+    #[test]
+    fn quantiles_are_nearest_ranks() {
+        let quantiles = Quantiles::of((1..=1000).rev().map(ms));
+        assert_eq!(quantiles.at(500), Some(ms(500)));
+        assert_eq!(quantiles.at(990), Some(ms(990)));
+        assert_eq!(quantiles.at(999), Some(ms(999)));
+        assert_eq!(quantiles.max(), Some(ms(1000)));
+        let few = Quantiles::of([ms(3), ms(1), ms(2)].into_iter());
+        assert_eq!((few.at(500), few.at(999)), (Some(ms(2)), Some(ms(3))));
+        assert_eq!(Quantiles::default().at(999), None);
+    }
+
+    #[test]
+    fn latency_counts_from_due_and_no_request_is_left_out() {
+        let requests = vec![
+            request(0, Some(1), Some(40)),
+            request(10, Some(40), Some(41)),
+            // Asked for, and not answered when the window closed; never asked for.
+            request(20, Some(41), None),
+            request(30, None, None),
+        ];
+        let traces = [Trace { requests, runs: vec![run(0, Some(0))] }];
+        let summary = Summary::new("x", PLAN, None, &traces);
+        let latencies: Vec<Duration> = summary.requests.iter().map(|request| request.latency).collect();
+        assert_eq!(latencies, [ms(40), ms(31), ms(80), ms(70)]);
+        assert_eq!((summary.answered, summary.longest_call), (2, ms(59)));
+        assert!((summary.per_second - 20.0).abs() < 1e-9);
+        assert_eq!(summary.others.woken_late.max(), Some(ms(30)));
+        assert_eq!(summary.oldest, Some(ms(7)));
+    }
+
+    #[test]
+    fn only_who_ran_no_query_and_came_after_the_first_answer_is_one_of_the_others() {
+        let mut own = request(60, Some(60), Some(80));
+        own.ran_query = true;
+        let runner = Trace {
+            requests: vec![
+                request(50, Some(50), Some(51)),
+                own,
+                request(79, Some(80), Some(81)),
+                request(81, None, None),
+            ],
+            runs: vec![run(60, Some(80))],
+        };
+        let waiter = Trace {
+            requests: vec![
+                request(5, Some(5), Some(10)),
+                request(10, Some(10), Some(11)),
+                request(70, Some(70), Some(80)),
+            ],
+            runs: vec![run(0, Some(10))],
+        };
+        let summary = Summary::new("x", PLAN, Some(ms(50)), &[runner, waiter]);
+        let standings: Vec<Standing> = summary.requests.iter().map(|request| request.standing).collect();
+        assert_eq!(standings, [Other, OwnQuery, OwnQuery, Other, BeforeFirst, Other, Other]);
+        assert_eq!(summary.others.longest_call, Some(ms(10)));
+        assert_eq!((summary.query_runs, summary.expected_runs()), (2, Some(2)));
+    }
+
+    #[test]
+    fn a_query_that_is_cut_off_keeps_its_client_out_of_the_others() {
+        let mut cut = request(60, Some(60), None);
+        cut.ran_query = true;
+        let requests = vec![cut, request(70, None, None)];
+        let traces = [Trace { requests, runs: vec![run(0, Some(1)), run(60, None)] }];
+        let summary = Summary::new("x", PLAN, None, &traces);
+        assert!(summary.requests.iter().all(|request| request.standing == OwnQuery));
+        assert_eq!(summary.others.latency.max(), None);
+    }
+
+    #[test]
+    fn each_expiry_calls_for_one_run() {
+        let find = |runs: &[QueryRun], last_asked| Expiries::find(runs, ms(20), ms(last_asked));
+        let expiries = |at: &[u64], needless| Expiries { at: at.iter().copied().map(ms).collect(), needless };
+
+        let good = [run(0, Some(10)), run(31, Some(40)), run(60, Some(70))];
+        assert_eq!(find(&good, 85), expiries(&[30, 60], 0));
+        // The last value ran out too, and nobody ran the query: one is missing.
+        assert_eq!(find(&good, 95), expiries(&[30, 60, 90], 0));
+        // A second run for the same expiry, and one for none.
+        assert_eq!(find(&[run(0, Some(10)), run(31, Some(40)), run(32, Some(41))], 50), expiries(&[30], 1));
+        assert_eq!(find(&[run(0, Some(10)), run(15, Some(25))], 30), expiries(&[], 1));
+        // The end of the window cut the last one off.
+        assert_eq!(find(&[run(0, Some(10)), run(31, None)], 95), expiries(&[30], 0));
+        assert_eq!(find(&[], 95), expiries(&[], 0));
+    }
+
+    #[test]
+    fn the_verdict_tells_too_many_runs_from_the_right_number() {
+        let verdict_on = |runs| {
+            let requests = vec![request(50, Some(50), Some(51))];
+            verdict(&Summary::new("x", PLAN, Some(ms(20)), &[Trace { requests, runs }]))
+        };
+        let good = verdict_on(vec![run(0, Some(10)), run(31, Some(40))]);
+        assert_eq!(good.as_deref(), Some("- x: 2 query runs for 1 + 1 expiries: once per expiry"));
+        let bad = verdict_on(vec![run(0, Some(10)), run(31, Some(40)), run(32, Some(40))]);
+        assert_eq!(bad.as_deref(), Some("- x: 3 query runs for 1 + 1 expiries, 1 of them needless"));
+    }
+
+    #[test]
+    fn numbers_read_well() {
+        let times = [0, 999, 72_345, 999_499, 999_600, 1_234_567, 334_000_000, 999_600_000, 14_960_000_000];
+        let read: Vec<String> = times.into_iter().map(|nanos| time(Duration::from_nanos(nanos))).collect();
+        assert_eq!(read, ["0 µs", "1 µs", "72.3 µs", "999 µs", "1 ms", "1.23 ms", "334 ms", "1 s", "15 s"]);
+        assert_eq!([rate(4.6), rate(0.0), rate(100.0), rate(12_799.6)], ["4.6", "0", "100", "12,800"]);
+    }
+
+    #[test]
+    fn the_table_is_one_of_markdown_also_where_there_is_nothing_to_say() {
+        let requests = vec![request(0, Some(1), Some(2))];
+        let traces = [Trace { requests, runs: vec![run(0, Some(0))] }];
+        let summaries =
+            [Summary::new("one", PLAN, None, &traces), Summary::new("other", PLAN, Some(ms(1)), &[])];
+        for line in table(&summaries).lines() {
+            assert_eq!(line.matches('|').count(), 4, "{line}");
+        }
+    }
 }

@@ -4,7 +4,7 @@
 //! connection, in the client's own thread; the asker notes each run of it.
 
 use crate::database::{Failure, Query, Report};
-use crate::stand_in::{DogpileCell, RefreshError};
+use dogpile::{DogpileCell, RefreshError};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -49,10 +49,7 @@ impl Asker {
     pub(crate) fn query(&mut self) -> Result<Report, Failure> {
         let index = self.runs.len();
         self.runs.push(QueryRun { began: self.start.elapsed(), ended: None, answered: None });
-        let rows = match (self.query)() {
-            Ok(rows) => rows,
-            Err(failure) => return Err(failure),
-        };
+        let rows = (self.query)()?;
         let made = Instant::now();
         self.runs[index].ended = Some(made - self.start);
         Ok(Report { rows, made })

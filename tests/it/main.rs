@@ -1,0 +1,20 @@
+//! What the cell promises, one test or more for each promise of the contract (G1 to G10 in the names).
+//!
+//! Time is a `ManualClock`, order is made by channels and barriers. `support::eventually` looks again and again
+//! until another thread has got somewhere; its limit is a guard against hangs, not a measurement.
+
+mod election;
+mod failure;
+mod fence;
+mod lazy;
+mod lease;
+mod misuse;
+mod reader;
+mod reads;
+mod reentrancy;
+mod source;
+mod statics;
+mod support;
+mod time;
+mod traits;
+mod waiting;

@@ -1,0 +1,101 @@
+//! Which types may be sent, shared and carried across a panic; decided, not left to chance.
+
+use std::cell::Cell;
+use std::panic::{RefUnwindSafe, UnwindSafe};
+
+use dogpile::{
+    DogpileCell, Freshness, Guard, LazyDogpile, LazyReader, Lease, Lookup, ManualClock, OwnedLease,
+    OwnedLookup, OwnedPending, Pending, Policy, Reader, RefreshError, SharedError, Snapshot, Stats,
+    SystemClock, Tick, TickClock, Waited,
+};
+
+fn send<T: Send>() {}
+fn sync<T: Sync>() {}
+fn unwind_safe<T: UnwindSafe + RefUnwindSafe>() {}
+
+/// Whether a type implements a trait, as a constant: the inherent one is found first where its bound holds.
+macro_rules! implements {
+    ($type:ty: $bound:path) => {{
+        #[allow(dead_code)]
+        trait Otherwise {
+            const HOLDS: bool = false;
+        }
+        impl<T: ?Sized> Otherwise for T {}
+        struct Probe<T: ?Sized>(std::marker::PhantomData<T>);
+        #[allow(dead_code)]
+        impl<T: ?Sized + $bound> Probe<T> {
+            const HOLDS: bool = true;
+        }
+        <Probe<$type>>::HOLDS
+    }};
+}
+
+/// An error without any trait: nothing of the crate needs `Debug` or `Clone`.
+struct Opaque;
+
+#[test]
+fn what_can_be_sent_and_shared() {
+    macro_rules! both {
+        ($($type:ty),* $(,)?) => { $( send::<$type>(); sync::<$type>(); )* };
+    }
+    both!(
+        DogpileCell<Opaque>,
+        DogpileCell<Opaque, ManualClock>,
+        LazyDogpile<Opaque>,
+        LazyReader<'static, Opaque>,
+        Lease<'static, Opaque>,
+        Pending<'static, Opaque>,
+        Lookup<'static, Opaque>,
+        OwnedLease<Opaque>,
+        OwnedPending<Opaque>,
+        OwnedLookup<Opaque>,
+        Waited<Opaque>,
+        Guard<'static, Opaque>,
+        Reader<'static, Opaque>,
+        Snapshot<Opaque>,
+        RefreshError<Opaque>,
+        SharedError,
+        Policy,
+        Freshness,
+        Stats,
+        Tick,
+        SystemClock,
+        TickClock,
+        ManualClock,
+    );
+}
+
+#[test]
+fn a_cell_is_no_more_shareable_than_its_value() {
+    assert!(implements!(DogpileCell<u32>: Sync));
+    assert!(!implements!(DogpileCell<Cell<u32>>: Sync));
+    assert!(!implements!(DogpileCell<Cell<u32>>: Send));
+    assert!(!implements!(Lease<'static, Cell<u32>>: Send));
+    assert!(!implements!(Guard<'static, Cell<u32>>: Send));
+    assert!(!implements!(Reader<'static, std::rc::Rc<u32>>: Send));
+}
+
+#[test]
+fn a_cell_may_be_carried_across_a_panic_if_its_value_may() {
+    unwind_safe::<DogpileCell<Opaque>>();
+    unwind_safe::<&DogpileCell<Opaque>>();
+    unwind_safe::<LazyDogpile<Opaque>>();
+    assert!(!implements!(DogpileCell<Cell<u32>>: UnwindSafe));
+    assert!(!implements!(DogpileCell<Cell<u32>>: RefUnwindSafe));
+}
+
+#[test]
+fn clocks_of_the_system_take_no_space() {
+    assert_eq!(size_of::<SystemClock>(), 0);
+    assert_eq!(size_of::<TickClock>(), 0);
+    assert_eq!(size_of::<DogpileCell<u64, TickClock>>(), size_of::<DogpileCell<u64>>());
+}
+
+#[test]
+fn values_and_errors_need_neither_debug_nor_clone() {
+    let cell = DogpileCell::new(std::time::Duration::from_secs(60));
+    let result: Result<_, RefreshError<Opaque>> = cell.try_get_or_refresh(|| Err::<Opaque, Opaque>(Opaque));
+    assert!(result.is_err());
+    assert!(cell.try_get_or_refresh(|| Ok::<Opaque, Opaque>(Opaque)).is_ok());
+    let _ = format!("{cell:?} {:?}", cell.snapshot());
+}

@@ -1,0 +1,629 @@
+//! What the contract says a cell does, for one thread, as plainly as it can be said.
+//!
+//! Values and errors are numbers. Time is a [`Duration`] since the clock began, an age is a difference. Nothing
+//! is cached, precomputed or encoded: every question is answered from what has happened.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use dogpile::{Freshness, Stats};
+
+pub(crate) type Number = usize;
+
+const NANOSECOND: Duration = Duration::from_nanos(1);
+
+/// What a `Policy` says, and how coarse the clock is. `Duration::MAX`: for ever.
+#[derive(Clone, Debug)]
+pub(crate) struct Settings {
+    pub(crate) ttl: Duration,
+    pub(crate) stale_while_refresh: Option<Duration>,
+    pub(crate) stale_if_error: Option<Duration>,
+    /// The first pause and the longest.
+    pub(crate) retry_backoff: Option<(Duration, Duration)>,
+    pub(crate) lease_timeout: Option<Duration>,
+    /// The coarse reading of the clock only moves every so many nanoseconds.
+    pub(crate) coarse_period: u64,
+}
+
+/// An error of a build. There are two types of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Fault {
+    pub(crate) number: Number,
+    pub(crate) kind: Kind,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Network,
+    Parse,
+}
+
+/// What a caller asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Want {
+    /// `lookup`, `try_get_or_refresh`: what may be served, or the latest error while a retry pause runs.
+    ValueOrError,
+    /// `get_or_refresh`: what may be served.
+    Value,
+    /// `get_fresh_or_refresh`.
+    Fresh,
+    /// `refresh`.
+    New,
+}
+
+/// What a look at the cell finds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Seen {
+    Fresh(Number),
+    Stale(Number),
+    Elected(BuildId),
+    Pending,
+    Failed(Fault),
+}
+
+/// How a wait ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ended {
+    Published(Number),
+    Failed(Fault),
+    Abandoned,
+    Reentrant,
+    NotYet,
+}
+
+/// How long a wait may last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Patience {
+    /// `wait_timeout`
+    For(Duration),
+    /// `wait`
+    Endless,
+}
+
+/// What can be seen of a cell from outside without changing it.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct View {
+    pub(crate) get: Option<Number>,
+    pub(crate) load: Option<Number>,
+    pub(crate) freshness: Freshness,
+    pub(crate) snapshot: Option<Shot>,
+    pub(crate) generation: u64,
+    pub(crate) is_refreshing: bool,
+    pub(crate) stats: Stats,
+}
+
+/// What a `Snapshot` shows.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Shot {
+    pub(crate) value: Number,
+    pub(crate) generation: u64,
+    pub(crate) age: Duration,
+    pub(crate) freshness: Freshness,
+}
+
+pub(crate) type BuildId = usize;
+
+/// A place among those who wait.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Place {
+    attempt: usize,
+    /// The build that held the lease when the place was taken.
+    build: BuildId,
+}
+
+/// The value in the cell.
+#[derive(Clone, Copy, Debug)]
+struct Publication {
+    value: Number,
+    generation: u64,
+    at: Duration,
+    ttl: Duration,
+    /// When it was declared stale.
+    declared_stale: Option<Duration>,
+}
+
+/// A build, from its election on.
+#[derive(Debug)]
+struct Build {
+    want: Want,
+    began: Duration,
+    previous: Option<Number>,
+    /// The cell's generation when it began.
+    generation: u64,
+    /// Whether `invalidate` was called since.
+    invalidated: bool,
+    /// Whether `set` or `clear` was called since.
+    displaced: bool,
+    ended: bool,
+}
+
+/// The failures since the latest publication.
+#[derive(Debug)]
+struct Failures {
+    count: u32,
+    latest_at: Duration,
+    /// `None`: it was a panic.
+    latest: Option<Fault>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Model {
+    settings: Settings,
+    now: Duration,
+    value: Option<Publication>,
+    stats: Stats,
+    builds: Vec<Build>,
+    /// Who holds the lease.
+    lease: Option<BuildId>,
+    failures: Option<Failures>,
+    /// What became of each thing that could be waited for. The last one is still open.
+    attempts: Vec<Option<Ended>>,
+    /// How many builds, as closures, are on the stack of the one thread.
+    closures: usize,
+    /// What has come up, and how often.
+    pub(crate) met: BTreeMap<&'static str, u64>,
+}
+
+/// What must come up in a run that is worth anything.
+pub(crate) const WORTH_MEETING: [&str; 32] = [
+    "abandoned: an overdue lease",
+    "build: an error, and a stale value instead",
+    "build: an error, and a stale value that is too old",
+    "end: failed",
+    "end: panicked",
+    "end: abandoned",
+    "end: superseded",
+    "fence: published as stale",
+    "fence: cleared",
+    "fence: set",
+    "fence: superseded, and another value served",
+    "fence: superseded, and its own value served",
+    "lookup: fresh",
+    "lookup: stale, a build runs",
+    "lookup: stale, a retry pause runs",
+    "lookup: stale for an error only",
+    "lookup: elected without a value",
+    "lookup: elected with an expired value",
+    "lookup: elected with a stale value",
+    "lookup: elected with a fresh value",
+    "lookup: elected during a retry pause",
+    "lookup: pending",
+    "lookup: failed",
+    "publication: of the one lease",
+    "publication: of an overdue lease",
+    "reentry: a panic",
+    "reentry: an error",
+    "wait: published",
+    "wait: failed",
+    "wait: abandoned",
+    "wait: reentrant",
+    "wait: not yet",
+];
+
+/// Questions.
+impl Model {
+    pub(crate) fn new(settings: Settings) -> Self {
+        Self {
+            settings,
+            now: Duration::ZERO,
+            value: None,
+            stats: Stats::default(),
+            builds: Vec::new(),
+            lease: None,
+            failures: None,
+            attempts: vec![None],
+            closures: 0,
+            met: BTreeMap::new(),
+        }
+    }
+
+    pub(crate) fn view(&self) -> View {
+        View {
+            get: self.get(),
+            load: self.get(),
+            freshness: self.freshness(),
+            snapshot: self.value.map(|value| Shot {
+                value: value.value,
+                generation: value.generation,
+                age: self.now - value.at,
+                freshness: self.freshness(),
+            }),
+            generation: self.stats.published,
+            is_refreshing: self.lease.is_some(),
+            stats: self.stats,
+        }
+    }
+
+    /// What may be served now.
+    pub(crate) fn get(&self) -> Option<Number> {
+        match self.freshness() {
+            Freshness::Fresh | Freshness::Stale => self.value.map(|value| value.value),
+            Freshness::Empty | Freshness::Expired => None,
+        }
+    }
+
+    /// The value, whether it may be served or not.
+    pub(crate) fn value(&self) -> Option<Number> {
+        self.value.map(|value| value.value)
+    }
+
+    pub(crate) fn previous(&self, build: BuildId) -> Option<Number> {
+        self.builds[build].previous
+    }
+
+    pub(crate) fn is_inside_a_build(&self) -> bool {
+        self.closures > 0
+    }
+
+    /// The values that builds keep because they replace them. A build whose lease leaked keeps its for ever.
+    pub(crate) fn kept_by_builds(&self) -> BTreeSet<Number> {
+        self.builds.iter().filter(|build| !build.ended).filter_map(|build| build.previous).collect()
+    }
+
+    /// The value that a place among those who wait keeps.
+    pub(crate) fn kept_by(&self, place: Place) -> Option<Number> {
+        match self.attempts[place.attempt] {
+            Some(Ended::Published(value)) => Some(value),
+            _ => None,
+        }
+    }
+
+    fn freshness(&self) -> Freshness {
+        let Some(value) = &self.value else { return Freshness::Empty };
+        let while_refresh = self.settings.stale_while_refresh.unwrap_or(Duration::MAX);
+        // While a retry pause runs a value may be served as long as either window allows.
+        let window = if self.pause_runs() { while_refresh.max(self.error_window()) } else { while_refresh };
+        match self.lateness(value) {
+            Duration::ZERO => Freshness::Fresh,
+            lateness if lateness <= window => Freshness::Stale,
+            _ => Freshness::Expired,
+        }
+    }
+
+    /// How far past its time a value is; zero: it is fresh.
+    fn lateness(&self, value: &Publication) -> Duration {
+        let by_age = (self.now - value.at).saturating_sub(value.ttl);
+        // The moment at which it is declared stale is the first at which it is not fresh, as the nanosecond after
+        // the ttl is otherwise. So with a window of zero it may not be served at that moment either.
+        let by_word = value.declared_stale.map_or(Duration::ZERO, |at| self.now - at + NANOSECOND);
+        by_age.max(by_word)
+    }
+
+    fn error_window(&self) -> Duration {
+        self.settings.stale_if_error.unwrap_or(Duration::ZERO)
+    }
+
+    fn pause_runs(&self) -> bool {
+        self.failures
+            .as_ref()
+            .is_some_and(|failures| self.now - failures.latest_at < self.pause(failures.count))
+    }
+
+    /// The pause after so many failures in a row.
+    fn pause(&self, failures: u32) -> Duration {
+        let Some((first, max)) = self.settings.retry_backoff else { return Duration::ZERO };
+        let mut pause = first;
+        for _ in 1..failures {
+            pause = pause.saturating_mul(2).min(max);
+        }
+        pause
+    }
+
+    /// Whether a build is so old that somebody else may be elected in its place.
+    fn is_overdue(&self, build: BuildId) -> bool {
+        let timeout = self.settings.lease_timeout.unwrap_or(Duration::MAX);
+        self.now - self.builds[build].began > timeout
+    }
+
+    /// Somebody builds, and is not overdue.
+    fn lease_is_held(&self) -> bool {
+        self.lease.is_some_and(|build| !self.is_overdue(build))
+    }
+
+    /// What the caller of a build that failed gets instead of the error.
+    pub(crate) fn instead_of_error(&mut self) -> Option<Number> {
+        let value = self.value?;
+        let lateness = self.lateness(&value);
+        if lateness > self.error_window() {
+            self.meet("build: an error, and a stale value that is too old");
+            return None;
+        }
+        if !lateness.is_zero() {
+            self.meet("build: an error, and a stale value instead");
+        }
+        Some(value.value)
+    }
+
+    /// The moments, yet to come, at which something changes by itself.
+    pub(crate) fn moments(&self) -> Vec<Duration> {
+        let mut moments = BTreeSet::new();
+        if let Some(value) = &self.value {
+            let end = value.at.saturating_add(value.ttl);
+            let late_since = value.declared_stale.map_or(end, |at| end.min(at));
+            moments.insert(end);
+            for window in
+                [self.settings.stale_while_refresh, self.settings.stale_if_error].into_iter().flatten()
+            {
+                moments.insert(late_since.saturating_add(window));
+            }
+        }
+        if let Some(failures) = &self.failures {
+            moments.insert(failures.latest_at.saturating_add(self.pause(failures.count)));
+        }
+        if let (Some(build), Some(timeout)) = (self.lease, self.settings.lease_timeout) {
+            moments.insert(self.builds[build].began.saturating_add(timeout));
+        }
+        moments.into_iter().filter(|moment| *moment >= self.now).collect()
+    }
+
+    pub(crate) fn now(&self) -> Duration {
+        self.now
+    }
+
+    pub(crate) fn meet(&mut self, what: &'static str) {
+        *self.met.entry(what).or_insert(0) += 1;
+    }
+}
+
+/// What happens.
+impl Model {
+    pub(crate) fn advance_to(&mut self, now: Duration) {
+        self.now = now;
+    }
+
+    /// The table of the contract. A `Pending` changes nothing.
+    pub(crate) fn lookup(&mut self, want: Want) -> Seen {
+        let freshness = self.freshness();
+        let may_be_served = match want {
+            Want::ValueOrError | Want::Value => matches!(freshness, Freshness::Fresh | Freshness::Stale),
+            Want::Fresh => freshness == Freshness::Fresh,
+            Want::New => false,
+        };
+        if may_be_served && let Some(value) = self.value {
+            if freshness == Freshness::Fresh {
+                self.meet("lookup: fresh");
+                return Seen::Fresh(value.value);
+            }
+            if self.lease_is_held() {
+                self.meet("lookup: stale, a build runs");
+                return Seen::Stale(value.value);
+            }
+            if self.pause_runs() {
+                self.meet("lookup: stale, a retry pause runs");
+                if self.settings.stale_while_refresh.is_some_and(|window| self.lateness(&value) > window) {
+                    self.meet("lookup: stale for an error only");
+                }
+                return Seen::Stale(value.value);
+            }
+        } else if self.lease_is_held() {
+            self.meet("lookup: pending");
+            return Seen::Pending;
+        } else if self.pause_runs()
+            && want == Want::ValueOrError
+            && let Some(fault) = self.failures.as_ref().and_then(|failures| failures.latest)
+        {
+            self.meet("lookup: failed");
+            return Seen::Failed(fault);
+        }
+        self.meet(match freshness {
+            Freshness::Empty => "lookup: elected without a value",
+            Freshness::Expired => "lookup: elected with an expired value",
+            Freshness::Stale => "lookup: elected with a stale value",
+            Freshness::Fresh => "lookup: elected with a fresh value",
+        });
+        if self.pause_runs() {
+            self.meet("lookup: elected during a retry pause");
+        }
+        Seen::Elected(self.elect(want))
+    }
+
+    fn elect(&mut self, want: Want) -> BuildId {
+        self.stats.builds += 1;
+        if self.lease.is_some() {
+            self.stats.superseded += 1;
+        }
+        self.builds.push(Build {
+            want,
+            began: self.now,
+            previous: self.value(),
+            generation: self.stats.published,
+            invalidated: false,
+            displaced: false,
+            ended: false,
+        });
+        let build = self.builds.len() - 1;
+        self.lease = Some(build);
+        build
+    }
+
+    pub(crate) fn enter_closure(&mut self) {
+        self.closures += 1;
+    }
+
+    pub(crate) fn leave_closure(&mut self) {
+        self.closures -= 1;
+    }
+
+    /// A build ends with a value. What its caller gets.
+    pub(crate) fn publish(&mut self, build: BuildId, value: Number, ttl: Option<Duration>) -> Number {
+        let was_overdue = self.is_overdue(build);
+        let had_the_lease = self.end(build);
+        let Build { began, invalidated, displaced, .. } = self.builds[build];
+        self.stats.last_build = Some(self.now - began);
+        if !had_the_lease {
+            let served = self.instead_of_a_late_result(build);
+            self.meet(match served {
+                Some(_) => "fence: superseded, and another value served",
+                None => "fence: superseded, and its own value served",
+            });
+            return served.unwrap_or(value);
+        }
+        if displaced {
+            self.stats.fenced += 1;
+            self.settle(Ended::Abandoned);
+            self.meet(if self.value.is_some() { "fence: set" } else { "fence: cleared" });
+            return self.value().unwrap_or(value);
+        }
+        self.meet(if was_overdue {
+            "publication: of an overdue lease"
+        } else {
+            "publication: of the one lease"
+        });
+        self.make_visible(value, ttl.unwrap_or(self.settings.ttl));
+        if invalidated {
+            self.meet("fence: published as stale");
+            self.stats.fenced += 1;
+            self.declare_stale();
+        }
+        value
+    }
+
+    /// What the caller of a build that was superseded gets instead of its own value: what it asked for, if the
+    /// cell has that.
+    fn instead_of_a_late_result(&self, build: BuildId) -> Option<Number> {
+        let Build { want, generation, .. } = self.builds[build];
+        let value = self.value.filter(|_| self.get().is_some())?;
+        let is_what_it_asked_for = match want {
+            Want::ValueOrError | Want::Value => true,
+            Want::Fresh => self.freshness() == Freshness::Fresh,
+            Want::New => value.generation > generation,
+        };
+        is_what_it_asked_for.then_some(value.value)
+    }
+
+    /// "Not modified." `None`: there is nothing to renew, and the build goes on.
+    pub(crate) fn renew(&mut self, build: BuildId) -> Option<Number> {
+        let previous = self.previous(build)?;
+        Some(self.publish(build, previous, None))
+    }
+
+    pub(crate) fn fail(&mut self, build: BuildId, fault: Fault) {
+        self.stats.failed += 1;
+        self.stats.last_build = Some(self.now - self.builds[build].began);
+        if self.end(build) {
+            self.meet("end: failed");
+            self.count_failure(Some(fault));
+            self.settle(Ended::Failed(fault));
+        } else {
+            self.meet("end: superseded");
+        }
+    }
+
+    pub(crate) fn panic(&mut self, build: BuildId) {
+        self.stats.panicked += 1;
+        if self.end(build) {
+            self.meet("end: panicked");
+            self.count_failure(None);
+            self.settle(Ended::Abandoned);
+        } else {
+            self.meet("end: superseded");
+        }
+    }
+
+    pub(crate) fn abandon(&mut self, build: BuildId) {
+        self.stats.abandoned += 1;
+        if self.end(build) {
+            self.meet("end: abandoned");
+            self.settle(Ended::Abandoned);
+        } else {
+            self.meet("end: superseded");
+        }
+    }
+
+    /// The build lets go of the lease. Whether it still had it.
+    fn end(&mut self, build: BuildId) -> bool {
+        self.builds[build].ended = true;
+        if self.lease == Some(build) {
+            self.lease = None;
+            return true;
+        }
+        false
+    }
+
+    fn count_failure(&mut self, latest: Option<Fault>) {
+        let count = self.failures.as_ref().map_or(0, |failures| failures.count) + 1;
+        self.failures = Some(Failures { count, latest_at: self.now, latest });
+    }
+
+    pub(crate) fn set(&mut self, value: Number) {
+        for build in &mut self.builds {
+            build.displaced = true;
+        }
+        self.make_visible(value, self.settings.ttl);
+    }
+
+    pub(crate) fn invalidate(&mut self) {
+        for build in &mut self.builds {
+            build.invalidated = true;
+        }
+        self.declare_stale();
+    }
+
+    pub(crate) fn clear(&mut self) -> Option<Number> {
+        for build in &mut self.builds {
+            build.displaced = true;
+        }
+        self.value.take().map(|value| value.value)
+    }
+
+    fn make_visible(&mut self, value: Number, ttl: Duration) {
+        self.stats.published += 1;
+        let generation = self.stats.published;
+        self.value = Some(Publication { value, generation, at: self.now, ttl, declared_stale: None });
+        self.failures = None;
+        self.settle(Ended::Published(value));
+    }
+
+    /// From now on, unless it was before.
+    fn declare_stale(&mut self) {
+        if let Some(value) = &mut self.value {
+            value.declared_stale.get_or_insert(self.now);
+        }
+    }
+
+    /// Those who wait have their answer; who comes later waits for another.
+    fn settle(&mut self, ended: Ended) {
+        if let Some(open) = self.attempts.last_mut() {
+            *open = Some(ended);
+        }
+        self.attempts.push(None);
+    }
+
+    /// A wait that was not allowed to begin.
+    pub(crate) fn give_up_waiting(&mut self) {
+        self.stats.wait_timeouts += 1;
+    }
+
+    /// Somebody who saw `Pending` takes a place among those who wait.
+    pub(crate) fn take_place(&self) -> Place {
+        Place { attempt: self.attempts.len() - 1, build: self.lease.expect("somebody builds") }
+    }
+
+    /// Waits. `None`: it would be for ever, since there is no other thread that could end it.
+    pub(crate) fn wait(&mut self, place: Place, patience: Patience) -> Option<Ended> {
+        let ended = self.attempts[place.attempt].or_else(|| {
+            if self.is_inside_a_build() {
+                Some(Ended::Reentrant)
+            } else if self.is_overdue(place.build) {
+                self.meet("abandoned: an overdue lease");
+                if patience != Patience::For(Duration::ZERO) {
+                    self.stats.waits += 1;
+                }
+                Some(Ended::Abandoned)
+            } else if patience == Patience::For(Duration::ZERO) {
+                self.stats.wait_timeouts += 1;
+                Some(Ended::NotYet)
+            } else {
+                None
+            }
+        })?;
+        self.meet(match ended {
+            Ended::Published(_) => "wait: published",
+            Ended::Failed(_) => "wait: failed",
+            Ended::Abandoned => "wait: abandoned",
+            Ended::Reentrant => "wait: reentrant",
+            Ended::NotYet => "wait: not yet",
+        });
+        Some(ended)
+    }
+}

@@ -1,0 +1,559 @@
+//! Does the operations of a case, to a cell and to the model, and compares.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::mem;
+use std::sync::Arc;
+use std::time::Duration;
+
+use dogpile::{
+    Clock, DogpileCell, Guard, Lookup, ManualClock, OwnedLookup, Policy, RefreshError, SharedError, Tick,
+    Waited,
+};
+
+use crate::model::{
+    BuildId, Ended, Fault, Kind, Model, Number, Patience, Place, Seen, Settings, Shot, View, Want,
+};
+use crate::operations::{Build, By, Case, End, Operation, Outcome, READERS};
+use crate::panics::{Called, annotate, called, panic_as_planned};
+use crate::tokens::{Error, Ledger, NetworkError, ParseError, Token};
+
+/// A `ManualClock` with a coarse reading that lags behind as far as it says. The contract says that results are
+/// exact all the same.
+#[derive(Clone)]
+struct CoarseClock {
+    exact: ManualClock,
+    period: u64,
+}
+
+impl Clock for CoarseClock {
+    fn now(&self) -> Tick {
+        self.exact.now()
+    }
+    fn coarse_now(&self) -> Tick {
+        let now = self.now().as_nanos();
+        Tick::from_nanos(now - now.checked_rem(self.period).unwrap_or(0))
+    }
+    fn coarse_lag(&self) -> Duration {
+        Duration::from_nanos(self.period)
+    }
+    fn park_until(&self, deadline: Tick) {
+        self.exact.park_until(deadline);
+    }
+}
+
+type TestCell = DogpileCell<Token, CoarseClock>;
+
+/// A kept lease.
+enum Lease<'a> {
+    Borrowed(dogpile::Lease<'a, Token, CoarseClock>),
+    Owned(dogpile::OwnedLease<Token, CoarseClock>),
+}
+
+/// A kept place among those who wait.
+enum Pending<'a> {
+    Borrowed(dogpile::Pending<'a, Token, CoarseClock>),
+    Owned(dogpile::OwnedPending<Token, CoarseClock>),
+}
+
+/// The same for either form.
+macro_rules! either {
+    ($of:ident, $either:expr, $it:ident => $same:expr) => {
+        match $either {
+            $of::Borrowed($it) => $same,
+            $of::Owned($it) => $same,
+        }
+    };
+}
+
+/// A `Reader` and the value that it keeps.
+struct Reader<'a> {
+    reader: RefCell<dogpile::Reader<'a, Token, CoarseClock>>,
+    keeps: Cell<Option<Number>>,
+}
+
+struct Runner<'a> {
+    cell: &'a Arc<TestCell>,
+    clock: &'a ManualClock,
+    ledger: &'a Arc<Ledger>,
+    model: &'a RefCell<Model>,
+    leases: RefCell<Vec<(BuildId, Lease<'a>)>>,
+    pendings: RefCell<Vec<(Place, Pending<'a>)>>,
+    readers: [Reader<'a>; READERS],
+    /// Where the run is: the number of the operation, and of those inside its build.
+    path: &'a RefCell<Vec<usize>>,
+}
+
+/// Runs a case; panics where cell and model part. Returns what has come up, and how often.
+pub(crate) fn run(case: &Case) -> BTreeMap<&'static str, u64> {
+    let clock = ManualClock::new();
+    let ledger = Arc::new(Ledger::default());
+    let model = RefCell::new(Model::new(case.settings.clone()));
+    let coarse = CoarseClock { exact: clock.clone(), period: case.settings.coarse_period };
+    let cell = Arc::new(DogpileCell::with_clock(policy(&case.settings), coarse));
+    let path = RefCell::new(Vec::new());
+    let _epitaph = Epitaph { path: &path, model: &model };
+    let runner = Runner {
+        cell: &cell,
+        clock: &clock,
+        ledger: &ledger,
+        model: &model,
+        leases: RefCell::default(),
+        pendings: RefCell::default(),
+        readers: [(); READERS]
+            .map(|()| Reader { reader: RefCell::new(cell.reader()), keeps: Cell::new(None) }),
+        path: &path,
+    };
+    runner.compare();
+    runner.all(&case.operations);
+    runner.finish();
+
+    let cell = Arc::into_inner(cell).expect("nothing owns the cell any more");
+    let model = model.borrow();
+    assert_eq!(cell.into_inner().map(|value| ledger.number(&value)), model.value(), "into_inner");
+    assert_eq!(
+        ledger.leaked(),
+        model.kept_by_builds(),
+        "not dropped exactly once, but for what leaked leases keep"
+    );
+    model.met.clone()
+}
+
+/// Says where the run was when it panicked.
+struct Epitaph<'a> {
+    path: &'a RefCell<Vec<usize>>,
+    model: &'a RefCell<Model>,
+}
+
+impl Drop for Epitaph<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            annotate(&format!("\nat operation {:?}; {:?}", self.path.borrow(), self.model));
+        }
+    }
+}
+
+fn policy(settings: &Settings) -> Policy {
+    let mut policy =
+        if settings.ttl == Duration::MAX { Policy::never_expires() } else { Policy::ttl(settings.ttl) };
+    if let Some(window) = settings.stale_while_refresh {
+        policy = policy.stale_while_refresh(window);
+    }
+    if let Some(window) = settings.stale_if_error {
+        policy = policy.stale_if_error(window);
+    }
+    if let Some((first, max)) = settings.retry_backoff {
+        policy = policy.retry_backoff(first, max);
+    }
+    if let Some(timeout) = settings.lease_timeout {
+        policy = policy.lease_timeout(timeout);
+    }
+    policy
+}
+
+/// What the cell answers, in the model's words.
+#[derive(Debug, PartialEq, Eq)]
+enum Refused {
+    Build(Number),
+    WaitTimeout,
+    Reentrant,
+}
+
+impl<'a> Runner<'a> {
+    fn all(&self, operations: &[Operation]) {
+        for (number, operation) in operations.iter().enumerate() {
+            self.path.borrow_mut().push(number);
+            self.one(operation);
+            self.compare();
+            self.path.borrow_mut().pop();
+        }
+    }
+
+    fn one(&self, operation: &Operation) {
+        match operation {
+            Operation::Refresh(by, build) => self.refresh(*by, build),
+            Operation::TryRefresh(Kind::Network, wait, build) => self.try_refresh::<false>(*wait, build),
+            Operation::TryRefresh(Kind::Parse, wait, build) => self.try_refresh::<true>(*wait, build),
+            Operation::Lookup { owned } => self.lookup(*owned),
+            Operation::EndLease(which, end) => self.end_lease(*which, *end),
+            Operation::Wait(which, patience) => self.wait(*which, *patience),
+            Operation::Leave(which) => drop(take(&self.pendings, *which)),
+            Operation::ReaderGet(which) => self.reader_get(*which),
+            Operation::ReaderRelease(which) => self.reader_release(*which),
+            Operation::Set => {
+                let value = self.ledger.value();
+                self.model.borrow_mut().set(value.number);
+                let number = value.number;
+                assert_eq!(self.number(&self.cell.set(value)), number, "set");
+            }
+            Operation::Invalidate => {
+                self.model.borrow_mut().invalidate();
+                self.cell.invalidate();
+            }
+            Operation::Clear => {
+                let expected = self.model.borrow_mut().clear();
+                assert_eq!(self.cell.clear().map(|value| self.number(&value)), expected, "clear");
+            }
+            Operation::Advance(by) => {
+                let now = self.model.borrow().now();
+                self.advance_to(now + *by);
+            }
+            Operation::AdvanceTo(which, past) => {
+                let moments = self.model.borrow().moments();
+                if !moments.is_empty() {
+                    let moment = moments[which % moments.len()];
+                    self.advance_to(moment.saturating_add(Duration::from_nanos(*past)));
+                }
+            }
+        }
+    }
+
+    /// The clock stops one nanosecond before the last that it can show: see the crate's documentation.
+    fn advance_to(&self, moment: Duration) {
+        let moment = moment.min(Duration::from_nanos(u64::MAX - 1));
+        let now = self.model.borrow().now();
+        self.model.borrow_mut().advance_to(moment);
+        self.clock.advance(moment - now);
+    }
+
+    /// Everything that can be seen without changing anything.
+    fn compare(&self) {
+        let model = self.model.borrow();
+        let cell = self.cell;
+        let view = View {
+            get: cell.get().map(|value| self.number(&value)),
+            load: cell.load().map(|guard| guard.number),
+            freshness: cell.freshness(),
+            snapshot: cell.snapshot().map(|shot| Shot {
+                value: self.number(&shot.value),
+                generation: shot.generation,
+                age: shot.age,
+                freshness: shot.freshness,
+            }),
+            generation: cell.generation(),
+            is_refreshing: cell.is_refreshing(),
+            stats: cell.stats(),
+        };
+        assert_eq!(view, model.view(), "what can be seen of the cell");
+
+        let leases = self.leases.borrow();
+        for (build, lease) in &*leases {
+            let previous = either!(Lease, lease, lease => lease.previous());
+            assert_eq!(previous.map(|value| self.number(value)), model.previous(*build), "previous");
+        }
+
+        let mut alive = model.kept_by_builds();
+        alive.extend(model.value());
+        alive.extend(self.pendings.borrow().iter().filter_map(|(place, _)| model.kept_by(*place)));
+        alive.extend(self.readers.iter().filter_map(|reader| reader.keeps.get()));
+        assert_eq!(self.ledger.values_alive(), alive, "the values that are alive");
+    }
+
+    /// Gives everything back. What is left are the cell and its value.
+    fn finish(self) {
+        while take(&self.pendings, 0).is_some() {}
+        for reader in &self.readers {
+            reader.reader.borrow_mut().release();
+            reader.keeps.set(None);
+        }
+        while !self.leases.borrow().is_empty() {
+            self.end_lease(0, End::Drop);
+        }
+        self.compare();
+    }
+
+    fn number(&self, value: &Arc<Token>) -> Number {
+        self.ledger.number(value)
+    }
+
+    fn fault(&self, error: SharedError) -> Fault {
+        assert_ne!(error.is::<NetworkError>(), error.is::<ParseError>());
+        match error.downcast::<NetworkError>() {
+            Ok(error) => self.ledger.fault(&error),
+            Err(error) => match error.downcast::<ParseError>() {
+                Ok(error) => self.ledger.fault(&error),
+                Err(error) => panic!("nobody has made {error:?}"),
+            },
+        }
+    }
+}
+
+/// Takes one of those that are kept, if any is.
+fn take<K>(kept: &RefCell<Vec<K>>, which: usize) -> Option<K> {
+    let mut kept = kept.borrow_mut();
+    if kept.is_empty() {
+        return None;
+    }
+    let which = which % kept.len();
+    Some(kept.remove(which))
+}
+
+/// Reads that may build.
+impl Runner<'_> {
+    fn refresh(&self, by: By, build: &Build) {
+        let reader = match by {
+            By::Reader(which) => Some(&self.readers[which]),
+            _ => None,
+        };
+        let mut handle = match reader.map(|reader| reader.reader.try_borrow_mut()).transpose() {
+            Ok(handle) => handle,
+            // The build of this very handle runs: the borrow checker keeps a build from coming back to it.
+            Err(_) => return,
+        };
+        let seen = self.model.borrow_mut().lookup(match by {
+            By::GetFreshOrRefresh => Want::Fresh,
+            By::Refresh => Want::New,
+            By::GetOrRefresh | By::LoadOrRefresh | By::Reader(_) => Want::Value,
+        });
+        if seen == Seen::Pending && !self.model.borrow().is_inside_a_build() {
+            return; // It would wait for ever.
+        }
+        let made = Cell::new(None);
+        let closure = || match self.build(seen, build) {
+            Some(value) => {
+                made.set(Some(value.number));
+                value
+            }
+            None => panic_as_planned(),
+        };
+        let got = called(|| match by {
+            By::GetOrRefresh => self.number(&self.cell.get_or_refresh(closure)),
+            By::LoadOrRefresh => self.number(&Guard::into_arc(self.cell.load_or_refresh(closure))),
+            By::GetFreshOrRefresh => self.number(&self.cell.get_fresh_or_refresh(closure)),
+            By::Refresh => self.number(&self.cell.refresh(closure)),
+            By::Reader(_) => {
+                let handle = handle.as_mut().expect("taken above");
+                self.number(handle.get_or_refresh(closure))
+            }
+        });
+        let expected = match seen {
+            Seen::Fresh(value) | Seen::Stale(value) => Called::Returned(value),
+            Seen::Pending => {
+                self.model.borrow_mut().meet("reentry: a panic");
+                Called::Reentrant
+            }
+            Seen::Elected(id) => match made.get() {
+                Some(value) => Called::Returned(self.model.borrow_mut().publish(id, value, None)),
+                None => {
+                    self.model.borrow_mut().panic(id);
+                    Called::Panicked
+                }
+            },
+            Seen::Failed(_) => unreachable!("these methods cannot report an error"),
+        };
+        assert_eq!(got, expected, "{by:?}");
+        if let (Some(reader), Called::Returned(value)) = (reader, got) {
+            reader.keeps.set(Some(value));
+        }
+    }
+
+    fn try_refresh<const PARSE: bool>(&self, wait: Option<Duration>, build: &Build) {
+        let seen = self.model.borrow_mut().lookup(Want::ValueOrError);
+        let seen = match seen {
+            // An error of somebody else's type: this caller builds, pause or not.
+            Seen::Failed(fault) if fault.kind != Error::<PARSE>::KIND => {
+                self.model.borrow_mut().lookup(Want::Value)
+            }
+            seen => seen,
+        };
+        let is_inside = self.model.borrow().is_inside_a_build();
+        if seen == Seen::Pending && !is_inside && wait != Some(Duration::ZERO) {
+            return; // It would wait for ever.
+        }
+        let made = Cell::new(None);
+        let closure = || match (build.result, self.build(seen, build)) {
+            (_, Some(value)) => {
+                made.set(Some(value.number));
+                Ok(value)
+            }
+            (Outcome::Error, None) => {
+                let error = self.ledger.error::<PARSE>();
+                made.set(Some(error.0.number));
+                Err(error)
+            }
+            _ => panic_as_planned(),
+        };
+        let got = called(|| {
+            let got = match wait {
+                None => self.cell.try_get_or_refresh(closure),
+                Some(wait) => self.cell.try_get_or_refresh_timeout(wait, closure),
+            };
+            match got {
+                Ok(value) => Ok(self.number(&value)),
+                Err(RefreshError::Build(error)) => Err(Refused::Build(self.ledger.fault(&error).number)),
+                Err(RefreshError::WaitTimeout) => Err(Refused::WaitTimeout),
+                Err(RefreshError::Reentrant) => Err(Refused::Reentrant),
+                Err(error) => panic!("an error that the test does not know: {error}"),
+            }
+        });
+        let mut model = self.model.borrow_mut();
+        let expected = match (seen, made.get()) {
+            (Seen::Fresh(value) | Seen::Stale(value), _) => Called::Returned(Ok(value)),
+            (Seen::Failed(fault), _) => Called::Returned(Err(Refused::Build(fault.number))),
+            (Seen::Pending, _) if is_inside => {
+                model.meet("reentry: an error");
+                Called::Returned(Err(Refused::Reentrant))
+            }
+            (Seen::Pending, _) => {
+                model.give_up_waiting();
+                Called::Returned(Err(Refused::WaitTimeout))
+            }
+            (Seen::Elected(id), None) => {
+                model.panic(id);
+                Called::Panicked
+            }
+            (Seen::Elected(id), Some(value)) if build.result == Outcome::Value => {
+                Called::Returned(Ok(model.publish(id, value, None)))
+            }
+            (Seen::Elected(id), Some(number)) => {
+                model.fail(id, Fault { number, kind: Error::<PARSE>::KIND });
+                Called::Returned(model.instead_of_error().ok_or(Refused::Build(number)))
+            }
+        };
+        assert_eq!(got, expected, "try_get_or_refresh");
+    }
+
+    /// What the closures do. `None`: they are to fail or to panic.
+    fn build(&self, seen: Seen, build: &Build) -> Option<Token> {
+        assert!(matches!(seen, Seen::Elected(_)), "builds, though {seen:?}");
+        self.model.borrow_mut().enter_closure();
+        self.compare();
+        self.all(&build.inside);
+        self.model.borrow_mut().leave_closure();
+        (build.result == Outcome::Value).then(|| self.ledger.value())
+    }
+
+    fn reader_get(&self, which: usize) {
+        let reader = &self.readers[which];
+        let Ok(mut handle) = reader.reader.try_borrow_mut() else { return };
+        let got = handle.get().map(|value| self.number(value));
+        assert_eq!(got, self.model.borrow().get(), "Reader::get");
+        reader.keeps.set(got);
+    }
+
+    fn reader_release(&self, which: usize) {
+        let reader = &self.readers[which];
+        let Ok(mut handle) = reader.reader.try_borrow_mut() else { return };
+        handle.release();
+        reader.keeps.set(None);
+    }
+}
+
+/// Leases and places.
+impl<'a> Runner<'a> {
+    fn lookup(&self, owned: bool) {
+        let expected = self.model.borrow_mut().lookup(Want::ValueOrError);
+        let cell: &'a Arc<TestCell> = self.cell;
+        /// Both have the same variants.
+        macro_rules! sort {
+            ($lookup:expr, $Lookup:ident, $form:ident) => {
+                match $lookup {
+                    $Lookup::Fresh(value) => (Some(Seen::Fresh(self.number(&value))), None, None),
+                    $Lookup::Stale(value) => (Some(Seen::Stale(self.number(&value))), None, None),
+                    $Lookup::Elected(lease) => (None, Some(Lease::$form(lease)), None),
+                    $Lookup::Pending(pending) => (Some(Seen::Pending), None, Some(Pending::$form(pending))),
+                    $Lookup::Failed(error) => (Some(Seen::Failed(self.fault(error))), None, None),
+                }
+            };
+        }
+        let (seen, lease, pending) = if owned {
+            sort!(cell.lookup_owned(), OwnedLookup, Owned)
+        } else {
+            sort!(cell.lookup(), Lookup, Borrowed)
+        };
+        match (expected, lease) {
+            (Seen::Elected(build), Some(lease)) => self.leases.borrow_mut().push((build, lease)),
+            (expected, lease) => {
+                assert!(lease.is_none(), "elected, instead of {expected:?}");
+                assert_eq!(seen, Some(expected), "lookup");
+            }
+        }
+        if let Some(pending) = pending {
+            let place = self.model.borrow().take_place();
+            self.pendings.borrow_mut().push((place, pending));
+        }
+    }
+
+    fn end_lease(&self, which: usize, end: End) {
+        let Some((build, lease)) = take(&self.leases, which) else { return };
+        match end {
+            End::Publish => {
+                let value = self.ledger.value();
+                let expected = self.model.borrow_mut().publish(build, value.number, None);
+                let got = either!(Lease, lease, lease => lease.publish(value));
+                assert_eq!(self.number(&got), expected, "publish");
+            }
+            End::PublishFor(ttl) => {
+                let value = self.ledger.value();
+                let expected = self.model.borrow_mut().publish(build, value.number, Some(ttl));
+                let got = either!(Lease, lease, lease => lease.publish_for(value, ttl));
+                assert_eq!(self.number(&got), expected, "publish_for");
+            }
+            End::Renew => {
+                let expected = self.model.borrow_mut().renew(build);
+                let renewed = match lease {
+                    Lease::Borrowed(lease) => lease.renew().map_err(Lease::Borrowed),
+                    Lease::Owned(lease) => lease.renew().map_err(Lease::Owned),
+                };
+                match renewed {
+                    Ok(got) => assert_eq!(Some(self.number(&got)), expected, "renew"),
+                    Err(lease) => {
+                        assert_eq!(expected, None, "renew gave the lease back");
+                        self.leases.borrow_mut().push((build, lease));
+                    }
+                }
+            }
+            End::Fail(Kind::Network) => self.fail::<false>(build, lease),
+            End::Fail(Kind::Parse) => self.fail::<true>(build, lease),
+            End::DropInAPanic => {
+                self.model.borrow_mut().panic(build);
+                let unwound = called(|| {
+                    let _lease = lease;
+                    panic_as_planned();
+                });
+                assert_eq!(unwound, Called::<()>::Panicked);
+            }
+            End::Forget if matches!(lease, Lease::Borrowed(_)) => mem::forget(lease),
+            End::Drop | End::Forget => {
+                self.model.borrow_mut().abandon(build);
+                drop(lease);
+            }
+        }
+    }
+
+    fn fail<const PARSE: bool>(&self, build: BuildId, lease: Lease<'_>) {
+        let error = self.ledger.error::<PARSE>();
+        let fault = Fault { number: error.0.number, kind: Error::<PARSE>::KIND };
+        self.model.borrow_mut().fail(build, fault);
+        let got = either!(Lease, lease, lease => lease.fail(error));
+        assert_eq!(self.ledger.fault(&got), fault, "fail");
+    }
+
+    fn wait(&self, which: usize, patience: Patience) {
+        let Some((place, pending)) = take(&self.pendings, which) else { return };
+        let Some(expected) = self.model.borrow_mut().wait(place, patience) else {
+            self.pendings.borrow_mut().push((place, pending)); // It would wait for ever.
+            return;
+        };
+        let waited = match (patience, pending) {
+            (Patience::Endless, pending) => Ok(either!(Pending, pending, pending => pending.wait())),
+            (Patience::For(time), Pending::Borrowed(pending)) => {
+                pending.wait_timeout(time).map_err(Pending::Borrowed)
+            }
+            (Patience::For(time), Pending::Owned(pending)) => {
+                pending.wait_timeout(time).map_err(Pending::Owned)
+            }
+        };
+        let got = match waited {
+            Ok(Waited::Published(value)) => Ended::Published(self.number(&value)),
+            Ok(Waited::Failed(error)) => Ended::Failed(self.fault(error)),
+            Ok(Waited::Abandoned) => Ended::Abandoned,
+            Ok(Waited::Reentrant) => Ended::Reentrant,
+            Err(pending) => {
+                self.pendings.borrow_mut().push((place, pending));
+                Ended::NotYet
+            }
+        };
+        assert_eq!(got, expected, "wait");
+    }
+}
