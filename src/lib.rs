@@ -1,4 +1,55 @@
 //! A cell for a value that is expensive to make, read by everybody, and out of date after a while.
+//!
+//! When such a value expires under load, every caller rebuilds it at once: the dogpile, or cache stampede.
+//! [`DogpileCell`] owns the value: **one** caller rebuilds it, everybody else goes on reading the old one, and only
+//! the very first callers wait.
+//!
+//! ```
+//! use dogpile::DogpileCell;
+//! use std::{sync::Arc, time::Duration};
+//!
+//! struct Rates(f64);
+//!
+//! fn download_rates() -> Rates {
+//!     Rates(1.07) // slow
+//! }
+//!
+//! static RATES: DogpileCell<Rates> = DogpileCell::new(Duration::from_secs(60));
+//!
+//! let rates: Arc<Rates> = RATES.get_or_refresh(|| download_rates());
+//! assert_eq!(rates.0, 1.07);
+//! ```
+//!
+//! # Which type
+//!
+//! | need | type |
+//! |---|---|
+//! | a value, and the build at the place where it is read | [`DogpileCell`] |
+//! | a value with its build, as in `once_cell::sync::Lazy` | [`LazyDogpile`] |
+//! | how long it is fresh, served stale, and what happens on errors | [`Policy`] |
+//! | a read without a reference count | [`DogpileCell::load_or_refresh`], [`Guard`] |
+//! | a thread that reads all the time | [`Reader`] |
+//! | builds in the background, conditional builds, a ttl that the value chooses | [`DogpileCell::lookup`], [`Lease`] |
+//! | tests in which time stands still | [`ManualClock`] |
+//!
+//! # Promises
+//!
+//! * G1. One build at a time, and a late winner of an election does not build again.
+//! * G2. Nobody blocks while there is a value that may be served; a stale read takes no lock.
+//! * G3. The generation that a thread sees never goes back.
+//! * G4. What began before an [`invalidate`](DogpileCell::invalidate), a [`clear`](DogpileCell::clear) or a
+//!   [`set`](DogpileCell::set) never undoes it.
+//! * G5. A failed build displaces no value, poisons nothing and strands nobody.
+//! * G6. Waiters are handed the value that was published while they waited.
+//! * G7. Those who wait for a first build that fails share its error; when it panics, one of them is elected next.
+//! * G8. Time is monotonic; a ttl counts from the publication.
+//! * G9. No user code runs under a lock of the crate.
+//! * G10. A build that calls back into its own cell is served or told, never hung.
+//!
+//! # Trade-offs
+//!
+//! A cell is one value: for many keys use a cache. Publishing walks over all threads that ever used `arc-swap`: cells
+//! are for values that are built seconds apart. A value may be served past its ttl, unless you ask for a fresh one.
 
 mod cell;
 mod clock;
@@ -17,3 +68,8 @@ pub use error::{RefreshError, SharedError};
 pub use lazy::{LazyDogpile, LazyReader};
 pub use policy::{Freshness, Policy};
 pub use stats::Stats;
+
+/// The examples of the README are compiled and run.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

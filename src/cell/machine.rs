@@ -630,3 +630,59 @@ impl<T> Wait<T> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::clock::ManualClock;
+
+    fn machine() -> (Machine<u32, ManualClock>, ManualClock) {
+        let clock = ManualClock::new();
+        (Machine::new(Policy::ttl(Duration::from_nanos(10)), clock.clone()), clock)
+    }
+
+    /// Each of these would hang if it took the lock.
+    fn read_in_every_way(machine: &Machine<u32, ManualClock>) {
+        assert_eq!(machine.generation(), 1);
+        assert!(machine.has_value());
+        assert_eq!(machine.servable().as_deref().and_then(Option::as_deref), Some(&1));
+        assert!(machine.snapshot().is_some());
+        let _ = (machine.freshness(), machine.is_refreshing(), machine.counters.read(), machine.sequence());
+        assert!(matches!(machine.lookup(Demand::Servable), Decision::Fresh(_) | Decision::Stale(_)));
+        assert!(matches!(machine.lookup(Demand::Value), Decision::Fresh(_) | Decision::Stale(_)));
+    }
+
+    #[test]
+    fn g2_reads_of_what_may_be_served_take_no_lock() {
+        let (machine, clock) = machine();
+        machine.set(Arc::new(1));
+        {
+            let _locked = machine.state.lock();
+            read_in_every_way(&machine);
+            assert!(machine.serve().is_some());
+        }
+        // Stale, and nobody builds yet: whoever finds the lock taken leaves the election to the next read.
+        clock.advance(Duration::from_nanos(11));
+        {
+            let _locked = machine.state.lock();
+            read_in_every_way(&machine);
+        }
+        // Stale, while somebody builds.
+        let Decision::Elected(ticket) = machine.lookup(Demand::Servable) else { panic!("nobody builds yet") };
+        {
+            let _locked = machine.state.lock();
+            read_in_every_way(&machine);
+            assert!(machine.serve().is_some());
+            assert!(machine.serve_guard().is_some());
+        }
+        machine.give_back(ticket, false);
+    }
+
+    #[test]
+    fn what_a_read_loads_shares_a_cache_line_and_a_cell_is_no_larger_than_384_bytes() {
+        assert!(size_of::<Machine<u64, crate::SystemClock>>() <= 384);
+        Slot::<u64>::assert_layout();
+    }
+}

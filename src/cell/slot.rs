@@ -246,4 +246,11 @@ impl<T> Slot<T> {
     pub(crate) fn into_inner(self) -> Option<Arc<T>> {
         self.hot.value.into_inner()
     }
+
+    #[cfg(test)]
+    pub(crate) fn assert_layout() {
+        // The line is the slot's first, and the cold rest begins on the next one.
+        assert_eq!(std::mem::offset_of!(Self, hot), 0);
+        assert_eq!((size_of::<Hot<T>>(), align_of::<Hot<T>>()), (64, 64));
+    }
 }

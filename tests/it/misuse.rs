@@ -14,7 +14,8 @@ fn blamed_line(f: impl FnOnce()) -> u32 {
     HOOK.call_once(|| {
         let default = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |info| {
-            let line = info.location().filter(|at| at.file() == file!()).map_or(0, |at| at.line());
+            let line =
+                info.location().filter(|at| at.file() == file!()).map_or(0, std::panic::Location::line);
             BLAMED.lock().unwrap().push((std::thread::current().id(), line));
             default(info);
         }));

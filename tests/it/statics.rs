@@ -21,6 +21,7 @@ static WITH_POLICY: DogpileCell<u32> = DogpileCell::with_policy(
         .lease_timeout(MINUTE),
 );
 static TICKING: DogpileCell<u32, TickClock> = DogpileCell::with_clock(Policy::ttl(MINUTE), TickClock);
+#[allow(clippy::non_std_lazy_statics)] // that it works with once_cell is what is tested
 static LAZY: Lazy<DogpileCell<u32>> = Lazy::new(|| DogpileCell::with_policy(Policy::ttl(MINUTE).jitter(5)));
 
 /// Reads from many threads at once and returns how often it was built.
