@@ -58,14 +58,22 @@ impl<E: Error + 'static> Error for RefreshError<E> {
 /// One cell may be built by callers whose builds fail with different types; whoever gets a `SharedError` asks
 /// for the type it knows with [`downcast`](SharedError::downcast).
 #[derive(Clone)]
-pub struct SharedError {
-    error: Arc<dyn Any + Send + Sync>,
-    type_name: &'static str,
+pub struct SharedError(Arc<dyn Named>);
+
+/// Any type, with its name.
+trait Named: Any + Send + Sync {
+    fn type_name(&self) -> &'static str;
+}
+
+impl<E: Any + Send + Sync> Named for E {
+    fn type_name(&self) -> &'static str {
+        type_name::<E>()
+    }
 }
 
 impl SharedError {
     pub(crate) fn new<E: Send + Sync + 'static>(error: Arc<E>) -> Self {
-        Self { error, type_name: type_name::<E>() }
+        Self(error)
     }
 
     /// The error itself, if it is an `E`.
@@ -90,19 +98,22 @@ impl SharedError {
     /// assert_eq!(*error.downcast::<&str>().unwrap(), "no route to host");
     /// ```
     pub fn downcast<E: Send + Sync + 'static>(self) -> Result<Arc<E>, Self> {
-        let Self { error, type_name } = self;
-        error.downcast().map_err(|error| Self { error, type_name })
+        if !self.is::<E>() {
+            return Err(self);
+        }
+        let error: Arc<dyn Any + Send + Sync> = self.0;
+        Ok(error.downcast().unwrap_or_else(|_| unreachable!("its type has just been looked at")))
     }
 
     /// Whether the error is an `E`.
     #[must_use]
     pub fn is<E: 'static>(&self) -> bool {
-        self.error.is::<E>()
+        (&*self.0 as &dyn Any).is::<E>()
     }
 }
 
 impl fmt::Debug for SharedError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SharedError").field("type", &self.type_name).finish_non_exhaustive()
+        f.debug_struct("SharedError").field("type", &self.0.type_name()).finish_non_exhaustive()
     }
 }

@@ -3,7 +3,7 @@
 //! # What a read needs, and what it costs
 //!
 //! The usual read needs two words, `quiet_end` and `value`, and a [`Reader`](crate::Reader) needs `quiet_end`
-//! and `sequence`. They share a cache line that only a change of state writes.
+//! and `sequence`. They share a cache line, together with one of the banks; only a change of state writes it.
 //!
 //! `quiet_end` is the one question of the hot path: *before this tick, serve what the slot holds and ask
 //! nothing else*. While a value is fresh it is the end of its freshness; while somebody builds, the end of the
@@ -119,18 +119,13 @@ impl Bank {
     }
 }
 
-/// The words that reads load, on a cache line of their own.
-#[repr(align(64))]
-struct Hot<T> {
+/// See the module's documentation.
+#[repr(C)] // in this order: the words that reads load come first, on the cache line on which the slot begins
+pub(crate) struct Slot<T> {
     value: ArcSlot<T>,
     quiet_end: AtomicU64,
     /// Changes of the record so far, times two; odd while one is going on.
     sequence: AtomicU64,
-}
-
-/// See the module's documentation.
-pub(crate) struct Slot<T> {
-    hot: Hot<T>,
     banks: [Bank; 2],
 }
 
@@ -141,7 +136,9 @@ fn address_of<T>(value: Option<&Arc<T>>) -> usize {
 impl<T> Slot<T> {
     pub(crate) const fn empty() -> Self {
         Self {
-            hot: Hot { value: ArcSlot::empty(), quiet_end: AtomicU64::new(0), sequence: AtomicU64::new(0) },
+            value: ArcSlot::empty(),
+            quiet_end: AtomicU64::new(0),
+            sequence: AtomicU64::new(0),
             banks: [Bank::new(), Bank::new()],
         }
     }
@@ -151,24 +148,24 @@ impl<T> Slot<T> {
     pub(crate) fn quiet_end(&self) -> u64 {
         // Acquire: pairs with the Release in `set_quiet_end`. A value loaded after this is at least as new as
         // the one that the tick was set for. A newer one may be served too: it was published during the read.
-        self.hot.quiet_end.load(Ordering::Acquire)
+        self.quiet_end.load(Ordering::Acquire)
     }
 
     /// Even and unchanged: so is the value. Odd: it may be changing.
     #[inline]
     pub(crate) fn sequence(&self) -> u64 {
         // Acquire: pairs with the Release in `write`. A value loaded after this is at least as new.
-        self.hot.sequence.load(Ordering::Acquire)
+        self.sequence.load(Ordering::Acquire)
     }
 
     #[inline]
     pub(crate) fn load(&self) -> SlotGuard<T> {
-        self.hot.value.load()
+        self.value.load()
     }
 
     #[inline]
     pub(crate) fn load_full(&self) -> Option<Arc<T>> {
-        self.hot.value.load_full()
+        self.value.load_full()
     }
 
     /// The value with its own record.
@@ -203,7 +200,7 @@ impl<T> Slot<T> {
         quiet_end: u64,
     ) -> Option<Arc<T>> {
         let address = address_of(value.as_ref());
-        self.write(address, record, quiet_end, || self.hot.value.swap(value))
+        self.write(address, record, quiet_end, || self.value.swap(value))
     }
 
     /// Changes the record of the value that is there.
@@ -214,22 +211,22 @@ impl<T> Slot<T> {
 
     fn write<R>(&self, address: usize, record: Record, quiet_end: u64, swap: impl FnOnce() -> R) -> R {
         // Relaxed: only holders of the lock write it, and it orders them.
-        let sequence = self.hot.sequence.load(Ordering::Relaxed);
+        let sequence = self.sequence.load(Ordering::Relaxed);
         // Relaxed: published by each of the Release stores that follow, and by the swap.
-        self.hot.sequence.store(sequence + 1, Ordering::Relaxed);
+        self.sequence.store(sequence + 1, Ordering::Relaxed);
         self.banks[1 - Self::bank_index(sequence)].write(address, record);
         let replaced = swap();
         // Release: pairs with the Acquire in `quiet_end`.
-        self.hot.quiet_end.store(quiet_end, Ordering::Release);
+        self.quiet_end.store(quiet_end, Ordering::Release);
         // Release: pairs with the Acquire in `sequence`.
-        self.hot.sequence.store(sequence + 2, Ordering::Release);
+        self.sequence.store(sequence + 2, Ordering::Release);
         replaced
     }
 
     /// The record of the value that is there.
     pub(crate) fn record(&self, _locked: &State<T>) -> Record {
         // Relaxed: only holders of the lock write it, and it orders them. So nothing can change in between.
-        let bank = &self.banks[Self::bank_index(self.hot.sequence.load(Ordering::Relaxed))];
+        let bank = &self.banks[Self::bank_index(self.sequence.load(Ordering::Relaxed))];
         Record {
             generation: bank.generation.load(Ordering::Relaxed),
             published: bank.published.load(Ordering::Relaxed),
@@ -240,17 +237,14 @@ impl<T> Slot<T> {
 
     pub(crate) fn set_quiet_end(&self, _locked: &mut State<T>, tick: u64) {
         // Release: pairs with the Acquire in `quiet_end`.
-        self.hot.quiet_end.store(tick, Ordering::Release);
+        self.quiet_end.store(tick, Ordering::Release);
     }
 
     pub(crate) fn into_inner(self) -> Option<Arc<T>> {
-        self.hot.value.into_inner()
+        self.value.into_inner()
     }
 
+    /// Bytes from the beginning to the end of what reads load.
     #[cfg(test)]
-    pub(crate) fn assert_layout() {
-        // The line is the slot's first, and the cold rest begins on the next one.
-        assert_eq!(std::mem::offset_of!(Self, hot), 0);
-        assert_eq!((size_of::<Hot<T>>(), align_of::<Hot<T>>()), (64, 64));
-    }
+    pub(crate) const HOT: usize = std::mem::offset_of!(Self, banks);
 }
