@@ -21,7 +21,7 @@ mod building;
 mod guard;
 mod lease;
 mod lookup;
-mod machine;
+pub(crate) mod machine;
 mod owned;
 mod pending;
 mod reader;
@@ -45,7 +45,11 @@ use crate::policy::{Freshness, Policy};
 use crate::stats::Stats;
 use crate::sync::Arc;
 
-use machine::{Demand, Machine};
+pub(crate) use building::Building;
+pub(crate) use lease::Held;
+pub(crate) use machine::Machine;
+
+use machine::Demand;
 
 /// A cell that owns a value which is expensive to make, read by many, and out of date after a while.
 ///
@@ -199,6 +203,13 @@ impl<T, C> DogpileCell<T, C> {
     }
 }
 
+impl<T, C> DogpileCell<T, C> {
+    #[inline]
+    pub(crate) fn machine(&self) -> &Machine<T, C> {
+        &self.machine
+    }
+}
+
 /// Reads that may build.
 impl<T, C: Clock> DogpileCell<T, C> {
     /// The value: as it is if it is fresh; else, for the one caller that is elected, what `build` returns, and
@@ -306,7 +317,7 @@ impl<T, C: Clock> DogpileCell<T, C> {
     /// A panic of `build`. And if it is called from inside the build of the same cell.
     #[track_caller]
     pub fn get_fresh_or_refresh<F: FnOnce() -> T>(&self, build: F) -> Arc<T> {
-        self.machine.get_fresh_or_refresh(build)
+        self.machine.refresh_for(Demand::Fresh, "get_fresh_or_refresh", |lease| lease.0.build(build))
     }
 
     /// Rebuilds even if the value is fresh: returns a value whose build began after this call.
@@ -320,7 +331,8 @@ impl<T, C: Clock> DogpileCell<T, C> {
     /// A panic of `build`. And if it is called from inside the build of the same cell.
     #[track_caller]
     pub fn refresh<F: FnOnce() -> T>(&self, build: F) -> Arc<T> {
-        self.machine.refresh(build)
+        let demand = Demand::After(self.machine.latest_origin());
+        self.machine.refresh_for(demand, "refresh", |lease| lease.0.build(build))
     }
 
     /// As [`get_or_refresh`](DogpileCell::get_or_refresh), but touches no reference count if there is a value
@@ -393,7 +405,7 @@ impl<T, C: Clock> DogpileCell<T, C> {
     /// If dropping the replaced value panics. The new one is in place by then.
     pub fn set(&self, value: T) -> Arc<T> {
         let value = Arc::new(value);
-        self.machine.set(Arc::clone(&value));
+        drop(self.machine.set_when_open(Arc::clone(&value), |_, _| ()));
         value
     }
 
@@ -409,7 +421,7 @@ impl<T, C: Clock> DogpileCell<T, C> {
     ///
     /// The result of a build that runs now is not published: only its own caller gets it. A retry pause goes on.
     pub fn clear(&self) -> Option<Arc<T>> {
-        self.machine.clear()
+        self.machine.clear(|_| ())
     }
 }
 

@@ -56,8 +56,10 @@ mod clock;
 mod error;
 mod lazy;
 mod policy;
+mod seats;
 mod stats;
 mod sync;
+mod sync_reader;
 
 pub use cell::{
     DogpileCell, Guard, Lease, Lookup, OwnedLease, OwnedLookup, OwnedPending, Pending, Reader, Snapshot,
@@ -68,6 +70,7 @@ pub use error::{RefreshError, SharedError};
 pub use lazy::{LazyDogpile, LazyReader};
 pub use policy::{Freshness, Policy};
 pub use stats::Stats;
+pub use sync_reader::{Drain, DrainTimeout, ReadGuard, ReaderArc, SyncReaderCell, WriteLock, Writer};
 
 /// The examples of the README are compiled and run.
 #[cfg(doctest)]

@@ -5,9 +5,11 @@
 
 pub(crate) use once_cell::sync::OnceCell;
 pub(crate) use parking_lot::{Mutex, MutexGuard};
-pub(crate) use std::sync::Arc;
 pub(crate) use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-pub(crate) use std::thread::{Thread, current as current_thread, park, park_timeout};
+pub(crate) use std::sync::{Arc, Weak};
+pub(crate) use std::thread::{
+    Builder as ThreadBuilder, JoinHandle, Thread, ThreadId, current as current_thread, park, park_timeout,
+};
 
 use arc_swap::ArcSwapOption;
 

@@ -9,9 +9,10 @@
 //! the outcome is stored before the list of waiters is taken, so a waiter that enrols too late to be in the
 //! list finds it when it looks.
 
-use crate::clock::{Clock, FOREVER, Tick};
+use crate::clock::Clock;
 use crate::error::SharedError;
-use crate::sync::{Arc, Mutex, OnceCell, Thread, current_thread, park};
+use crate::seats::{Seats, wait_until};
+use crate::sync::{Arc, Mutex, OnceCell};
 
 /// How a build ended, for those who waited.
 pub(crate) enum Outcome<T> {
@@ -48,19 +49,12 @@ impl<T> Clone for Outcome<T> {
 
 pub(crate) struct Attempt<T> {
     outcome: OnceCell<Outcome<T>>,
-    waiters: Mutex<Waiters>,
-}
-
-#[derive(Default)]
-struct Waiters {
-    next_seat: u64,
-    /// Sorted by seat, since seats are given in order.
-    parked: Vec<(u64, Thread)>,
+    waiters: Mutex<Seats<()>>,
 }
 
 impl<T> Attempt<T> {
     pub(crate) fn open() -> Arc<Self> {
-        Arc::new(Self { outcome: OnceCell::new(), waiters: Mutex::new(Waiters::default()) })
+        Arc::new(Self { outcome: OnceCell::new(), waiters: Mutex::default() })
     }
 
     pub(crate) fn outcome(&self) -> Option<&Outcome<T>> {
@@ -71,30 +65,17 @@ impl<T> Attempt<T> {
     pub(crate) fn settle(&self, outcome: Outcome<T>) {
         let first = self.outcome.set(outcome).is_ok();
         debug_assert!(first, "an attempt is settled by the one who took it out of the cell");
-        let parked = std::mem::take(&mut self.waiters.lock().parked);
-        for (_, thread) in parked {
-            thread.unpark();
+        let waiters = self.waiters.lock().take_all();
+        for waiter in waiters {
+            waiter.unpark();
         }
     }
 
     /// Blocks until there is an outcome, or until `clock` shows `deadline`.
     pub(crate) fn wait<C: Clock>(&self, clock: &C, deadline: u64) -> Option<&Outcome<T>> {
-        let _seat = Seat::take(self);
-        loop {
-            // The clock first: between the look at the outcome and the parking nothing may run that could take
-            // the thread's token, with which it may just have been woken.
-            let now = if deadline == FOREVER { Tick(0) } else { clock.now() };
-            if let Some(outcome) = self.outcome() {
-                return Some(outcome);
-            }
-            if deadline == FOREVER {
-                park();
-            } else if now >= Tick(deadline) {
-                return None;
-            } else {
-                clock.park_until(Tick(deadline), now);
-            }
-        }
+        let number = self.waiters.lock().take(());
+        let _seat = Seat { attempt: self, number };
+        wait_until(clock, deadline, || self.outcome())
     }
 }
 
@@ -104,26 +85,12 @@ struct Seat<'a, T> {
     number: u64,
 }
 
-impl<'a, T> Seat<'a, T> {
-    fn take(attempt: &'a Attempt<T>) -> Self {
-        let mut waiters = attempt.waiters.lock();
-        let number = waiters.next_seat;
-        waiters.next_seat += 1;
-        waiters.parked.push((number, current_thread()));
-        Self { attempt, number }
-    }
-}
-
 impl<T> Drop for Seat<'_, T> {
     fn drop(&mut self) {
         // A settled attempt wakes nobody any more. Not locking then is what lets a thousand waiters leave
         // without queueing.
-        if self.attempt.outcome().is_some() {
-            return;
-        }
-        let mut waiters = self.attempt.waiters.lock();
-        if let Ok(position) = waiters.parked.binary_search_by_key(&self.number, |(seat, _)| *seat) {
-            waiters.parked.remove(position);
+        if self.attempt.outcome().is_none() {
+            self.attempt.waiters.lock().leave(self.number);
         }
     }
 }

@@ -12,7 +12,7 @@ use crate::error::SharedError;
 use crate::sync::Arc;
 
 use super::building::Building;
-use super::machine::{Home, Machine, Ticket};
+use super::machine::{Concluded, Home, Machine, Ticket};
 
 /// The right to build the next value, held by one caller at a time.
 ///
@@ -102,10 +102,7 @@ impl<H: Home> Held<H> {
     }
 
     pub(crate) fn fail<E: Send + Sync + 'static>(mut self, error: E) -> Arc<E> {
-        let ticket = self.take();
-        let error = Arc::new(error);
-        self.home.machine().fail(ticket, SharedError::new(Arc::clone(&error)));
-        error
+        self.fail_with(error)
     }
 
     /// Runs `build` and publishes what it returns. If it panics, the lease is given back.
@@ -128,6 +125,44 @@ impl<H: Home> Held<H> {
         }
     }
 
+    /// Publishes `value` as far as the fence allows; unless it is to `release` the lease, that goes on.
+    pub(crate) fn conclude(
+        &mut self,
+        value: Arc<H::Value>,
+        release: bool,
+        note: impl FnOnce(&Arc<H::Value>, Option<&Arc<H::Value>>),
+    ) -> Concluded<H::Value> {
+        let mut ticket = self.take();
+        let concluded = self.home.machine().conclude(&mut ticket, value, None, release, note);
+        if !release {
+            self.ticket = Some(ticket);
+        }
+        concluded
+    }
+
+    /// As [`fail`](Held::fail), for a lease that is part of something else.
+    pub(crate) fn fail_with<E: Send + Sync + 'static>(&mut self, error: E) -> Arc<E> {
+        let ticket = self.take();
+        let error = Arc::new(error);
+        self.home.machine().fail(ticket, SharedError::new(Arc::clone(&error)));
+        error
+    }
+
+    pub(crate) fn machine(&self) -> &Machine<H::Value, H::Clock> {
+        self.home.machine()
+    }
+
+    pub(crate) fn ticket(&self) -> &Ticket<H::Value> {
+        self.ticket.as_ref().expect("the lease has not ended yet")
+    }
+
+    /// Lets go of the previous value.
+    pub(crate) fn forget_previous(&mut self) {
+        if let Some(ticket) = &mut self.ticket {
+            ticket.previous = None;
+        }
+    }
+
     fn run<R>(&self, build: impl FnOnce() -> R) -> R {
         let _building = Building::of(self.home.machine());
         build()
@@ -136,6 +171,18 @@ impl<H: Home> Held<H> {
     /// The ticket, to end the lease with it.
     fn take(&mut self) -> Ticket<H::Value> {
         self.ticket.take().expect("the methods that end a lease consume it")
+    }
+}
+
+impl<'a, T, C: Clock> Held<&'a Machine<T, C>> {
+    pub(crate) fn home(&self) -> &'a Machine<T, C> {
+        self.home
+    }
+}
+
+impl<'a, T, C: Clock> Lease<'a, T, C> {
+    pub(crate) fn into_held(self) -> Held<&'a Machine<T, C>> {
+        self.0
     }
 }
 

@@ -61,6 +61,8 @@ pub(crate) struct State<T> {
 struct Held {
     origin: u64,
     supersede_at: u64,
+    /// The holder has taken the value out of the slot, to put it back or another one in its place.
+    withholds: bool,
 }
 
 /// Failures since the latest publication.
@@ -90,6 +92,15 @@ impl<T> State<T> {
         self.origins
     }
 
+    fn is_held_by(&self, ticket: &Ticket<T>) -> bool {
+        self.lease.as_ref().is_some_and(|lease| lease.origin == ticket.origin)
+    }
+
+    /// Releases the lease, unless it has passed to somebody else. Returns whether it was released.
+    fn release(&mut self, ticket: &Ticket<T>) -> bool {
+        self.lease.take_if(|lease| lease.origin == ticket.origin).is_some()
+    }
+
     /// When the running retry pause ends, if one runs.
     fn pause(&self, now: u64) -> Option<u64> {
         self.failure.as_ref().map(|failure| failure.retry_at).filter(|retry_at| now < *retry_at)
@@ -102,7 +113,30 @@ pub(crate) struct Ticket<T> {
     began: u64,
     invalidations: u64,
     displacements: u64,
+    /// The build has had its result; the lease is only held on to.
+    concluded: bool,
     pub(crate) previous: Option<Arc<T>>,
+}
+
+/// What a build's result has come to.
+pub(crate) struct Concluded<T> {
+    /// What the build's caller gets.
+    pub(crate) served: Arc<T>,
+    /// What is not in the cell any more, or never was: to be dropped without a lock.
+    pub(crate) replaced: Option<Arc<T>>,
+}
+
+/// A value that the holder of the lease has taken out of the slot.
+pub(crate) struct Withheld<T> {
+    pub(crate) value: Option<Arc<T>>,
+    pub(crate) place: Place,
+}
+
+/// What belongs to a withheld value, to put it back.
+#[derive(Clone, Copy)]
+pub(crate) struct Place {
+    record: Record,
+    supersede_at: u64,
 }
 
 /// A place among those who wait.
@@ -138,20 +172,22 @@ pub(crate) enum Decision<T> {
 #[must_use]
 struct Aftermath<T> {
     settle: Option<(Arc<Attempt<T>>, Outcome<T>)>,
-    _replaced: Option<Arc<T>>,
+    replaced: Option<Arc<T>>,
     _failure: Option<Failure>,
 }
 
 impl<T> Aftermath<T> {
     fn none() -> Self {
-        Self { settle: None, _replaced: None, _failure: None }
+        Self { settle: None, replaced: None, _failure: None }
     }
 
-    /// Runs user code (`T::drop`, the drop of an error). If that panics, everybody has been told before.
-    fn finish(self) {
+    /// Wakes, drops the error of a failure that is over (user code: whoever is to be told has been told before),
+    /// and returns the value that is to be dropped.
+    fn finish(self) -> Option<Arc<T>> {
         if let Some((attempt, outcome)) = self.settle {
             attempt.settle(outcome);
         }
+        self.replaced
     }
 }
 
@@ -373,7 +409,7 @@ impl<T, C: Clock> Machine<T, C> {
         }
         // Elected.
         let origin = state.next_origin();
-        state.lease = Some(Held { origin, supersede_at: self.policy.supersede_at(now) });
+        state.lease = Some(Held { origin, supersede_at: self.policy.supersede_at(now), withholds: false });
         self.mirror(&mut state, now);
         self.counters.builds.count();
         Decision::Elected(Ticket {
@@ -381,6 +417,7 @@ impl<T, C: Clock> Machine<T, C> {
             began: now,
             invalidations: state.invalidations,
             displacements: state.displacements,
+            concluded: false,
             previous: held,
         })
     }
@@ -420,31 +457,64 @@ impl<T, C: Clock> Machine<T, C> {
 
 /// How builds end.
 impl<T, C: Clock> Machine<T, C> {
-    /// Publishes the result of a build, as far as the fence allows, and returns what its caller gets.
-    pub(crate) fn publish(&self, ticket: Ticket<T>, value: Arc<T>, ttl: Option<u64>) -> Arc<T> {
+    /// Publishes the result of a build, as far as the fence allows, releases the lease, and returns what its
+    /// caller gets.
+    pub(crate) fn publish(&self, mut ticket: Ticket<T>, value: Arc<T>, ttl: Option<u64>) -> Arc<T> {
+        let concluded = self.conclude(&mut ticket, value, ttl, true, |_, _| ());
+        drop(ticket);
+        drop(concluded.replaced);
+        concluded.served
+    }
+
+    /// Publishes the result of a build, as far as the fence allows.
+    ///
+    /// Unless it is to `release` the lease, that is held until [`give_back`](Machine::give_back). `note` is called
+    /// under the lock with the value that becomes visible and the one that it replaces.
+    pub(crate) fn conclude(
+        &self,
+        ticket: &mut Ticket<T>,
+        value: Arc<T>,
+        ttl: Option<u64>,
+        release: bool,
+        note: impl FnOnce(&Arc<T>, Option<&Arc<T>>),
+    ) -> Concluded<T> {
         let ttl = self.draw_ttl(ttl);
         let now = self.now();
+        ticket.concluded = true;
         let mut state = self.state.lock();
-        let (instead, aftermath) = match self.weigh(&mut state, &ticket, now) {
-            Verdict::Publish { stale } => {
-                let generation = self.slot.record(&state).generation + 1;
-                let record = if stale {
-                    self.counters.fenced.count();
-                    Record::stale(generation, now)
-                } else {
-                    Record::fresh(generation, now, ttl)
-                };
-                self.counters.build_took(now.saturating_sub(ticket.began));
-                (None, self.make_visible(&mut state, Arc::clone(&value), record, ticket.origin, now))
-            }
-            Verdict::Reject { instead, aftermath } => (instead, aftermath),
+        let holds = state.is_held_by(ticket);
+        let (instead, aftermath) = if !holds {
+            // Superseded.
+            let record = self.slot.record(&state);
+            let servable = now < record.fresh_end || now < self.policy.stale_end(record.lapse);
+            (if servable { self.slot.load_full() } else { None }, Aftermath::none())
+        } else if state.displacements != ticket.displacements {
+            self.counters.fenced.count();
+            let settle = Self::take_waiters(&mut state, Outcome::Abandoned);
+            (self.slot.load_full(), Aftermath { settle, ..Aftermath::none() })
+        } else {
+            let generation = self.slot.record(&state).generation + 1;
+            let record = if state.invalidations == ticket.invalidations {
+                Record::fresh(generation, now, ttl)
+            } else {
+                self.counters.fenced.count();
+                Record::stale(generation, now)
+            };
+            self.counters.build_took(now.saturating_sub(ticket.began));
+            (None, self.make_visible(&mut state, Arc::clone(&value), record, ticket.origin, now, note))
         };
+        if holds && release {
+            state.lease = None;
+        } else if let Some(lease) = state.lease.as_mut().filter(|_| holds) {
+            lease.withholds = false;
+        }
         self.mirror(&mut state, now);
         drop(state);
-        aftermath.finish();
-        drop(ticket);
-        // If the value was rejected for another one, it is dropped here.
-        instead.unwrap_or(value)
+        let replaced = aftermath.finish();
+        match instead {
+            Some(served) => Concluded { served, replaced: Some(value) },
+            None => Concluded { served: value, replaced },
+        }
     }
 
     /// The previous value counts as published anew. Gives the ticket back if there is none.
@@ -462,7 +532,7 @@ impl<T, C: Clock> Machine<T, C> {
         let mut state = self.state.lock();
         self.counters.failed.count();
         self.counters.build_took(now.saturating_sub(ticket.began));
-        let aftermath = if Self::release(&mut state, &ticket) {
+        let aftermath = if state.release(&ticket) {
             let outcome = Outcome::Failed(error.clone());
             self.record_failure(&mut state, Some(error), outcome, now, draw)
         } else {
@@ -474,15 +544,17 @@ impl<T, C: Clock> Machine<T, C> {
         drop(ticket);
     }
 
-    /// The lease comes back without a result.
+    /// The lease comes back: without a result, or after it was held on to.
     pub(crate) fn give_back(&self, ticket: Ticket<T>, panicked: bool) {
         let now = self.now();
         let draw = self.draw();
         let mut state = self.state.lock();
-        if panicked { &self.counters.panicked } else { &self.counters.abandoned }.count();
-        let aftermath = if !Self::release(&mut state, &ticket) {
+        if !ticket.concluded {
+            if panicked { &self.counters.panicked } else { &self.counters.abandoned }.count();
+        }
+        let aftermath = if !state.release(&ticket) {
             Aftermath::none()
-        } else if panicked {
+        } else if panicked && !ticket.concluded {
             self.record_failure(&mut state, None, Outcome::Abandoned, now, draw)
         } else {
             Aftermath { settle: Self::take_waiters(&mut state, Outcome::Abandoned), ..Aftermath::none() }
@@ -503,28 +575,6 @@ impl<T, C: Clock> Machine<T, C> {
         }
     }
 
-    /// Releases the lease, unless it has passed to somebody else. Returns whether it was released.
-    fn release(state: &mut State<T>, ticket: &Ticket<T>) -> bool {
-        state.lease.take_if(|lease| lease.origin == ticket.origin).is_some()
-    }
-
-    /// Releases the lease and holds the result against the fence.
-    fn weigh(&self, state: &mut State<T>, ticket: &Ticket<T>, now: u64) -> Verdict<T> {
-        if !Self::release(state, ticket) {
-            let record = self.slot.record(state);
-            let servable = now < record.fresh_end || now < self.policy.stale_end(record.lapse);
-            let instead = if servable { self.slot.load_full() } else { None };
-            return Verdict::Reject { aftermath: Aftermath::none(), instead };
-        }
-        if state.displacements != ticket.displacements {
-            self.counters.fenced.count();
-            let settle = Self::take_waiters(state, Outcome::Abandoned);
-            let aftermath = Aftermath { settle, ..Aftermath::none() };
-            return Verdict::Reject { aftermath, instead: self.slot.load_full() };
-        }
-        Verdict::Publish { stale: state.invalidations != ticket.invalidations }
-    }
-
     /// Makes a value visible to readers and takes the waiters out, who will get it too.
     fn make_visible(
         &self,
@@ -533,6 +583,7 @@ impl<T, C: Clock> Machine<T, C> {
         record: Record,
         origin: u64,
         now: u64,
+        note: impl FnOnce(&Arc<T>, Option<&Arc<T>>),
     ) -> Aftermath<T> {
         self.counters.published.count();
         state.origin = origin;
@@ -541,14 +592,18 @@ impl<T, C: Clock> Machine<T, C> {
         let publication = Publication { value: Arc::clone(&value), origin, lapsed };
         let settle = Self::take_waiters(state, Outcome::Published(publication));
         let quiet_end = self.quiet_end(state, record, now);
-        let renewed = self.slot.load().as_ref().is_some_and(|held| Arc::ptr_eq(held, &value));
+        let renewed = {
+            let held = self.slot.load();
+            note(&value, held.as_ref());
+            held.as_ref().is_some_and(|held| Arc::ptr_eq(held, &value))
+        };
         let replaced = if renewed {
             self.slot.amend(state, record, quiet_end);
             Some(value)
         } else {
             self.slot.replace(state, Some(value), record, quiet_end)
         };
-        Aftermath { settle, _replaced: replaced, _failure: failure }
+        Aftermath { settle, replaced, _failure: failure }
     }
 
     fn record_failure(
@@ -563,7 +618,7 @@ impl<T, C: Clock> Machine<T, C> {
         let retry_at = now.saturating_add(self.policy.retry_pause(count, draw));
         let failure = state.failure.replace(Failure { count, retry_at, error });
         let settle = Self::take_waiters(state, outcome);
-        Aftermath { settle, _replaced: None, _failure: failure }
+        Aftermath { settle, replaced: None, _failure: failure }
     }
 
     fn take_waiters(state: &mut State<T>, outcome: Outcome<T>) -> Option<(Arc<Attempt<T>>, Outcome<T>)> {
@@ -582,24 +637,38 @@ impl<T, C: Clock> Machine<T, C> {
     }
 }
 
-/// What the fence says of a result.
-enum Verdict<T> {
-    Publish { stale: bool },
-    Reject { aftermath: Aftermath<T>, instead: Option<Arc<T>> },
+/// A value that cannot be set yet, and a place to wait for the end of the build that withholds the old one.
+pub(crate) struct NotNow<T> {
+    pub(crate) value: Arc<T>,
+    pub(crate) wait: Wait<T>,
 }
 
 /// Writes from outside.
 impl<T, C: Clock> Machine<T, C> {
-    pub(crate) fn set(&self, value: Arc<T>) {
+    /// Publishes `value` ahead of any build and returns what it replaces. See [`conclude`](Machine::conclude) for
+    /// `note`.
+    ///
+    /// # Errors
+    ///
+    /// If a build withholds the old value.
+    pub(crate) fn set(
+        &self,
+        value: Arc<T>,
+        note: impl FnOnce(&Arc<T>, Option<&Arc<T>>),
+    ) -> Result<Option<Arc<T>>, NotNow<T>> {
         let ttl = self.draw_ttl(None);
         let now = self.now();
         let mut state = self.state.lock();
+        if state.lease.as_ref().is_some_and(|lease| lease.withholds) {
+            let attempt = Arc::clone(state.attempt.get_or_insert_with(Attempt::open));
+            return Err(NotNow { value, wait: Wait { attempt, look_again_at: FOREVER } });
+        }
         state.displacements += 1;
         let origin = state.next_origin();
         let record = Record::fresh(self.slot.record(&state).generation + 1, now, ttl);
-        let aftermath = self.make_visible(&mut state, value, record, origin, now);
+        let aftermath = self.make_visible(&mut state, value, record, origin, now, note);
         drop(state);
-        aftermath.finish();
+        Ok(aftermath.finish())
     }
 
     pub(crate) fn invalidate(&self) {
@@ -613,11 +682,56 @@ impl<T, C: Clock> Machine<T, C> {
         }
     }
 
-    pub(crate) fn clear(&self) -> Option<Arc<T>> {
+    /// Takes the value away. `note` is called under the lock with the value that is there.
+    pub(crate) fn clear(&self, note: impl FnOnce(Option<&Arc<T>>)) -> Option<Arc<T>> {
         let mut state = self.state.lock();
         state.displacements += 1;
+        note(self.slot.load().as_ref());
         let record = self.slot.record(&state);
         self.slot.replace(&mut state, None, record, 0)
+    }
+}
+
+/// A build that needs the old value for itself.
+impl<T, C: Clock> Machine<T, C> {
+    /// Takes the value out of the slot for the holder of the lease, who cannot be superseded from now on. Until it
+    /// [puts it back](Machine::put_back) or [concludes](Machine::conclude), others find an empty cell in which
+    /// somebody builds, and wait.
+    ///
+    /// `None` if the lease has passed to somebody else.
+    pub(crate) fn withhold(&self, ticket: &Ticket<T>) -> Option<Withheld<T>> {
+        let mut state = self.state.lock();
+        let lease = state.lease.as_mut().filter(|lease| lease.origin == ticket.origin)?;
+        lease.withholds = true;
+        let supersede_at = std::mem::replace(&mut lease.supersede_at, FOREVER);
+        let record = self.slot.record(&state);
+        let value = self.slot.replace(&mut state, None, record, 0);
+        Some(Withheld { value, place: Place { record, supersede_at } })
+    }
+
+    /// Puts a withheld value back into service, unless a `clear` has come meanwhile: then it is returned. The lease
+    /// goes on.
+    pub(crate) fn put_back(&self, ticket: &Ticket<T>, value: Option<Arc<T>>, place: Place) -> Option<Arc<T>> {
+        let now = self.now();
+        let mut state = self.state.lock();
+        if let Some(lease) = &mut state.lease {
+            lease.withholds = false;
+            lease.supersede_at = place.supersede_at;
+        }
+        let rejected = match value {
+            Some(value) if state.displacements == ticket.displacements => {
+                let invalidated = state.invalidations != ticket.invalidations;
+                let record = if invalidated { place.record.lapsed(now) } else { place.record };
+                let quiet_end = self.quiet_end(&state, record, now);
+                self.slot.replace(&mut state, Some(value), record, quiet_end)
+            }
+            other => other,
+        };
+        // Those who wait may be served again; they look.
+        let settle = Self::take_waiters(&mut state, Outcome::Abandoned);
+        drop(state);
+        Aftermath { settle, ..Aftermath::none() }.finish();
+        rejected
     }
 }
 
@@ -659,7 +773,7 @@ mod tests {
     #[test]
     fn g2_reads_of_what_may_be_served_take_no_lock() {
         let (machine, clock) = machine();
-        machine.set(Arc::new(1));
+        machine.set(Arc::new(1), |_, _| ()).unwrap_or_else(|_| unreachable!());
         {
             let _locked = machine.state.lock();
             read_in_every_way(&machine);

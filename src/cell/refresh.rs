@@ -2,6 +2,8 @@
 //!
 //! All of them have the same shape, and none of them trusts a wake-up: whatever a wait brings, the next step is
 //! decided by another lookup, or by a value that was handed over.
+//!
+//! What it means to build is the caller's: `run` gets the lease and ends it.
 
 use std::time::Duration;
 
@@ -9,8 +11,10 @@ use crate::clock::{Clock, FOREVER};
 use crate::error::{RefreshError, SharedError};
 use crate::sync::Arc;
 
+use super::building::is_building;
+use super::lease::Lease;
 use super::lookup::Lookup;
-use super::machine::{Demand, Machine};
+use super::machine::{Demand, Machine, NotNow};
 use super::pending::{Ended, Pending};
 
 impl<T, C: Clock> Machine<T, C> {
@@ -23,25 +27,21 @@ impl<T, C: Clock> Machine<T, C> {
     #[inline(never)]
     #[track_caller]
     pub(crate) fn get_or_refresh(&self, build: impl FnOnce() -> T) -> Arc<T> {
-        self.refresh_for(Demand::Value, "get_or_refresh", build)
+        self.refresh_for(Demand::Value, "get_or_refresh", |lease| lease.0.build(build))
     }
 
+    /// Returns a value that meets `demand`, built by `run` if this caller is elected.
     #[track_caller]
-    pub(crate) fn get_fresh_or_refresh(&self, build: impl FnOnce() -> T) -> Arc<T> {
-        self.refresh_for(Demand::Fresh, "get_fresh_or_refresh", build)
-    }
-
-    #[track_caller]
-    pub(crate) fn refresh(&self, build: impl FnOnce() -> T) -> Arc<T> {
-        self.refresh_for(Demand::After(self.latest_origin()), "refresh", build)
-    }
-
-    #[track_caller]
-    fn refresh_for(&self, demand: Demand, name: &str, build: impl FnOnce() -> T) -> Arc<T> {
+    pub(crate) fn refresh_for<'a>(
+        &'a self,
+        demand: Demand,
+        name: &str,
+        run: impl FnOnce(Lease<'a, T, C>) -> Arc<T>,
+    ) -> Arc<T> {
         loop {
             let pending = match self.lookup_for(demand) {
                 Lookup::Fresh(value) | Lookup::Stale(value) => return value,
-                Lookup::Elected(lease) => return lease.0.build(build),
+                Lookup::Elected(lease) => return run(lease),
                 Lookup::Pending(pending) => pending,
                 // No demand but `Servable` is answered so.
                 Lookup::Failed(_) => continue,
@@ -77,6 +77,17 @@ impl<T, C: Clock> Machine<T, C> {
     where
         E: Send + Sync + 'static,
     {
+        self.try_refresh(limit, |lease| lease.0.try_build(build))
+    }
+
+    pub(crate) fn try_refresh<'a, E>(
+        &'a self,
+        limit: Option<Duration>,
+        run: impl FnOnce(Lease<'a, T, C>) -> Result<Arc<T>, Arc<E>>,
+    ) -> Result<Arc<T>, RefreshError<E>>
+    where
+        E: Send + Sync + 'static,
+    {
         let mut demand = Demand::Servable;
         // All waits of one call together take no longer than the limit.
         let mut deadline = None;
@@ -89,9 +100,7 @@ impl<T, C: Clock> Machine<T, C> {
             let error = match self.lookup_for(demand) {
                 Lookup::Fresh(value) | Lookup::Stale(value) => return Ok(value),
                 Lookup::Elected(lease) => {
-                    return lease
-                        .0
-                        .try_build(build)
+                    return run(lease)
                         .or_else(|error| self.instead_of_error().ok_or(RefreshError::Build(error)));
                 }
                 Lookup::Failed(error) => error,
@@ -110,6 +119,30 @@ impl<T, C: Clock> Machine<T, C> {
                 Ok(error) => return Err(RefreshError::Build(error)),
                 // The error of somebody else's type means nothing to this caller: it builds, pause or not.
                 Err(_) => demand = Demand::Value,
+            }
+        }
+    }
+
+    /// Publishes `value` ahead of any build, but not into a cell whose value is being withheld: waits for the end
+    /// of that build. Returns what it replaces.
+    #[track_caller]
+    pub(crate) fn set_when_open(
+        &self,
+        mut value: Arc<T>,
+        note: impl Fn(&Arc<T>, Option<&Arc<T>>),
+    ) -> Option<Arc<T>> {
+        loop {
+            match self.set(value, &note) {
+                Ok(replaced) => return replaced,
+                Err(NotNow { value: returned, wait }) => {
+                    assert!(
+                        !is_building(self),
+                        "set was called from inside the build that holds the write lock of the same cell, and would \
+                         wait for its end; return the value from the build instead"
+                    );
+                    value = returned;
+                    wait.wait(&self.clock, FOREVER);
+                }
             }
         }
     }

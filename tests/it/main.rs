@@ -15,6 +15,7 @@ mod reentrancy;
 mod source;
 mod statics;
 mod support;
+mod sync_reader;
 mod time;
 mod traits;
 mod waiting;

@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use dogpile::{Freshness, Stats};
 
+use crate::differences;
+
 pub(crate) type Number = usize;
 
 const NANOSECOND: Duration = Duration::from_nanos(1);
@@ -156,6 +158,8 @@ pub(crate) struct Model {
     /// Who holds the lease.
     lease: Option<BuildId>,
     failures: Option<Failures>,
+    /// See [`differences::A_PAUSE_MAY_GO_UNNOTICED`].
+    pause_is_noticed: bool,
     /// What became of each thing that could be waited for. The last one is still open.
     attempts: Vec<Option<Ended>>,
     /// How many builds, as closures, are on the stack of the one thread.
@@ -211,6 +215,7 @@ impl Model {
             builds: Vec::new(),
             lease: None,
             failures: None,
+            pause_is_noticed: false,
             attempts: vec![None],
             closures: 0,
             met: BTreeMap::new(),
@@ -269,10 +274,14 @@ impl Model {
     }
 
     fn freshness(&self) -> Freshness {
+        let is_noticed = self.pause_is_noticed || !differences::A_PAUSE_MAY_GO_UNNOTICED;
+        self.freshness_in(self.pause_runs() && is_noticed)
+    }
+
+    /// While a retry pause runs a value may be served for as long as either window allows.
+    fn freshness_in(&self, a_pause: bool) -> Freshness {
         let Some(value) = &self.value else { return Freshness::Empty };
-        let while_refresh = self.settings.stale_while_refresh.unwrap_or(Duration::MAX);
-        // While a retry pause runs a value may be served as long as either window allows.
-        let window = if self.pause_runs() { while_refresh.max(self.error_window()) } else { while_refresh };
+        let window = if a_pause { self.stale_window().max(self.error_window()) } else { self.stale_window() };
         match self.lateness(value) {
             Duration::ZERO => Freshness::Fresh,
             lateness if lateness <= window => Freshness::Stale,
@@ -289,11 +298,18 @@ impl Model {
         by_age.max(by_word)
     }
 
+    fn stale_window(&self) -> Duration {
+        self.settings.stale_while_refresh.unwrap_or(Duration::MAX)
+    }
+
     fn error_window(&self) -> Duration {
         self.settings.stale_if_error.unwrap_or(Duration::ZERO)
     }
 
     fn pause_runs(&self) -> bool {
+        if differences::A_LEASE_SUSPENDS_THE_PAUSE && self.lease.is_some() {
+            return false;
+        }
         self.failures
             .as_ref()
             .is_some_and(|failures| self.now - failures.latest_at < self.pause(failures.count))
@@ -312,7 +328,8 @@ impl Model {
     /// Whether a build is so old that somebody else may be elected in its place.
     fn is_overdue(&self, build: BuildId) -> bool {
         let timeout = self.settings.lease_timeout.unwrap_or(Duration::MAX);
-        self.now - self.builds[build].began > timeout
+        let age = self.now - self.builds[build].began;
+        age > timeout || (differences::A_LEASE_IS_OVERDUE_AT_ITS_TIMEOUT && age == timeout)
     }
 
     /// Somebody builds, and is not overdue.
@@ -373,7 +390,7 @@ impl Model {
 
     /// The table of the contract. A `Pending` changes nothing.
     pub(crate) fn lookup(&mut self, want: Want) -> Seen {
-        let freshness = self.freshness();
+        let freshness = self.freshness_in(self.pause_runs());
         let may_be_served = match want {
             Want::ValueOrError | Want::Value => matches!(freshness, Freshness::Fresh | Freshness::Stale),
             Want::Fresh => freshness == Freshness::Fresh,
@@ -390,7 +407,8 @@ impl Model {
             }
             if self.pause_runs() {
                 self.meet("lookup: stale, a retry pause runs");
-                if self.settings.stale_while_refresh.is_some_and(|window| self.lateness(&value) > window) {
+                self.notice_the_pause();
+                if self.lateness(&value) > self.stale_window() {
                     self.meet("lookup: stale for an error only");
                 }
                 return Seen::Stale(value.value);
@@ -433,6 +451,7 @@ impl Model {
         });
         let build = self.builds.len() - 1;
         self.lease = Some(build);
+        self.notice_the_pause();
         build
     }
 
@@ -449,7 +468,10 @@ impl Model {
         let was_overdue = self.is_overdue(build);
         let had_the_lease = self.end(build);
         let Build { began, invalidated, displaced, .. } = self.builds[build];
-        self.stats.last_build = Some(self.now - began);
+        if (had_the_lease && !displaced) || !differences::A_REJECTED_VALUE_IS_NO_END {
+            self.stats.last_build = Some(self.now - began);
+        }
+        self.notice_the_pause();
         if !had_the_lease {
             let served = self.instead_of_a_late_result(build);
             self.meet(match served {
@@ -482,13 +504,19 @@ impl Model {
     /// cell has that.
     fn instead_of_a_late_result(&self, build: BuildId) -> Option<Number> {
         let Build { want, generation, .. } = self.builds[build];
-        let value = self.value.filter(|_| self.get().is_some())?;
+        let value = self.value?;
+        let may_be_served = if differences::A_LATE_CALLER_IS_NOT_SERVED_IN_A_PAUSE {
+            self.lateness(&value) <= self.stale_window()
+        } else {
+            self.get().is_some()
+        };
         let is_what_it_asked_for = match want {
             Want::ValueOrError | Want::Value => true,
-            Want::Fresh => self.freshness() == Freshness::Fresh,
+            _ if differences::A_LATE_CALLER_IS_SERVED_WHAT_IT_REFUSED => true,
+            Want::Fresh => self.lateness(&value).is_zero(),
             Want::New => value.generation > generation,
         };
-        is_what_it_asked_for.then_some(value.value)
+        (may_be_served && is_what_it_asked_for).then_some(value.value)
     }
 
     /// "Not modified." `None`: there is nothing to renew, and the build goes on.
@@ -507,6 +535,7 @@ impl Model {
         } else {
             self.meet("end: superseded");
         }
+        self.notice_the_pause();
     }
 
     pub(crate) fn panic(&mut self, build: BuildId) {
@@ -518,6 +547,7 @@ impl Model {
         } else {
             self.meet("end: superseded");
         }
+        self.notice_the_pause();
     }
 
     pub(crate) fn abandon(&mut self, build: BuildId) {
@@ -528,6 +558,7 @@ impl Model {
         } else {
             self.meet("end: superseded");
         }
+        self.notice_the_pause();
     }
 
     /// The build lets go of the lease. Whether it still had it.
@@ -579,6 +610,12 @@ impl Model {
         if let Some(value) = &mut self.value {
             value.declared_stale.get_or_insert(self.now);
         }
+        self.notice_the_pause();
+    }
+
+    fn notice_the_pause(&mut self) {
+        let is_late = self.value.is_some_and(|value| !self.lateness(&value).is_zero());
+        self.pause_is_noticed = is_late && self.pause_runs();
     }
 
     /// Those who wait have their answer; who comes later waits for another.
@@ -604,7 +641,10 @@ impl Model {
         let ended = self.attempts[place.attempt].or_else(|| {
             if self.is_inside_a_build() {
                 Some(Ended::Reentrant)
-            } else if self.is_overdue(place.build) {
+            } else if self.is_overdue(place.build)
+                && !(differences::A_LOOK_DOES_NOT_SEE_AN_OVERDUE_LEASE
+                    && patience == Patience::For(Duration::ZERO))
+            {
                 self.meet("abandoned: an overdue lease");
                 if patience != Patience::For(Duration::ZERO) {
                     self.stats.waits += 1;

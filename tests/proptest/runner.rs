@@ -11,6 +11,7 @@ use dogpile::{
     Waited,
 };
 
+use crate::differences;
 use crate::model::{
     BuildId, Ended, Fault, Kind, Model, Number, Patience, Place, Seen, Settings, Shot, View, Want,
 };
@@ -37,10 +38,14 @@ impl Clock for CoarseClock {
     fn coarse_lag(&self) -> Duration {
         Duration::from_nanos(self.period)
     }
-    fn park_until(&self, deadline: Tick) {
-        self.exact.park_until(deadline);
+    fn park_until(&self, deadline: Tick, now: Tick) {
+        self.exact.park_until(deadline, now);
     }
 }
+
+/// Where the clock stops.
+const END_OF_TIME: Duration =
+    Duration::from_nanos(if differences::THE_LAST_TICK_IS_LEFT_OUT { u64::MAX - 1 } else { u64::MAX });
 
 type TestCell = DogpileCell<Token, CoarseClock>;
 
@@ -159,7 +164,7 @@ enum Refused {
     Reentrant,
 }
 
-impl<'a> Runner<'a> {
+impl Runner<'_> {
     fn all(&self, operations: &[Operation]) {
         for (number, operation) in operations.iter().enumerate() {
             self.path.borrow_mut().push(number);
@@ -196,10 +201,11 @@ impl<'a> Runner<'a> {
             }
             Operation::Advance(by) => {
                 let now = self.model.borrow().now();
-                self.advance_to(now + *by);
+                self.advance_to(now.saturating_add(*by));
             }
             Operation::AdvanceTo(which, past) => {
-                let moments = self.model.borrow().moments();
+                let mut moments = self.model.borrow().moments();
+                moments.retain(|moment| *moment < END_OF_TIME);
                 if !moments.is_empty() {
                     let moment = moments[which % moments.len()];
                     self.advance_to(moment.saturating_add(Duration::from_nanos(*past)));
@@ -208,9 +214,8 @@ impl<'a> Runner<'a> {
         }
     }
 
-    /// The clock stops one nanosecond before the last that it can show: see the crate's documentation.
     fn advance_to(&self, moment: Duration) {
-        let moment = moment.min(Duration::from_nanos(u64::MAX - 1));
+        let moment = moment.min(END_OF_TIME);
         let now = self.model.borrow().now();
         self.model.borrow_mut().advance_to(moment);
         self.clock.advance(moment - now);
@@ -295,10 +300,8 @@ impl Runner<'_> {
             By::Reader(which) => Some(&self.readers[which]),
             _ => None,
         };
-        let mut handle = match reader.map(|reader| reader.reader.try_borrow_mut()).transpose() {
-            Ok(handle) => handle,
-            // The build of this very handle runs: the borrow checker keeps a build from coming back to it.
-            Err(_) => return,
+        let Ok(mut handle) = reader.map(|reader| reader.reader.try_borrow_mut()).transpose() else {
+            return; // A build that this handle runs cannot come back to it: the handle is borrowed.
         };
         let seen = self.model.borrow_mut().lookup(match by {
             By::GetFreshOrRefresh => Want::Fresh,
@@ -332,13 +335,15 @@ impl Runner<'_> {
                 self.model.borrow_mut().meet("reentry: a panic");
                 Called::Reentrant
             }
-            Seen::Elected(id) => match made.get() {
-                Some(value) => Called::Returned(self.model.borrow_mut().publish(id, value, None)),
-                None => {
-                    self.model.borrow_mut().panic(id);
+            Seen::Elected(id) => {
+                let mut model = self.model.borrow_mut();
+                if let Some(value) = made.get() {
+                    Called::Returned(model.publish(id, value, None))
+                } else {
+                    model.panic(id);
                     Called::Panicked
                 }
-            },
+            }
             Seen::Failed(_) => unreachable!("these methods cannot report an error"),
         };
         assert_eq!(got, expected, "{by:?}");

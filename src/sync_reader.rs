@@ -1,0 +1,463 @@
+//! `SyncReaderCell`: a `DogpileCell` whose replaced values are finalised when their last reader has left.
+//!
+//! Elections, the fence, waiting and errors are the inner cell's. What comes on top:
+//!
+//! ```text
+//! drain     what becomes of a replaced value, and who waits for it     G11
+//! reader    ReaderArc, ReadGuard
+//! writer    builds that need the old value for themselves              G12
+//! ```
+
+mod drain;
+mod reader;
+mod writer;
+
+pub use drain::{Drain, DrainTimeout};
+pub use reader::{ReadGuard, ReaderArc};
+pub use writer::{WriteLock, Writer};
+
+use std::fmt;
+use std::panic::{RefUnwindSafe, UnwindSafe};
+use std::time::Duration;
+
+use crate::cell::machine::{Demand, Machine};
+use crate::cell::{Building, DogpileCell, Lease};
+use crate::clock::{Clock, FOREVER, SystemClock};
+use crate::error::RefreshError;
+use crate::policy::{Freshness, Policy};
+use crate::stats::Stats;
+use crate::sync::Arc;
+
+use drain::{Room, Tracked, deadline};
+
+/// A [`DogpileCell`] that hands each replaced value to a finalizer, when its last reader has left.
+///
+/// For values that stand for something outside: a data file to be deleted, a mapping to be unmapped, a connection to
+/// be closed, a buffer to be used again. The heir of the ancestor's `SyncReaderDogpile`.
+///
+/// # What readers observe
+///
+/// As with [`DogpileCell`]. Choosing the value and registering as its reader are one step: no reader ever gets a value
+/// that was retired before it came, or sees one that has been finalised.
+///
+/// # The finalizer
+///
+/// Gets every replaced value by value, exactly once, after its last reader has left; in the order in which the values
+/// were replaced, never two at a time, also when the cell is dropped before. It runs without a lock, in the caller that
+/// replaced the value or on a thread of the cell's own, `dogpile-finalizer`, which is started when it is first needed.
+/// See [`Drain`].
+///
+/// A value that the fence kept out of the cell (see [`clear`](SyncReaderCell::clear)) is finalised too, when the
+/// caller that built it has let go of it; it has no place in the order.
+///
+/// The value that is in the cell when the cell is dropped is dropped, not finalised: a file that is current must
+/// survive a restart.
+///
+/// If the finalizer panics, the panic hook reports it and the next value has its turn. It may look at the cell, but
+/// must not wait for it: a writer that needs the room empty waits for the finalizer in turn.
+///
+/// # Dropping
+///
+/// Values that have been replaced are still finalised after the cell is gone. If no reader is in the way, dropping the
+/// cell waits for that.
+///
+/// # Examples
+///
+/// A new file beside the old one, which is deleted when nobody reads it any more:
+///
+/// ```
+/// use dogpile::SyncReaderCell;
+/// use std::fs::File;
+/// use std::path::PathBuf;
+/// use std::time::Duration;
+///
+/// struct DataFile {
+///     path: PathBuf,
+///     file: File,
+/// }
+///
+/// # let folder = std::env::temp_dir().join(format!("dogpile-doc-{}", std::process::id()));
+/// # std::fs::create_dir_all(&folder)?;
+/// # let build = |number: u32| {
+/// #     let path = folder.join(format!("data.{number}"));
+/// #     DataFile { file: File::create(&path).unwrap(), path }
+/// # };
+/// let cell = SyncReaderCell::new(Duration::from_secs(60), |old: DataFile| {
+///     drop(old.file);
+///     let _ = std::fs::remove_file(old.path);
+/// });
+///
+/// let reader = cell.get_or_refresh(|| build(1));
+/// cell.set(build(2));
+/// assert!(reader.path.exists()); // still being read
+/// let path = reader.path.clone();
+/// drop(reader);
+/// cell.synchronize();
+/// assert!(!path.exists());
+/// # drop(cell);
+/// # std::fs::remove_dir_all(&folder)?;
+/// # Ok::<(), std::io::Error>(())
+/// ```
+pub struct SyncReaderCell<T, C = SystemClock> {
+    cell: DogpileCell<Tracked<T>, C>,
+    room: Arc<Room<T>>,
+    drain: Drain,
+}
+
+// As for `DogpileCell`; and a finalizer that panics is not seen again in a state of its own making, since it is `Fn`.
+impl<T: RefUnwindSafe, C: UnwindSafe> UnwindSafe for SyncReaderCell<T, C> {}
+impl<T: RefUnwindSafe, C: RefUnwindSafe> RefUnwindSafe for SyncReaderCell<T, C> {}
+
+/// Making one.
+impl<T: Send + Sync + 'static> SyncReaderCell<T> {
+    /// An empty cell whose values are fresh for `ttl` after their publication, and are finalised in the background.
+    #[must_use]
+    pub fn new(ttl: Duration, finalizer: impl Fn(T) + Send + Sync + 'static) -> Self {
+        Self::with_policy(Policy::ttl(ttl), Drain::default(), finalizer)
+    }
+
+    /// An empty cell with a policy, and a choice of who waits for the readers.
+    #[must_use]
+    pub fn with_policy(policy: Policy, drain: Drain, finalizer: impl Fn(T) + Send + Sync + 'static) -> Self {
+        Self::with_clock(policy, SystemClock, drain, finalizer)
+    }
+}
+
+impl<T: Send + Sync + 'static, C> SyncReaderCell<T, C> {
+    /// An empty cell with a policy, a clock, and a choice of who waits for the readers.
+    #[must_use]
+    pub fn with_clock(
+        policy: Policy,
+        clock: C,
+        drain: Drain,
+        finalizer: impl Fn(T) + Send + Sync + 'static,
+    ) -> Self {
+        Self { cell: DogpileCell::with_clock(policy, clock), room: Room::new(finalizer), drain }
+    }
+}
+
+/// Reads that may build.
+impl<T, C: Clock> SyncReaderCell<T, C> {
+    /// As [`DogpileCell::get_or_refresh`]: the old value for everybody but the one caller that builds.
+    ///
+    /// # Blocking
+    ///
+    /// As there. And the caller that has built waits for the readers of the old value, if the cell's [`Drain`] says so.
+    ///
+    /// # Panics
+    ///
+    /// As there.
+    #[inline]
+    #[track_caller]
+    pub fn get_or_refresh<F: FnOnce() -> T>(&self, build: F) -> ReaderArc<T> {
+        match self.machine().serve() {
+            Some(value) => ReaderArc(value),
+            None => self.get_or_refresh_with(|_| build()),
+        }
+    }
+
+    /// As [`DogpileCell::try_get_or_refresh`].
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    #[inline]
+    pub fn try_get_or_refresh<E, F>(&self, build: F) -> Result<ReaderArc<T>, RefreshError<E>>
+    where
+        E: Send + Sync + 'static,
+        F: FnOnce() -> Result<T, E>,
+    {
+        match self.machine().serve() {
+            Some(value) => Ok(ReaderArc(value)),
+            None => self.try_get_or_refresh_with(|_| build()),
+        }
+    }
+
+    /// As [`get_or_refresh`](SyncReaderCell::get_or_refresh), with a build that may ask for the write lock: for
+    /// replacement in place (the same file name, one memory budget), where old and new cannot coexist.
+    ///
+    /// # Panics
+    ///
+    /// As there. If the build panics under the write lock, the old value is put back.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::SyncReaderCell;
+    /// use std::time::Duration;
+    ///
+    /// // One buffer, which must not be allocated twice.
+    /// let cell = SyncReaderCell::new(Duration::from_secs(60), |_empty: Vec<u32>| {});
+    /// for round in 1..=2 {
+    ///     cell.invalidate();
+    ///     let data = cell.get_or_refresh_with(|writer| {
+    ///         let fresh = round * 100; // slow; stale readers go on reading
+    ///         let mut lock = writer.acquire_write_lock(); // waits for them, holds new ones back
+    ///         let mut buffer = lock.old().map(std::mem::take).unwrap_or_default();
+    ///         buffer.clear();
+    ///         buffer.push(fresh);
+    ///         buffer
+    ///     });
+    ///     assert_eq!(*data, [round * 100]);
+    /// }
+    /// ```
+    #[track_caller]
+    pub fn get_or_refresh_with<F>(&self, build: F) -> ReaderArc<T>
+    where
+        F: FnOnce(&mut Writer<'_, T, C>) -> T,
+    {
+        ReaderArc(self.machine().refresh_for(Demand::Value, "get_or_refresh", |lease| self.run(lease, build)))
+    }
+
+    /// As [`try_get_or_refresh`](SyncReaderCell::try_get_or_refresh), with a build that may ask for the write lock.
+    ///
+    /// # Errors
+    ///
+    /// As there. If the build fails under the write lock, the old value is put back.
+    pub fn try_get_or_refresh_with<E, F>(&self, build: F) -> Result<ReaderArc<T>, RefreshError<E>>
+    where
+        E: Send + Sync + 'static,
+        F: FnOnce(&mut Writer<'_, T, C>) -> Result<T, E>,
+    {
+        self.try_refresh(None, build)
+    }
+
+    /// As [`DogpileCell::try_get_or_refresh_timeout`].
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    #[inline]
+    pub fn try_get_or_refresh_timeout<E, F>(
+        &self,
+        wait: Duration,
+        build: F,
+    ) -> Result<ReaderArc<T>, RefreshError<E>>
+    where
+        E: Send + Sync + 'static,
+        F: FnOnce() -> Result<T, E>,
+    {
+        match self.machine().serve() {
+            Some(value) => Ok(ReaderArc(value)),
+            None => self.try_refresh(Some(wait), |_| build()),
+        }
+    }
+
+    /// As [`DogpileCell::get_fresh_or_refresh`]: never a stale value.
+    ///
+    /// # Panics
+    ///
+    /// As there.
+    #[track_caller]
+    pub fn get_fresh_or_refresh<F: FnOnce() -> T>(&self, build: F) -> ReaderArc<T> {
+        let run = |lease| self.run(lease, |_| build());
+        ReaderArc(self.machine().refresh_for(Demand::Fresh, "get_fresh_or_refresh", run))
+    }
+
+    /// As [`DogpileCell::refresh`]: a value whose build began after this call.
+    ///
+    /// # Panics
+    ///
+    /// As there.
+    #[track_caller]
+    pub fn refresh<F: FnOnce() -> T>(&self, build: F) -> ReaderArc<T> {
+        let demand = Demand::After(self.machine().latest_origin());
+        ReaderArc(self.machine().refresh_for(demand, "refresh", |lease| self.run(lease, |_| build())))
+    }
+
+    /// As [`get_or_refresh`](SyncReaderCell::get_or_refresh), but touches no reference count if there is a value that
+    /// may be served.
+    ///
+    /// # Panics
+    ///
+    /// As there.
+    #[inline]
+    #[track_caller]
+    pub fn load_or_refresh<F: FnOnce() -> T>(&self, build: F) -> ReadGuard<'_, T> {
+        match self.machine().serve_guard().and_then(|guard| ReadGuard::new(guard, &self.room)) {
+            Some(guard) => guard,
+            None => self.get_or_refresh(build).into_guard(&self.room),
+        }
+    }
+
+    fn try_refresh<'a, E, F>(
+        &'a self,
+        limit: Option<Duration>,
+        build: F,
+    ) -> Result<ReaderArc<T>, RefreshError<E>>
+    where
+        E: Send + Sync + 'static,
+        F: FnOnce(&mut Writer<'_, T, C>) -> Result<T, E>,
+    {
+        let run = |lease: Lease<'a, _, C>| {
+            let mut writer = Writer::new(&self.room, lease.into_held());
+            let result = {
+                let _building = Building::of(writer.machine());
+                build(&mut writer)
+            };
+            match result {
+                Ok(value) => Ok(writer.publish(value, self.drain)),
+                Err(error) => Err(writer.fail(error)),
+            }
+        };
+        self.machine().try_refresh(limit, run).map(ReaderArc)
+    }
+
+    fn run<'a, F>(&'a self, lease: Lease<'a, Tracked<T>, C>, build: F) -> Arc<Tracked<T>>
+    where
+        F: FnOnce(&mut Writer<'_, T, C>) -> T,
+    {
+        let mut writer = Writer::new(&self.room, lease.into_held());
+        let value = {
+            let _building = Building::of(writer.machine());
+            build(&mut writer)
+        };
+        writer.publish(value, self.drain)
+    }
+
+    #[inline]
+    fn machine(&self) -> &Machine<Tracked<T>, C> {
+        self.cell.machine()
+    }
+}
+
+/// Reads that never build and never block.
+impl<T, C: Clock> SyncReaderCell<T, C> {
+    /// What may be served now, fresh or stale. `None` too while a writer is inside.
+    #[must_use]
+    #[inline]
+    pub fn get(&self) -> Option<ReaderArc<T>> {
+        self.cell.get().map(ReaderArc)
+    }
+
+    /// As [`get`](SyncReaderCell::get), but touches no reference count.
+    #[must_use]
+    #[inline]
+    pub fn load(&self) -> Option<ReadGuard<'_, T>> {
+        self.machine().servable().and_then(|guard| ReadGuard::new(guard, &self.room))
+    }
+
+    /// What a read would find now.
+    #[must_use]
+    pub fn freshness(&self) -> Freshness {
+        self.cell.freshness()
+    }
+}
+
+impl<T, C> SyncReaderCell<T, C> {
+    /// The number of publications so far.
+    #[must_use]
+    pub fn generation(&self) -> u64 {
+        self.cell.generation()
+    }
+
+    /// Whether somebody builds at the moment, or waits for the readers of what it has replaced.
+    #[must_use]
+    pub fn is_refreshing(&self) -> bool {
+        self.cell.is_refreshing()
+    }
+
+    /// What the cell has done so far.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        self.cell.stats()
+    }
+
+    /// Outstanding [`ReaderArc`]s, of the current and of retired values.
+    ///
+    /// [`ReadGuard`]s keep a value from being finalised too, but are only counted once it has been replaced.
+    #[must_use]
+    pub fn readers(&self) -> usize {
+        self.room.readers()
+    }
+
+    /// Replaced values whose finalizer has not finished.
+    #[must_use]
+    pub fn retired(&self) -> usize {
+        self.room.retired()
+    }
+}
+
+/// Waiting for the finalizer.
+impl<T, C: Clock> SyncReaderCell<T, C> {
+    /// Waits until everything that was retired before this call is finalised.
+    ///
+    /// # Panics
+    ///
+    /// If it is called from inside the finalizer, or by a thread that holds a [`ReadGuard`] of a value that has been
+    /// replaced: it would wait for itself.
+    ///
+    /// # Deadlocks
+    ///
+    /// A thread that holds a [`ReaderArc`] of such a value waits for itself, which cannot be known.
+    #[track_caller]
+    pub fn synchronize(&self) {
+        if let Err(reason) = self.room.synchronize(&self.machine().clock, FOREVER) {
+            panic!("synchronize would wait for itself: {reason}");
+        }
+    }
+
+    /// As [`synchronize`](SyncReaderCell::synchronize), but waits at most for `wait`, on the cell's clock.
+    ///
+    /// # Errors
+    ///
+    /// Some readers have not left in time, or it would have waited for itself.
+    pub fn synchronize_timeout(&self, wait: Duration) -> Result<(), DrainTimeout> {
+        let clock = &self.machine().clock;
+        match self.room.synchronize(clock, deadline(clock, wait)) {
+            Ok(true) => Ok(()),
+            Ok(false) | Err(_) => Err(self.room.drain_timeout()),
+        }
+    }
+}
+
+/// Writes.
+impl<T, C: Clock> SyncReaderCell<T, C> {
+    /// As [`DogpileCell::set`]. The value that it replaces is retired, and let go of as the cell's [`Drain`] says.
+    ///
+    /// # Blocking
+    ///
+    /// While a writer is inside: until that build ends.
+    ///
+    /// # Panics
+    ///
+    /// If it is called from inside the build that holds the write lock.
+    #[track_caller]
+    pub fn set(&self, value: T) -> ReaderArc<T> {
+        let value = Arc::new(Tracked::new(value, &self.room));
+        let replaced =
+            self.machine().set_when_open(Arc::clone(&value), |new, old| self.room.published(new, old));
+        self.room.let_go(replaced, self.drain, &self.machine().clock);
+        ReaderArc(value)
+    }
+
+    /// As [`DogpileCell::invalidate`].
+    pub fn invalidate(&self) {
+        self.cell.invalidate();
+    }
+
+    /// As [`DogpileCell::clear`]. The value is retired, and let go of as the cell's [`Drain`] says.
+    ///
+    /// While a writer is inside, it sees to it that the old value is retired instead of put back.
+    pub fn clear(&self) {
+        let cleared = self.machine().clear(|old| self.room.cleared(old));
+        self.room.let_go(cleared, self.drain, &self.machine().clock);
+    }
+}
+
+impl<T, C> Drop for SyncReaderCell<T, C> {
+    fn drop(&mut self) {
+        self.room.close();
+    }
+}
+
+impl<T, C> fmt::Debug for SyncReaderCell<T, C> {
+    /// Shows the state, not the value.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SyncReaderCell")
+            .field("generation", &self.generation())
+            .field("is_refreshing", &self.is_refreshing())
+            .field("drain", &self.drain)
+            .finish_non_exhaustive()
+    }
+}

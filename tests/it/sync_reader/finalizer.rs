@@ -1,0 +1,340 @@
+//! G11: the finalizer, once, in order, after the last reader.
+
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::mpsc::channel;
+use std::sync::{Arc, OnceLock, Weak};
+use std::thread;
+use std::time::Duration;
+
+use dogpile::{Drain, Policy, ReaderArc, SyncReaderCell};
+
+use super::{background, logged};
+use crate::support::{TTL, eventually, panic_message};
+
+#[test]
+fn g11_publish_then_last_reader_out_then_finalizer() {
+    let (cell, _clock, log) = background();
+    let reader = cell.get_or_refresh(|| 1);
+    let second = reader.clone();
+    cell.set(2);
+    assert_eq!(cell.get().as_deref(), Some(&2));
+    assert_eq!((log.entries(), cell.retired(), cell.readers()), (vec![], 1, 2));
+    drop(reader);
+    assert_eq!((log.entries(), *second), (vec![], 1));
+    drop(second);
+    cell.synchronize();
+    assert_eq!((log.entries(), cell.retired(), cell.readers()), (vec![1], 0, 0));
+}
+
+#[test]
+fn g11_without_a_reader_the_finalizer_runs_in_the_caller_that_replaced_the_value() {
+    let finalizer = Arc::new(OnceLock::new());
+    let ran = Arc::clone(&finalizer);
+    let cell = SyncReaderCell::new(TTL, move |_: u32| ran.set(thread::current().id()).unwrap());
+    cell.set(1);
+    drop(cell.refresh(|| 2));
+    assert_eq!(finalizer.get(), Some(&thread::current().id()));
+}
+
+#[test]
+fn g11_with_a_reader_the_finalizer_runs_on_the_cells_own_thread() {
+    let (sender, receiver) = channel();
+    let cell = SyncReaderCell::new(TTL, move |_: u32| {
+        sender.send((thread::current().id(), thread::current().name().map(str::to_owned))).unwrap();
+    });
+    let reader = cell.get_or_refresh(|| 1);
+    cell.set(2);
+    thread::scope(|scope| {
+        scope.spawn(move || drop(reader));
+    });
+    let (thread, name) = receiver.recv().unwrap();
+    assert_ne!(thread, thread::current().id());
+    assert_eq!(name.as_deref(), Some("dogpile-finalizer"));
+}
+
+#[test]
+fn g11_values_are_finalised_in_the_order_in_which_they_were_replaced() {
+    let (cell, _clock, log) = background();
+    let first = cell.get_or_refresh(|| 1);
+    cell.set(2);
+    let third = cell.set(3);
+    cell.set(4);
+    cell.clear();
+    cell.set(5);
+    // 2 and 4 have no readers any more, but it is not their turn.
+    assert_eq!((log.entries(), cell.retired()), (vec![], 4));
+    drop(third);
+    assert_eq!((log.entries(), cell.retired()), (vec![], 4));
+    drop(first);
+    cell.synchronize();
+    assert_eq!((log.entries(), cell.retired()), (vec![1, 2, 3, 4], 0));
+}
+
+#[test]
+fn g11_two_generations_replaced_in_quick_succession_are_finalised_once_each() {
+    let (cell, _clock, log) = background();
+    for number in 0..100 {
+        cell.set(number);
+    }
+    assert_eq!(log.entries(), (0..99).collect::<Vec<_>>());
+}
+
+#[test]
+fn g11_never_two_finalizers_at_a_time() {
+    let inside = Arc::new(AtomicBool::new(false));
+    let count = Arc::new(AtomicU32::new(0));
+    let cell = {
+        let (inside, count) = (Arc::clone(&inside), Arc::clone(&count));
+        SyncReaderCell::new(Duration::from_secs(3600), move |_: u32| {
+            assert!(!inside.swap(true, Ordering::SeqCst), "two at a time");
+            thread::yield_now();
+            inside.store(false, Ordering::SeqCst);
+            count.fetch_add(1, Ordering::SeqCst);
+        })
+    };
+    thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                for number in 0..500 {
+                    let reader = cell.set(number);
+                    let _ = cell.get();
+                    drop(reader);
+                }
+            });
+        }
+    });
+    cell.synchronize();
+    assert_eq!(count.load(Ordering::SeqCst), 4 * 500 - 1);
+}
+
+#[test]
+fn g11_the_value_in_a_dropped_cell_is_dropped_not_finalised() {
+    struct Noisy(Arc<AtomicU32>);
+    impl Drop for Noisy {
+        fn drop(&mut self) {
+            self.0.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+    let (dropped, finalized) = (Arc::new(AtomicU32::new(0)), Arc::new(AtomicU32::new(0)));
+    let cell = {
+        let finalized = Arc::clone(&finalized);
+        SyncReaderCell::new(TTL, move |value: Noisy| {
+            finalized.fetch_add(1, Ordering::SeqCst);
+            std::mem::forget(value);
+        })
+    };
+    let reader = cell.get_or_refresh(|| Noisy(Arc::clone(&dropped)));
+    drop(cell);
+    assert_eq!(dropped.load(Ordering::SeqCst), 0);
+    drop(reader);
+    assert_eq!((dropped.load(Ordering::SeqCst), finalized.load(Ordering::SeqCst)), (1, 0));
+}
+
+#[test]
+fn g11_what_is_retired_when_the_cell_is_dropped_is_still_finalised() {
+    let (cell, _clock, log) = background();
+    let first = cell.get_or_refresh(|| 1);
+    let second = cell.set(2);
+    let third = cell.set(3);
+    drop(cell);
+    assert_eq!(*first + *second + *third, 6);
+    drop(third);
+    drop(second);
+    assert_eq!(log.entries(), []);
+    drop(first);
+    eventually("the rest is finalised", || log.entries() == [1, 2]);
+}
+
+#[test]
+fn g11_dropping_a_cell_waits_for_finalizers_that_no_reader_is_in_the_way_of() {
+    let (begun, has_begun) = channel();
+    let (go, gone) = channel::<()>();
+    let gone = std::sync::Mutex::new(gone);
+    let done = Arc::new(AtomicBool::new(false));
+    let cell = {
+        let done = Arc::clone(&done);
+        SyncReaderCell::new(TTL, move |_: u32| {
+            begun.send(()).unwrap();
+            gone.lock().unwrap().recv().unwrap();
+            done.store(true, Ordering::SeqCst);
+        })
+    };
+    let reader = cell.get_or_refresh(|| 1);
+    cell.set(2);
+    drop(reader);
+    has_begun.recv().unwrap();
+    thread::scope(|scope| {
+        let dropper = scope.spawn(|| {
+            drop(cell);
+            assert!(done.load(Ordering::SeqCst), "the cell was gone before its finalizer had finished");
+        });
+        go.send(()).unwrap();
+        dropper.join().unwrap();
+    });
+}
+
+#[test]
+fn g11_a_panicking_finalizer_loses_nothing_else() {
+    let log = super::Log::default();
+    let finalized = log.clone();
+    let cell = SyncReaderCell::new(TTL, move |value: u32| {
+        assert!(value != 2 && value != 4, "the finalizer of {value} panics");
+        finalized.0.lock().unwrap().push(value);
+    });
+    cell.set(1);
+    cell.set(2);
+    // In the caller.
+    assert_eq!(*cell.set(3), 3);
+    assert_eq!(cell.retired(), 0);
+    let reader = cell.set(4);
+    cell.set(5);
+    cell.set(6);
+    drop(reader);
+    // On the thread.
+    cell.synchronize();
+    cell.set(7);
+    assert_eq!(log.entries(), [1, 3, 5, 6]);
+    assert_eq!(cell.retired(), 0);
+}
+
+#[test]
+fn g11_a_value_that_was_fenced_off_is_finalised_when_its_caller_lets_go_of_it() {
+    let (cell, _clock, log) = background();
+    let own = cell.get_or_refresh(|| {
+        cell.clear();
+        1
+    });
+    assert_eq!(cell.get().as_deref(), None);
+    assert_eq!((*own, log.entries()), (1, vec![]));
+    drop(own);
+    eventually("it is finalised", || log.entries() == [1]);
+
+    // Displaced by a set: nobody ever gets it.
+    let set = cell.get_or_refresh(|| {
+        cell.set(2);
+        3
+    });
+    assert_eq!((*set, log.entries()), (2, vec![1, 3]));
+}
+
+#[test]
+fn g11_a_value_replaced_by_a_build_waits_for_its_readers() {
+    let (cell, clock, log) = background();
+    let reader = cell.get_or_refresh(|| 1);
+    clock.advance(2 * TTL);
+    assert_eq!(*cell.get_or_refresh(|| 2), 2);
+    assert_eq!(log.entries(), []);
+    drop(reader);
+    cell.synchronize();
+    assert_eq!(log.entries(), [1]);
+}
+
+#[test]
+fn g11_a_failed_build_retires_nothing() {
+    let (cell, clock, log) = background();
+    cell.set(1);
+    clock.advance(2 * TTL);
+    assert!(cell.try_get_or_refresh(|| Err::<u32, _>("no")).is_err());
+    panic_message(|| cell.get_or_refresh(|| panic!("no")));
+    assert_eq!((cell.get().as_deref(), cell.retired(), log.entries()), (Some(&1), 0, vec![]));
+}
+
+#[test]
+fn a_leaked_reader_is_shown() {
+    let (cell, clock, log) = background();
+    std::mem::forget(cell.get_or_refresh(|| 1));
+    cell.set(2);
+    thread::scope(|scope| {
+        let waiter = scope.spawn(|| cell.synchronize_timeout(TTL));
+        while !waiter.is_finished() {
+            clock.advance(TTL);
+            thread::yield_now();
+        }
+        let timeout = waiter.join().unwrap().unwrap_err();
+        assert_eq!(timeout.readers, 1);
+        assert!(timeout.to_string().contains("1 readers"));
+    });
+    assert_eq!((log.entries(), cell.retired()), (vec![], 1));
+}
+
+#[test]
+fn synchronize_waits_for_what_was_retired_before_it_only() {
+    let (cell, _clock, log) = background();
+    let first = cell.get_or_refresh(|| 1);
+    cell.set(2);
+    thread::scope(|scope| {
+        let waiter = scope.spawn(|| cell.synchronize());
+        let second = cell.get().unwrap();
+        thread::yield_now();
+        cell.set(3);
+        drop(first);
+        // If the waiter came after the set, it waits for 2 as well, which goes only now.
+        drop(second);
+        waiter.join().unwrap();
+    });
+    assert_eq!(log.entries()[0], 1);
+}
+
+#[test]
+fn synchronize_does_not_wait_for_the_current_value() {
+    let (cell, _clock, log) = background();
+    let reader = cell.get_or_refresh(|| 1);
+    cell.synchronize();
+    cell.synchronize_timeout(Duration::ZERO).unwrap();
+    drop(reader);
+    cell.synchronize();
+    assert_eq!(log.entries(), []);
+}
+
+#[test]
+fn the_finalizer_may_look_at_the_cell_and_is_told_when_it_would_wait_for_itself() {
+    let shared: Arc<OnceLock<Weak<SyncReaderCell<u32>>>> = Arc::default();
+    let told = Arc::new(OnceLock::new());
+    let cell = {
+        let (shared, told) = (Arc::clone(&shared), Arc::clone(&told));
+        Arc::new(SyncReaderCell::new(TTL, move |_| {
+            let Some(cell) = shared.get().and_then(Weak::upgrade) else { return };
+            let _ = (cell.get(), cell.retired(), cell.readers(), cell.stats(), format!("{cell:?}"));
+            assert!(cell.synchronize_timeout(Duration::MAX).is_err());
+            let _ = told.set(panic_message(|| cell.synchronize()));
+        }))
+    };
+    shared.set(Arc::downgrade(&cell)).unwrap();
+    cell.set(1);
+    cell.set(2);
+    assert!(told.get().unwrap().contains("from inside the finalizer"), "{told:?}");
+    assert_eq!(cell.retired(), 0);
+}
+
+#[test]
+fn the_finalizer_may_drop_the_cell() {
+    let shared: Arc<std::sync::Mutex<Option<Arc<SyncReaderCell<u32>>>>> = Arc::default();
+    let done = Arc::new(AtomicBool::new(false));
+    let cell = {
+        let (shared, done) = (Arc::clone(&shared), Arc::clone(&done));
+        Arc::new(SyncReaderCell::new(TTL, move |_| {
+            let cell = shared.lock().unwrap().take();
+            drop(cell);
+            done.store(true, Ordering::SeqCst);
+        }))
+    };
+    let reader = cell.set(1);
+    cell.set(2);
+    *shared.lock().unwrap() = Some(cell);
+    drop(reader);
+    eventually("the finalizer has dropped the cell", || done.load(Ordering::SeqCst));
+}
+
+#[test]
+fn with_clear_the_value_is_retired_too() {
+    let (cell, _clock, log) = logged(Policy::never_expires(), Drain::Background);
+    let reader: ReaderArc<u32> = cell.get_or_refresh(|| 1);
+    cell.clear();
+    assert_eq!((cell.get().as_deref(), cell.retired()), (None, 1));
+    drop(reader);
+    cell.synchronize();
+    assert_eq!(log.entries(), [1]);
+    cell.set(2);
+    cell.clear();
+    assert_eq!(log.entries(), [1, 2]);
+}
