@@ -26,8 +26,8 @@ impl Log {
 fn logged(policy: Policy, drain: Drain) -> (SyncReaderCell<u32, ManualClock>, ManualClock, Log) {
     let clock = ManualClock::new();
     let log = Log::default();
-    let finalized = log.clone();
-    let finalizer = move |value| finalized.0.lock().unwrap().push(value);
+    let entries = Arc::clone(&log.0);
+    let finalizer = move |value| entries.lock().unwrap().push(value);
     (SyncReaderCell::with_clock(policy, clock.clone(), drain, finalizer), clock, log)
 }
 

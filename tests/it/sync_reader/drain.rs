@@ -157,12 +157,13 @@ fn an_expired_wait_does_not_keep_others_waiting() {
         eventually("the new value is out", || cell.generation() == 2);
         // The new value has expired before the old one is drained: this one waits for the lease.
         clock.advance(TTL + TICK + TICK);
-        let waiter = scope.spawn(|| cell.get_or_refresh(|| 3));
-        while !builder.is_finished() {
+        let waiter = scope.spawn(|| *cell.get_or_refresh(|| 3));
+        // And then waits for the readers in its turn.
+        while !builder.is_finished() || !waiter.is_finished() {
             clock.advance(WAIT);
             thread::yield_now();
         }
-        assert_eq!(*waiter.join().unwrap(), 3);
+        assert_eq!(waiter.join().unwrap(), 3);
     });
     drop(reader);
 }
