@@ -29,6 +29,7 @@
 //! | how long it is fresh, served stale, and what happens on errors | [`Policy`] |
 //! | a read without a reference count | [`DogpileCell::load_or_refresh`], [`Guard`] |
 //! | a thread that reads all the time | [`Reader`] |
+//! | a value that is to be deleted, closed or recycled when its last reader has left | [`SyncReaderCell`] |
 //! | builds in the background, conditional builds, a ttl that the value chooses | [`DogpileCell::lookup`], [`Lease`] |
 //! | tests in which time stands still | [`ManualClock`] |
 //!
@@ -45,6 +46,8 @@
 //! * G8. Time is monotonic; a ttl counts from the publication.
 //! * G9. No user code runs under a lock of the crate.
 //! * G10. A build that calls back into its own cell is served or told, never hung.
+//! * G11. A replaced value of a [`SyncReaderCell`] is finalised once, in order, after its last reader has left.
+//! * G12. While a [`WriteLock`] is held nobody reads; if the build fails, the old value is put back.
 //!
 //! # Trade-offs
 //!
@@ -72,7 +75,11 @@ pub use policy::{Freshness, Policy};
 pub use stats::Stats;
 pub use sync_reader::{Drain, DrainTimeout, ReadGuard, ReaderArc, SyncReaderCell, WriteLock, Writer};
 
-/// The examples of the README are compiled and run.
+/// The examples of the README and of the guide are compiled and run.
 #[cfg(doctest)]
-#[doc = include_str!("../README.md")]
-struct Readme;
+mod pages {
+    #[doc = include_str!("../README.md")]
+    struct Readme;
+    #[doc = include_str!("../docs/sync_reader.md")]
+    struct SyncReader;
+}

@@ -4,6 +4,7 @@
 //! before and just after. Now and then they are a day or a century long, or for ever.
 
 use std::fmt;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use proptest::collection::vec;
@@ -19,14 +20,17 @@ pub(crate) const READERS: usize = 2;
 pub(crate) struct Case {
     pub(crate) settings: Settings,
     pub(crate) operations: Vec<Operation>,
+    /// Which of them runs: for the watchdog, which cannot ask the thread that hangs.
+    pub(crate) at: AtomicUsize,
 }
 
 impl fmt::Debug for Case {
-    /// One operation on a line.
+    /// One operation on a line, and a mark at the one that runs.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:?}", self.settings)?;
         for (number, operation) in self.operations.iter().enumerate() {
-            write!(f, "\n{number:4} {operation:?}")?;
+            let mark = if number == self.at.load(Ordering::Relaxed) { "=>" } else { "  " };
+            write!(f, "\n{mark}{number:4} {operation:?}")?;
         }
         Ok(())
     }
@@ -96,7 +100,11 @@ pub(crate) enum End {
 }
 
 pub(crate) fn case() -> impl Strategy<Value = Case> {
-    (settings(), vec(operation(2), 1..80)).prop_map(|(settings, operations)| Case { settings, operations })
+    (settings(), vec(operation(2), 1..80)).prop_map(|(settings, operations)| Case {
+        settings,
+        operations,
+        at: AtomicUsize::new(usize::MAX),
+    })
 }
 
 fn settings() -> impl Strategy<Value = Settings> {

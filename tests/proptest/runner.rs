@@ -4,6 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::mem;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use dogpile::{
@@ -110,7 +111,10 @@ pub(crate) fn run(case: &Case) -> BTreeMap<&'static str, u64> {
         path: &path,
     };
     runner.compare();
-    runner.all(&case.operations);
+    for (number, operation) in case.operations.iter().enumerate() {
+        case.at.store(number, Ordering::Relaxed);
+        runner.step(number, operation);
+    }
     runner.finish();
 
     let cell = Arc::into_inner(cell).expect("nothing owns the cell any more");
@@ -165,16 +169,14 @@ enum Refused {
 }
 
 impl Runner<'_> {
-    fn all(&self, operations: &[Operation]) {
-        for (number, operation) in operations.iter().enumerate() {
-            self.path.borrow_mut().push(number);
-            self.one(operation);
-            self.compare();
-            self.path.borrow_mut().pop();
-        }
+    fn step(&self, number: usize, operation: &Operation) {
+        self.path.borrow_mut().push(number);
+        self.perform(operation);
+        self.compare();
+        self.path.borrow_mut().pop();
     }
 
-    fn one(&self, operation: &Operation) {
+    fn perform(&self, operation: &Operation) {
         match operation {
             Operation::Refresh(by, build) => self.refresh(*by, build),
             Operation::TryRefresh(Kind::Network, wait, build) => self.try_refresh::<false>(*wait, build),
@@ -423,7 +425,9 @@ impl Runner<'_> {
         assert!(matches!(seen, Seen::Elected(_)), "builds, though {seen:?}");
         self.model.borrow_mut().enter_closure();
         self.compare();
-        self.all(&build.inside);
+        for (number, operation) in build.inside.iter().enumerate() {
+            self.step(number, operation);
+        }
         self.model.borrow_mut().leave_closure();
         (build.result == Outcome::Value).then(|| self.ledger.value())
     }
