@@ -62,6 +62,11 @@ impl Counter {
         self.0.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// The same, for a counter that is only counted under the cell's lock: no read-modify-write is needed.
+    pub(crate) fn count_locked(&self) {
+        self.0.store(self.read() + 1, Ordering::Relaxed);
+    }
+
     fn read(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }

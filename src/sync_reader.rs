@@ -3,12 +3,14 @@
 //! Elections, the fence, waiting and errors are the inner cell's. What comes on top:
 //!
 //! ```text
+//! held      which guards a thread holds
 //! drain     what becomes of a replaced value, and who waits for it     G11
 //! reader    ReaderArc, ReadGuard
 //! writer    builds that need the old value for themselves              G12
 //! ```
 
 mod drain;
+mod held;
 mod reader;
 mod writer;
 
@@ -274,9 +276,9 @@ impl<T, C: Clock> SyncReaderCell<T, C> {
     #[inline]
     #[track_caller]
     pub fn load_or_refresh<F: FnOnce() -> T>(&self, build: F) -> ReadGuard<'_, T> {
-        match self.machine().serve_guard().and_then(|guard| ReadGuard::new(guard, &self.room)) {
+        match self.machine().serve_guard().and_then(ReadGuard::new) {
             Some(guard) => guard,
-            None => self.get_or_refresh(build).into_guard(&self.room),
+            None => self.get_or_refresh(build).into_guard(),
         }
     }
 
@@ -334,7 +336,7 @@ impl<T, C: Clock> SyncReaderCell<T, C> {
     #[must_use]
     #[inline]
     pub fn load(&self) -> Option<ReadGuard<'_, T>> {
-        self.machine().servable().and_then(|guard| ReadGuard::new(guard, &self.room))
+        self.machine().servable().and_then(ReadGuard::new)
     }
 
     /// What a read would find now.
@@ -425,8 +427,9 @@ impl<T, C: Clock> SyncReaderCell<T, C> {
     #[track_caller]
     pub fn set(&self, value: T) -> ReaderArc<T> {
         let value = Arc::new(Tracked::new(value, &self.room));
-        let replaced =
-            self.machine().set_when_open(Arc::clone(&value), |new, old| self.room.published(new, old));
+        let replaced = self
+            .machine()
+            .set_when_open(Arc::clone(&value), |new, slot| self.room.published(new, slot.load().as_ref()));
         self.room.let_go(replaced, self.drain, &self.machine().clock);
         ReaderArc(value)
     }

@@ -13,6 +13,7 @@ use crate::sync::Arc;
 
 use super::building::Building;
 use super::machine::{Concluded, Home, Machine, Ticket};
+use super::slot::Slot;
 
 /// The right to build the next value, held by one caller at a time.
 ///
@@ -130,7 +131,7 @@ impl<H: Home> Held<H> {
         &mut self,
         value: Arc<H::Value>,
         release: bool,
-        note: impl FnOnce(&Arc<H::Value>, Option<&Arc<H::Value>>),
+        note: impl FnOnce(&Arc<H::Value>, &Slot<H::Value>),
     ) -> Concluded<H::Value> {
         let mut ticket = self.take();
         let concluded = self.home.machine().conclude(&mut ticket, value, None, release, note);

@@ -234,10 +234,20 @@ impl<T, C> Machine<T, C> {
         self.state.lock().origins
     }
 
-    /// Changes with every change of the value. See [`Slot::sequence`].
+    /// Changes with every change of the state. See [`Slot::sequence`].
     #[inline]
     pub(crate) fn sequence(&self) -> u64 {
         self.slot.sequence()
+    }
+
+    /// The sequence and the [`quiet_end`](Slot::quiet_end) at which `value` is what the cell holds, if it is.
+    pub(crate) fn place_of(&self, value: &Arc<T>) -> Option<(u64, u64)> {
+        let sequence = self.slot.sequence();
+        let quiet_end = self.slot.quiet_end();
+        // As long as the caller has the value, no other one can have its address.
+        let is_held = self.slot.load().as_ref().is_some_and(|held| Arc::ptr_eq(held, value));
+        (is_held && sequence.is_multiple_of(2) && self.slot.sequence() == sequence)
+            .then_some((sequence, quiet_end))
     }
 
     pub(crate) fn has_value(&self) -> bool {
@@ -282,7 +292,7 @@ impl<T, C: Clock> Machine<T, C> {
 
     /// Whether it is still before `tick`.
     #[inline]
-    fn is_before(&self, tick: u64) -> bool {
+    pub(crate) fn is_before(&self, tick: u64) -> bool {
         if tick == FOREVER {
             return true;
         }
@@ -400,7 +410,7 @@ impl<T, C: Clock> Machine<T, C> {
                 let attempt = Arc::clone(state.attempt.get_or_insert_with(Attempt::open));
                 return Decision::Pending(Wait { attempt, look_again_at });
             }
-            self.counters.superseded.count();
+            self.counters.superseded.count_locked();
         } else if demand == Demand::Servable
             && state.pause(now).is_some()
             && let Some(error) = state.failure.as_ref().and_then(|failure| failure.error.clone())
@@ -411,7 +421,7 @@ impl<T, C: Clock> Machine<T, C> {
         let origin = state.next_origin();
         state.lease = Some(Held { origin, supersede_at: self.policy.supersede_at(now), withholds: false });
         self.mirror(&mut state, now);
-        self.counters.builds.count();
+        self.counters.builds.count_locked();
         Decision::Elected(Ticket {
             origin,
             began: now,
@@ -432,11 +442,11 @@ impl<T, C: Clock> Machine<T, C> {
 
     /// Mirrors the state into what is read without the lock.
     fn mirror(&self, state: &mut State<T>, now: u64) {
-        let quiet_end = match self.slot.load().as_ref() {
-            Some(_) => self.quiet_end(state, self.slot.record(state), now),
-            None => 0,
-        };
-        self.slot.set_quiet_end(state, quiet_end);
+        let quiet_end =
+            if self.slot.is_empty(state) { 0 } else { self.quiet_end(state, self.slot.record(state), now) };
+        if self.slot.quiet_end() != quiet_end {
+            self.slot.set_quiet_end(state, quiet_end);
+        }
         // Release: pairs with the Acquire in `is_refreshing`.
         self.refreshing.store(state.lease.is_some(), Ordering::Release);
     }
@@ -469,14 +479,14 @@ impl<T, C: Clock> Machine<T, C> {
     /// Publishes the result of a build, as far as the fence allows.
     ///
     /// Unless it is to `release` the lease, that is held until [`give_back`](Machine::give_back). `note` is called
-    /// under the lock with the value that becomes visible and the one that it replaces.
+    /// under the lock with the value that becomes visible and the slot, which still holds the one that it replaces.
     pub(crate) fn conclude(
         &self,
         ticket: &mut Ticket<T>,
         value: Arc<T>,
         ttl: Option<u64>,
         release: bool,
-        note: impl FnOnce(&Arc<T>, Option<&Arc<T>>),
+        note: impl FnOnce(&Arc<T>, &Slot<T>),
     ) -> Concluded<T> {
         let ttl = self.draw_ttl(ttl);
         let now = self.now();
@@ -489,7 +499,7 @@ impl<T, C: Clock> Machine<T, C> {
             let servable = now < record.fresh_end || now < self.policy.stale_end(record.lapse);
             (if servable { self.slot.load_full() } else { None }, Aftermath::none())
         } else if state.displacements != ticket.displacements {
-            self.counters.fenced.count();
+            self.counters.fenced.count_locked();
             let settle = Self::take_waiters(&mut state, Outcome::Abandoned);
             (self.slot.load_full(), Aftermath { settle, ..Aftermath::none() })
         } else {
@@ -497,7 +507,7 @@ impl<T, C: Clock> Machine<T, C> {
             let record = if state.invalidations == ticket.invalidations {
                 Record::fresh(generation, now, ttl)
             } else {
-                self.counters.fenced.count();
+                self.counters.fenced.count_locked();
                 Record::stale(generation, now)
             };
             self.counters.build_took(now.saturating_sub(ticket.began));
@@ -530,7 +540,7 @@ impl<T, C: Clock> Machine<T, C> {
         let now = self.now();
         let draw = self.draw();
         let mut state = self.state.lock();
-        self.counters.failed.count();
+        self.counters.failed.count_locked();
         self.counters.build_took(now.saturating_sub(ticket.began));
         let aftermath = if state.release(&ticket) {
             let outcome = Outcome::Failed(error.clone());
@@ -550,7 +560,7 @@ impl<T, C: Clock> Machine<T, C> {
         let draw = self.draw();
         let mut state = self.state.lock();
         if !ticket.concluded {
-            if panicked { &self.counters.panicked } else { &self.counters.abandoned }.count();
+            if panicked { &self.counters.panicked } else { &self.counters.abandoned }.count_locked();
         }
         let aftermath = if !state.release(&ticket) {
             Aftermath::none()
@@ -583,21 +593,19 @@ impl<T, C: Clock> Machine<T, C> {
         record: Record,
         origin: u64,
         now: u64,
-        note: impl FnOnce(&Arc<T>, Option<&Arc<T>>),
+        note: impl FnOnce(&Arc<T>, &Slot<T>),
     ) -> Aftermath<T> {
-        self.counters.published.count();
+        self.counters.published.count_locked();
         state.origin = origin;
         let failure = state.failure.take();
         let lapsed = record.fresh_end == 0;
-        let publication = Publication { value: Arc::clone(&value), origin, lapsed };
-        let settle = Self::take_waiters(state, Outcome::Published(publication));
+        let settle = state.attempt.take().map(|attempt| {
+            let publication = Publication { value: Arc::clone(&value), origin, lapsed };
+            (attempt, Outcome::Published(publication))
+        });
         let quiet_end = self.quiet_end(state, record, now);
-        let renewed = {
-            let held = self.slot.load();
-            note(&value, held.as_ref());
-            held.as_ref().is_some_and(|held| Arc::ptr_eq(held, &value))
-        };
-        let replaced = if renewed {
+        note(&value, &self.slot);
+        let replaced = if self.slot.holds(state, &value) {
             self.slot.amend(state, record, quiet_end);
             Some(value)
         } else {
@@ -654,7 +662,7 @@ impl<T, C: Clock> Machine<T, C> {
     pub(crate) fn set(
         &self,
         value: Arc<T>,
-        note: impl FnOnce(&Arc<T>, Option<&Arc<T>>),
+        note: impl FnOnce(&Arc<T>, &Slot<T>),
     ) -> Result<Option<Arc<T>>, NotNow<T>> {
         let ttl = self.draw_ttl(None);
         let now = self.now();

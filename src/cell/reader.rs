@@ -2,8 +2,8 @@
 
 use std::fmt;
 
-use crate::clock::{Clock, SystemClock};
-use crate::sync::Arc;
+use crate::clock::{Clock, FOREVER, SystemClock};
+use crate::sync::{Arc, into_arc};
 
 use super::machine::Machine;
 
@@ -34,8 +34,12 @@ use super::machine::Machine;
 pub struct Reader<'a, T, C = SystemClock> {
     machine: &'a Machine<T, C>,
     value: Option<Arc<T>>,
-    /// The sequence of the slot from before `value` was read, if it was even; else one that never comes.
+    /// The sequence at which `value` is the cell's; NEVER if that is not known.
     sequence: u64,
+    /// The same, if the value may be served at that sequence without a look at the clock; else NEVER.
+    timeless: u64,
+    /// At that sequence the value may be served before this tick.
+    quiet_end: u64,
 }
 
 /// Odd, so equal to no sequence at which nothing is changing.
@@ -43,13 +47,29 @@ const NEVER: u64 = u64::MAX;
 
 impl<'a, T, C> Reader<'a, T, C> {
     pub(crate) fn new(machine: &'a Machine<T, C>) -> Self {
-        Self { machine, value: None, sequence: NEVER }
+        Self { machine, value: None, sequence: NEVER, timeless: NEVER, quiet_end: 0 }
     }
 
     /// Lets go of the value that the handle keeps. The next read takes the current one.
     pub fn release(&mut self) {
-        self.sequence = NEVER;
+        self.forget();
         self.value = None;
+    }
+
+    fn forget(&mut self) {
+        (self.sequence, self.timeless) = (NEVER, NEVER);
+    }
+
+    /// Keeps `value`, and finds out for how long it is the right one.
+    fn keep(&mut self, value: Option<Arc<T>>) {
+        self.forget();
+        if let Some((sequence, quiet_end)) = value.as_ref().and_then(|value| self.machine.place_of(value)) {
+            self.sequence = sequence;
+            self.timeless = if quiet_end == FOREVER { sequence } else { NEVER };
+            self.quiet_end = quiet_end;
+        }
+        // Runs user code (`T::drop`), so last.
+        self.value = value;
     }
 }
 
@@ -75,21 +95,19 @@ impl<T, C: Clock> Reader<'_, T, C> {
     #[inline]
     pub fn get(&mut self) -> Option<&Arc<T>> {
         if !self.is_current() {
-            self.sequence = NEVER;
-            let sequence = self.machine.sequence();
-            self.value = self.machine.servable().and_then(crate::sync::into_arc);
-            self.remember(sequence);
+            self.look();
         }
         self.value.as_ref()
     }
 
     /// Whether the value at hand is the cell's and may be served without another question.
+    ///
+    /// One load: as long as the sequence stands still, everything does. If this thread has seen a newer value by
+    /// another way, it has moved, because it becomes odd before the value is swapped (G3).
     #[inline]
     fn is_current(&self) -> bool {
-        // The sequence is loaded after the slot was found quiet. So if a change made it so, the sequence has
-        // moved with it; and if this thread has seen a newer value by another way, it has moved too, because it
-        // becomes odd before the value is swapped (G3).
-        self.machine.is_quiet() && self.machine.sequence() == self.sequence
+        let sequence = self.machine.sequence();
+        sequence == self.timeless || (sequence == self.sequence && self.machine.is_before(self.quiet_end))
     }
 
     #[cold]
@@ -97,18 +115,18 @@ impl<T, C: Clock> Reader<'_, T, C> {
     #[track_caller]
     fn reload(&mut self, build: impl FnOnce() -> T) {
         // If the build panics, the old value is not taken for a current one.
-        self.sequence = NEVER;
-        let sequence = self.machine.sequence();
-        self.value = Some(match self.machine.serve() {
+        self.forget();
+        let value = match self.machine.serve() {
             Some(value) => value,
             None => self.machine.get_or_refresh(build),
-        });
-        self.remember(sequence);
+        };
+        self.keep(Some(value));
     }
 
-    /// Notes the sequence from before the value was read: the value is at least as new.
-    fn remember(&mut self, sequence: u64) {
-        self.sequence = if sequence.is_multiple_of(2) && self.value.is_some() { sequence } else { NEVER };
+    #[cold]
+    #[inline(never)]
+    fn look(&mut self) {
+        self.keep(self.machine.servable().and_then(into_arc));
     }
 }
 

@@ -16,6 +16,7 @@ use super::lease::Lease;
 use super::lookup::Lookup;
 use super::machine::{Demand, Machine, NotNow};
 use super::pending::{Ended, Pending};
+use super::slot::Slot;
 
 impl<T, C: Clock> Machine<T, C> {
     pub(crate) fn lookup_for(&self, demand: Demand) -> Lookup<'_, T, C> {
@@ -129,7 +130,7 @@ impl<T, C: Clock> Machine<T, C> {
     pub(crate) fn set_when_open(
         &self,
         mut value: Arc<T>,
-        note: impl Fn(&Arc<T>, Option<&Arc<T>>),
+        note: impl Fn(&Arc<T>, &Slot<T>),
     ) -> Option<Arc<T>> {
         loop {
             match self.set(value, &note) {

@@ -2,8 +2,8 @@
 //!
 //! # What a read needs, and what it costs
 //!
-//! The usual read needs two words, `quiet_end` and `value`, and a [`Reader`](crate::Reader) needs `quiet_end`
-//! and `sequence`. They share a cache line, together with one of the banks; only a change of state writes it.
+//! The usual read needs two words, `quiet_end` and `value`, and a [`Reader`](crate::Reader) needs `sequence`. They
+//! share a cache line, together with one of the banks; only a change of state writes it.
 //!
 //! `quiet_end` is the one question of the hot path: *before this tick, serve what the slot holds and ask
 //! nothing else*. While a value is fresh it is the end of its freshness; while somebody builds, the end of the
@@ -21,7 +21,8 @@
 //! 4. `quiet_end` is set,
 //! 5. `sequence` becomes even, which makes that bank the current one.
 //!
-//! `quiet_end` alone also changes when the lease or a retry pause begins or ends.
+//! `quiet_end` alone also changes when the lease or a retry pause begins or ends; `sequence` moves with it, by twice as
+//! much, so that the same bank stays current. So as long as `sequence` stands still, everything does.
 //!
 //! # Why a reader that never waits gets a matching pair
 //!
@@ -124,7 +125,7 @@ impl Bank {
 pub(crate) struct Slot<T> {
     value: ArcSlot<T>,
     quiet_end: AtomicU64,
-    /// Changes of the record so far, times two; odd while one is going on.
+    /// Moves with every change: odd while one is going on; the bit above that tells which bank is current.
     sequence: AtomicU64,
     banks: [Bank; 2],
 }
@@ -151,7 +152,7 @@ impl<T> Slot<T> {
         self.quiet_end.load(Ordering::Acquire)
     }
 
-    /// Even and unchanged: so is the value. Odd: it may be changing.
+    /// Even and unchanged: so are the value, its record and `quiet_end`. Odd: they may be changing.
     #[inline]
     pub(crate) fn sequence(&self) -> u64 {
         // Acquire: pairs with the Release in `write`. A value loaded after this is at least as new.
@@ -205,7 +206,7 @@ impl<T> Slot<T> {
 
     /// Changes the record of the value that is there.
     pub(crate) fn amend(&self, _locked: &mut State<T>, record: Record, quiet_end: u64) {
-        let address = address_of(self.load().as_ref());
+        let address = self.current_bank().address.load(Ordering::Relaxed);
         self.write(address, record, quiet_end, || ());
     }
 
@@ -223,10 +224,15 @@ impl<T> Slot<T> {
         replaced
     }
 
+    /// The current bank, for a holder of the lock.
+    fn current_bank(&self) -> &Bank {
+        &self.banks[Self::bank_index(self.sequence.load(Ordering::Relaxed))]
+    }
+
     /// The record of the value that is there.
     pub(crate) fn record(&self, _locked: &State<T>) -> Record {
-        // Relaxed: only holders of the lock write it, and it orders them. So nothing can change in between.
-        let bank = &self.banks[Self::bank_index(self.sequence.load(Ordering::Relaxed))];
+        // Relaxed, here and below: only holders of the lock write it, and it orders them.
+        let bank = self.current_bank();
         Record {
             generation: bank.generation.load(Ordering::Relaxed),
             published: bank.published.load(Ordering::Relaxed),
@@ -236,8 +242,25 @@ impl<T> Slot<T> {
     }
 
     pub(crate) fn set_quiet_end(&self, _locked: &mut State<T>, tick: u64) {
+        // Relaxed: only holders of the lock write it, and it orders them.
+        let sequence = self.sequence.load(Ordering::Relaxed);
+        // Relaxed: published by the Release stores that follow.
+        self.sequence.store(sequence + 1, Ordering::Relaxed);
         // Release: pairs with the Acquire in `quiet_end`.
         self.quiet_end.store(tick, Ordering::Release);
+        // Release: pairs with the Acquire in `sequence`. By four in all: the same bank stays current.
+        self.sequence.store(sequence + 4, Ordering::Release);
+    }
+
+    /// Whether `value` is the one that is there.
+    pub(crate) fn holds(&self, _locked: &State<T>, value: &Arc<T>) -> bool {
+        self.current_bank().address.load(Ordering::Relaxed) == address_of(Some(value))
+    }
+
+    /// Whether there is no value.
+    pub(crate) fn is_empty(&self, _locked: &State<T>) -> bool {
+        // Relaxed: only holders of the lock write it, and it orders them.
+        self.current_bank().address.load(Ordering::Relaxed) == 0
     }
 
     pub(crate) fn into_inner(self) -> Option<Arc<T>> {

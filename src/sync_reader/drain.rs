@@ -40,6 +40,7 @@ use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
+use super::held;
 use crate::clock::{Clock, FOREVER, nanos};
 use crate::seats::{Seats, wait_until};
 use crate::sync::{
@@ -356,7 +357,7 @@ impl<T> Room<T> {
     ) {
         let number = value.as_ref().map_or(0, |value| value.number());
         self.leave(value);
-        if !held::by_this_thread(self, number) && !self.is_finalized_by_this_thread() {
+        if !self.is_read_by_this_thread(number) && !self.is_finalized_by_this_thread() {
             let deadline = deadline(clock, wait);
             self.wait_for(number, true, clock, deadline);
         }
@@ -496,10 +497,24 @@ impl<T> Room<T> {
         DrainTimeout { readers: self.state.lock().readers_of_retired() }
     }
 
+    /// Whether this thread holds a `ReadGuard` of a value with this number or a smaller one.
+    pub(crate) fn is_read_by_this_thread(&self, number: u64) -> bool {
+        held::any(|address| {
+            let state = self.state.lock();
+            let current = state.current.as_ref().map(|current| (&current.number, &current.value));
+            // A guard keeps its value where it is, so an address belongs to one value only.
+            state
+                .retired
+                .iter()
+                .chain(current)
+                .any(|(held, value)| *held <= number && value.as_ptr().addr() == address)
+        })
+    }
+
     fn why_not_wait(&self, target: u64) -> Option<&'static str> {
         if self.is_finalized_by_this_thread() {
             Some("it was called from inside the finalizer")
-        } else if held::by_this_thread(self, target) {
+        } else if self.is_read_by_this_thread(target) {
             Some("this thread holds a ReadGuard of a value that has been replaced; drop it before")
         } else {
             None
@@ -645,45 +660,4 @@ impl<T> Room<T> {
 
 pub(crate) fn deadline<C: Clock>(clock: &C, wait: Duration) -> u64 {
     if nanos(wait) == FOREVER { FOREVER } else { clock.now().saturating_add(wait).as_nanos() }
-}
-
-/// Which guards this thread holds, so that it can be told when it would wait for itself.
-pub(crate) mod held {
-    use std::cell::RefCell;
-
-    use super::Room;
-
-    thread_local! {
-        /// Addresses of the rooms, and numbers of the values, of the `ReadGuard`s that this thread holds.
-        static HELD: RefCell<Vec<(usize, u64)>> = const { RefCell::new(Vec::new()) };
-    }
-
-    fn address<T>(room: &Room<T>) -> usize {
-        std::ptr::from_ref(room).addr()
-    }
-
-    /// Notes a guard. Returns whether it could be noted: not while the thread takes its thread-locals down.
-    #[inline]
-    pub(crate) fn enter<T>(room: &Room<T>, number: u64) -> bool {
-        HELD.try_with(|held| held.borrow_mut().push((address(room), number))).is_ok()
-    }
-
-    #[inline]
-    pub(crate) fn leave<T>(room: &Room<T>, number: u64) {
-        let entry = (address(room), number);
-        let _ = HELD.try_with(|held| {
-            let mut held = held.borrow_mut();
-            // Usually the last one.
-            if let Some(position) = held.iter().rposition(|other| *other == entry) {
-                held.swap_remove(position);
-            }
-        });
-    }
-
-    /// Whether this thread holds a guard of a value of this room with this number or a smaller one.
-    pub(crate) fn by_this_thread<T>(room: &Room<T>, number: u64) -> bool {
-        let address = address(room);
-        HELD.try_with(|held| held.borrow().iter().any(|(room, held)| *room == address && *held <= number))
-            .unwrap_or(false)
-    }
 }

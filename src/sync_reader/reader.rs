@@ -6,7 +6,8 @@ use std::ops::Deref;
 
 use crate::sync::{Arc, SlotGuard, guard_of};
 
-use super::drain::{Room, Tracked, held};
+use super::drain::Tracked;
+use super::held;
 
 /// A reader's hold on a value of a [`SyncReaderCell`](crate::SyncReaderCell).
 ///
@@ -41,8 +42,8 @@ impl<T> ReaderArc<T> {
         Arc::ptr_eq(&this.0, &other.0)
     }
 
-    pub(super) fn into_guard(self, room: &Room<T>) -> ReadGuard<'_, T> {
-        match ReadGuard::new(guard_of(self.0), room) {
+    pub(super) fn into_guard<'a>(self) -> ReadGuard<'a, T> {
+        match ReadGuard::new(guard_of(self.0)) {
             Some(guard) => guard,
             None => unreachable!("it was made of a value"),
         }
@@ -79,19 +80,16 @@ impl<T> fmt::Debug for ReaderArc<T> {
 pub struct ReadGuard<'a, T> {
     /// Never empty.
     guard: SlotGuard<Tracked<T>>,
-    room: &'a Room<T>,
-    number: u64,
-    noted: bool,
-    stays_on_its_thread: PhantomData<*const ()>,
+    /// Lives no longer than the cell, and stays on its thread.
+    cell: PhantomData<(&'a T, *const ())>,
 }
 
-impl<'a, T> ReadGuard<'a, T> {
+impl<T> ReadGuard<'_, T> {
     /// `None` if the slot was empty.
     #[inline]
-    pub(super) fn new(guard: SlotGuard<Tracked<T>>, room: &'a Room<T>) -> Option<Self> {
-        let number = guard.as_ref()?.number();
-        let noted = held::enter(room, number);
-        Some(Self { guard, room, number, noted, stays_on_its_thread: PhantomData })
+    pub(super) fn new(guard: SlotGuard<Tracked<T>>) -> Option<Self> {
+        held::enter(Arc::as_ptr(guard.as_ref()?).addr());
+        Some(Self { guard, cell: PhantomData })
     }
 }
 
@@ -110,8 +108,8 @@ impl<T> Deref for ReadGuard<'_, T> {
 impl<T> Drop for ReadGuard<'_, T> {
     #[inline]
     fn drop(&mut self) {
-        if self.noted {
-            held::leave(self.room, self.number);
+        if let Some(value) = &*self.guard {
+            held::leave(Arc::as_ptr(value).addr());
         }
     }
 }

@@ -15,7 +15,7 @@ use crate::cell::{Held, Machine};
 use crate::clock::{Clock, FOREVER, SystemClock};
 use crate::sync::Arc;
 
-use super::drain::{Drain, DrainTimeout, Room, Tracked, deadline, held};
+use super::drain::{Drain, DrainTimeout, Room, Tracked, deadline};
 
 /// What a build gets that may need the old value for itself. See
 /// [`SyncReaderCell::get_or_refresh_with`](crate::SyncReaderCell::get_or_refresh_with).
@@ -87,7 +87,7 @@ impl<'a, T, C: Clock> Writer<'a, T, C> {
     #[track_caller]
     pub fn acquire_write_lock(&mut self) -> WriteLock<'_, T> {
         assert!(
-            !held::by_this_thread(self.room, u64::MAX),
+            !self.room.is_read_by_this_thread(u64::MAX),
             "acquire_write_lock would wait for itself: this thread holds a ReadGuard of the same cell; drop it before"
         );
         let locked = self.lock(FOREVER).is_ok();
@@ -108,7 +108,7 @@ impl<'a, T, C: Clock> Writer<'a, T, C> {
     /// [`ReadGuard`](crate::ReadGuard) of the cell, or the build has been superseded. The old value is back in
     /// service; the build goes on.
     pub fn acquire_write_lock_timeout(&mut self, wait: Duration) -> Result<WriteLock<'_, T>, DrainTimeout> {
-        if held::by_this_thread(self.room, u64::MAX) {
+        if self.room.is_read_by_this_thread(u64::MAX) {
             return Err(DrainTimeout { readers: self.room.readers() });
         }
         let deadline = deadline(&self.held.machine().clock, wait);
@@ -161,7 +161,7 @@ impl<'a, T, C: Clock> Writer<'a, T, C> {
         let room = self.room;
         let hold = matches!(drain, Drain::Wait(_));
         let Concluded { served, replaced } =
-            self.held.conclude(value, !hold, |new, old| room.published(new, old));
+            self.held.conclude(value, !hold, |new, slot| room.published(new, slot.load().as_ref()));
         if let Section::Locked { old: Some((number, old)), .. } =
             std::mem::replace(&mut self.section, Section::Open)
         {
