@@ -36,7 +36,6 @@ pub use pending::{Pending, Waited};
 pub use reader::Reader;
 
 use std::fmt;
-use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::time::Duration;
 
 use crate::clock::{Clock, SystemClock};
@@ -66,8 +65,9 @@ use machine::Demand;
 ///
 /// # Blocking
 ///
-/// A caller blocks only if there is nothing that it may be served and somebody else builds. A stale read takes
-/// no lock, also while a build runs. A build that fails, panics or is abandoned strands nobody and poisons
+/// A caller blocks only if there is nothing that it may be served and somebody else builds (or if it asks for more than
+/// what may be served: [`get_fresh_or_refresh`](DogpileCell::get_fresh_or_refresh), [`refresh`](DogpileCell::refresh)).
+/// A stale read takes no lock, also while a build runs. A build that fails, panics or is abandoned strands nobody and poisons
 /// nothing.
 ///
 /// # Cost
@@ -113,11 +113,6 @@ use machine::Demand;
 pub struct DogpileCell<T, C = SystemClock> {
     machine: Machine<T, C>,
 }
-
-// A panic in a build leaves the cell as it was; that is what leases are for. What a value looks like after a
-// panic that happened while somebody used it is the value's own affair.
-impl<T: RefUnwindSafe, C: UnwindSafe> UnwindSafe for DogpileCell<T, C> {}
-impl<T: RefUnwindSafe, C: RefUnwindSafe> RefUnwindSafe for DogpileCell<T, C> {}
 
 /// Making one.
 impl<T> DogpileCell<T> {
@@ -310,7 +305,7 @@ impl<T, C: Clock> DogpileCell<T, C> {
     ///
     /// A value that was published while the caller waited is accepted even if it has expired by then, but not
     /// if an `invalidate` came during its build. If one comes during the caller's own build, the caller gets
-    /// what it has built.
+    /// what it has built all the same; if a `set` does, the value that was set.
     ///
     /// # Panics
     ///
@@ -336,7 +331,7 @@ impl<T, C: Clock> DogpileCell<T, C> {
     }
 
     /// As [`get_or_refresh`](DogpileCell::get_or_refresh), but touches no reference count if there is a value
-    /// that may be served.
+    /// that is fresh, or that is stale while somebody builds or a retry pause runs.
     ///
     /// # Panics
     ///

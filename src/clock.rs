@@ -53,7 +53,8 @@ impl Tick {
 /// A monotonic clock.
 ///
 /// Only [`now`](Clock::now) has to be written. No method is ever called while the cell holds a lock, and
-/// [`now`](Clock::now) must not go backwards, on one thread or between threads that synchronise.
+/// [`now`](Clock::now) must not go backwards, on one thread or between threads that synchronise. The last tick there is
+/// counts as the one before it, so that nothing that never ends has an end.
 ///
 /// # Examples
 ///
@@ -140,6 +141,12 @@ impl<C: Clock + ?Sized> Clock for Arc<C> {
 /// them behind; a tick is 10 ms at the slowest usual setting (`CONFIG_HZ=100`), 1 ms or 4 ms at the others.
 const KERNEL_LAG: u64 = 20_000_000;
 
+/// How far apart the coarse readings may be between which the anchor is taken. Not zero: on some systems the coarse
+/// clock is the exact one and never reads the same twice.
+const ANCHOR_SLACK: u64 = 1_000_000;
+
+const ANCHOR_TRIES: u32 = 100;
+
 /// The operating system's monotonic clock; the default. Takes no space.
 ///
 /// On Linux and Android the coarse reading is `CLOCK_MONOTONIC_COARSE`, elsewhere it is the exact one.
@@ -158,15 +165,19 @@ static ANCHOR: OnceCell<Anchor> = OnceCell::new();
 impl Anchor {
     fn get() -> &'static Self {
         ANCHOR.get_or_init(|| {
-            loop {
-                // Between two equal coarse readings, so that a pause of this thread cannot shift the anchor: it
-                // is late by what the coarse clock lags, at most KERNEL_LAG, and never early.
-                let tick = kernel_coarse();
+            // Between two coarse readings that are close together, so that a pause of this thread cannot shift the
+            // anchor. It is late by what the coarse clock lags and by ANCHOR_SLACK at most, and never early.
+            let mut tick = kernel_coarse();
+            for _ in 0..ANCHOR_TRIES {
                 let instant = std::time::Instant::now();
-                if kernel_coarse() == tick {
+                let after = kernel_coarse();
+                if after - tick < ANCHOR_SLACK {
                     return Self { instant, tick };
                 }
+                tick = after;
             }
+            // A machine as busy as that is given what it has.
+            Self { instant: std::time::Instant::now(), tick }
         })
     }
 }
@@ -183,13 +194,13 @@ impl Clock for SystemClock {
     fn coarse_now(&self) -> Tick {
         // `now` lags the kernel's exact time by as much as the coarse clock did when the anchor was taken.
         // Shifting the coarse reading by the most that this can be keeps it from leading.
-        Tick(kernel_coarse().saturating_sub(KERNEL_LAG))
+        Tick(kernel_coarse().saturating_sub(KERNEL_LAG + ANCHOR_SLACK))
     }
 
     #[cfg(any(target_os = "linux", target_os = "android"))]
     #[inline]
     fn coarse_lag(&self) -> Duration {
-        Duration::from_nanos(2 * KERNEL_LAG)
+        Duration::from_nanos(2 * KERNEL_LAG + ANCHOR_SLACK)
     }
 }
 
@@ -204,7 +215,7 @@ fn kernel_coarse() -> u64 {
 
 #[cfg(not(any(target_os = "linux", target_os = "android")))]
 fn kernel_coarse() -> u64 {
-    KERNEL_LAG
+    0
 }
 
 /// A clock whose coarse reading is one load of an atomic that a thread of its own moves on each millisecond.
@@ -214,7 +225,8 @@ fn kernel_coarse() -> u64 {
 /// is the exact one. Takes no space. The exact reading is [`SystemClock`]'s.
 ///
 /// On a machine that leaves the thread without a processor for longer than 20 ms, deadlines are noticed that
-/// much later.
+/// much later. And the thread does not survive a `fork`: in the child deadlines are never noticed. A program that
+/// forks after its first use must take [`SystemClock`].
 #[derive(Clone, Copy, Debug, Default)]
 pub struct TickClock;
 

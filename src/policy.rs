@@ -113,7 +113,8 @@ impl Policy {
     ///
     /// While the pause runs a stale value is served, and where there is none `try_get_or_refresh` returns the
     /// error of the last build. `get_or_refresh`, which cannot return one, builds all the same; so does every
-    /// caller if the last build panicked, since there is no error to return.
+    /// caller if the last build panicked, since there is no error to return; and so do those who ask for more than a
+    /// stale value (`get_fresh_or_refresh`, `refresh`).
     ///
     /// # Panics
     ///
@@ -168,9 +169,9 @@ impl Policy {
         self.ttl
     }
 
-    /// When a lease that is taken now may be superseded.
+    /// When a lease that is taken now may be superseded: when it is older than the timeout.
     pub(crate) const fn supersede_at(&self, now: u64) -> u64 {
-        now.saturating_add(self.lease_timeout)
+        now.saturating_add(self.lease_timeout).saturating_add(1)
     }
 
     /// A publication's ttl with its jitter. `draw` is uniform over all of `u64`.

@@ -268,7 +268,7 @@ impl<T, C: Clock> SyncReaderCell<T, C> {
     }
 
     /// As [`get_or_refresh`](SyncReaderCell::get_or_refresh), but touches no reference count if there is a value that
-    /// may be served.
+    /// is fresh, or that is stale while somebody builds or a retry pause runs.
     ///
     /// # Panics
     ///

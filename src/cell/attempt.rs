@@ -25,6 +25,7 @@ pub(crate) enum Outcome<T> {
 /// A value handed to waiters, even if it has expired by the time they wake (G6).
 pub(crate) struct Publication<T> {
     pub(crate) value: Arc<T>,
+    pub(crate) generation: u64,
     /// The number of the build or the `set` that it comes from.
     pub(crate) origin: u64,
     /// Published as already stale, because an `invalidate` came during the build.

@@ -74,7 +74,7 @@ pub struct Lease<'a, T, C: Clock = SystemClock>(pub(super) Held<&'a Machine<T, C
 /// What [`Lease`] and [`OwnedLease`](crate::OwnedLease) are made of.
 pub(crate) struct Held<H: Home> {
     home: H,
-    /// `None` once the lease has ended.
+    /// `None` only while the lease is dropped.
     ticket: Option<Ticket<H::Value>>,
     /// Whether the thread was unwinding already when the lease was granted.
     was_panicking: bool,
@@ -89,17 +89,23 @@ impl<H: Home> Held<H> {
         self.ticket.as_ref()?.previous.as_ref()
     }
 
-    pub(crate) fn publish(mut self, value: H::Value, ttl: Option<u64>) -> Arc<H::Value> {
-        let ticket = self.take();
-        self.home.machine().publish(ticket, Arc::new(value), ttl)
+    pub(crate) fn publish(self, value: H::Value, ttl: Option<u64>) -> Arc<H::Value> {
+        self.publish_arc(Arc::new(value), ttl)
     }
 
-    pub(crate) fn renew(mut self) -> Result<Arc<H::Value>, Self> {
-        let ticket = self.take();
-        self.home.machine().renew(ticket).map_err(|ticket| {
-            self.ticket = Some(ticket);
-            self
-        })
+    fn publish_arc(mut self, value: Arc<H::Value>, ttl: Option<u64>) -> Arc<H::Value> {
+        let concluded = self.conclude(value, ttl, true, |_, _| ());
+        // The previous value first; what is dropped last may panic.
+        drop(self);
+        drop(concluded.replaced);
+        concluded.served
+    }
+
+    pub(crate) fn renew(self) -> Result<Arc<H::Value>, Self> {
+        match self.previous().cloned() {
+            Some(previous) => Ok(self.publish_arc(previous, None)),
+            None => Err(self),
+        }
     }
 
     pub(crate) fn fail<E: Send + Sync + 'static>(mut self, error: E) -> Arc<E> {
@@ -127,25 +133,24 @@ impl<H: Home> Held<H> {
     }
 
     /// Publishes `value` as far as the fence allows; unless it is to `release` the lease, that goes on.
+    ///
+    /// The ticket stays where it is meanwhile: if the clock panics, the lease is given back.
     pub(crate) fn conclude(
         &mut self,
         value: Arc<H::Value>,
+        ttl: Option<u64>,
         release: bool,
         note: impl FnOnce(&Arc<H::Value>, &Slot<H::Value>),
     ) -> Concluded<H::Value> {
-        let mut ticket = self.take();
-        let concluded = self.home.machine().conclude(&mut ticket, value, None, release, note);
-        if !release {
-            self.ticket = Some(ticket);
-        }
-        concluded
+        let Self { home, ticket, .. } = self;
+        home.machine().conclude(unended(ticket), value, ttl, release, note)
     }
 
     /// As [`fail`](Held::fail), for a lease that is part of something else.
     pub(crate) fn fail_with<E: Send + Sync + 'static>(&mut self, error: E) -> Arc<E> {
-        let ticket = self.take();
+        let Self { home, ticket, .. } = self;
         let error = Arc::new(error);
-        self.home.machine().fail(ticket, SharedError::new(Arc::clone(&error)));
+        home.machine().fail(unended(ticket), SharedError::new(Arc::clone(&error)));
         error
     }
 
@@ -168,11 +173,10 @@ impl<H: Home> Held<H> {
         let _building = Building::of(self.home.machine());
         build()
     }
+}
 
-    /// The ticket, to end the lease with it.
-    fn take(&mut self) -> Ticket<H::Value> {
-        self.ticket.take().expect("the methods that end a lease consume it")
-    }
+fn unended<T>(ticket: &mut Option<Ticket<T>>) -> &mut Ticket<T> {
+    ticket.as_mut().expect("the ticket is there until the lease is dropped")
 }
 
 impl<'a, T, C: Clock> Held<&'a Machine<T, C>> {

@@ -21,7 +21,8 @@ use super::pending::{Pending, Waiting};
 /// | none / expired | free | runs | `Failed` |
 /// | none / expired | free | none | `Elected` |
 ///
-/// Two refinements. While a retry pause runs, a value counts as stale, not as expired, up to the policy's
+/// Three refinements. A caller that was overtaken (somebody published, or was about to elect or publish, while it
+/// looked) gets `Stale` with what may be served. While a retry pause runs, a value counts as stale, not as expired, up to the policy's
 /// `stale_if_error` too. And after a panic there is no error to show: where the table says `Failed`, the caller
 /// is elected.
 #[must_use = "an elected caller that does not build keeps nobody from building, but has asked for nothing"]

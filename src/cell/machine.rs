@@ -28,11 +28,14 @@
 //! * The fence (G4) is two counters. A [`Ticket`] remembers both from the moment of its election, and its
 //!   result is weighed against them when it comes: `invalidations` moved on: published as stale;
 //!   `displacements` (sets and clears) moved on: not published.
-//! * A result is published and the lease released in one critical section, in that order (G9).
+//! * A result is published and the lease released in one critical section: nobody sees the one without the other
+//!   (G9).
 //! * No user code runs under the lock (G9): the clock is asked before, and what may be dropped (old values,
 //!   errors) and who is to be woken leaves the section in an [`Aftermath`].
 //! * A caller remembers the generation from before it first looked at the clock. If that has moved when it has
 //!   the lock, somebody has published meanwhile, and it takes that value instead of building again (G1).
+
+use std::panic::{AssertUnwindSafe, RefUnwindSafe, UnwindSafe, catch_unwind};
 
 use crate::clock::{Clock, FOREVER, nanos};
 use crate::error::SharedError;
@@ -111,6 +114,8 @@ impl<T> State<T> {
 pub(crate) struct Ticket<T> {
     origin: u64,
     began: u64,
+    /// What its caller wants.
+    demand: Demand,
     invalidations: u64,
     displacements: u64,
     /// The build has had its result; the lease is only held on to.
@@ -204,6 +209,11 @@ pub(crate) struct Machine<T, C> {
     refreshing: AtomicBool,
 }
 
+// A panic in a build leaves the machine as it was; that is what leases are for. What a value looks like after a
+// panic that happened while somebody used it is the value's own affair.
+impl<T: RefUnwindSafe, C: UnwindSafe> UnwindSafe for Machine<T, C> {}
+impl<T: RefUnwindSafe, C: RefUnwindSafe> RefUnwindSafe for Machine<T, C> {}
+
 impl<T, C> Machine<T, C> {
     pub(crate) const fn new(policy: Policy, clock: C) -> Self {
         Self {
@@ -272,22 +282,28 @@ impl<T, C: Clock> Home for &Machine<T, C> {
 
 /// Reads: no lock, no write to shared memory.
 impl<T, C: Clock> Machine<T, C> {
-    /// Whether what the slot holds may be served without another question. See [`Slot::quiet_end`].
-    #[inline]
-    pub(crate) fn is_quiet(&self) -> bool {
-        self.is_before(self.slot.quiet_end())
-    }
-
     /// What may be served without another question, as an owned reference.
     #[inline]
     pub(crate) fn serve(&self) -> Option<Arc<T>> {
-        if self.is_quiet() { self.slot.load_full() } else { None }
+        self.serve_with(Slot::load_full)?
     }
 
     /// What may be served without another question, as a borrow. The guard may turn out to be empty.
     #[inline]
     pub(crate) fn serve_guard(&self) -> Option<SlotGuard<T>> {
-        if self.is_quiet() { Some(self.slot.load()) } else { None }
+        self.serve_with(Slot::load)
+    }
+
+    #[inline]
+    fn serve_with<R>(&self, load: impl FnOnce(&Slot<T>) -> R) -> Option<R> {
+        let quiet_end = self.slot.quiet_end();
+        if !self.is_before(quiet_end) {
+            return None;
+        }
+        let loaded = load(&self.slot);
+        // A value whose publication was over before it was loaded has brought a `quiet_end` of its own, and may have
+        // been stale from the beginning.
+        (self.slot.quiet_end() == quiet_end).then_some(loaded)
     }
 
     /// Whether it is still before `tick`.
@@ -306,7 +322,7 @@ impl<T, C: Clock> Machine<T, C> {
     #[cold]
     #[inline(never)]
     fn is_exactly_before(&self, tick: u64) -> bool {
-        self.clock.now().0 < tick
+        self.now() < tick
     }
 
     /// What may be served now, stale or not.
@@ -345,8 +361,9 @@ impl<T, C: Clock> Machine<T, C> {
         }
     }
 
+    /// Never [`FOREVER`], so that it is before what is.
     fn now(&self) -> u64 {
-        self.clock.now().0
+        self.clock.now().0.min(FOREVER - 1)
     }
 }
 
@@ -357,23 +374,26 @@ impl<T, C: Clock> Machine<T, C> {
         // Before the clock: see the rule on generations (G1).
         let Reading { guard, record, quiet_end } = self.slot.read();
         let seen = record.generation;
+        if guard.is_some() && matches!(demand, Demand::Servable | Demand::Value | Demand::Fresh) {
+            if self.is_before(record.fresh_end) {
+                return into_arc(guard).map_or_else(|| unreachable!("looked at before"), Decision::Fresh);
+            }
+            if demand != Demand::Fresh && self.is_before(quiet_end) {
+                return into_arc(guard).map_or_else(|| unreachable!("looked at before"), Decision::Stale);
+            }
+        }
         let now = self.now();
-        if let Some(value) = into_arc(guard)
-            && matches!(demand, Demand::Servable | Demand::Value | Demand::Fresh)
-        {
-            if now < record.fresh_end {
-                return Decision::Fresh(value);
+        let is_servable = guard.is_some() && now < self.policy.stale_end(record.lapse);
+        // It may be the last reference, and a drop is user code: not between an election and its lease.
+        drop(guard);
+        if is_servable && matches!(demand, Demand::Servable | Demand::Value) {
+            // Nobody who has something to serve waits for the lock (G2). It is held for a few instructions by somebody
+            // who elects, publishes or invalidates; the next read finds out what came of it.
+            if let Some(state) = self.state.try_lock() {
+                return self.decide(state, demand, seen, now);
             }
-            if demand != Demand::Fresh && now < quiet_end {
+            if let Some(value) = self.servable().and_then(into_arc) {
                 return Decision::Stale(value);
-            }
-            if demand != Demand::Fresh && now < self.policy.stale_end(record.lapse) {
-                // Nobody who has something to serve waits for the lock (G2). It is held for a few instructions
-                // by somebody who elects, publishes or invalidates; the next read finds out what came of it.
-                return match self.state.try_lock() {
-                    Some(state) => self.decide(state, demand, seen, now),
-                    None => Decision::Stale(value),
-                };
             }
         }
         self.decide(self.state.lock(), demand, seen, now)
@@ -393,13 +413,11 @@ impl<T, C: Clock> Machine<T, C> {
             let fresh = now < record.fresh_end;
             let arrived = record.generation != seen;
             let serve = match demand {
-                Demand::Servable | Demand::Value => fresh || arrived || self.is_covered(&state, record, now),
+                Demand::Servable | Demand::Value => arrived || now < self.quiet_end(&state, record),
                 Demand::Fresh => fresh || (arrived && record.fresh_end != 0),
                 Demand::After(origin) => state.origin > origin,
             };
             if serve {
-                // The mirror may be out of date: the deadline of a value that is being rebuilt has passed.
-                self.mirror(&mut state, now);
                 let value = Arc::clone(value);
                 return if fresh { Decision::Fresh(value) } else { Decision::Stale(value) };
             }
@@ -420,11 +438,12 @@ impl<T, C: Clock> Machine<T, C> {
         // Elected.
         let origin = state.next_origin();
         state.lease = Some(Held { origin, supersede_at: self.policy.supersede_at(now), withholds: false });
-        self.mirror(&mut state, now);
+        self.mirror(&mut state);
         self.counters.builds.count_locked();
         Decision::Elected(Ticket {
             origin,
             began: now,
+            demand,
             invalidations: state.invalidations,
             displacements: state.displacements,
             concluded: false,
@@ -432,18 +451,10 @@ impl<T, C: Clock> Machine<T, C> {
         })
     }
 
-    /// Whether a value that is not fresh may be served because somebody builds or a retry pause runs.
-    fn is_covered(&self, state: &State<T>, record: Record, now: u64) -> bool {
-        match &state.lease {
-            Some(lease) => now < lease.supersede_at && now < self.policy.stale_end(record.lapse),
-            None => state.pause(now).is_some() && now < self.policy.pause_end(record.lapse),
-        }
-    }
-
     /// Mirrors the state into what is read without the lock.
-    fn mirror(&self, state: &mut State<T>, now: u64) {
+    fn mirror(&self, state: &mut State<T>) {
         let quiet_end =
-            if self.slot.is_empty(state) { 0 } else { self.quiet_end(state, self.slot.record(state), now) };
+            if self.slot.is_empty(state) { 0 } else { self.quiet_end(state, self.slot.record(state)) };
         if self.slot.quiet_end() != quiet_end {
             self.slot.set_quiet_end(state, quiet_end);
         }
@@ -451,31 +462,23 @@ impl<T, C: Clock> Machine<T, C> {
         self.refreshing.store(state.lease.is_some(), Ordering::Release);
     }
 
-    /// How long a value with this record is served without another question. See [`Slot::quiet_end`].
-    fn quiet_end(&self, state: &State<T>, record: Record, now: u64) -> u64 {
-        if now < record.fresh_end {
-            record.fresh_end
-        } else if let Some(lease) = &state.lease {
-            self.policy.stale_end(record.lapse).min(lease.supersede_at)
-        } else if let Some(retry_at) = state.pause(now) {
-            self.policy.pause_end(record.lapse).min(retry_at)
-        } else {
-            0
-        }
+    /// How long a value with this record is served without another question: as long as it is fresh, or somebody
+    /// builds, or a retry pause runs. See [`Slot::quiet_end`].
+    fn quiet_end(&self, state: &State<T>, record: Record) -> u64 {
+        let build = state
+            .lease
+            .as_ref()
+            .map_or(0, |lease| self.policy.stale_end(record.lapse).min(lease.supersede_at));
+        let pause = state
+            .failure
+            .as_ref()
+            .map_or(0, |failure| self.policy.pause_end(record.lapse).min(failure.retry_at));
+        record.fresh_end.max(build).max(pause)
     }
 }
 
 /// How builds end.
 impl<T, C: Clock> Machine<T, C> {
-    /// Publishes the result of a build, as far as the fence allows, releases the lease, and returns what its
-    /// caller gets.
-    pub(crate) fn publish(&self, mut ticket: Ticket<T>, value: Arc<T>, ttl: Option<u64>) -> Arc<T> {
-        let concluded = self.conclude(&mut ticket, value, ttl, true, |_, _| ());
-        drop(ticket);
-        drop(concluded.replaced);
-        concluded.served
-    }
-
     /// Publishes the result of a build, as far as the fence allows.
     ///
     /// Unless it is to `release` the lease, that is held until [`give_back`](Machine::give_back). `note` is called
@@ -493,11 +496,16 @@ impl<T, C: Clock> Machine<T, C> {
         ticket.concluded = true;
         let mut state = self.state.lock();
         let holds = state.is_held_by(ticket);
+        self.counters.build_took(now.saturating_sub(ticket.began));
         let (instead, aftermath) = if !holds {
             // Superseded.
             let record = self.slot.record(&state);
-            let servable = now < record.fresh_end || now < self.policy.stale_end(record.lapse);
-            (if servable { self.slot.load_full() } else { None }, Aftermath::none())
+            let meets_demand = match ticket.demand {
+                Demand::Servable | Demand::Value => now < self.policy.stale_end(record.lapse),
+                Demand::Fresh => now < record.fresh_end,
+                Demand::After(origin) => state.origin > origin,
+            };
+            (if meets_demand { self.slot.load_full() } else { None }, Aftermath::none())
         } else if state.displacements != ticket.displacements {
             self.counters.fenced.count_locked();
             let settle = Self::take_waiters(&mut state, Outcome::Abandoned);
@@ -510,15 +518,14 @@ impl<T, C: Clock> Machine<T, C> {
                 self.counters.fenced.count_locked();
                 Record::stale(generation, now)
             };
-            self.counters.build_took(now.saturating_sub(ticket.began));
-            (None, self.make_visible(&mut state, Arc::clone(&value), record, ticket.origin, now, note))
+            (None, self.make_visible(&mut state, Arc::clone(&value), record, ticket.origin, note))
         };
         if holds && release {
             state.lease = None;
         } else if let Some(lease) = state.lease.as_mut().filter(|_| holds) {
             lease.withholds = false;
         }
-        self.mirror(&mut state, now);
+        self.mirror(&mut state);
         drop(state);
         let replaced = aftermath.finish();
         match instead {
@@ -527,36 +534,30 @@ impl<T, C: Clock> Machine<T, C> {
         }
     }
 
-    /// The previous value counts as published anew. Gives the ticket back if there is none.
-    pub(crate) fn renew(&self, ticket: Ticket<T>) -> Result<Arc<T>, Ticket<T>> {
-        match ticket.previous.clone() {
-            Some(previous) => Ok(self.publish(ticket, previous, None)),
-            None => Err(ticket),
-        }
-    }
-
     /// The build failed with `error`.
-    pub(crate) fn fail(&self, ticket: Ticket<T>, error: SharedError) {
+    pub(crate) fn fail(&self, ticket: &mut Ticket<T>, error: SharedError) {
         let now = self.now();
         let draw = self.draw();
+        ticket.concluded = true;
         let mut state = self.state.lock();
         self.counters.failed.count_locked();
         self.counters.build_took(now.saturating_sub(ticket.began));
-        let aftermath = if state.release(&ticket) {
+        let aftermath = if state.release(ticket) {
             let outcome = Outcome::Failed(error.clone());
-            self.record_failure(&mut state, Some(error), outcome, now, draw)
+            self.record_failure(&mut state, ticket, Some(error), outcome, now, draw)
         } else {
             Aftermath::none()
         };
-        self.mirror(&mut state, now);
+        self.mirror(&mut state);
         drop(state);
         aftermath.finish();
-        drop(ticket);
     }
 
     /// The lease comes back: without a result, or after it was held on to.
     pub(crate) fn give_back(&self, ticket: Ticket<T>, panicked: bool) {
-        let now = self.now();
+        // Called from a destructor, perhaps because the clock has panicked: the lease must come back all the same. The
+        // panic has been reported by the panic hook.
+        let now = catch_unwind(AssertUnwindSafe(|| self.now())).unwrap_or(ticket.began);
         let draw = self.draw();
         let mut state = self.state.lock();
         if !ticket.concluded {
@@ -565,11 +566,11 @@ impl<T, C: Clock> Machine<T, C> {
         let aftermath = if !state.release(&ticket) {
             Aftermath::none()
         } else if panicked && !ticket.concluded {
-            self.record_failure(&mut state, None, Outcome::Abandoned, now, draw)
+            self.record_failure(&mut state, &ticket, None, Outcome::Abandoned, now, draw)
         } else {
             Aftermath { settle: Self::take_waiters(&mut state, Outcome::Abandoned), ..Aftermath::none() }
         };
-        self.mirror(&mut state, now);
+        self.mirror(&mut state);
         drop(state);
         aftermath.finish();
         drop(ticket);
@@ -592,7 +593,6 @@ impl<T, C: Clock> Machine<T, C> {
         value: Arc<T>,
         record: Record,
         origin: u64,
-        now: u64,
         note: impl FnOnce(&Arc<T>, &Slot<T>),
     ) -> Aftermath<T> {
         self.counters.published.count_locked();
@@ -600,10 +600,11 @@ impl<T, C: Clock> Machine<T, C> {
         let failure = state.failure.take();
         let lapsed = record.fresh_end == 0;
         let settle = state.attempt.take().map(|attempt| {
-            let publication = Publication { value: Arc::clone(&value), origin, lapsed };
+            let publication =
+                Publication { value: Arc::clone(&value), generation: record.generation, origin, lapsed };
             (attempt, Outcome::Published(publication))
         });
-        let quiet_end = self.quiet_end(state, record, now);
+        let quiet_end = self.quiet_end(state, record);
         note(&value, &self.slot);
         let replaced = if self.slot.holds(state, &value) {
             self.slot.amend(state, record, quiet_end);
@@ -617,15 +618,20 @@ impl<T, C: Clock> Machine<T, C> {
     fn record_failure(
         &self,
         state: &mut State<T>,
+        ticket: &Ticket<T>,
         error: Option<SharedError>,
         outcome: Outcome<T>,
         now: u64,
         draw: u64,
     ) -> Aftermath<T> {
+        let settle = Self::take_waiters(state, outcome);
+        if state.origin > ticket.origin {
+            // A value was set meanwhile: it is not the one that could not be replaced.
+            return Aftermath { settle, ..Aftermath::none() };
+        }
         let count = state.failure.as_ref().map_or(0, |failure| failure.count).saturating_add(1);
         let retry_at = now.saturating_add(self.policy.retry_pause(count, draw));
         let failure = state.failure.replace(Failure { count, retry_at, error });
-        let settle = Self::take_waiters(state, outcome);
         Aftermath { settle, replaced: None, _failure: failure }
     }
 
@@ -674,7 +680,7 @@ impl<T, C: Clock> Machine<T, C> {
         state.displacements += 1;
         let origin = state.next_origin();
         let record = Record::fresh(self.slot.record(&state).generation + 1, now, ttl);
-        let aftermath = self.make_visible(&mut state, value, record, origin, now, note);
+        let aftermath = self.make_visible(&mut state, value, record, origin, note);
         drop(state);
         Ok(aftermath.finish())
     }
@@ -685,7 +691,7 @@ impl<T, C: Clock> Machine<T, C> {
         state.invalidations += 1;
         if self.slot.load().is_some() {
             let record = self.slot.record(&state).lapsed(now);
-            let quiet_end = self.quiet_end(&state, record, now);
+            let quiet_end = self.quiet_end(&state, record);
             self.slot.amend(&mut state, record, quiet_end);
         }
     }
@@ -730,7 +736,7 @@ impl<T, C: Clock> Machine<T, C> {
             Some(value) if state.displacements == ticket.displacements => {
                 let invalidated = state.invalidations != ticket.invalidations;
                 let record = if invalidated { place.record.lapsed(now) } else { place.record };
-                let quiet_end = self.quiet_end(&state, record, now);
+                let quiet_end = self.quiet_end(&state, record);
                 self.slot.replace(&mut state, Some(value), record, quiet_end)
             }
             other => other,
@@ -746,11 +752,33 @@ impl<T, C: Clock> Machine<T, C> {
 impl<T> Wait<T> {
     /// Blocks until the build has an outcome, or until `deadline`, or until it is time to look up again, which
     /// counts as [`Outcome::Abandoned`]. `None`: the deadline came first.
-    pub(crate) fn wait<C: Clock>(&self, clock: &C, deadline: u64) -> Option<Outcome<T>> {
-        match self.attempt.wait(clock, deadline.min(self.look_again_at)) {
-            Some(outcome) => Some(outcome.clone()),
+    pub(crate) fn wait<C: Clock>(&self, machine: &Machine<T, C>, deadline: u64) -> Option<Outcome<T>> {
+        match self.attempt.wait(&machine.clock, deadline.min(self.look_again_at)) {
+            Some(outcome) => Some(machine.up_to_date(outcome)),
             None if deadline <= self.look_again_at => None,
             None => Some(Outcome::Abandoned),
+        }
+    }
+}
+
+impl<T, C> Machine<T, C> {
+    /// What a waiter makes of an outcome, which may be of long ago: it may have seen newer values since, and must not
+    /// go back (G3). The newest one was published while it waited as well.
+    pub(crate) fn up_to_date(&self, outcome: &Outcome<T>) -> Outcome<T> {
+        let Outcome::Published(publication) = outcome else { return outcome.clone() };
+        let Reading { guard, record, .. } = self.slot.read();
+        if record.generation <= publication.generation {
+            return outcome.clone();
+        }
+        match into_arc(guard) {
+            Some(value) => Outcome::Published(Publication {
+                value,
+                generation: record.generation,
+                // Or later.
+                origin: publication.origin,
+                lapsed: record.fresh_end == 0,
+            }),
+            None => Outcome::Abandoned,
         }
     }
 }

@@ -13,7 +13,7 @@ use super::machine::{Home, Machine, Wait};
 
 /// How a wait for somebody else's build ended.
 pub enum Waited<T> {
-    /// A value was published while the caller waited. It is handed over even if it has expired by now.
+    /// A value was published while the caller waited: the newest one. It is handed over even if it has expired by now.
     Published(Arc<T>),
     /// The build that the caller waited for failed.
     Failed(SharedError),
@@ -107,7 +107,7 @@ impl<H: Home> Waiting<H> {
     pub(super) fn wait_until(&self, deadline: u64) -> Option<Ended<H::Value>> {
         let machine = self.home.machine();
         if let Some(outcome) = self.wait.attempt.outcome() {
-            return Some(outcome.clone().into());
+            return Some(machine.up_to_date(outcome).into());
         }
         if is_building(machine) {
             return Some(Ended::Reentrant);
@@ -117,7 +117,7 @@ impl<H: Home> Waiting<H> {
             return None;
         }
         machine.counters.waits.count();
-        let outcome = self.wait.wait(&machine.clock, deadline);
+        let outcome = self.wait.wait(machine, deadline);
         if outcome.is_none() {
             machine.counters.wait_timeouts.count();
         }

@@ -59,8 +59,9 @@ impl<T, C: Clock> Machine<T, C> {
                     }
                 }
                 Some(Ended::Reentrant) => panic!(
-                    "{name} was called from inside the build of the same cell and would wait for its own result; \
-                     inside a build use `get`, or `try_get_or_refresh`, which returns `RefreshError::Reentrant`"
+                    "{name} was called from inside the build of the same cell, which must not wait for a value of \
+                     that cell; inside a build use `get`, or `try_get_or_refresh`, which returns \
+                     `RefreshError::Reentrant`"
                 ),
                 Some(Ended::Failed(_) | Ended::Abandoned) | None => {}
             }
@@ -142,7 +143,7 @@ impl<T, C: Clock> Machine<T, C> {
                          wait for its end; return the value from the build instead"
                     );
                     value = returned;
-                    wait.wait(&self.clock, FOREVER);
+                    wait.wait(self, FOREVER);
                 }
             }
         }

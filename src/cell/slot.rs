@@ -73,7 +73,7 @@ impl Record {
 pub(crate) struct Reading<T> {
     pub(crate) guard: SlotGuard<T>,
     pub(crate) record: Record,
-    /// Not from before the value was published.
+    /// The value's own; 0 while it is being published.
     pub(crate) quiet_end: u64,
 }
 
@@ -147,8 +147,8 @@ impl<T> Slot<T> {
     /// Before this tick: serve what [`load`](Slot::load) gives. [`FOREVER`]: without a look at the clock.
     #[inline]
     pub(crate) fn quiet_end(&self) -> u64 {
-        // Acquire: pairs with the Release in `set_quiet_end`. A value loaded after this is at least as new as
-        // the one that the tick was set for. A newer one may be served too: it was published during the read.
+        // Acquire: pairs with the Release in `set_quiet_end` and `write`. A value loaded after this is at least as new
+        // as the one that the tick was set for.
         self.quiet_end.load(Ordering::Acquire)
     }
 
@@ -173,13 +173,18 @@ impl<T> Slot<T> {
     pub(crate) fn read(&self) -> Reading<T> {
         loop {
             let before = self.sequence();
+            // Before the value: one that is already the next value's is only seen together with that value.
+            let quiet_end = self.quiet_end();
             let guard = self.load();
             let address = address_of(guard.as_ref());
             let current = Self::bank_index(before);
-            let record = self.banks[current].read(address).or_else(|| self.banks[1 - current].read(address));
-            let quiet_end = self.quiet_end();
+            let reading = match self.banks[current].read(address) {
+                Some(record) => Some((record, quiet_end)),
+                // The value is being published; what is known of its predecessor does not count for it.
+                None => self.banks[1 - current].read(address).map(|record| (record, 0)),
+            };
             // The loads above were Acquire, so this one cannot have been done before them.
-            if let Some(record) = record
+            if let Some((record, quiet_end)) = reading
                 && self.sequence() == before
             {
                 return Reading { guard, record, quiet_end };
@@ -213,8 +218,10 @@ impl<T> Slot<T> {
     fn write<R>(&self, address: usize, record: Record, quiet_end: u64, swap: impl FnOnce() -> R) -> R {
         // Relaxed: only holders of the lock write it, and it orders them.
         let sequence = self.sequence.load(Ordering::Relaxed);
-        // Relaxed: published by each of the Release stores that follow, and by the swap.
-        self.sequence.store(sequence + 1, Ordering::Relaxed);
+        // Release: pairs with the Acquire in `sequence`. Who reads the odd number sees the change before this one
+        // whole. The other way round, that who sees a part of this change sees the odd number, is what the Release
+        // stores that follow and the swap are for.
+        self.sequence.store(sequence + 1, Ordering::Release);
         self.banks[1 - Self::bank_index(sequence)].write(address, record);
         let replaced = swap();
         // Release: pairs with the Acquire in `quiet_end`.
@@ -244,8 +251,8 @@ impl<T> Slot<T> {
     pub(crate) fn set_quiet_end(&self, _locked: &mut State<T>, tick: u64) {
         // Relaxed: only holders of the lock write it, and it orders them.
         let sequence = self.sequence.load(Ordering::Relaxed);
-        // Relaxed: published by the Release stores that follow.
-        self.sequence.store(sequence + 1, Ordering::Relaxed);
+        // Release: as in `write`.
+        self.sequence.store(sequence + 1, Ordering::Release);
         // Release: pairs with the Acquire in `quiet_end`.
         self.quiet_end.store(tick, Ordering::Release);
         // Release: pairs with the Acquire in `sequence`. By four in all: the same bank stays current.

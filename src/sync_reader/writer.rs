@@ -161,7 +161,7 @@ impl<'a, T, C: Clock> Writer<'a, T, C> {
         let room = self.room;
         let hold = matches!(drain, Drain::Wait(_));
         let Concluded { served, replaced } =
-            self.held.conclude(value, !hold, |new, slot| room.published(new, slot.load().as_ref()));
+            self.held.conclude(value, None, !hold, |new, slot| room.published(new, slot.load().as_ref()));
         if let Section::Locked { old: Some((number, old)), .. } =
             std::mem::replace(&mut self.section, Section::Open)
         {

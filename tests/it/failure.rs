@@ -302,7 +302,7 @@ fn a_failure_after_a_set_gives_its_caller_the_value_that_was_set_if_it_is_fresh(
 fn a_superseded_failure_disturbs_nobody() {
     let (cell, clock) = cell_with::<u32>(Policy::ttl(TTL).lease_timeout(TTL).retry_backoff(TTL, TTL));
     let slow = cell.lookup().elected();
-    clock.advance(TTL);
+    clock.advance(TTL + TICK);
     let quick = cell.lookup().elected();
     let pending = cell.lookup().pending();
     slow.fail(Down(1));

@@ -166,7 +166,7 @@ fn g4_waiters_get_the_value_that_is_set_while_they_wait() {
 fn g4_a_superseded_build_is_fenced_off() {
     let (cell, clock) = cell_with(Policy::ttl(TTL).lease_timeout(Duration::from_secs(1)));
     let slow = cell.lookup().elected();
-    clock.advance(Duration::from_secs(1));
+    clock.advance(Duration::from_secs(1) + TICK);
     let quick = cell.lookup().elected();
     assert_eq!(cell.stats().superseded, 1);
     let published = quick.publish(2);
@@ -179,7 +179,7 @@ fn g4_a_superseded_build_is_fenced_off() {
 fn g4_a_superseded_build_without_a_successor_yet_is_for_its_own_caller() {
     let (cell, clock) = cell_with(Policy::ttl(TTL).lease_timeout(Duration::from_secs(1)));
     let slow = cell.lookup().elected();
-    clock.advance(Duration::from_secs(1));
+    clock.advance(Duration::from_secs(1) + TICK);
     let quick = cell.lookup().elected();
     assert_eq!(*slow.publish(1), 1);
     assert_eq!(cell.get(), None);

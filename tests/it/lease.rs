@@ -37,7 +37,7 @@ fn a_leaked_lease_is_superseded_after_its_timeout() {
     thread::scope(|scope| {
         scope.spawn(|| std::mem::forget(cell.lookup().elected()));
     });
-    clock.advance(Duration::from_secs(1) - TICK);
+    clock.advance(Duration::from_secs(1));
     assert!(matches!(cell.lookup(), Lookup::Stale(_)));
     clock.advance(TICK);
     cell.lookup().elected().publish(2);
@@ -58,7 +58,7 @@ fn an_overdue_lease_counts_if_nobody_took_its_place() {
 fn an_abandoned_lease_that_was_superseded_does_not_free_its_successors() {
     let (cell, clock) = cell_with::<u32>(Policy::ttl(TTL).lease_timeout(Duration::from_secs(1)));
     let slow = cell.lookup().elected();
-    clock.advance(Duration::from_secs(1));
+    clock.advance(Duration::from_secs(1) + TICK);
     let quick = cell.lookup().elected();
     drop(slow);
     assert!(cell.is_refreshing());

@@ -12,6 +12,7 @@ mod misuse;
 mod reader;
 mod reads;
 mod reentrancy;
+mod regressions;
 mod source;
 mod statics;
 mod support;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use dogpile::{Clock, DogpileCell, Freshness, ManualClock, Policy, SystemClock, Tick, TickClock};
+use dogpile::{Clock, DogpileCell, Freshness, Lookup, ManualClock, Policy, SystemClock, Tick, TickClock};
 
 use crate::support::{LookupExt, TICK, TTL, cell, cell_with};
 
@@ -195,6 +195,9 @@ fn a_read_of_a_value_without_a_deadline_asks_no_clock() {
     let mut reader = cell.reader();
     reader.get_or_refresh(|| unreachable!());
     reader.get_or_refresh(|| unreachable!());
+    assert!(matches!(cell.lookup(), Lookup::Fresh(_)));
+    assert_eq!(*cell.get_fresh_or_refresh(|| unreachable!()), 1);
+    assert_eq!(cell.freshness(), Freshness::Fresh);
     assert_eq!(clock.asked(), (0, 0));
 }
 

@@ -4,9 +4,9 @@ use std::cell::Cell;
 use std::panic::{RefUnwindSafe, UnwindSafe};
 
 use dogpile::{
-    DogpileCell, Freshness, Guard, LazyDogpile, LazyReader, Lease, Lookup, ManualClock, OwnedLease,
-    OwnedLookup, OwnedPending, Pending, Policy, Reader, RefreshError, SharedError, Snapshot, Stats,
-    SystemClock, Tick, TickClock, Waited,
+    DogpileCell, DrainTimeout, Freshness, Guard, LazyDogpile, LazyReader, Lease, Lookup, ManualClock,
+    OwnedLease, OwnedLookup, OwnedPending, Pending, Policy, ReadGuard, Reader, ReaderArc, RefreshError,
+    SharedError, Snapshot, Stats, SyncReaderCell, SystemClock, Tick, TickClock, Waited,
 };
 
 fn send<T: Send>() {}
@@ -62,6 +62,9 @@ fn what_can_be_sent_and_shared() {
         SystemClock,
         TickClock,
         ManualClock,
+        SyncReaderCell<Opaque>,
+        ReaderArc<Opaque>,
+        DrainTimeout,
     );
 }
 
@@ -73,6 +76,9 @@ fn a_cell_is_no_more_shareable_than_its_value() {
     assert!(!implements!(Lease<'static, Cell<u32>>: Send));
     assert!(!implements!(Guard<'static, Cell<u32>>: Send));
     assert!(!implements!(Reader<'static, std::rc::Rc<u32>>: Send));
+    assert!(!implements!(ReaderArc<Cell<u32>>: Send));
+    // A guard stays on its thread, so that the thread can be told when it would wait for itself.
+    assert!(!implements!(ReadGuard<'static, u32>: Send));
 }
 
 #[test]
@@ -80,6 +86,9 @@ fn a_cell_may_be_carried_across_a_panic_if_its_value_may() {
     unwind_safe::<DogpileCell<Opaque>>();
     unwind_safe::<&DogpileCell<Opaque>>();
     unwind_safe::<LazyDogpile<Opaque>>();
+    unwind_safe::<Reader<'static, Opaque>>();
+    unwind_safe::<Lease<'static, Opaque>>();
+    unwind_safe::<SyncReaderCell<Opaque>>();
     assert!(!implements!(DogpileCell<Cell<u32>>: UnwindSafe));
     assert!(!implements!(DogpileCell<Cell<u32>>: RefUnwindSafe));
 }

@@ -192,7 +192,7 @@ fn waiters_take_the_place_of_a_leaked_lease() {
             });
         }
         eventually("all wait", || cell.stats().waits == WAITERS);
-        clock.advance(Duration::from_secs(1));
+        clock.advance(Duration::from_secs(1) + TICK);
     });
     assert_eq!(builds.into_inner(), 1);
     assert_eq!(cell.stats().superseded, 1);

@@ -6,7 +6,7 @@ use std::time::Duration;
 use dogpile::{Drain, Freshness, Policy, RefreshError};
 
 use super::{WAIT, background, logged};
-use crate::support::{TTL, eventually, gate, panic_message};
+use crate::support::{TICK, TTL, eventually, gate, panic_message};
 
 #[test]
 fn g12_while_the_write_lock_is_held_there_is_no_reader_inside_and_new_ones_wait() {
@@ -347,7 +347,7 @@ fn g12_a_build_that_was_superseded_does_not_get_the_lock() {
     cell.invalidate();
     let message = panic_message(|| {
         cell.get_or_refresh_with(|writer| {
-            clock.advance(TTL);
+            clock.advance(TTL + TICK);
             assert_eq!(*cell.get_or_refresh(|| 2), 2);
             assert!(writer.acquire_write_lock_timeout(TTL).is_err());
             let _lock = writer.acquire_write_lock();

@@ -1,0 +1,240 @@
+//! What is done to a cell, and how it is drawn at random.
+//!
+//! Windows and steps of the clock are a few nanoseconds long, so that steps taken at random meet every boundary.
+
+use std::fmt;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use dogpile::Drain;
+use proptest::collection::vec;
+use proptest::option;
+use proptest::prelude::*;
+
+use crate::model::{Settings, Want};
+
+/// One case: a cell, and what is done to it.
+pub(crate) struct Case {
+    pub(crate) settings: Settings,
+    pub(crate) operations: Vec<Operation>,
+    /// What its readers do when the cell is gone.
+    pub(crate) afterwards: Vec<Afterwards>,
+    /// Which operation runs: for the watchdog, which cannot ask the thread that hangs.
+    pub(crate) at: AtomicUsize,
+}
+
+impl fmt::Debug for Case {
+    /// One operation on a line, and a mark at the one that runs.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}", self.settings)?;
+        let operations = self.operations.iter().map(|operation| operation as &dyn fmt::Debug);
+        let afterwards = self.afterwards.iter().map(|operation| operation as &dyn fmt::Debug);
+        for (number, operation) in operations.chain(afterwards).enumerate() {
+            let mark = if number == self.at.load(Ordering::Relaxed) { "=>" } else { "  " };
+            write!(f, "\n{mark}{number:4} {operation:?}")?;
+        }
+        Ok(())
+    }
+}
+
+#[derive(Clone, Debug)]
+pub(crate) enum Operation {
+    /// A read that builds if it is elected. What it returns is kept, or dropped at once.
+    Refresh(By, Build, Keep),
+    /// `get`, kept.
+    Get,
+    /// `load`, kept.
+    Load,
+    /// Clones one of the kept `ReaderArc`s. (Here and below: the number is taken modulo how many there are.)
+    Clone(usize),
+    /// Drops one of the kept `ReaderArc`s.
+    Leave(usize),
+    /// Drops one of the kept `ReadGuard`s.
+    LeaveGuard(usize),
+    Set(Keep),
+    Invalidate,
+    Clear,
+    /// `synchronize_timeout` of zero, and `synchronize` where that does not block.
+    Synchronize,
+    Advance(Duration),
+    /// To one of the next moments at which something changes by itself, and so many nanoseconds past it.
+    AdvanceTo(usize, u64),
+}
+
+/// Whether the caller keeps what it got.
+pub(crate) type Keep = bool;
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Afterwards {
+    Clone(usize),
+    Leave(usize),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum By {
+    GetOrRefresh,
+    GetOrRefreshWith,
+    TryGetOrRefresh,
+    TryGetOrRefreshWith,
+    /// Of zero.
+    TryGetOrRefreshTimeout,
+    LoadOrRefresh,
+    GetFreshOrRefresh,
+    Refresh,
+}
+
+impl By {
+    pub(crate) fn want(self) -> Want {
+        match self {
+            By::GetFreshOrRefresh => Want::Fresh,
+            By::Refresh => Want::New,
+            _ => Want::Value,
+        }
+    }
+}
+
+/// A closure that builds.
+#[derive(Clone, Debug)]
+pub(crate) struct Build {
+    pub(crate) steps: Vec<Step>,
+    pub(crate) outcome: Outcome,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) enum Step {
+    /// Asks for the write lock: with a timeout of zero; or without one, where that does not block.
+    Lock { timed: bool },
+    /// Changes the old value in place, if the build has the lock.
+    Mark,
+    /// Does this to its own cell.
+    Do(Operation),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    Value,
+    /// Only where the closure can return one.
+    Error,
+    Panic,
+}
+
+pub(crate) fn case() -> impl Strategy<Value = Case> {
+    (settings(), vec(operation(2), 1..60), vec(afterwards(), 0..12)).prop_map(
+        |(settings, operations, afterwards)| Case {
+            settings,
+            operations,
+            afterwards,
+            at: AtomicUsize::new(usize::MAX),
+        },
+    )
+}
+
+fn settings() -> impl Strategy<Value = Settings> {
+    let lease_timeout = window().prop_map(|window| window.max(Duration::from_nanos(1)));
+    (
+        window(),
+        option::weighted(0.3, window()),
+        option::weighted(0.3, window()),
+        option::weighted(0.5, lease_timeout),
+        prop_oneof![2 => Just(Drain::Background), 1 => Just(Drain::Wait(Duration::ZERO))],
+    )
+        .prop_map(|(ttl, stale_while_refresh, stale_if_error, lease_timeout, drain)| Settings {
+            ttl,
+            stale_while_refresh,
+            stale_if_error,
+            lease_timeout,
+            drain,
+        })
+}
+
+/// A ttl, a window or a timeout.
+fn window() -> impl Strategy<Value = Duration> {
+    prop_oneof![
+        2 => Just(Duration::ZERO),
+        9 => (1..=LONGEST_WINDOW).prop_map(Duration::from_nanos),
+        1 => Just(Duration::MAX),
+    ]
+}
+
+/// In nanoseconds, but for those without an end.
+const LONGEST_WINDOW: u64 = 10;
+
+/// `depth`: how many builds may run inside one another.
+fn operation(depth: u32) -> BoxedStrategy<Operation> {
+    prop_oneof![
+        14 => refresh(depth),
+        5 => Just(Operation::Get),
+        2 => Just(Operation::Load),
+        2 => which().prop_map(Operation::Clone),
+        9 => which().prop_map(Operation::Leave),
+        4 => which().prop_map(Operation::LeaveGuard),
+        4 => keep().prop_map(Operation::Set),
+        7 => Just(Operation::Invalidate),
+        2 => Just(Operation::Clear),
+        2 => Just(Operation::Synchronize),
+        3 => (1_u64..=6).prop_map(|nanos| Operation::Advance(Duration::from_nanos(nanos))),
+        3 => (0..4_usize, 0..=1_u64).prop_map(|(which, past)| Operation::AdvanceTo(which, past)),
+    ]
+    .boxed()
+}
+
+fn refresh(depth: u32) -> impl Strategy<Value = Operation> {
+    let calm = prop_oneof![
+        2 => Just(By::GetOrRefresh),
+        1 => Just(By::LoadOrRefresh),
+        1 => Just(By::GetFreshOrRefresh),
+        1 => Just(By::Refresh),
+    ];
+    let fallible = prop_oneof![Just(By::TryGetOrRefresh), Just(By::TryGetOrRefreshTimeout)];
+    let value_or_panic = || prop_oneof![5 => Just(Outcome::Value), 1 => Just(Outcome::Panic)];
+    let any_outcome =
+        || prop_oneof![3 => Just(Outcome::Value), 3 => Just(Outcome::Error), 1 => Just(Outcome::Panic)];
+    let build = (
+        prop_oneof![
+            3 => (calm, value_or_panic()),
+            2 => (fallible, any_outcome()),
+            3 => (Just(By::GetOrRefreshWith), value_or_panic()),
+            4 => (Just(By::TryGetOrRefreshWith), any_outcome()),
+        ],
+        steps(depth),
+        keep(),
+    );
+    build.prop_map(|((by, outcome), steps, keep)| Operation::Refresh(by, Build { steps, outcome }, keep))
+}
+
+fn steps(depth: u32) -> BoxedStrategy<Vec<Step>> {
+    let lock = || {
+        prop_oneof![
+            4 => any::<bool>().prop_map(|timed| Step::Lock { timed }),
+            1 => Just(Step::Mark),
+        ]
+    };
+    if depth == 0 {
+        return vec(lock(), 0..2).boxed();
+    }
+    let inside = || operation(depth - 1).prop_map(Step::Do);
+    // Time passes, and somebody else builds. Rare where it is left to chance.
+    let overtaken = (refresh(depth - 1), inside(), lock()).prop_map(|(refresh, inside, lock)| {
+        let pass = Operation::Advance(Duration::from_nanos(LONGEST_WINDOW));
+        vec![Step::Do(pass), Step::Do(refresh), inside, lock]
+    });
+    let one = |step| vec![step];
+    let steps = prop_oneof![
+        8 => lock().prop_map(one),
+        10 => inside().prop_map(one),
+        1 => overtaken,
+    ];
+    vec(steps, 0..6).prop_map(|steps| steps.concat()).boxed()
+}
+
+fn afterwards() -> impl Strategy<Value = Afterwards> {
+    prop_oneof![1 => which().prop_map(Afterwards::Clone), 4 => which().prop_map(Afterwards::Leave)]
+}
+
+fn which() -> impl Strategy<Value = usize> {
+    0..6_usize
+}
+
+fn keep() -> impl Strategy<Value = Keep> {
+    prop::bool::weighted(0.4)
+}

@@ -1,0 +1,561 @@
+//! Does the operations of a case, to a cell and to the model, and compares.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use dogpile::{ManualClock, Policy, ReadGuard, ReaderArc, RefreshError, SyncReaderCell};
+
+use crate::model::{BuildId, Counts, Hold, Locked, Model, Number, Seen, Settings, Synchronized, View};
+use crate::operations::{Afterwards, Build, By, Case, Keep, Operation, Outcome, Step};
+use crate::panics::{Called, annotate, called, eventually, panic_as_planned};
+use crate::tokens::{Finalized, Ledger, Token};
+
+type TestCell = SyncReaderCell<Token, ManualClock>;
+type Writer<'w> = dogpile::Writer<'w, Token, ManualClock>;
+
+/// A thread has eight places for guards that are not counted; the cell needs some in passing.
+const MOST_GUARDS: usize = 5;
+
+/// The error of a build.
+#[derive(Debug)]
+struct Failed;
+
+#[derive(Debug, PartialEq, Eq)]
+enum Refused {
+    Build,
+    Reentrant,
+}
+
+/// What a call into the cell has returned.
+enum Held<'a> {
+    Arc(ReaderArc<Token>),
+    Guard(ReadGuard<'a, Token>),
+}
+
+struct Runner<'a> {
+    cell: &'a TestCell,
+    clock: &'a ManualClock,
+    shared: &'a Shared,
+    guards: RefCell<Vec<(Number, Hold, ReadGuard<'a, Token>)>>,
+    /// Where the run is: the number of the operation, and of those inside its build.
+    path: &'a RefCell<Vec<usize>>,
+}
+
+/// What outlives the cell.
+struct Shared {
+    ledger: Arc<Ledger>,
+    model: RefCell<Model>,
+    arcs: RefCell<Vec<(Number, ReaderArc<Token>)>>,
+}
+
+/// Runs a case; panics where cell and model part. Returns what has come up, and how often.
+pub(crate) fn run(case: &Case) -> BTreeMap<&'static str, u64> {
+    let clock = ManualClock::new();
+    let shared = Shared {
+        ledger: Arc::default(),
+        model: RefCell::new(Model::new(case.settings.clone())),
+        arcs: RefCell::default(),
+    };
+    let path = RefCell::new(Vec::new());
+    let _epitaph = Epitaph { path: &path, model: &shared.model };
+    let settings = &case.settings;
+    let finalizer = shared.ledger.finalizer();
+    let cell = SyncReaderCell::with_clock(policy(settings), clock.clone(), settings.drain, finalizer);
+
+    let runner =
+        Runner { cell: &cell, clock: &clock, shared: &shared, guards: RefCell::default(), path: &path };
+    runner.compare();
+    for (number, operation) in case.operations.iter().enumerate() {
+        case.at.store(number, Ordering::Relaxed);
+        runner.step(number, operation);
+    }
+    while runner.leave_guard(0) {}
+    drop(runner);
+
+    shared.model.borrow_mut().drop_cell();
+    drop(cell);
+    shared.compare();
+    for (number, operation) in case.afterwards.iter().enumerate() {
+        case.at.store(case.operations.len() + number, Ordering::Relaxed);
+        match *operation {
+            Afterwards::Clone(which) => shared.clone_arc(which),
+            Afterwards::Leave(which) => drop(shared.leave(which, || None)),
+        }
+        shared.compare();
+    }
+    while shared.leave(usize::MAX, || None) {}
+    assert_eq!(shared.ledger.alive(), BTreeSet::new(), "what is left at the end");
+    std::mem::take(&mut shared.model.borrow_mut().met)
+}
+
+/// Says where the run was when it panicked.
+struct Epitaph<'a> {
+    path: &'a RefCell<Vec<usize>>,
+    model: &'a RefCell<Model>,
+}
+
+impl Drop for Epitaph<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            annotate(&format!("\nat operation {:?}; {:?}", self.path.borrow(), self.model));
+        }
+    }
+}
+
+fn policy(settings: &Settings) -> Policy {
+    let mut policy =
+        if settings.ttl == Duration::MAX { Policy::never_expires() } else { Policy::ttl(settings.ttl) };
+    if let Some(window) = settings.stale_while_refresh {
+        policy = policy.stale_while_refresh(window);
+    }
+    if let Some(window) = settings.stale_if_error {
+        policy = policy.stale_if_error(window);
+    }
+    if let Some(timeout) = settings.lease_timeout {
+        policy = policy.lease_timeout(timeout);
+    }
+    policy
+}
+
+impl Shared {
+    /// A value that has been read: the right one, alive, and as its latest build has left it.
+    fn check(&self, token: &Token, number: Number) {
+        let marks = self.model.borrow().marks(number);
+        assert_eq!((token.number, token.marks), (number, marks), "the value, and how often it was changed");
+        assert!(self.ledger.alive().contains(&number), "{number} is being read and has been finalised");
+    }
+
+    /// What has become of every value. The cell's own thread is given the time that it needs.
+    fn compare_values(&self, retired: impl Fn() -> Option<usize>) {
+        let model = self.model.borrow();
+        let due = model.finalized().len() + model.finalized_strays().len();
+        let is_caught_up =
+            || self.ledger.calls() >= due && retired().is_none_or(|retired| retired == model.retired());
+        if model.is_left_to_the_background() {
+            // If it never does, what follows shows what is amiss.
+            eventually(is_caught_up);
+        }
+        let calls = self.ledger.finalized();
+        let is_stray = |call: &&Finalized| model.finalized_strays().contains(&call.number);
+        let numbers = |calls: Vec<&Finalized>| calls.iter().map(|call| call.number).collect::<Vec<_>>();
+        let (mut strays, in_order) = {
+            let (strays, in_order): (Vec<_>, Vec<_>) = calls.iter().partition(is_stray);
+            (numbers(strays), numbers(in_order))
+        };
+        strays.sort_unstable();
+        assert_eq!(in_order, model.finalized(), "the values that are finalised, in their order");
+        let due_strays = model.finalized_strays().iter().copied().collect::<Vec<_>>();
+        assert_eq!(strays, due_strays, "the values that never came into the cell, and are finalised");
+        assert_eq!(self.ledger.alive(), model.alive(), "the values that are alive");
+        assert_eq!(self.ledger.dropped_twice(), BTreeSet::new());
+        assert!(!self.ledger.two_at_a_time(), "two finalizers ran at a time");
+        if !model.is_left_to_the_background() {
+            // Without a reader in the way, the caller that replaces a value finalises it.
+            assert!(calls.iter().all(|call| !call.on_own_thread), "left to the cell's thread: {calls:?}");
+        }
+    }
+
+    fn compare(&self) {
+        self.compare_values(|| None);
+        for (number, arc) in &*self.arcs.borrow() {
+            self.check(arc, *number);
+        }
+    }
+
+    fn clone_arc(&self, which: usize) {
+        let mut arcs = self.arcs.borrow_mut();
+        if let Some((number, arc)) = arcs.len().checked_sub(1).map(|last| &arcs[which % (last + 1)]) {
+            let clone = (*number, arc.clone());
+            assert!(ReaderArc::ptr_eq(arc, &clone.1));
+            self.model.borrow_mut().hold(clone.0, Hold::Arc);
+            arcs.push(clone);
+        }
+    }
+
+    /// Drops one of the kept `ReaderArc`s. Returns whether there was one.
+    fn leave(&self, which: usize, retired: impl Fn() -> Option<usize>) -> bool {
+        let Some((number, arc)) = take(&self.arcs, which) else { return false };
+        self.check(&arc, number);
+        self.leaving(number, Hold::Arc, || drop(arc), retired);
+        true
+    }
+
+    fn leaving(&self, number: Number, hold: Hold, drop: impl FnOnce(), retired: impl Fn() -> Option<usize>) {
+        let before = self.ledger.calls();
+        drop();
+        self.model.borrow_mut().leave(number, hold);
+        self.compare_values(retired);
+        let calls = self.ledger.finalized();
+        assert!(calls[before..].iter().all(|call| call.on_own_thread), "a reader finalises: {calls:?}");
+    }
+}
+
+fn take<R>(list: &RefCell<Vec<R>>, which: usize) -> Option<R> {
+    let mut list = list.borrow_mut();
+    let count = list.len();
+    (count > 0).then(|| list.swap_remove(which % count))
+}
+
+impl<'a> Runner<'a> {
+    fn step(&self, number: usize, operation: &Operation) {
+        self.path.borrow_mut().push(number);
+        self.perform(operation);
+        self.compare();
+        self.path.borrow_mut().pop();
+    }
+
+    fn perform(&self, operation: &Operation) {
+        let model = &self.shared.model;
+        match operation {
+            Operation::Refresh(by, build, keep) => self.refresh(*by, build, *keep),
+            Operation::Get => {
+                let expected = model.borrow().get();
+                let got = self.cell.get().map(Held::Arc);
+                self.receive(got, expected, Hold::Arc);
+            }
+            Operation::Load => {
+                let expected = model.borrow().get();
+                if model.borrow().guards() < MOST_GUARDS {
+                    let got = self.cell.load().map(Held::Guard);
+                    self.receive(got, expected, Hold::Guard);
+                }
+            }
+            Operation::Clone(which) => self.shared.clone_arc(*which),
+            Operation::Leave(which) => drop(self.leave(*which)),
+            Operation::LeaveGuard(which) => drop(self.leave_guard(*which)),
+            Operation::Set(keep) => self.set(*keep),
+            Operation::Invalidate => {
+                model.borrow_mut().invalidate();
+                self.cell.invalidate();
+            }
+            Operation::Clear => {
+                self.cell.clear();
+                model.borrow_mut().clear();
+            }
+            Operation::Synchronize => self.synchronize(),
+            Operation::Advance(by) => {
+                let now = model.borrow().now();
+                self.advance_to(now + *by);
+            }
+            Operation::AdvanceTo(which, past) => {
+                let mut moments = model.borrow().moments();
+                moments.retain(|moment| *moment < Duration::from_secs(1));
+                if !moments.is_empty() {
+                    let moment = moments[which % moments.len()];
+                    self.advance_to(moment + Duration::from_nanos(*past));
+                }
+            }
+        }
+    }
+
+    fn advance_to(&self, moment: Duration) {
+        let mut model = self.shared.model.borrow_mut();
+        self.clock.advance(moment - model.now());
+        model.advance_to(moment);
+    }
+
+    /// Everything that can be seen without changing anything.
+    fn compare(&self) {
+        let cell = self.cell;
+        self.shared.compare_values(self.retired());
+        let model = self.shared.model.borrow();
+        let stats = cell.stats();
+        let view = View {
+            get: cell.get().map(|value| value.number),
+            load: cell.load().map(|value| value.number),
+            freshness: cell.freshness(),
+            generation: cell.generation(),
+            is_refreshing: cell.is_refreshing(),
+            retired: cell.retired(),
+            counts: Counts {
+                builds: stats.builds,
+                failed: stats.failed,
+                panicked: stats.panicked,
+                superseded: stats.superseded,
+                fenced: stats.fenced,
+            },
+        };
+        assert_eq!(view, model.view(), "what can be seen of the cell");
+        let readers = cell.readers();
+        assert!(model.readers().contains(&readers), "{readers} readers, not {:?}", model.readers());
+        drop(model);
+        for (number, arc) in &*self.shared.arcs.borrow() {
+            self.shared.check(arc, *number);
+        }
+        for (number, _, guard) in &*self.guards.borrow() {
+            self.shared.check(guard, *number);
+        }
+    }
+
+    fn retired(&self) -> impl Fn() -> Option<usize> {
+        || Some(self.cell.retired())
+    }
+
+    /// Keeps what a read has returned. The model holds it already, unless `hold` says how it is to.
+    fn receive(&self, got: Option<Held<'a>>, expected: Option<Number>, hold: Hold) {
+        assert_eq!(got.is_some(), expected.is_some(), "it returns {expected:?}");
+        if let (Some(got), Some(number)) = (got, expected) {
+            self.shared.model.borrow_mut().hold(number, hold);
+            self.keep(got, number, hold);
+        }
+    }
+
+    fn keep(&self, got: Held<'a>, number: Number, hold: Hold) {
+        match got {
+            Held::Arc(arc) => {
+                self.shared.check(&arc, number);
+                self.shared.arcs.borrow_mut().push((number, arc));
+            }
+            Held::Guard(guard) => {
+                self.shared.check(&guard, number);
+                self.guards.borrow_mut().push((number, hold, guard));
+            }
+        }
+    }
+
+    fn leave(&self, which: usize) -> bool {
+        self.shared.leave(which, self.retired())
+    }
+
+    fn leave_guard(&self, which: usize) -> bool {
+        let Some((number, hold, guard)) = take(&self.guards, which) else { return false };
+        self.shared.check(&guard, number);
+        self.shared.leaving(number, hold, || drop(guard), self.retired());
+        true
+    }
+
+    /// Drops what was received last.
+    fn leave_last(&self, hold: Hold) {
+        match hold {
+            Hold::Arc => {
+                let last = self.shared.arcs.borrow().len() - 1;
+                self.leave(last);
+            }
+            Hold::Guard | Hold::CountedGuard => {
+                let last = self.guards.borrow().len() - 1;
+                self.leave_guard(last);
+            }
+        }
+    }
+
+    fn set(&self, keep: Keep) {
+        let token = self.shared.ledger.token();
+        let number = token.number;
+        let set = called(|| self.cell.set(token));
+        let is_set = self.shared.model.borrow_mut().set(number);
+        match set {
+            Called::Returned(arc) => {
+                assert!(is_set, "a set from inside a section");
+                self.keep(Held::Arc(arc), number, Hold::Arc);
+                self.compare();
+                if !keep {
+                    self.leave_last(Hold::Arc);
+                }
+            }
+            Called::WouldWait => assert!(!is_set, "a set that does not have to wait panics"),
+            Called::Panicked | Called::Superseded => unreachable!("no build has been asked for"),
+        }
+    }
+
+    fn synchronize(&self) {
+        let expected = self.shared.model.borrow_mut().synchronize();
+        let got = self.cell.synchronize_timeout(Duration::ZERO).map_err(|timeout| timeout.readers);
+        match (expected, got) {
+            (Synchronized::Done, Ok(())) => self.cell.synchronize(),
+            (Synchronized::Not(readers), Err(count)) if readers.contains(&count) => {}
+            (Synchronized::ForItself(readers), Err(count)) if readers.contains(&count) => {
+                assert_eq!(called(|| self.cell.synchronize()), Called::WouldWait, "synchronize");
+            }
+            (expected, got) => panic!("synchronize_timeout: {got:?} instead of {expected:?}"),
+        }
+    }
+}
+
+/// Builds.
+impl Runner<'_> {
+    fn refresh(&self, by: By, build: &Build, keep: Keep) {
+        let (cell, model) = (self.cell, &self.shared.model);
+        if by == By::LoadOrRefresh && model.borrow().guards() >= MOST_GUARDS {
+            return;
+        }
+        let seen = model.borrow_mut().lookup(by.want());
+        let made = Cell::new(None);
+        let value = |writer: Option<&mut Writer<'_>>| match self.build(seen, build, writer, &made) {
+            Some(value) => value,
+            None => panic_as_planned(),
+        };
+        let result = |writer: Option<&mut Writer<'_>>| match self.build(seen, build, writer, &made) {
+            Some(value) => Ok(value),
+            None if build.outcome == Outcome::Error => Err(Failed),
+            None => panic_as_planned(),
+        };
+        let got = called(|| {
+            let got = match by {
+                By::GetOrRefresh => Ok(cell.get_or_refresh(|| value(None))),
+                By::GetOrRefreshWith => Ok(cell.get_or_refresh_with(|writer| value(Some(writer)))),
+                By::GetFreshOrRefresh => Ok(cell.get_fresh_or_refresh(|| value(None))),
+                By::Refresh => Ok(cell.refresh(|| value(None))),
+                By::LoadOrRefresh => return Ok(Held::Guard(cell.load_or_refresh(|| value(None)))),
+                By::TryGetOrRefresh => cell.try_get_or_refresh(|| result(None)),
+                By::TryGetOrRefreshWith => cell.try_get_or_refresh_with(|writer| result(Some(writer))),
+                By::TryGetOrRefreshTimeout => {
+                    cell.try_get_or_refresh_timeout(Duration::ZERO, || result(None))
+                }
+            };
+            match got {
+                Ok(arc) => Ok(Held::Arc(arc)),
+                Err(RefreshError::Build(error)) => {
+                    let Failed = *error;
+                    Err(Refused::Build)
+                }
+                Err(RefreshError::Reentrant) => Err(Refused::Reentrant),
+                Err(error) => panic!("not an error for a caller who is alone: {error}"),
+            }
+        });
+        let expected = self.expected(by, build, seen, made.get());
+        match (got, expected) {
+            (Called::Returned(Ok(got)), Called::Returned(Ok(number))) => {
+                let hold = hold_of(by);
+                self.keep(got, number, hold);
+                self.compare();
+                if !keep {
+                    self.leave_last(hold);
+                }
+            }
+            (Called::Returned(Err(got)), Called::Returned(Err(expected))) => {
+                assert_eq!(got, expected, "{by:?}");
+            }
+            (Called::Panicked, Called::Panicked) | (Called::WouldWait, Called::WouldWait) => {}
+            (got, expected) => {
+                let got = match got {
+                    Called::Returned(Ok(Held::Arc(held))) => format!("value {}", held.number),
+                    Called::Returned(Ok(Held::Guard(held))) => format!("value {}", held.number),
+                    Called::Returned(Err(refused)) => format!("{refused:?}"),
+                    Called::Panicked => "the build's panic".to_owned(),
+                    Called::WouldWait => "a panic because it would wait for itself".to_owned(),
+                    Called::Superseded => "a panic because it was superseded".to_owned(),
+                };
+                panic!("{by:?}: {got} instead of {expected:?}");
+            }
+        }
+    }
+
+    /// What comes of a read, and of its build, which has `made` a value or has not.
+    fn expected(
+        &self,
+        by: By,
+        build: &Build,
+        seen: Seen,
+        made: Option<Number>,
+    ) -> Called<Result<Number, Refused>> {
+        let mut model = self.shared.model.borrow_mut();
+        let hold = hold_of(by);
+        match (seen, made) {
+            (Seen::Value(number), _) => {
+                model.hold(number, hold);
+                Called::Returned(Ok(number))
+            }
+            (Seen::Pending, _) => {
+                assert!(model.is_inside_a_build(), "nobody else could build");
+                match by {
+                    By::TryGetOrRefresh | By::TryGetOrRefreshWith | By::TryGetOrRefreshTimeout => {
+                        Called::Returned(Err(Refused::Reentrant))
+                    }
+                    _ => Called::WouldWait,
+                }
+            }
+            (Seen::Elected(id), Some(value)) => Called::Returned(Ok(model.publish(id, value, hold))),
+            (Seen::Elected(id), None) if build.outcome == Outcome::Error => {
+                Called::Returned(model.fail(id).ok_or(Refused::Build))
+            }
+            (Seen::Elected(id), None) => {
+                model.panic(id);
+                Called::Panicked
+            }
+        }
+    }
+
+    /// What the closures do. `None`: they are to fail or to panic.
+    fn build(
+        &self,
+        seen: Seen,
+        build: &Build,
+        mut writer: Option<&mut Writer<'_>>,
+        made: &Cell<Option<Number>>,
+    ) -> Option<Token> {
+        let Seen::Elected(id) = seen else { panic!("builds, though {seen:?}") };
+        self.shared.model.borrow_mut().enter_closure();
+        self.compare();
+        for (number, step) in build.steps.iter().enumerate() {
+            match (step, &mut writer) {
+                (Step::Do(operation), _) => self.step(number, operation),
+                (Step::Lock { timed }, Some(writer)) => self.lock(id, writer, *timed),
+                (Step::Mark, Some(writer)) => self.mark(id, writer),
+                (Step::Lock { .. } | Step::Mark, None) => {}
+            }
+            self.compare();
+        }
+        self.shared.model.borrow_mut().leave_closure();
+        (build.outcome == Outcome::Value).then(|| {
+            let token = self.shared.ledger.token();
+            made.set(Some(token.number));
+            token
+        })
+    }
+
+    fn lock(&self, build: BuildId, writer: &mut Writer<'_>, timed: bool) {
+        if !self.shared.model.borrow().may_ask_for_the_lock(build) {
+            return;
+        }
+        let expected = self.shared.model.borrow_mut().lock(build);
+        if timed || matches!(expected, Locked::StillRead(_)) {
+            match (writer.acquire_write_lock_timeout(Duration::ZERO), expected) {
+                (Ok(mut lock), Locked::Over(number)) => self.check_old(lock.old(), number),
+                (
+                    Err(timeout),
+                    Locked::StillRead(readers) | Locked::ForItself(readers) | Locked::Superseded(readers),
+                ) => assert!(
+                    readers.contains(&timeout.readers),
+                    "{} readers instead of {readers:?}",
+                    timeout.readers
+                ),
+                (got, expected) => panic!("acquire_write_lock_timeout: {got:?} instead of {expected:?}"),
+            }
+        } else {
+            let got = called(|| {
+                let mut lock = writer.acquire_write_lock();
+                if let Locked::Over(number) = expected {
+                    self.check_old(lock.old(), number);
+                }
+            });
+            let expected = match expected {
+                Locked::ForItself(_) => Called::WouldWait,
+                Locked::Superseded(_) => Called::Superseded,
+                Locked::Over(_) | Locked::StillRead(_) => Called::Returned(()),
+            };
+            assert_eq!(got, expected, "acquire_write_lock");
+        }
+    }
+
+    fn check_old(&self, old: Option<&mut Token>, expected: Option<Number>) {
+        assert_eq!(old.as_ref().map(|old| old.number), expected, "the old value");
+        if let Some(old) = old {
+            self.shared.check(old, old.number);
+        }
+    }
+
+    fn mark(&self, build: BuildId, writer: &mut Writer<'_>) {
+        let Some(number) = self.shared.model.borrow_mut().mark(build) else { return };
+        let mut lock = writer.acquire_write_lock();
+        let old = lock.old().expect("it has been there");
+        assert_eq!(old.number, number, "the old value");
+        old.marks += 1;
+    }
+}
+
+fn hold_of(by: By) -> Hold {
+    if by == By::LoadOrRefresh { Hold::CountedGuard } else { Hold::Arc }
+}
