@@ -47,6 +47,7 @@ use crate::sync::Arc;
 pub(crate) use building::Building;
 pub(crate) use lease::Held;
 pub(crate) use machine::Machine;
+pub(crate) use slot::Slot;
 
 use machine::Demand;
 
@@ -312,7 +313,12 @@ impl<T, C: Clock> DogpileCell<T, C> {
     /// A panic of `build`. And if it is called from inside the build of the same cell.
     #[track_caller]
     pub fn get_fresh_or_refresh<F: FnOnce() -> T>(&self, build: F) -> Arc<T> {
-        self.machine.refresh_for(Demand::Fresh, "get_fresh_or_refresh", |lease| lease.0.build(build))
+        self.machine.refresh_for(
+            Demand::Fresh,
+            "get_fresh_or_refresh",
+            || false,
+            |lease| lease.0.build(build),
+        )
     }
 
     /// Rebuilds even if the value is fresh: returns a value whose build began after this call.
@@ -327,7 +333,7 @@ impl<T, C: Clock> DogpileCell<T, C> {
     #[track_caller]
     pub fn refresh<F: FnOnce() -> T>(&self, build: F) -> Arc<T> {
         let demand = Demand::After(self.machine.latest_origin());
-        self.machine.refresh_for(demand, "refresh", |lease| lease.0.build(build))
+        self.machine.refresh_for(demand, "refresh", || false, |lease| lease.0.build(build))
     }
 
     /// As [`get_or_refresh`](DogpileCell::get_or_refresh), but touches no reference count if there is a value
@@ -400,7 +406,7 @@ impl<T, C: Clock> DogpileCell<T, C> {
     /// If dropping the replaced value panics. The new one is in place by then.
     pub fn set(&self, value: T) -> Arc<T> {
         let value = Arc::new(value);
-        drop(self.machine.set_when_open(Arc::clone(&value), |_, _| ()));
+        drop(self.machine.set_when_open(Arc::clone(&value), || false, |_, _| ()));
         value
     }
 

@@ -17,8 +17,8 @@ pub enum RefreshError<E> {
     Build(Arc<E>),
     /// There is nothing to serve, somebody else builds, and the wait for that build took longer than allowed.
     WaitTimeout,
-    /// There is nothing to serve, and the caller is the build: it was called from inside the build of the same
-    /// cell and would have waited for itself.
+    /// There is nothing to serve, and the caller would have waited for itself: it was called from inside the build of
+    /// the same cell, or by a thread that reads what a build under the write lock waits for.
     Reentrant,
 }
 
@@ -38,7 +38,8 @@ impl<E> fmt::Display for RefreshError<E> {
             Self::Build(_) => "the build of the value failed",
             Self::WaitTimeout => "the value was not built within the time allowed for waiting",
             Self::Reentrant => {
-                "the build asked its own cell for the value that it is building; use `get` inside a build"
+                "the caller would wait for itself, as it is inside the build of the same cell or holds a guard that the \
+                 build waits for"
             }
         })
     }

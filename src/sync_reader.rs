@@ -23,7 +23,7 @@ use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::time::Duration;
 
 use crate::cell::machine::{Demand, Machine};
-use crate::cell::{Building, DogpileCell, Lease};
+use crate::cell::{Building, DogpileCell, Lease, Slot};
 use crate::clock::{Clock, FOREVER, SystemClock};
 use crate::error::RefreshError;
 use crate::policy::{Freshness, Policy};
@@ -45,9 +45,9 @@ use drain::{Room, Tracked, deadline};
 /// # The finalizer
 ///
 /// Gets every replaced value by value, exactly once, after its last reader has left; in the order in which the values
-/// were replaced, never two at a time, also when the cell is dropped before. It runs without a lock, in the caller that
-/// replaced the value or on a thread of the cell's own, `dogpile-finalizer`, which is started when it is first needed.
-/// See [`Drain`].
+/// were replaced, never two at a time, also when the cell is dropped before. It runs without a lock, in a caller that
+/// replaces a value or waits to, or on a thread of the cell's own, `dogpile-finalizer`, which is started when it is first
+/// needed (if it cannot be started, in the last reader). See [`Drain`].
 ///
 /// A value that the fence kept out of the cell (see [`clear`](SyncReaderCell::clear)) is finalised too, when the
 /// caller that built it has let go of it; it has no place in the order.
@@ -57,6 +57,13 @@ use drain::{Room, Tracked, deadline};
 ///
 /// If the finalizer panics, the panic hook reports it and the next value has its turn. It may look at the cell, but
 /// must not wait for it: a writer that needs the room empty waits for the finalizer in turn.
+///
+/// # Deadlocks
+///
+/// A build that has asked for the write lock waits for all readers, and new readers wait for that build. So a thread that
+/// holds a [`ReaderArc`] must not call what may wait for a build ([`get_or_refresh`](SyncReaderCell::get_or_refresh),
+/// [`set`](SyncReaderCell::set) and their kin) of a cell whose builds take the write lock. With a [`ReadGuard`], which
+/// stays on its thread, this is known, and told by a panic or [`RefreshError::Reentrant`].
 ///
 /// # Dropping
 ///
@@ -208,7 +215,7 @@ impl<T, C: Clock> SyncReaderCell<T, C> {
     where
         F: FnOnce(&mut Writer<'_, T, C>) -> T,
     {
-        ReaderArc(self.machine().refresh_for(Demand::Value, "get_or_refresh", |lease| self.run(lease, build)))
+        ReaderArc(self.refresh_for(Demand::Value, "get_or_refresh", build))
     }
 
     /// As [`try_get_or_refresh`](SyncReaderCell::try_get_or_refresh), with a build that may ask for the write lock.
@@ -252,8 +259,7 @@ impl<T, C: Clock> SyncReaderCell<T, C> {
     /// As there.
     #[track_caller]
     pub fn get_fresh_or_refresh<F: FnOnce() -> T>(&self, build: F) -> ReaderArc<T> {
-        let run = |lease| self.run(lease, |_| build());
-        ReaderArc(self.machine().refresh_for(Demand::Fresh, "get_fresh_or_refresh", run))
+        ReaderArc(self.refresh_for(Demand::Fresh, "get_fresh_or_refresh", |_| build()))
     }
 
     /// As [`DogpileCell::refresh`]: a value whose build began after this call.
@@ -264,7 +270,7 @@ impl<T, C: Clock> SyncReaderCell<T, C> {
     #[track_caller]
     pub fn refresh<F: FnOnce() -> T>(&self, build: F) -> ReaderArc<T> {
         let demand = Demand::After(self.machine().latest_origin());
-        ReaderArc(self.machine().refresh_for(demand, "refresh", |lease| self.run(lease, |_| build())))
+        ReaderArc(self.refresh_for(demand, "refresh", |_| build()))
     }
 
     /// As [`get_or_refresh`](SyncReaderCell::get_or_refresh), but touches no reference count if there is a value that
@@ -292,29 +298,33 @@ impl<T, C: Clock> SyncReaderCell<T, C> {
         F: FnOnce(&mut Writer<'_, T, C>) -> Result<T, E>,
     {
         let run = |lease: Lease<'a, _, C>| {
+            // Until the finalizer has run too, which must not wait for this build either.
+            let _building = Building::of(self.machine());
             let mut writer = Writer::new(&self.room, lease.into_held());
-            let result = {
-                let _building = Building::of(writer.machine());
-                build(&mut writer)
-            };
-            match result {
+            match build(&mut writer) {
                 Ok(value) => Ok(writer.publish(value, self.drain)),
                 Err(error) => Err(writer.fail(error)),
             }
         };
-        self.machine().try_refresh(limit, run).map(ReaderArc)
+        self.machine().try_refresh(limit, || self.is_read_by_this_thread(), run).map(ReaderArc)
     }
 
-    fn run<'a, F>(&'a self, lease: Lease<'a, Tracked<T>, C>, build: F) -> Arc<Tracked<T>>
+    #[track_caller]
+    fn refresh_for<'a, F>(&'a self, demand: Demand, name: &str, build: F) -> Arc<Tracked<T>>
     where
         F: FnOnce(&mut Writer<'_, T, C>) -> T,
     {
-        let mut writer = Writer::new(&self.room, lease.into_held());
-        let value = {
-            let _building = Building::of(writer.machine());
-            build(&mut writer)
+        let run = |lease: Lease<'a, _, C>| {
+            let _building = Building::of(self.machine());
+            let mut writer = Writer::new(&self.room, lease.into_held());
+            let value = build(&mut writer);
+            writer.publish(value, self.drain)
         };
-        writer.publish(value, self.drain)
+        self.machine().refresh_for(demand, name, || self.is_read_by_this_thread(), run)
+    }
+
+    fn is_read_by_this_thread(&self) -> bool {
+        self.room.is_read_at_all_by_this_thread()
     }
 
     #[inline]
@@ -423,14 +433,17 @@ impl<T, C: Clock> SyncReaderCell<T, C> {
     ///
     /// # Panics
     ///
-    /// If it is called from inside the build that holds the write lock.
+    /// If it would wait for itself: called from inside the build that holds the write lock, or while this thread holds a
+    /// [`ReadGuard`].
     #[track_caller]
     pub fn set(&self, value: T) -> ReaderArc<T> {
         let value = Arc::new(Tracked::new(value, &self.room));
-        let replaced = self
-            .machine()
-            .set_when_open(Arc::clone(&value), |new, slot| self.room.published(new, slot.load().as_ref()));
-        self.room.let_go(replaced, self.drain, &self.machine().clock);
+        let note = |new: &Arc<_>, slot: &Slot<_>| self.room.published(new, slot.load().as_ref());
+        let mut leftover =
+            self.machine().set_when_open(Arc::clone(&value), || self.is_read_by_this_thread(), note);
+        self.room.let_go(leftover.replaced.take(), None, self.drain, &self.machine().clock);
+        // May panic, so last.
+        drop(leftover);
         ReaderArc(value)
     }
 
@@ -444,7 +457,7 @@ impl<T, C: Clock> SyncReaderCell<T, C> {
     /// While a writer is inside, it sees to it that the old value is retired instead of put back.
     pub fn clear(&self) {
         let cleared = self.machine().clear(|old| self.room.cleared(old));
-        self.room.let_go(cleared, self.drain, &self.machine().clock);
+        self.room.let_go(cleared, None, self.drain, &self.machine().clock);
     }
 }
 

@@ -12,7 +12,7 @@ use crate::error::SharedError;
 use crate::sync::Arc;
 
 use super::building::Building;
-use super::machine::{Concluded, Home, Machine, Ticket};
+use super::machine::{Concluded, Home, Machine, Ticket, Withheld};
 use super::slot::Slot;
 
 /// The right to build the next value, held by one caller at a time.
@@ -97,7 +97,7 @@ impl<H: Home> Held<H> {
         let concluded = self.conclude(value, ttl, true, |_, _| ());
         // The previous value first; what is dropped last may panic.
         drop(self);
-        drop(concluded.replaced);
+        drop(concluded.leftover);
         concluded.served
     }
 
@@ -109,7 +109,7 @@ impl<H: Home> Held<H> {
     }
 
     pub(crate) fn fail<E: Send + Sync + 'static>(mut self, error: E) -> Arc<E> {
-        self.fail_with(error)
+        self.fail_with(error, &mut None).0
     }
 
     /// Runs `build` and publishes what it returns. If it panics, the lease is given back.
@@ -146,16 +146,23 @@ impl<H: Home> Held<H> {
         home.machine().conclude(unended(ticket), value, ttl, release, note)
     }
 
-    /// As [`fail`](Held::fail), for a lease that is part of something else.
-    pub(crate) fn fail_with<E: Send + Sync + 'static>(&mut self, error: E) -> Arc<E> {
+    /// As [`fail`](Held::fail), for a build that may have withheld something. Returns what could not be put back.
+    pub(crate) fn fail_with<E: Send + Sync + 'static>(
+        &mut self,
+        error: E,
+        withheld: &mut Option<Withheld<H::Value>>,
+    ) -> (Arc<E>, Option<Arc<H::Value>>) {
         let Self { home, ticket, .. } = self;
         let error = Arc::new(error);
-        home.machine().fail(unended(ticket), SharedError::new(Arc::clone(&error)));
-        error
+        let rejected = home.machine().fail(unended(ticket), SharedError::new(Arc::clone(&error)), withheld);
+        (error, rejected)
     }
 
-    pub(crate) fn machine(&self) -> &Machine<H::Value, H::Clock> {
-        self.home.machine()
+    /// Gives the lease back, with what the build has withheld. Returns what could not be put back.
+    pub(crate) fn give_back(&mut self, withheld: Option<Withheld<H::Value>>) -> Option<Arc<H::Value>> {
+        let ticket = self.ticket.take()?;
+        let panicked = std::thread::panicking() && !self.was_panicking;
+        self.home.machine().give_back(ticket, panicked, withheld)
     }
 
     pub(crate) fn ticket(&self) -> &Ticket<H::Value> {
@@ -193,10 +200,7 @@ impl<'a, T, C: Clock> Lease<'a, T, C> {
 
 impl<H: Home> Drop for Held<H> {
     fn drop(&mut self) {
-        if let Some(ticket) = self.ticket.take() {
-            let panicked = std::thread::panicking() && !self.was_panicking;
-            self.home.machine().give_back(ticket, panicked);
-        }
+        drop(self.give_back(None));
     }
 }
 

@@ -69,7 +69,7 @@ struct Held {
 }
 
 /// Failures since the latest publication.
-struct Failure {
+pub(crate) struct Failure {
     count: u32,
     /// Nobody is elected before this tick.
     retry_at: u64,
@@ -127,8 +127,15 @@ pub(crate) struct Ticket<T> {
 pub(crate) struct Concluded<T> {
     /// What the build's caller gets.
     pub(crate) served: Arc<T>,
-    /// What is not in the cell any more, or never was: to be dropped without a lock.
+    pub(crate) leftover: Leftover<T>,
+}
+
+/// What is to be dropped, without a lock and last of all: both are user code and may panic.
+#[must_use]
+pub(crate) struct Leftover<T> {
+    /// A value that is not in the cell any more, or never was.
     pub(crate) replaced: Option<Arc<T>>,
+    _failure: Option<Failure>,
 }
 
 /// A value that the holder of the lease has taken out of the slot.
@@ -142,6 +149,8 @@ pub(crate) struct Withheld<T> {
 pub(crate) struct Place {
     record: Record,
     supersede_at: u64,
+    invalidations: u64,
+    displacements: u64,
 }
 
 /// A place among those who wait.
@@ -149,6 +158,8 @@ pub(crate) struct Wait<T> {
     pub(crate) attempt: Arc<Attempt<T>>,
     /// When the build that is waited for may be superseded: then it is time to look up again.
     pub(crate) look_again_at: u64,
+    /// Whether that build withholds the value, and so waits for its readers in turn.
+    pub(crate) withheld: bool,
 }
 
 /// What the caller wants.
@@ -173,26 +184,24 @@ pub(crate) enum Decision<T> {
     Failed(SharedError),
 }
 
-/// What is left to do when the lock has been released: wake first, then drop.
+/// What is left to do when the lock has been released.
 #[must_use]
 struct Aftermath<T> {
     settle: Option<(Arc<Attempt<T>>, Outcome<T>)>,
-    replaced: Option<Arc<T>>,
-    _failure: Option<Failure>,
+    leftover: Leftover<T>,
 }
 
 impl<T> Aftermath<T> {
-    fn none() -> Self {
-        Self { settle: None, replaced: None, _failure: None }
+    fn settle(settle: Option<(Arc<Attempt<T>>, Outcome<T>)>) -> Self {
+        Self { settle, leftover: Leftover { replaced: None, _failure: None } }
     }
 
-    /// Wakes, drops the error of a failure that is over (user code: whoever is to be told has been told before),
-    /// and returns the value that is to be dropped.
-    fn finish(self) -> Option<Arc<T>> {
+    /// Wakes those who wait. What is left is for the caller to drop, when it has nothing more to do.
+    fn finish(self) -> Leftover<T> {
         if let Some((attempt, outcome)) = self.settle {
             attempt.settle(outcome);
         }
-        self.replaced
+        self.leftover
     }
 }
 
@@ -425,8 +434,9 @@ impl<T, C: Clock> Machine<T, C> {
         if let Some(lease) = &state.lease {
             let look_again_at = lease.supersede_at;
             if now < look_again_at {
+                let withheld = lease.withholds;
                 let attempt = Arc::clone(state.attempt.get_or_insert_with(Attempt::open));
-                return Decision::Pending(Wait { attempt, look_again_at });
+                return Decision::Pending(Wait { attempt, look_again_at, withheld });
             }
             self.counters.superseded.count_locked();
         } else if demand == Demand::Servable
@@ -505,11 +515,11 @@ impl<T, C: Clock> Machine<T, C> {
                 Demand::Fresh => now < record.fresh_end,
                 Demand::After(origin) => state.origin > origin,
             };
-            (if meets_demand { self.slot.load_full() } else { None }, Aftermath::none())
+            (if meets_demand { self.slot.load_full() } else { None }, Aftermath::settle(None))
         } else if state.displacements != ticket.displacements {
             self.counters.fenced.count_locked();
             let settle = Self::take_waiters(&mut state, Outcome::Abandoned);
-            (self.slot.load_full(), Aftermath { settle, ..Aftermath::none() })
+            (self.slot.load_full(), Aftermath::settle(settle))
         } else {
             let generation = self.slot.record(&state).generation + 1;
             let record = if state.invalidations == ticket.invalidations {
@@ -523,38 +533,56 @@ impl<T, C: Clock> Machine<T, C> {
         if holds && release {
             state.lease = None;
         } else if let Some(lease) = state.lease.as_mut().filter(|_| holds) {
-            lease.withholds = false;
+            // The build is over: nobody takes its place.
+            (lease.withholds, lease.supersede_at) = (false, FOREVER);
         }
         self.mirror(&mut state);
         drop(state);
-        let replaced = aftermath.finish();
+        let mut leftover = aftermath.finish();
         match instead {
-            Some(served) => Concluded { served, replaced: Some(value) },
-            None => Concluded { served: value, replaced },
+            Some(served) => {
+                leftover.replaced = Some(value);
+                Concluded { served, leftover }
+            }
+            None => Concluded { served: value, leftover },
         }
     }
 
-    /// The build failed with `error`.
-    pub(crate) fn fail(&self, ticket: &mut Ticket<T>, error: SharedError) {
+    /// The build failed with `error`, and puts back what it has withheld. Returns what was to be put back but is
+    /// cleared.
+    pub(crate) fn fail(
+        &self,
+        ticket: &mut Ticket<T>,
+        error: SharedError,
+        withheld: &mut Option<Withheld<T>>,
+    ) -> Option<Arc<T>> {
         let now = self.now();
         let draw = self.draw();
         ticket.concluded = true;
         let mut state = self.state.lock();
         self.counters.failed.count_locked();
         self.counters.build_took(now.saturating_sub(ticket.began));
+        let rejected = withheld.take().and_then(|withheld| self.restore(&mut state, withheld, now));
         let aftermath = if state.release(ticket) {
             let outcome = Outcome::Failed(error.clone());
             self.record_failure(&mut state, ticket, Some(error), outcome, now, draw)
         } else {
-            Aftermath::none()
+            Aftermath::settle(None)
         };
         self.mirror(&mut state);
         drop(state);
-        aftermath.finish();
+        drop(aftermath.finish());
+        rejected
     }
 
-    /// The lease comes back: without a result, or after it was held on to.
-    pub(crate) fn give_back(&self, ticket: Ticket<T>, panicked: bool) {
+    /// The lease comes back, without a result or after it was held on to, with what the build has withheld. Returns
+    /// what was to be put back but is cleared.
+    pub(crate) fn give_back(
+        &self,
+        ticket: Ticket<T>,
+        panicked: bool,
+        withheld: Option<Withheld<T>>,
+    ) -> Option<Arc<T>> {
         // Called from a destructor, perhaps because the clock has panicked: the lease must come back all the same. The
         // panic has been reported by the panic hook.
         let now = catch_unwind(AssertUnwindSafe(|| self.now())).unwrap_or(ticket.began);
@@ -563,17 +591,19 @@ impl<T, C: Clock> Machine<T, C> {
         if !ticket.concluded {
             if panicked { &self.counters.panicked } else { &self.counters.abandoned }.count_locked();
         }
+        let rejected = withheld.and_then(|withheld| self.restore(&mut state, withheld, now));
         let aftermath = if !state.release(&ticket) {
-            Aftermath::none()
+            Aftermath::settle(None)
         } else if panicked && !ticket.concluded {
             self.record_failure(&mut state, &ticket, None, Outcome::Abandoned, now, draw)
         } else {
-            Aftermath { settle: Self::take_waiters(&mut state, Outcome::Abandoned), ..Aftermath::none() }
+            Aftermath::settle(Self::take_waiters(&mut state, Outcome::Abandoned))
         };
         self.mirror(&mut state);
         drop(state);
-        aftermath.finish();
+        drop(aftermath.finish());
         drop(ticket);
+        rejected
     }
 
     /// What the callers of a build that failed get instead of its error, if the policy allows it.
@@ -612,7 +642,7 @@ impl<T, C: Clock> Machine<T, C> {
         } else {
             self.slot.replace(state, Some(value), record, quiet_end)
         };
-        Aftermath { settle, replaced, _failure: failure }
+        Aftermath { settle, leftover: Leftover { replaced, _failure: failure } }
     }
 
     fn record_failure(
@@ -627,12 +657,12 @@ impl<T, C: Clock> Machine<T, C> {
         let settle = Self::take_waiters(state, outcome);
         if state.origin > ticket.origin {
             // A value was set meanwhile: it is not the one that could not be replaced.
-            return Aftermath { settle, ..Aftermath::none() };
+            return Aftermath::settle(settle);
         }
         let count = state.failure.as_ref().map_or(0, |failure| failure.count).saturating_add(1);
         let retry_at = now.saturating_add(self.policy.retry_pause(count, draw));
         let failure = state.failure.replace(Failure { count, retry_at, error });
-        Aftermath { settle, replaced: None, _failure: failure }
+        Aftermath { settle, leftover: Leftover { replaced: None, _failure: failure } }
     }
 
     fn take_waiters(state: &mut State<T>, outcome: Outcome<T>) -> Option<(Arc<Attempt<T>>, Outcome<T>)> {
@@ -669,13 +699,13 @@ impl<T, C: Clock> Machine<T, C> {
         &self,
         value: Arc<T>,
         note: impl FnOnce(&Arc<T>, &Slot<T>),
-    ) -> Result<Option<Arc<T>>, NotNow<T>> {
+    ) -> Result<Leftover<T>, NotNow<T>> {
         let ttl = self.draw_ttl(None);
         let now = self.now();
         let mut state = self.state.lock();
         if state.lease.as_ref().is_some_and(|lease| lease.withholds) {
             let attempt = Arc::clone(state.attempt.get_or_insert_with(Attempt::open));
-            return Err(NotNow { value, wait: Wait { attempt, look_again_at: FOREVER } });
+            return Err(NotNow { value, wait: Wait { attempt, look_again_at: FOREVER, withheld: true } });
         }
         state.displacements += 1;
         let origin = state.next_origin();
@@ -709,43 +739,58 @@ impl<T, C: Clock> Machine<T, C> {
 /// A build that needs the old value for itself.
 impl<T, C: Clock> Machine<T, C> {
     /// Takes the value out of the slot for the holder of the lease, who cannot be superseded from now on. Until it
-    /// [puts it back](Machine::put_back) or [concludes](Machine::conclude), others find an empty cell in which
-    /// somebody builds, and wait.
+    /// [puts it back](Machine::put_back) or the build ends, others find an empty cell in which somebody builds, and
+    /// wait.
     ///
-    /// `None` if the lease has passed to somebody else.
+    /// `None` if the build has been overtaken: superseded, or by a `set`, whose value is not its to replace (G4).
     pub(crate) fn withhold(&self, ticket: &Ticket<T>) -> Option<Withheld<T>> {
         let mut state = self.state.lock();
+        if state.displacements != ticket.displacements && !self.slot.is_empty(&state) {
+            return None;
+        }
         let lease = state.lease.as_mut().filter(|lease| lease.origin == ticket.origin)?;
         lease.withholds = true;
         let supersede_at = std::mem::replace(&mut lease.supersede_at, FOREVER);
         let record = self.slot.record(&state);
         let value = self.slot.replace(&mut state, None, record, 0);
-        Some(Withheld { value, place: Place { record, supersede_at } })
+        let place = Place {
+            record,
+            supersede_at,
+            invalidations: state.invalidations,
+            displacements: state.displacements,
+        };
+        // Those who wait look again, and see for whom they wait.
+        let settle = Self::take_waiters(&mut state, Outcome::Abandoned);
+        drop(state);
+        drop(Aftermath::settle(settle).finish());
+        Some(Withheld { value, place })
     }
 
-    /// Puts a withheld value back into service, unless a `clear` has come meanwhile: then it is returned. The lease
-    /// goes on.
-    pub(crate) fn put_back(&self, ticket: &Ticket<T>, value: Option<Arc<T>>, place: Place) -> Option<Arc<T>> {
+    /// Puts a withheld value back into service; the build goes on. Returns it if it has been cleared meanwhile.
+    pub(crate) fn put_back(&self, withheld: Withheld<T>) -> Option<Arc<T>> {
         let now = self.now();
         let mut state = self.state.lock();
-        if let Some(lease) = &mut state.lease {
-            lease.withholds = false;
-            lease.supersede_at = place.supersede_at;
-        }
-        let rejected = match value {
-            Some(value) if state.displacements == ticket.displacements => {
-                let invalidated = state.invalidations != ticket.invalidations;
-                let record = if invalidated { place.record.lapsed(now) } else { place.record };
-                let quiet_end = self.quiet_end(&state, record);
-                self.slot.replace(&mut state, Some(value), record, quiet_end)
-            }
-            other => other,
-        };
+        let rejected = self.restore(&mut state, withheld, now);
         // Those who wait may be served again; they look.
         let settle = Self::take_waiters(&mut state, Outcome::Abandoned);
         drop(state);
-        Aftermath { settle, ..Aftermath::none() }.finish();
+        drop(Aftermath::settle(settle).finish());
         rejected
+    }
+
+    fn restore(&self, state: &mut State<T>, withheld: Withheld<T>, now: u64) -> Option<Arc<T>> {
+        let Withheld { value, place } = withheld;
+        if let Some(lease) = state.lease.as_mut().filter(|lease| lease.withholds) {
+            (lease.withholds, lease.supersede_at) = (false, place.supersede_at);
+        }
+        let value = value?;
+        if state.displacements != place.displacements {
+            return Some(value);
+        }
+        let invalidated = state.invalidations != place.invalidations;
+        let record = if invalidated { place.record.lapsed(now) } else { place.record };
+        let quiet_end = self.quiet_end(state, record);
+        self.slot.replace(state, Some(value), record, quiet_end)
     }
 }
 
@@ -809,7 +854,7 @@ mod tests {
     #[test]
     fn g2_reads_of_what_may_be_served_take_no_lock() {
         let (machine, clock) = machine();
-        machine.set(Arc::new(1), |_, _| ()).unwrap_or_else(|_| unreachable!());
+        drop(machine.set(Arc::new(1), |_, _| ()).unwrap_or_else(|_| unreachable!()));
         {
             let _locked = machine.state.lock();
             read_in_every_way(&machine);
@@ -829,7 +874,7 @@ mod tests {
             assert!(machine.serve().is_some());
             assert!(machine.serve_guard().is_some());
         }
-        machine.give_back(ticket, false);
+        assert!(machine.give_back(ticket, false, None).is_none());
     }
 
     #[test]

@@ -98,6 +98,11 @@ impl<H: Home> Waiting<H> {
         Self { home, wait }
     }
 
+    /// Whether the build that is waited for withholds the value.
+    pub(super) fn is_withheld(&self) -> bool {
+        self.wait.withheld
+    }
+
     /// The moment that lies `wait` from now on the cell's clock.
     pub(super) fn deadline(&self, wait: Duration) -> u64 {
         self.home.machine().clock.now().saturating_add(wait).as_nanos()

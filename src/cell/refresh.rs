@@ -14,7 +14,7 @@ use crate::sync::Arc;
 use super::building::is_building;
 use super::lease::Lease;
 use super::lookup::Lookup;
-use super::machine::{Demand, Machine, NotNow};
+use super::machine::{Demand, Leftover, Machine, NotNow};
 use super::pending::{Ended, Pending};
 use super::slot::Slot;
 
@@ -28,15 +28,17 @@ impl<T, C: Clock> Machine<T, C> {
     #[inline(never)]
     #[track_caller]
     pub(crate) fn get_or_refresh(&self, build: impl FnOnce() -> T) -> Arc<T> {
-        self.refresh_for(Demand::Value, "get_or_refresh", |lease| lease.0.build(build))
+        self.refresh_for(Demand::Value, "get_or_refresh", || false, |lease| lease.0.build(build))
     }
 
-    /// Returns a value that meets `demand`, built by `run` if this caller is elected.
+    /// Returns a value that meets `demand`, built by `run` if this caller is elected. `reads`: whether this thread
+    /// reads something that a build which withholds the value waits for.
     #[track_caller]
     pub(crate) fn refresh_for<'a>(
         &'a self,
         demand: Demand,
         name: &str,
+        reads: impl Fn() -> bool,
         run: impl FnOnce(Lease<'a, T, C>) -> Arc<T>,
     ) -> Arc<T> {
         loop {
@@ -47,6 +49,11 @@ impl<T, C: Clock> Machine<T, C> {
                 // No demand but `Servable` is answered so.
                 Lookup::Failed(_) => continue,
             };
+            assert!(
+                !(pending.0.is_withheld() && reads()),
+                "{name} would wait for itself: this thread holds a ReadGuard of the same cell, and a build that has \
+                 asked for the write lock waits for it; drop it before"
+            );
             match pending.0.wait_until(FOREVER) {
                 Some(Ended::Published(publication)) => {
                     let accepted = match demand {
@@ -79,12 +86,13 @@ impl<T, C: Clock> Machine<T, C> {
     where
         E: Send + Sync + 'static,
     {
-        self.try_refresh(limit, |lease| lease.0.try_build(build))
+        self.try_refresh(limit, || false, |lease| lease.0.try_build(build))
     }
 
     pub(crate) fn try_refresh<'a, E>(
         &'a self,
         limit: Option<Duration>,
+        reads: impl Fn() -> bool,
         run: impl FnOnce(Lease<'a, T, C>) -> Result<Arc<T>, Arc<E>>,
     ) -> Result<Arc<T>, RefreshError<E>>
     where
@@ -106,6 +114,9 @@ impl<T, C: Clock> Machine<T, C> {
                         .or_else(|error| self.instead_of_error().ok_or(RefreshError::Build(error)));
                 }
                 Lookup::Failed(error) => error,
+                Lookup::Pending(pending) if pending.0.is_withheld() && reads() => {
+                    return Err(RefreshError::Reentrant);
+                }
                 Lookup::Pending(pending) => match wait(&pending) {
                     None => return Err(RefreshError::WaitTimeout),
                     Some(Ended::Published(publication)) => return Ok(publication.value),
@@ -131,16 +142,22 @@ impl<T, C: Clock> Machine<T, C> {
     pub(crate) fn set_when_open(
         &self,
         mut value: Arc<T>,
+        reads: impl Fn() -> bool,
         note: impl Fn(&Arc<T>, &Slot<T>),
-    ) -> Option<Arc<T>> {
+    ) -> Leftover<T> {
         loop {
             match self.set(value, &note) {
-                Ok(replaced) => return replaced,
+                Ok(leftover) => return leftover,
                 Err(NotNow { value: returned, wait }) => {
                     assert!(
                         !is_building(self),
                         "set was called from inside the build that holds the write lock of the same cell, and would \
                          wait for its end; return the value from the build instead"
+                    );
+                    assert!(
+                        !reads(),
+                        "set would wait for itself: this thread holds a ReadGuard of the same cell, and a build that \
+                         has asked for the write lock waits for it; drop it before"
                     );
                     value = returned;
                     wait.wait(self, FOREVER);

@@ -44,7 +44,8 @@ use super::held;
 use crate::clock::{Clock, FOREVER, nanos};
 use crate::seats::{Seats, wait_until};
 use crate::sync::{
-    Arc, AtomicU64, JoinHandle, Mutex, Ordering, Thread, ThreadBuilder, ThreadId, Weak, current_thread, park,
+    Arc, AtomicU64, JoinHandle, Mutex, MutexGuard, Ordering, Thread, ThreadBuilder, ThreadId, Weak,
+    current_thread, park,
 };
 
 /// What the caller that replaces a value does while the value is still being read.
@@ -69,13 +70,17 @@ pub enum Drain {
 /// The readers have not left within the time allowed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DrainTimeout {
-    /// How many `ReaderArc`s of values that are to go there still are; leaked ones are among them.
+    /// How many `ReaderArc`s of values that are to go there still are; leaked ones are among them. 0 if nobody was in
+    /// the way but the caller itself (a writer that has been overtaken, or a call from inside the finalizer).
     pub readers: usize,
 }
 
 impl fmt::Display for DrainTimeout {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} readers have not left within the time allowed", self.readers)
+        match self.readers {
+            0 => f.write_str("the readers could not be waited for"),
+            readers => write!(f, "{readers} readers have not left within the time allowed"),
+        }
     }
 }
 
@@ -148,10 +153,14 @@ struct RoomState<T> {
     retired: BTreeMap<u64, Weak<Tracked<T>>>,
     /// Values whose last reader has left, and whose turn has not come.
     drained: BTreeMap<u64, T>,
+    /// Values that were never published, in the hands of those who built them.
+    loose: Vec<Weak<Tracked<T>>>,
     /// Values that were never published, and whose last reader has left.
     strays: Vec<T>,
     /// The number whose readers a writer waits for; the value goes to it.
     claim: Option<Claim<T>>,
+    /// The writer that is inside, and the number of the value that it has taken out; 0 if there was none.
+    inside: Option<(ThreadId, u64)>,
     finalizing: Option<ThreadId>,
     thread: Background,
     /// The cell is gone.
@@ -162,14 +171,8 @@ struct RoomState<T> {
 struct Current<T> {
     number: u64,
     value: Weak<Tracked<T>>,
-    /// Whether the slot holds a reference; not while a writer withholds it.
-    in_slot: bool,
-}
-
-/// What a writer gets that has waited in vain.
-pub(crate) struct StillRead<T> {
-    pub(crate) value: Option<Arc<Tracked<T>>>,
-    pub(crate) timeout: DrainTimeout,
+    /// Whether there is a reference that is no reader's: the slot's, or that of a writer who still waits for others.
+    is_shared: bool,
 }
 
 /// A writer's claim to the value that it withholds.
@@ -220,16 +223,10 @@ impl<T> RoomState<T> {
         self.retired.values().map(Weak::strong_count).sum()
     }
 
-    /// Whom to wake because something has become ready.
-    fn one_to_finalize(&self) -> Option<Thread> {
-        if !self.is_ready() {
-            return None;
-        }
-        match (self.waiters.those(|until| until.helps).next(), &self.thread) {
-            (Some(helper), _) => Some(helper),
-            (None, Background::Running(thread, _)) => Some(thread.clone()),
-            (None, Background::NotStarted | Background::Impossible) => None,
-        }
+    /// Readers of values that were never published. Forgets those that have left.
+    fn loose_readers(&mut self) -> usize {
+        self.loose.retain(|value| value.strong_count() > 0);
+        self.loose.iter().map(Weak::strong_count).sum()
     }
 }
 
@@ -242,8 +239,10 @@ impl<T: Send + Sync + 'static> Room<T> {
                 current: None,
                 retired: BTreeMap::new(),
                 drained: BTreeMap::new(),
+                loose: Vec::new(),
                 strays: Vec::new(),
                 claim: None,
+                inside: None,
                 finalizing: None,
                 thread: Background::NotStarted,
                 closed: false,
@@ -267,7 +266,7 @@ impl<T> Room<T> {
         // Relaxed: made visible together with the value.
         new.number.store(number, Ordering::Relaxed);
         Self::retire(&mut state, old);
-        state.current = Some(Current { number, value: Arc::downgrade(new), in_slot: true });
+        state.current = Some(Current { number, value: Arc::downgrade(new), is_shared: true });
     }
 
     /// `old` is taken away.
@@ -306,29 +305,47 @@ impl<T> Room<T> {
             return;
         }
         Self::put_in_line(&mut state, number, value);
-        if state.is_ready() && state.waiters.those(|until| until.helps).next().is_none() {
-            self.start_thread(&mut state);
+        self.hand_on(state);
+    }
+
+    /// Sees to it that what has become ready is finalised by somebody.
+    fn hand_on(self: &Arc<Self>, mut state: MutexGuard<'_, RoomState<T>>) {
+        if !state.is_ready() {
+            return;
         }
-        let wake = state.one_to_finalize();
-        let here = matches!(state.thread, Background::Impossible) && wake.is_none();
+        let mut finalizer = state.waiters.those(|until| until.helps).next();
+        if finalizer.is_none() {
+            self.start_thread(&mut state);
+            if let Background::Running(thread, _) = &state.thread {
+                finalizer = Some(thread.clone());
+            }
+        }
         drop(state);
-        match wake {
+        match finalizer {
             Some(thread) => thread.unpark(),
-            None if here => self.finalize_what_is_ready(),
-            None => {}
+            // The thread could not be started.
+            None => self.finalize_what_is_ready(),
         }
     }
 
-    /// What the caller that has replaced `value` does with it.
+    /// What the caller does that has replaced `value`, or the one of this `number` that it had taken out before.
     pub(crate) fn let_go<C: Clock>(
         self: &Arc<Self>,
         value: Option<Arc<Tracked<T>>>,
+        number: Option<u64>,
         drain: Drain,
         clock: &C,
     ) {
         match drain {
             Drain::Background => self.release(value),
-            Drain::Wait(wait) => self.release_and_wait(value, clock, wait),
+            Drain::Wait(wait) => {
+                let number = number.or(value.as_ref().map(|value| value.number())).unwrap_or(0);
+                self.leave(value);
+                if !self.is_read_by_this_thread(number) && !self.is_finalized_by_this_thread() {
+                    self.wait_for(number, true, clock, deadline(clock, wait));
+                }
+                self.release(None);
+            }
         }
     }
 
@@ -338,30 +355,17 @@ impl<T> Room<T> {
         self.finalize_what_is_ready();
         let mut state = self.state.lock();
         if state.finalized < state.last_retired() {
+            // It will be needed.
             self.start_thread(&mut state);
-            // It looks before it parks; but it may have run already and be parked.
-            let wake = state.one_to_finalize();
-            drop(state);
-            if let Some(thread) = wake {
-                thread.unpark();
-            }
         }
+        self.hand_on(state);
     }
 
-    /// [`Drain::Wait`].
-    fn release_and_wait<C: Clock>(
-        self: &Arc<Self>,
-        value: Option<Arc<Tracked<T>>>,
-        clock: &C,
-        wait: Duration,
-    ) {
-        let number = value.as_ref().map_or(0, |value| value.number());
-        self.leave(value);
-        if !self.is_read_by_this_thread(number) && !self.is_finalized_by_this_thread() {
-            let deadline = deadline(clock, wait);
-            self.wait_for(number, true, clock, deadline);
-        }
-        self.release(None);
+    /// A value that was not published is in the hands of the one who built it: a reader too, for a writer.
+    pub(crate) fn let_loose(&self, value: &Arc<Tracked<T>>) {
+        let mut state = self.state.lock();
+        state.loose_readers();
+        state.loose.push(Arc::downgrade(value));
     }
 
     /// Gives up a reference that is not a reader's. If it is the last one, the value waits for its turn.
@@ -373,8 +377,9 @@ impl<T> Room<T> {
     }
 
     /// Takes a value that a writer has withheld and replaced.
-    pub(crate) fn take_in(&self, number: u64, value: T) {
+    pub(crate) fn take_in(&self, number: u64, value: T) -> u64 {
         Self::put_in_line(&mut self.state.lock(), number, value);
+        number
     }
 
     fn put_in_line(state: &mut RoomState<T>, number: u64, value: T) {
@@ -395,10 +400,16 @@ impl<T> Room<T> {
     /// caller came for and the values behind it shall not be lost as well (G11).
     fn finalize_what_is_ready(&self) {
         while let Some((turn, value)) = self.begin() {
-            let _panic = catch_unwind(AssertUnwindSafe(|| {
+            let finalize = || {
                 let _turn = turn;
                 (self.finalizer)(value);
-            }));
+            };
+            if let Err(panic) = catch_unwind(AssertUnwindSafe(finalize))
+                // What it panicked with may panic in turn, when it is dropped.
+                && let Err(panic) = catch_unwind(AssertUnwindSafe(|| drop(panic)))
+            {
+                std::mem::forget(panic);
+            }
         }
     }
 
@@ -444,7 +455,7 @@ impl<T> Room<T> {
         }
     }
 
-    fn is_finalized_by_this_thread(&self) -> bool {
+    pub(crate) fn is_finalized_by_this_thread(&self) -> bool {
         self.state.lock().finalizing == Some(current_thread().id())
     }
 
@@ -453,6 +464,9 @@ impl<T> Room<T> {
     pub(crate) fn close(self: &Arc<Self>) {
         let mut state = self.state.lock();
         state.closed = true;
+        if state.is_ready() {
+            self.start_thread(&mut state);
+        }
         let waits_for_readers = !state.retired.is_empty();
         let Background::Running(thread, handle) = &mut state.thread else { return };
         let is_me = thread.id() == current_thread().id();
@@ -480,12 +494,16 @@ impl<T> Room<T> {
         let current = state
             .current
             .as_ref()
-            .map_or(0, |current| current.value.strong_count().saturating_sub(usize::from(current.in_slot)));
+            .map_or(0, |current| current.value.strong_count().saturating_sub(usize::from(current.is_shared)));
         current + state.readers_of_retired()
     }
 
     /// Waits until everything that is retired now is finalised, or until `deadline`. `Err`: why it cannot wait.
-    pub(crate) fn synchronize<C: Clock>(&self, clock: &C, deadline: u64) -> Result<bool, &'static str> {
+    pub(crate) fn synchronize<C: Clock>(
+        self: &Arc<Self>,
+        clock: &C,
+        deadline: u64,
+    ) -> Result<bool, &'static str> {
         let target = self.state.lock().last_retired();
         match self.why_not_wait(target) {
             Some(reason) => Err(reason),
@@ -497,8 +515,14 @@ impl<T> Room<T> {
         DrainTimeout { readers: self.state.lock().readers_of_retired() }
     }
 
+    /// Whether this thread holds a `ReadGuard` that a writer would wait for.
+    pub(crate) fn is_read_at_all_by_this_thread(&self) -> bool {
+        let is_loose = |address| self.state.lock().loose.iter().any(|value| value.as_ptr().addr() == address);
+        self.is_read_by_this_thread(u64::MAX) || held::any(is_loose)
+    }
+
     /// Whether this thread holds a `ReadGuard` of a value with this number or a smaller one.
-    pub(crate) fn is_read_by_this_thread(&self, number: u64) -> bool {
+    fn is_read_by_this_thread(&self, number: u64) -> bool {
         held::any(|address| {
             let state = self.state.lock();
             let current = state.current.as_ref().map(|current| (&current.number, &current.value));
@@ -512,8 +536,11 @@ impl<T> Room<T> {
     }
 
     fn why_not_wait(&self, target: u64) -> Option<&'static str> {
+        let inside = self.state.lock().inside;
         if self.is_finalized_by_this_thread() {
             Some("it was called from inside the finalizer")
+        } else if inside.is_some_and(|(writer, number)| writer == current_thread().id() && number <= target) {
+            Some("it was called under the write lock, which holds a value that has been cleared")
         } else if self.is_read_by_this_thread(target) {
             Some("this thread holds a ReadGuard of a value that has been replaced; drop it before")
         } else {
@@ -521,15 +548,33 @@ impl<T> Room<T> {
         }
     }
 
+    /// Waits until `number` has been finalised, and helps. Returns whether it has, and nobody reads what was never
+    /// published.
+    fn wait_for_all<C: Clock>(self: &Arc<Self>, number: u64, clock: &C, deadline: u64) -> bool {
+        self.wait_while(number, true, clock, deadline, |state| state.loose_readers() > 0)
+    }
+
     /// Waits until `number` has been finalised. Returns whether it has.
-    fn wait_for<C: Clock>(&self, number: u64, helps: bool, clock: &C, deadline: u64) -> bool {
+    fn wait_for<C: Clock>(self: &Arc<Self>, number: u64, helps: bool, clock: &C, deadline: u64) -> bool {
+        self.wait_while(number, helps, clock, deadline, |_| false)
+    }
+
+    fn wait_while<C: Clock>(
+        self: &Arc<Self>,
+        number: u64,
+        helps: bool,
+        clock: &C,
+        deadline: u64,
+        condition: impl Fn(&mut RoomState<T>) -> bool,
+    ) -> bool {
         let seat =
             Seat { room: self, number: self.state.lock().waiters.take(Until { finalized: number, helps }) };
         let done = wait_until(clock, deadline, || {
             if helps {
                 self.finalize_what_is_ready();
             }
-            (self.state.lock().finalized >= number).then_some(())
+            let mut state = self.state.lock();
+            (state.finalized >= number && !condition(&mut state)).then_some(())
         });
         drop(seat);
         done.is_some()
@@ -558,7 +603,7 @@ impl<T> Drop for Turn<'_, T> {
 
 /// A place among those who wait, given up when dropped.
 struct Seat<'a, T> {
-    room: &'a Room<T>,
+    room: &'a Arc<Room<T>>,
     number: u64,
 }
 
@@ -567,80 +612,101 @@ impl<T> Drop for Seat<'_, T> {
         let mut state = self.room.state.lock();
         state.waiters.leave(self.number);
         // A wake-up that has reached this thread is passed on.
-        let wake = state.one_to_finalize();
-        drop(state);
-        if let Some(thread) = wake {
-            thread.unpark();
+        self.room.hand_on(state);
+    }
+}
+
+/// A writer's wait for its value. However it ends, the value is in one place.
+struct Claiming<'a, T> {
+    room: &'a Arc<Room<T>>,
+    kept: &'a mut Option<Arc<Tracked<T>>>,
+    weak: Weak<Tracked<T>>,
+    number: u64,
+}
+
+impl<T> Claiming<'_, T> {
+    /// Ends the wait: `Some` if the last reader has brought the value, else it is kept.
+    fn end(&mut self) -> Option<T> {
+        loop {
+            let mut state = self.room.state.lock();
+            let brought = state.claim.as_mut().and_then(|claim| claim.value.take());
+            if brought.is_none() && self.kept.is_none() {
+                *self.kept = self.weak.upgrade();
+            }
+            if brought.is_some() || self.kept.is_some() {
+                state.claim = None;
+                if let Some(current) = state.current.as_mut().filter(|_| brought.is_none()) {
+                    current.is_shared = true;
+                }
+                return brought;
+            }
+            drop(state);
+            // The last reader has let go of it, and is about to bring it.
+            std::thread::yield_now();
+        }
+    }
+}
+
+impl<T> Drop for Claiming<'_, T> {
+    fn drop(&mut self) {
+        // Only if the clock has panicked.
+        if self.room.state.lock().claim.is_some()
+            && let Some(value) = self.end()
+        {
+            *self.kept = Some(Arc::new(Tracked::numbered(value, self.number, self.room)));
         }
     }
 }
 
 /// The write lock.
 impl<T> Room<T> {
-    /// Waits until nobody reads anything, and takes `withheld`, which is not in the slot any more, out of its `Arc`.
+    /// Waits until nobody reads anything, and takes the withheld value, which is not in the slot any more, out of its
+    /// `Arc`.
     ///
     /// # Errors
     ///
-    /// The value is still being read at the deadline: it is given back.
+    /// Something is still being read at the deadline. The withheld value is in `kept` then, as it is if the clock
+    /// panics.
     pub(crate) fn claim<C: Clock>(
         self: &Arc<Self>,
-        withheld: Option<Arc<Tracked<T>>>,
+        kept: &mut Option<Arc<Tracked<T>>>,
         clock: &C,
         deadline: u64,
-    ) -> Result<Option<(u64, T)>, StillRead<T>> {
-        let number = withheld.as_ref().map(|value| value.number());
-        let weak = withheld.as_ref().map(Arc::downgrade);
-        {
-            let mut state = self.state.lock();
-            if let Some(current) = &mut state.current {
-                current.in_slot = false;
+    ) -> Result<Option<(u64, T)>, DrainTimeout> {
+        let Some(value) = &*kept else {
+            let last = self.state.lock().last_retired();
+            if !self.wait_for_all(last, clock, deadline) {
+                let mut state = self.state.lock();
+                return Err(DrainTimeout { readers: state.readers_of_retired() + state.loose_readers() });
             }
-            if let Some(number) = number {
-                state.claim = Some(Claim { number, value: None, writer: current_thread() });
-            }
-        }
+            self.state.lock().inside = Some((current_thread().id(), 0));
+            return Ok(None);
+        };
+        let number = value.number();
+        let weak = Arc::downgrade(value);
+        self.state.lock().claim = Some(Claim { number, value: None, writer: current_thread() });
+        let mut claiming = Claiming { room: self, kept, weak, number };
         // What was retired before goes first.
-        let before = number.map_or_else(|| self.state.lock().last_retired(), |number| number - 1);
-        let in_time = self.wait_for(before, true, clock, deadline);
-        let mut kept = withheld;
-        if in_time {
-            match kept.map(Arc::try_unwrap) {
-                None => return Ok(None),
-                Some(Ok(tracked)) => {
-                    self.state.lock().claim = None;
-                    return Ok(tracked.into_parts());
-                }
-                Some(Err(still_read)) => kept = Some(still_read),
+        if self.wait_for_all(number - 1, clock, deadline) {
+            if let Some(current) = &mut self.state.lock().current {
+                current.is_shared = false;
             }
-            // From now on the last reader is the last reference.
-            drop(kept.take());
-            let value = wait_until(clock, deadline, || self.take_claim());
-            if value.is_some() {
-                return Ok(value);
-            }
-            kept = weak.and_then(|weak| weak.upgrade());
-            if kept.is_none() {
-                // The last reader left at the last moment; it is about to bring the value.
-                return Ok(wait_until(clock, FOREVER, || self.take_claim()));
-            }
+            // From now on the last reader is the last reference, and brings the value.
+            drop(claiming.kept.take());
+            wait_until(clock, deadline, || self.state.lock().claim.as_ref()?.value.as_ref().map(|_| ()));
         }
+        if let Some(value) = claiming.end() {
+            self.state.lock().inside = Some((current_thread().id(), number));
+            return Ok(Some((number, value)));
+        }
+        let readers = claiming.kept.as_ref().map_or(0, |kept| Arc::strong_count(kept) - 1);
         let mut state = self.state.lock();
-        state.claim = None;
-        if let Some(current) = &mut state.current {
-            current.in_slot = true;
-        }
-        let own = usize::from(kept.is_some());
-        let readers = kept.as_ref().map_or(0, Arc::strong_count) - own + state.readers_of_retired();
-        drop(state);
-        Err(StillRead { value: kept, timeout: DrainTimeout { readers } })
+        Err(DrainTimeout { readers: readers + state.readers_of_retired() + state.loose_readers() })
     }
 
-    fn take_claim(&self) -> Option<(u64, T)> {
-        let mut state = self.state.lock();
-        let claim = state.claim.as_mut()?;
-        let (number, value) = (claim.number, claim.value.take()?);
-        state.claim = None;
-        Some((number, value))
+    /// The writer has left.
+    pub(crate) fn leave_section(&self) {
+        self.state.lock().inside = None;
     }
 
     /// A withheld value does not come back into the slot: it was cleared.
@@ -653,7 +719,7 @@ impl<T> Room<T> {
         let mut state = self.state.lock();
         if let Some(current) = &mut state.current {
             current.value = Arc::downgrade(value);
-            current.in_slot = true;
+            current.is_shared = true;
         }
     }
 }

@@ -2,16 +2,17 @@
 //!
 //! # States of a build with a [`Writer`]
 //!
-//! *Open*: the old value is in service, the build has the lease. [`Writer::acquire_write_lock`] withholds the value,
-//! waits until nobody reads anything, takes the `T` out of its `Arc`, and the build is *locked*: the cell is empty,
-//! new readers wait for the build, the lease cannot be superseded. From there the build ends in one of two ways:
-//! the new value is published and the old one finalised in its turn, or (error, panic) the old one is put back.
+//! *Open*: the old value is in service, the build has the lease. [`Writer::acquire_write_lock`] withholds the value and
+//! *waits* until nobody reads anything: the cell is empty, new readers wait for the build, the lease cannot be
+//! superseded. Then it takes the `T` out of its `Arc`, and the build is *locked*. From there the build ends in one of
+//! two ways: the new value is published and the old one finalised in its turn, or (error, panic) the old one is put
+//! back, in the same step in which the lease is released.
 
 use std::fmt;
 use std::time::Duration;
 
-use crate::cell::machine::{Concluded, Place};
-use crate::cell::{Held, Machine};
+use crate::cell::machine::{Concluded, Place, Withheld};
+use crate::cell::{Held, Machine, Slot};
 use crate::clock::{Clock, FOREVER, SystemClock};
 use crate::sync::Arc;
 
@@ -27,6 +28,7 @@ pub struct Writer<'a, T, C: Clock = SystemClock> {
 
 enum Section<T> {
     Open,
+    Waiting { kept: Option<Arc<Tracked<T>>>, place: Place },
     Locked { old: Option<(u64, T)>, place: Place },
 }
 
@@ -75,9 +77,10 @@ impl<'a, T, C: Clock> Writer<'a, T, C> {
     ///
     /// # Panics
     ///
-    /// If this thread holds a [`ReadGuard`](crate::ReadGuard) of the same cell: it would wait for itself. And if
-    /// the build has been superseded (see [`Policy::lease_timeout`](crate::Policy::lease_timeout)): somebody else may
-    /// write now. The value in the cell is not touched.
+    /// If it would wait for itself: this thread holds a [`ReadGuard`](crate::ReadGuard) of the same cell, or is inside
+    /// the cell's finalizer. And if the build has been overtaken, by a [`set`](crate::SyncReaderCell::set) or by a build
+    /// that superseded it (see [`Policy::lease_timeout`](crate::Policy::lease_timeout)): what is in the cell now is not
+    /// its to replace. It is not touched, and the caller of the build gets the panic.
     ///
     /// # Deadlocks
     ///
@@ -87,14 +90,18 @@ impl<'a, T, C: Clock> Writer<'a, T, C> {
     #[track_caller]
     pub fn acquire_write_lock(&mut self) -> WriteLock<'_, T> {
         assert!(
-            !self.room.is_read_by_this_thread(u64::MAX),
+            !self.room.is_read_at_all_by_this_thread(),
             "acquire_write_lock would wait for itself: this thread holds a ReadGuard of the same cell; drop it before"
+        );
+        assert!(
+            !self.room.is_finalized_by_this_thread(),
+            "acquire_write_lock would wait for itself: it was called from inside the finalizer of the same cell"
         );
         let locked = self.lock(FOREVER).is_ok();
         assert!(
             locked,
-            "acquire_write_lock was called by a build that has been superseded after its lease timeout; \
-             somebody else builds in its place and may be writing"
+            "acquire_write_lock was called by a build that has been overtaken (by `set`, or superseded after its lease \
+             timeout) and must not write; acquire_write_lock_timeout returns an error instead"
         );
         self.locked()
     }
@@ -104,22 +111,22 @@ impl<'a, T, C: Clock> Writer<'a, T, C> {
     ///
     /// # Errors
     ///
-    /// The readers have not left in time, or never could because this thread holds a
-    /// [`ReadGuard`](crate::ReadGuard) of the cell, or the build has been superseded. The old value is back in
-    /// service; the build goes on.
+    /// The readers have not left in time, or one of the reasons for which the other one panics. The old value is back in
+    /// service; the build goes on. If it has been overtaken, what it returns is fenced off, and its caller gets what is
+    /// in the cell.
     pub fn acquire_write_lock_timeout(&mut self, wait: Duration) -> Result<WriteLock<'_, T>, DrainTimeout> {
-        if self.room.is_read_by_this_thread(u64::MAX) {
-            return Err(DrainTimeout { readers: self.room.readers() });
+        if self.room.is_read_at_all_by_this_thread() || self.room.is_finalized_by_this_thread() {
+            return Err(DrainTimeout { readers: self.room.readers().max(1) });
         }
-        let deadline = deadline(&self.held.machine().clock, wait);
+        let deadline = deadline(&self.machine().clock, wait);
         self.lock(deadline)?;
         Ok(self.locked())
     }
 
     fn locked(&mut self) -> WriteLock<'_, T> {
         match &mut self.section {
-            Section::Open => unreachable!("it has just been locked"),
             Section::Locked { old, .. } => WriteLock { old: old.as_mut().map(|(_, old)| old) },
+            Section::Open | Section::Waiting { .. } => unreachable!("it has just been locked"),
         }
     }
 
@@ -127,30 +134,23 @@ impl<'a, T, C: Clock> Writer<'a, T, C> {
         if let Section::Locked { .. } = self.section {
             return Ok(());
         }
-        let machine = self.held.machine();
-        let Some(withheld) = machine.withhold(self.held.ticket()) else {
+        let machine = self.machine();
+        let Some(Withheld { value, place }) = machine.withhold(self.held.ticket()) else {
             return Err(DrainTimeout { readers: self.room.readers() });
         };
-        match self.room.claim(withheld.value, &machine.clock, deadline) {
+        self.section = Section::Waiting { kept: value, place };
+        let Section::Waiting { kept, .. } = &mut self.section else { unreachable!("just now") };
+        match self.room.claim(kept, &machine.clock, deadline) {
             Ok(old) => {
-                self.section = Section::Locked { old, place: withheld.place };
+                self.section = Section::Locked { old, place };
                 Ok(())
             }
-            Err(still_read) => {
-                self.put_back(still_read.value, withheld.place);
-                Err(still_read.timeout)
+            Err(timeout) => {
+                if let Some(withheld) = self.take_withheld() {
+                    self.retire(machine.put_back(withheld));
+                }
+                Err(timeout)
             }
-        }
-    }
-
-    fn put_back(&self, value: Option<Arc<Tracked<T>>>, place: Place) {
-        let machine = self.held.machine();
-        if let Some(value) = &value {
-            self.room.put_back(value);
-        }
-        if let Some(cleared) = machine.put_back(self.held.ticket(), value, place) {
-            self.room.retire_withheld(&cleared);
-            self.room.release(Some(cleared));
         }
     }
 
@@ -160,28 +160,52 @@ impl<'a, T, C: Clock> Writer<'a, T, C> {
         let value = Arc::new(Tracked::new(value, self.room));
         let room = self.room;
         let hold = matches!(drain, Drain::Wait(_));
-        let Concluded { served, replaced } =
-            self.held.conclude(value, None, !hold, |new, slot| room.published(new, slot.load().as_ref()));
-        if let Section::Locked { old: Some((number, old)), .. } =
-            std::mem::replace(&mut self.section, Section::Open)
-        {
-            room.take_in(number, old);
+        let note = |new: &Arc<_>, slot: &Slot<_>| room.published(new, slot.load().as_ref());
+        let Concluded { served, mut leftover } = self.held.conclude(value, None, !hold, note);
+        if served.number() == 0 {
+            room.let_loose(&served);
         }
-        room.let_go(replaced, drain, &machine.clock);
+        let mut number = None;
+        if let Section::Locked { old, .. } = std::mem::replace(&mut self.section, Section::Open) {
+            number = old.map(|(number, old)| room.take_in(number, old));
+            room.leave_section();
+        }
+        room.let_go(leftover.replaced.take(), number, drain, &machine.clock);
+        // The lease, if it is still held; then what may panic.
+        drop(self);
+        drop(leftover);
         served
     }
 
     /// The build has failed.
     pub(super) fn fail<E: Send + Sync + 'static>(mut self, error: E) -> Arc<E> {
-        self.unlock();
-        self.held.fail_with(error)
+        let mut withheld = self.take_withheld();
+        let (error, rejected) = self.held.fail_with(error, &mut withheld);
+        self.retire(rejected);
+        error
     }
 
-    /// If it is locked: puts the old value back.
-    fn unlock(&mut self) {
-        if let Section::Locked { old, place } = std::mem::replace(&mut self.section, Section::Open) {
-            let value = old.map(|(number, old)| Arc::new(Tracked::numbered(old, number, self.room)));
-            self.put_back(value, place);
+    /// What this build has withheld, to be put back.
+    fn take_withheld(&mut self) -> Option<Withheld<Tracked<T>>> {
+        let (value, place) = match std::mem::replace(&mut self.section, Section::Open) {
+            Section::Open => return None,
+            Section::Waiting { kept, place } => (kept, place),
+            Section::Locked { old, place } => {
+                (old.map(|(number, old)| Arc::new(Tracked::numbered(old, number, self.room))), place)
+            }
+        };
+        self.room.leave_section();
+        if let Some(value) = &value {
+            self.room.put_back(value);
+        }
+        Some(Withheld { value, place })
+    }
+
+    /// What could not be put back, because it was cleared, waits for its turn.
+    fn retire(&self, cleared: Option<Arc<Tracked<T>>>) {
+        if let Some(cleared) = cleared {
+            self.room.retire_withheld(&cleared);
+            self.room.release(Some(cleared));
         }
     }
 
@@ -193,6 +217,8 @@ impl<'a, T, C: Clock> Writer<'a, T, C> {
 impl<T, C: Clock> Drop for Writer<'_, T, C> {
     /// A build that ends without a result: it panicked.
     fn drop(&mut self) {
-        self.unlock();
+        let withheld = self.take_withheld();
+        let rejected = self.held.give_back(withheld);
+        self.retire(rejected);
     }
 }

@@ -3,6 +3,7 @@
 mod drain;
 mod finalizer;
 mod reads;
+mod regressions;
 mod writer;
 
 use std::sync::{Arc, Mutex};

@@ -122,7 +122,10 @@ fn g12_those_who_waited_for_a_section_that_fails_are_served_the_old_value_or_bui
         let waiter = scope.spawn(|| *cell.get_or_refresh(|| 2));
         eventually("it waits", || cell.stats().waits == 1);
         keeper.open();
-        assert!(builder.join().unwrap().is_err());
+        // An error, unless the waiter was quick and there is a fresh value to be served instead.
+        if let Ok(value) = builder.join().unwrap() {
+            assert_eq!(*value, 2);
+        }
         let got = waiter.join().unwrap();
         assert!(got == 1 || got == 2, "{got}");
     });

@@ -1,0 +1,438 @@
+//! Faults that were found by attacking the cell, each by its symptom.
+
+use std::panic::{AssertUnwindSafe, catch_unwind, panic_any};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
+use std::thread;
+use std::time::Duration;
+
+use dogpile::{Drain, Policy, RefreshError, SyncReaderCell};
+
+use super::{Log, background, logged};
+use crate::support::{GatedClock, TICK, TTL, eventually, gate, panic_message};
+
+/// A build that was overtaken by a `set` does not get at the value that was set.
+#[test]
+fn g4_a_value_that_was_set_before_the_write_lock_was_lost() {
+    // With a timeout: refused, and the caller gets what was set.
+    let (cell, _clock, log) = background();
+    cell.set(1);
+    cell.invalidate();
+    let value = cell.get_or_refresh_with(|writer| {
+        cell.set(2);
+        assert!(writer.acquire_write_lock_timeout(Duration::MAX).is_err());
+        assert_eq!(cell.get().as_deref(), Some(&2));
+        3
+    });
+    assert_eq!((*value, cell.get().as_deref(), cell.retired()), (2, Some(&2), 0));
+    assert_eq!(log.entries(), [1, 3]);
+    drop(value);
+
+    // Without one: told.
+    cell.invalidate();
+    let message = panic_message(|| {
+        cell.get_or_refresh_with(|writer| {
+            cell.set(4);
+            let _lock = writer.acquire_write_lock();
+            5
+        })
+    });
+    assert!(message.contains("overtaken"), "{message}");
+    assert_eq!((cell.get().as_deref(), cell.is_refreshing()), (Some(&4), false));
+    assert_eq!(log.entries(), [1, 3, 2]);
+}
+
+#[test]
+fn a_value_that_was_set_and_cleared_before_the_write_lock_is_not_in_the_way() {
+    let (cell, _clock, log) = background();
+    cell.set(1);
+    cell.invalidate();
+    let own = cell.get_or_refresh_with(|writer| {
+        cell.set(2);
+        cell.clear();
+        assert!(writer.acquire_write_lock().old().is_none());
+        3
+    });
+    assert_eq!((*own, cell.get().as_deref(), log.entries()), (3, None, vec![1, 2]));
+}
+
+/// Panics when it is dropped, unless the thread panics already.
+struct Bomb;
+
+impl Drop for Bomb {
+    fn drop(&mut self) {
+        assert!(thread::panicking(), "the drop of a bomb panics");
+    }
+}
+
+fn explosive() -> (SyncReaderCell<u32>, Log) {
+    let log = Log::default();
+    let finalized = log.clone();
+    let cell = SyncReaderCell::new(TTL, move |value| {
+        if value == 1 {
+            panic_any(Bomb);
+        }
+        finalized.0.lock().unwrap().push(value);
+    });
+    (cell, log)
+}
+
+#[test]
+fn g11_a_panic_whose_payload_panics_when_dropped_ended_the_thread() {
+    let (cell, log) = explosive();
+    let first = cell.get_or_refresh(|| 1);
+    let second = cell.set(2);
+    cell.set(3);
+    drop(first);
+    drop(second);
+    cell.synchronize();
+    assert_eq!(log.entries(), [2]);
+    // In the caller.
+    let (cell, log) = explosive();
+    cell.set(1);
+    cell.set(2);
+    cell.set(3);
+    assert_eq!((cell.retired(), log.entries()), (0, vec![2]));
+}
+
+/// A cell that has the last reference to an error whose drop panics.
+fn with_an_error_that_panics(drain: Drain) -> (SyncReaderCell<u32, dogpile::ManualClock>, Log) {
+    let (cell, _clock, log) = logged(Policy::ttl(TTL), drain);
+    cell.set(1);
+    cell.invalidate();
+    drop(cell.try_get_or_refresh(|| Err::<u32, _>(Bomb)));
+    (cell, log)
+}
+
+#[test]
+fn g11_an_error_whose_drop_panics_kept_the_replaced_value_from_being_finalised() {
+    for drain in [Drain::Background, Drain::Wait(Duration::MAX)] {
+        let (cell, log) = with_an_error_that_panics(drain);
+        assert_eq!(panic_message(|| cell.get_or_refresh(|| 2)), "the drop of a bomb panics");
+        assert_eq!((cell.get().as_deref(), cell.is_refreshing()), (Some(&2), false));
+        assert_eq!((cell.retired(), cell.readers(), log.entries()), (0, 0, vec![1]));
+
+        let (cell, log) = with_an_error_that_panics(drain);
+        assert_eq!(panic_message(|| cell.set(2)), "the drop of a bomb panics");
+        assert_eq!((cell.retired(), cell.readers(), log.entries()), (0, 0, vec![1]));
+
+        let (cell, log) = with_an_error_that_panics(drain);
+        panic_message(|| {
+            cell.get_or_refresh_with(|writer| {
+                let _lock = writer.acquire_write_lock();
+                2
+            })
+        });
+        assert_eq!((cell.get().as_deref(), cell.is_refreshing()), (Some(&2), false));
+        assert_eq!((cell.retired(), log.entries()), (0, vec![1]));
+    }
+}
+
+/// The waiter is stopped when it has been woken; until it goes on, the build has ended altogether.
+#[test]
+fn g7_a_section_that_failed_did_not_share_its_error() {
+    let clock = Arc::new(GatedClock::default());
+    let policy = Policy::ttl(TTL);
+    let cell = SyncReaderCell::with_clock(policy, Arc::clone(&clock), Drain::Background, |_: u32| {});
+    let builds = AtomicU32::new(0);
+    let (locked, locked_keeper) = gate();
+    thread::scope(|scope| {
+        let builder = scope.spawn(|| {
+            cell.try_get_or_refresh_with(|writer| {
+                builds.fetch_add(1, Ordering::SeqCst);
+                let _lock = writer.acquire_write_lock();
+                locked.pass();
+                Err::<u32, _>("no")
+            })
+        });
+        locked_keeper.wait_for_arrival();
+        let waiter = scope.spawn(|| {
+            cell.try_get_or_refresh(|| {
+                builds.fetch_add(1, Ordering::SeqCst);
+                Err::<u32, _>("another one")
+            })
+        });
+        eventually("it waits", || cell.stats().waits == 1);
+        locked_keeper.open();
+        let error = |result| match result {
+            Err(RefreshError::Build(error)) => error,
+            other => panic!("{other:?}"),
+        };
+        let first = error(builder.join().unwrap());
+        let second = error(waiter.join().unwrap());
+        assert!(Arc::ptr_eq(&first, &second));
+    });
+    assert_eq!(builds.into_inner(), 1);
+}
+
+#[test]
+fn a_thread_with_a_guard_that_read_again_while_a_writer_waited_hung() {
+    let (cell, _clock, _log) = background();
+    cell.set(1);
+    thread::scope(|scope| {
+        let guard = cell.load().unwrap();
+        cell.invalidate();
+        scope.spawn(|| {
+            cell.get_or_refresh_with(|writer| {
+                let _lock = writer.acquire_write_lock();
+                2
+            })
+        });
+        eventually("the room is closed", || cell.get().is_none());
+        assert!(panic_message(|| cell.get_or_refresh(|| 3)).contains("holds a ReadGuard"));
+        assert!(panic_message(|| cell.set(3)).contains("holds a ReadGuard"));
+        let result = cell.try_get_or_refresh(|| Ok::<u32, ()>(3));
+        assert!(matches!(result, Err(RefreshError::Reentrant)));
+        drop(guard);
+    });
+    assert_eq!(cell.get().as_deref(), Some(&2));
+}
+
+/// It waits for a build already when that asks for the write lock.
+#[test]
+fn a_thread_with_a_guard_that_waited_for_a_build_hung_when_that_asked_for_the_write_lock() {
+    let (cell, clock, _log) = logged(Policy::ttl(TTL).stale_while_refresh(Duration::ZERO), Drain::Background);
+    cell.set(1);
+    let (building, keeper) = gate();
+    thread::scope(|scope| {
+        let builder = scope.spawn(|| {
+            let guard = cell.load().unwrap();
+            clock.advance(TTL + TICK);
+            building.pass();
+            let result = cell.try_get_or_refresh(|| Ok::<u32, ()>(3));
+            assert_eq!(*guard, 1);
+            matches!(result, Err(RefreshError::Reentrant))
+        });
+        keeper.wait_for_arrival();
+        let value = cell.get_or_refresh_with(|writer| {
+            keeper.open();
+            eventually("the other one waits", || cell.stats().waits == 1);
+            let _lock = writer.acquire_write_lock();
+            2
+        });
+        assert_eq!(*value, 2);
+        assert!(builder.join().unwrap());
+    });
+}
+
+type Shared = Arc<OnceLock<Weak<SyncReaderCell<u32>>>>;
+
+/// A cell whose finalizer does something with it when it is given 1.
+fn meddling(
+    drain: Drain,
+    meddle: impl Fn(&SyncReaderCell<u32>) + Send + Sync + 'static,
+) -> Arc<SyncReaderCell<u32>> {
+    let shared = Shared::default();
+    let itself = Arc::clone(&shared);
+    let cell = Arc::new(SyncReaderCell::with_policy(Policy::ttl(TTL), drain, move |value| {
+        if value == 1
+            && let Some(cell) = itself.get().and_then(Weak::upgrade)
+        {
+            meddle(&cell);
+        }
+    }));
+    shared.set(Arc::downgrade(&cell)).unwrap();
+    cell
+}
+
+#[test]
+fn a_finalizer_that_asked_for_the_write_lock_hung() {
+    let cell = meddling(Drain::Background, |cell| {
+        cell.invalidate();
+        let message = panic_message(|| {
+            cell.get_or_refresh_with(|writer| {
+                assert!(writer.acquire_write_lock_timeout(Duration::MAX).is_err());
+                let _lock = writer.acquire_write_lock();
+                9
+            })
+        });
+        assert!(message.contains("from inside the finalizer"), "{message}");
+    });
+    cell.set(1);
+    cell.set(2);
+    assert_eq!((cell.get().as_deref(), cell.retired()), (Some(&2), 0));
+}
+
+#[test]
+fn a_finalizer_that_forced_a_rebuild_hung_where_its_own_thread_had_the_lease() {
+    let cell = meddling(Drain::Wait(Duration::from_secs(3600)), |cell| {
+        assert!(panic_message(|| cell.refresh(|| 9)).contains("refresh was called from inside the build"));
+    });
+    cell.set(1);
+    assert_eq!(*cell.refresh(|| 2), 2);
+    assert_eq!(cell.retired(), 0);
+}
+
+#[test]
+fn a_build_that_cleared_and_synchronised_under_the_write_lock_hung() {
+    let (cell, _clock, log) = background();
+    cell.set(1);
+    cell.invalidate();
+    let message = panic_message(|| {
+        cell.get_or_refresh_with(|writer| {
+            let _lock = writer.acquire_write_lock();
+            cell.clear();
+            assert!(cell.synchronize_timeout(Duration::MAX).is_err());
+            cell.synchronize();
+            2
+        })
+    });
+    assert!(message.contains("under the write lock"), "{message}");
+    assert_eq!((cell.get().as_deref(), cell.retired(), log.entries()), (None, 0, vec![1]));
+    // And is not taken for a writer any more.
+    cell.synchronize();
+}
+
+#[test]
+fn a_writer_that_waited_for_older_readers_was_counted_as_one() {
+    let (cell, _clock, _log) = background();
+    let older = cell.get_or_refresh(|| 1);
+    cell.set(2);
+    cell.invalidate();
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            cell.get_or_refresh_with(|writer| {
+                let _lock = writer.acquire_write_lock();
+                3
+            })
+        });
+        eventually("the room is closed", || cell.get().is_none());
+        assert_eq!(cell.readers(), 1);
+        drop(older);
+    });
+}
+
+#[test]
+fn a_guard_of_a_value_that_was_never_published_made_synchronize_panic() {
+    let (cell, _clock, log) = background();
+    let guard = cell.load_or_refresh(|| {
+        cell.clear();
+        1
+    });
+    cell.synchronize();
+    assert_eq!(*guard, 1);
+    drop(guard);
+    eventually("it is finalised", || log.entries() == [1]);
+}
+
+/// What a cleared section has written in place is read by its own caller: a reader like any other for the next writer.
+#[test]
+fn g12_the_write_lock_did_not_wait_for_readers_of_values_that_were_never_published() {
+    let (cell, _clock, log) = background();
+    let own = cell.get_or_refresh(|| {
+        cell.clear();
+        1
+    });
+    let locked = thread::scope(|scope| {
+        let builder = scope.spawn(|| {
+            cell.get_or_refresh_with(|writer| {
+                assert_eq!(writer.acquire_write_lock_timeout(Duration::ZERO).unwrap_err().readers, 1);
+                let _lock = writer.acquire_write_lock();
+                assert_eq!(log.entries(), [1]);
+                2
+            })
+        });
+        eventually("somebody builds", || cell.is_refreshing());
+        assert_eq!(*own, 1);
+        drop(own);
+        builder.join().unwrap()
+    });
+    assert_eq!(*locked, 2);
+}
+
+#[test]
+fn a_timeout_because_of_a_guard_of_ones_own_spoke_of_no_readers() {
+    let (cell, _clock, _log) = background();
+    cell.set(1);
+    cell.invalidate();
+    let guard = cell.load().unwrap();
+    cell.get_or_refresh_with(|writer| {
+        assert_eq!(writer.acquire_write_lock_timeout(Duration::ZERO).unwrap_err().readers, 1);
+        2
+    });
+    drop(guard);
+}
+
+#[test]
+fn a_lease_that_timed_out_during_the_drain_let_a_third_generation_in() {
+    let policy = Policy::ttl(TTL).lease_timeout(TTL);
+    let (cell, clock, _log) = logged(policy, Drain::Wait(Duration::MAX));
+    let reader = cell.set(1);
+    cell.invalidate();
+    thread::scope(|scope| {
+        scope.spawn(|| drop(cell.get_or_refresh(|| 2)));
+        eventually("the new value is out", || cell.generation() == 2);
+        clock.advance(10 * TTL);
+        assert_eq!(*cell.get_or_refresh(|| unreachable!("the old value is still draining")), 2);
+        drop(reader);
+    });
+    assert_eq!(cell.stats().superseded, 0);
+}
+
+/// The last reader of a value that was never published leaves while a writer is about to give up its place among those
+/// who finalise.
+#[test]
+fn g11_a_value_that_was_never_published_was_sometimes_not_finalised() {
+    for _ in 0..2_000 {
+        let (cell, _clock, log) = background();
+        let own = cell.get_or_refresh(|| {
+            cell.clear();
+            1
+        });
+        let start = std::sync::Barrier::new(2);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                start.wait();
+                drop(own);
+            });
+            start.wait();
+            for _ in 0..3 {
+                drop(cell.try_get_or_refresh_with(|writer| {
+                    let _ = writer.acquire_write_lock_timeout(Duration::ZERO);
+                    Err::<u32, _>(())
+                }));
+            }
+        });
+        drop(cell);
+        eventually("it is finalised", || log.entries() == [1]);
+    }
+}
+
+#[test]
+fn a_clock_that_panics_while_a_writer_waits_loses_no_value() {
+    use std::sync::atomic::AtomicBool;
+
+    #[derive(Default)]
+    struct Panicking {
+        time: dogpile::ManualClock,
+        panics: AtomicBool,
+    }
+    impl dogpile::Clock for Panicking {
+        fn now(&self) -> dogpile::Tick {
+            assert!(!self.panics.swap(false, Ordering::SeqCst), "the clock panics");
+            self.time.now()
+        }
+        fn park_until(&self, deadline: dogpile::Tick, now: dogpile::Tick) {
+            self.panics.store(true, Ordering::SeqCst);
+            let _ = (deadline, now);
+        }
+    }
+    let clock = Arc::new(Panicking::default());
+    let log = Log::default();
+    let entries = Arc::clone(&log.0);
+    let finalizer = move |value: u32| entries.lock().unwrap().push(value);
+    let cell = SyncReaderCell::with_clock(Policy::never_expires(), clock, Drain::Background, finalizer);
+    let reader = cell.set(1);
+    cell.invalidate();
+    let result = catch_unwind(AssertUnwindSafe(|| {
+        cell.get_or_refresh_with(|writer| {
+            let _ = writer.acquire_write_lock_timeout(TTL);
+            2
+        })
+    }));
+    assert!(result.is_err());
+    assert_eq!((cell.get().as_deref(), cell.is_refreshing(), cell.retired()), (Some(&1), false, 0));
+    drop(reader);
+    cell.set(3);
+    assert_eq!(log.entries(), [1]);
+}
