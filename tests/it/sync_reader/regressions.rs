@@ -323,16 +323,19 @@ fn g12_the_write_lock_did_not_wait_for_readers_of_values_that_were_never_publish
         cell.clear();
         1
     });
+    let (refused, keeper) = gate();
     let locked = thread::scope(|scope| {
         let builder = scope.spawn(|| {
             cell.get_or_refresh_with(|writer| {
                 assert_eq!(writer.acquire_write_lock_timeout(Duration::ZERO).unwrap_err().readers, 1);
+                refused.pass();
                 let _lock = writer.acquire_write_lock();
                 assert_eq!(log.entries(), [1]);
                 2
             })
         });
-        eventually("somebody builds", || cell.is_refreshing());
+        keeper.wait_for_arrival();
+        keeper.open();
         assert_eq!(*own, 1);
         drop(own);
         builder.join().unwrap()
