@@ -50,6 +50,11 @@ impl Tick {
     }
 }
 
+/// The moment at which a wait that begins now and takes `wait` is over: FOREVER only if it is to have no end.
+pub(crate) fn deadline<C: Clock>(clock: &C, wait: Duration) -> u64 {
+    if nanos(wait) == FOREVER { FOREVER } else { clock.now().saturating_add(wait).0.min(FOREVER - 1) }
+}
+
 /// A monotonic clock.
 ///
 /// Only [`now`](Clock::now) has to be written. No method is ever called while the cell holds a lock, and

@@ -24,13 +24,13 @@ use std::time::Duration;
 
 use crate::cell::machine::{Demand, Machine};
 use crate::cell::{Building, DogpileCell, Lease, Slot};
-use crate::clock::{Clock, FOREVER, SystemClock};
+use crate::clock::{Clock, FOREVER, SystemClock, deadline};
 use crate::error::RefreshError;
 use crate::policy::{Freshness, Policy};
 use crate::stats::Stats;
 use crate::sync::Arc;
 
-use drain::{Room, Tracked, deadline};
+use drain::{Room, Tracked};
 
 /// A [`DogpileCell`] that hands each replaced value to a finalizer, when its last reader has left.
 ///

@@ -371,7 +371,7 @@ impl<T, C: Clock> Machine<T, C> {
     }
 
     /// Never [`FOREVER`], so that it is before what is.
-    fn now(&self) -> u64 {
+    pub(crate) fn now(&self) -> u64 {
         self.clock.now().0.min(FOREVER - 1)
     }
 }
@@ -438,14 +438,17 @@ impl<T, C: Clock> Machine<T, C> {
                 let attempt = Arc::clone(state.attempt.get_or_insert_with(Attempt::open));
                 return Decision::Pending(Wait { attempt, look_again_at, withheld });
             }
-            self.counters.superseded.count_locked();
-        } else if demand == Demand::Servable
+        }
+        if demand == Demand::Servable
             && state.pause(now).is_some()
             && let Some(error) = state.failure.as_ref().and_then(|failure| failure.error.clone())
         {
             return Decision::Failed(error);
         }
         // Elected.
+        if state.lease.is_some() {
+            self.counters.superseded.count_locked();
+        }
         let origin = state.next_origin();
         state.lease = Some(Held { origin, supersede_at: self.policy.supersede_at(now), withholds: false });
         self.mirror(&mut state);
@@ -511,7 +514,9 @@ impl<T, C: Clock> Machine<T, C> {
             // Superseded.
             let record = self.slot.record(&state);
             let meets_demand = match ticket.demand {
-                Demand::Servable | Demand::Value => now < self.policy.stale_end(record.lapse),
+                Demand::Servable | Demand::Value => {
+                    now < self.policy.stale_end(record.lapse).max(self.quiet_end(&state, record))
+                }
                 Demand::Fresh => now < record.fresh_end,
                 Demand::After(origin) => state.origin > origin,
             };

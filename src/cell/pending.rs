@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use crate::clock::{Clock, FOREVER, SystemClock, Tick, nanos};
+use crate::clock::{Clock, FOREVER, SystemClock, deadline};
 use crate::error::SharedError;
 use crate::sync::Arc;
 
@@ -105,7 +105,7 @@ impl<H: Home> Waiting<H> {
 
     /// The moment that lies `wait` from now on the cell's clock.
     pub(super) fn deadline(&self, wait: Duration) -> u64 {
-        self.home.machine().clock.now().saturating_add(wait).as_nanos()
+        deadline(&self.home.machine().clock, wait)
     }
 
     /// Waits until `deadline`; `None` if that comes first.
@@ -117,9 +117,15 @@ impl<H: Home> Waiting<H> {
         if is_building(machine) {
             return Some(Ended::Reentrant);
         }
-        if deadline != FOREVER && machine.clock.now() >= Tick::from_nanos(deadline) {
-            machine.counters.wait_timeouts.count();
-            return None;
+        if deadline != FOREVER {
+            let now = machine.now();
+            if now >= self.wait.look_again_at {
+                return Some(Ended::Abandoned);
+            }
+            if now >= deadline {
+                machine.counters.wait_timeouts.count();
+                return None;
+            }
         }
         machine.counters.waits.count();
         let outcome = self.wait.wait(machine, deadline);
@@ -135,8 +141,7 @@ impl<H: Home> Waiting<H> {
     }
 
     pub(crate) fn wait_timeout(self, timeout: Duration) -> Result<Waited<H::Value>, Self> {
-        let deadline = if nanos(timeout) == FOREVER { FOREVER } else { self.deadline(timeout) };
-        self.wait_until(deadline).map(Waited::from).ok_or(self)
+        self.wait_until(self.deadline(timeout)).map(Waited::from).ok_or(self)
     }
 }
 

@@ -41,7 +41,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
 use super::held;
-use crate::clock::{Clock, FOREVER, nanos};
+use crate::clock::{Clock, deadline};
 use crate::seats::{Seats, wait_until};
 use crate::sync::{
     Arc, AtomicU64, JoinHandle, Mutex, MutexGuard, Ordering, Thread, ThreadBuilder, ThreadId, Weak,
@@ -722,8 +722,4 @@ impl<T> Room<T> {
             current.is_shared = true;
         }
     }
-}
-
-pub(crate) fn deadline<C: Clock>(clock: &C, wait: Duration) -> u64 {
-    if nanos(wait) == FOREVER { FOREVER } else { clock.now().saturating_add(wait).as_nanos() }
 }

@@ -13,10 +13,10 @@ use std::time::Duration;
 
 use crate::cell::machine::{Concluded, Place, Withheld};
 use crate::cell::{Held, Machine, Slot};
-use crate::clock::{Clock, FOREVER, SystemClock};
+use crate::clock::{Clock, FOREVER, SystemClock, deadline};
 use crate::sync::Arc;
 
-use super::drain::{Drain, DrainTimeout, Room, Tracked, deadline};
+use super::drain::{Drain, DrainTimeout, Room, Tracked};
 
 /// What a build gets that may need the old value for itself. See
 /// [`SyncReaderCell::get_or_refresh_with`](crate::SyncReaderCell::get_or_refresh_with).

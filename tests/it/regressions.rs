@@ -216,6 +216,48 @@ fn at_the_last_tick_a_value_without_a_deadline_expired_for_some() {
 }
 
 #[test]
+fn at_the_last_tick_a_timeout_never_ended() {
+    let (cell, clock) = cell::<u32>();
+    clock.advance(Duration::MAX);
+    let lease = cell.lookup().elected();
+    assert!(cell.lookup().pending().wait_timeout(Duration::ZERO).is_err());
+    assert!(cell.try_get_or_refresh_timeout(TTL, || Ok::<_, ()>(2)).is_err());
+    lease.publish(1);
+}
+
+#[test]
+fn a_look_at_a_wait_did_not_see_that_the_lease_was_overdue() {
+    let (cell, clock) = cell_with::<u32>(Policy::ttl(TTL).lease_timeout(SECOND));
+    std::mem::forget(cell.lookup().elected());
+    let pending = cell.lookup().pending().wait_timeout(Duration::ZERO).unwrap_err();
+    clock.advance(SECOND + TICK);
+    assert!(matches!(pending.wait_timeout(Duration::ZERO), Ok(Waited::Abandoned)));
+}
+
+#[test]
+fn an_overdue_lease_ended_the_retry_pause() {
+    let policy = Policy::ttl(TTL).retry_backoff(100 * SECOND, 100 * SECOND).lease_timeout(SECOND);
+    let (cell, clock) = cell_with::<u32>(policy);
+    cell.lookup().elected().fail("no");
+    cell.get_or_refresh(|| {
+        clock.advance(SECOND + TICK);
+        assert!(matches!(cell.lookup(), Lookup::Failed(_)));
+        1
+    });
+}
+
+#[test]
+fn a_superseded_caller_was_not_served_what_a_retry_pause_lets_be_served() {
+    let (cell, clock) = cell_with(PAUSED);
+    cell.set(0);
+    clock.advance(TTL + TICK);
+    let slow = cell.lookup().elected();
+    clock.advance(SECOND + TICK);
+    cell.lookup().elected().fail("no");
+    assert_eq!(*slow.publish(1), 0);
+}
+
+#[test]
 fn g3_a_late_waiter_was_handed_an_older_value_than_it_had_seen() {
     let (cell, _clock) = cell();
     let lease = cell.lookup().elected();
