@@ -119,10 +119,10 @@ impl<H: Home> Waiting<H> {
         }
         if deadline != FOREVER {
             let now = machine.now();
-            if now >= self.wait.look_again_at {
-                return Some(Ended::Abandoned);
-            }
             if now >= deadline {
+                if now >= self.wait.look_again_at {
+                    return Some(Ended::Abandoned);
+                }
                 machine.counters.wait_timeouts.count();
                 return None;
             }

@@ -539,7 +539,9 @@ impl<T> Room<T> {
         let inside = self.state.lock().inside;
         if self.is_finalized_by_this_thread() {
             Some("it was called from inside the finalizer")
-        } else if inside.is_some_and(|(writer, number)| writer == current_thread().id() && number <= target) {
+        } else if inside.is_some_and(|(writer, number)| {
+            writer == current_thread().id() && number != 0 && number <= target
+        }) {
             Some("it was called under the write lock, which holds a value that has been cleared")
         } else if self.is_read_by_this_thread(target) {
             Some("this thread holds a ReadGuard of a value that has been replaced; drop it before")
