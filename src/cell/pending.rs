@@ -103,13 +103,13 @@ impl<H: Home> Waiting<H> {
         self.wait.withheld
     }
 
-    /// The moment that lies `wait` from now on the cell's clock.
-    pub(super) fn deadline(&self, wait: Duration) -> u64 {
-        deadline(&self.home.machine().clock, wait)
+    /// The moment that lies `wait` from now on the cell's clock; `None` if that is no wait at all.
+    pub(super) fn deadline(&self, wait: Duration) -> Option<u64> {
+        (!wait.is_zero()).then(|| deadline(&self.home.machine().clock, wait))
     }
 
-    /// Waits until `deadline`; `None` if that comes first.
-    pub(super) fn wait_until(&self, deadline: u64) -> Option<Ended<H::Value>> {
+    /// Waits until `deadline`, or only looks if there is none; `None`: the time is over.
+    pub(super) fn wait_until(&self, deadline: Option<u64>) -> Option<Ended<H::Value>> {
         let machine = self.home.machine();
         if let Some(outcome) = self.wait.attempt.outcome() {
             return Some(machine.up_to_date(outcome).into());
@@ -117,18 +117,12 @@ impl<H: Home> Waiting<H> {
         if is_building(machine) {
             return Some(Ended::Reentrant);
         }
-        if deadline != FOREVER {
-            let now = machine.now();
-            if now >= deadline {
-                if now >= self.wait.look_again_at {
-                    return Some(Ended::Abandoned);
-                }
-                machine.counters.wait_timeouts.count();
-                return None;
-            }
-        }
-        machine.counters.waits.count();
-        let outcome = self.wait.wait(machine, deadline);
+        let outcome = if let Some(deadline) = deadline {
+            machine.counters.waits.count();
+            self.wait.wait(machine, deadline)
+        } else {
+            (machine.now() >= self.wait.look_again_at).then_some(Outcome::Abandoned)
+        };
         if outcome.is_none() {
             machine.counters.wait_timeouts.count();
         }
@@ -137,7 +131,7 @@ impl<H: Home> Waiting<H> {
 
     pub(crate) fn wait(&self) -> Waited<H::Value> {
         // Without a deadline there is always an end.
-        self.wait_until(FOREVER).map_or(Waited::Abandoned, Waited::from)
+        self.wait_until(Some(FOREVER)).map_or(Waited::Abandoned, Waited::from)
     }
 
     pub(crate) fn wait_timeout(self, timeout: Duration) -> Result<Waited<H::Value>, Self> {

@@ -54,7 +54,7 @@ impl<T, C: Clock> Machine<T, C> {
                 "{name} would wait for itself: this thread holds a ReadGuard of the same cell, and a build that has \
                  asked for the write lock waits for it; drop it before"
             );
-            match pending.0.wait_until(FOREVER) {
+            match pending.0.wait_until(Some(FOREVER)) {
                 Some(Ended::Published(publication)) => {
                     let accepted = match demand {
                         Demand::Servable | Demand::Value => true,
@@ -102,8 +102,8 @@ impl<T, C: Clock> Machine<T, C> {
         // All waits of one call together take no longer than the limit.
         let mut deadline = None;
         let mut wait = |pending: &Pending<'_, T, C>| {
-            let deadline =
-                *deadline.get_or_insert_with(|| limit.map_or(FOREVER, |limit| pending.0.deadline(limit)));
+            let deadline = *deadline
+                .get_or_insert_with(|| limit.map_or(Some(FOREVER), |limit| pending.0.deadline(limit)));
             pending.0.wait_until(deadline)
         };
         loop {

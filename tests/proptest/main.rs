@@ -28,7 +28,6 @@
 //! * `Guard`s that are kept, owned leases that are leaked (they leak the cell), destructors that panic or call
 //!   back, and calls while the thread unwinds: `tests/it`.
 //! * `LazyDogpile`, which only forwards.
-//! * Where cells and contract part: listed in [`differences`].
 //!
 //! # Running it
 //!
@@ -37,7 +36,6 @@
 //! this file, to be committed and run first from then on. A seed means something only to the strategies that it
 //! was found with, so what it has shown also becomes a test by name in `tests/regressions.rs`.
 
-mod differences;
 mod jitter;
 mod model;
 mod operations;

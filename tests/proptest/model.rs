@@ -8,8 +8,6 @@ use std::time::Duration;
 
 use dogpile::{Freshness, Stats};
 
-use crate::differences;
-
 pub(crate) type Number = usize;
 
 const NANOSECOND: Duration = Duration::from_nanos(1);
@@ -158,10 +156,8 @@ pub(crate) struct Model {
     /// Who holds the lease.
     lease: Option<BuildId>,
     failures: Option<Failures>,
-    /// See [`differences::A_PAUSE_MAY_GO_UNNOTICED`].
-    pause_is_noticed: bool,
-    /// What became of each thing that could be waited for. The last one is still open.
-    attempts: Vec<Option<Ended>>,
+    /// What became of each thing that could be waited for, and the generation at that time. The last is still open.
+    attempts: Vec<Option<(Ended, u64)>>,
     /// How many builds, as closures, are on the stack of the one thread.
     closures: usize,
     /// What has come up, and how often.
@@ -215,7 +211,6 @@ impl Model {
             builds: Vec::new(),
             lease: None,
             failures: None,
-            pause_is_noticed: false,
             attempts: vec![None],
             closures: 0,
             met: BTreeMap::new(),
@@ -268,20 +263,19 @@ impl Model {
     /// The value that a place among those who wait keeps.
     pub(crate) fn kept_by(&self, place: Place) -> Option<Number> {
         match self.attempts[place.attempt] {
-            Some(Ended::Published(value)) => Some(value),
+            Some((Ended::Published(value), _)) => Some(value),
             _ => None,
         }
     }
 
     fn freshness(&self) -> Freshness {
-        let is_noticed = self.pause_is_noticed || !differences::A_PAUSE_MAY_GO_UNNOTICED;
-        self.freshness_in(self.pause_runs() && is_noticed)
-    }
-
-    /// While a retry pause runs a value may be served for as long as either window allows.
-    fn freshness_in(&self, a_pause: bool) -> Freshness {
         let Some(value) = &self.value else { return Freshness::Empty };
-        let window = if a_pause { self.stale_window().max(self.error_window()) } else { self.stale_window() };
+        // While a retry pause runs a value may be served for as long as either window allows.
+        let window = if self.pause_runs() {
+            self.stale_window().max(self.error_window())
+        } else {
+            self.stale_window()
+        };
         match self.lateness(value) {
             Duration::ZERO => Freshness::Fresh,
             lateness if lateness <= window => Freshness::Stale,
@@ -307,9 +301,6 @@ impl Model {
     }
 
     fn pause_runs(&self) -> bool {
-        if differences::A_LEASE_SUSPENDS_THE_PAUSE && self.lease.is_some() {
-            return false;
-        }
         self.failures
             .as_ref()
             .is_some_and(|failures| self.now - failures.latest_at < self.pause(failures.count))
@@ -328,8 +319,7 @@ impl Model {
     /// Whether a build is so old that somebody else may be elected in its place.
     fn is_overdue(&self, build: BuildId) -> bool {
         let timeout = self.settings.lease_timeout.unwrap_or(Duration::MAX);
-        let age = self.now - self.builds[build].began;
-        age > timeout || (differences::A_LEASE_IS_OVERDUE_AT_ITS_TIMEOUT && age == timeout)
+        self.now - self.builds[build].began > timeout
     }
 
     /// Somebody builds, and is not overdue.
@@ -390,7 +380,7 @@ impl Model {
 
     /// The table of the contract. A `Pending` changes nothing.
     pub(crate) fn lookup(&mut self, want: Want) -> Seen {
-        let freshness = self.freshness_in(self.pause_runs());
+        let freshness = self.freshness();
         let may_be_served = match want {
             Want::ValueOrError | Want::Value => matches!(freshness, Freshness::Fresh | Freshness::Stale),
             Want::Fresh => freshness == Freshness::Fresh,
@@ -407,7 +397,6 @@ impl Model {
             }
             if self.pause_runs() {
                 self.meet("lookup: stale, a retry pause runs");
-                self.notice_the_pause();
                 if self.lateness(&value) > self.stale_window() {
                     self.meet("lookup: stale for an error only");
                 }
@@ -451,7 +440,6 @@ impl Model {
         });
         let build = self.builds.len() - 1;
         self.lease = Some(build);
-        self.notice_the_pause();
         build
     }
 
@@ -468,10 +456,7 @@ impl Model {
         let was_overdue = self.is_overdue(build);
         let had_the_lease = self.end(build);
         let Build { began, invalidated, displaced, .. } = self.builds[build];
-        if (had_the_lease && !displaced) || !differences::A_REJECTED_VALUE_IS_NO_END {
-            self.stats.last_build = Some(self.now - began);
-        }
-        self.notice_the_pause();
+        self.stats.last_build = Some(self.now - began);
         if !had_the_lease {
             let served = self.instead_of_a_late_result(build);
             self.meet(match served {
@@ -505,18 +490,13 @@ impl Model {
     fn instead_of_a_late_result(&self, build: BuildId) -> Option<Number> {
         let Build { want, generation, .. } = self.builds[build];
         let value = self.value?;
-        let may_be_served = if differences::A_LATE_CALLER_IS_NOT_SERVED_IN_A_PAUSE {
-            self.lateness(&value) <= self.stale_window()
-        } else {
-            self.get().is_some()
-        };
         let is_what_it_asked_for = match want {
-            Want::ValueOrError | Want::Value => true,
-            _ if differences::A_LATE_CALLER_IS_SERVED_WHAT_IT_REFUSED => true,
+            Want::ValueOrError | Want::Value => self.get().is_some(),
             Want::Fresh => self.lateness(&value).is_zero(),
+            // A value that is newer than the call, of whatever age: it is handed over, as to one who has waited.
             Want::New => value.generation > generation,
         };
-        (may_be_served && is_what_it_asked_for).then_some(value.value)
+        is_what_it_asked_for.then_some(value.value)
     }
 
     /// "Not modified." `None`: there is nothing to renew, and the build goes on.
@@ -530,24 +510,22 @@ impl Model {
         self.stats.last_build = Some(self.now - self.builds[build].began);
         if self.end(build) {
             self.meet("end: failed");
-            self.count_failure(Some(fault));
+            self.count_failure(build, Some(fault));
             self.settle(Ended::Failed(fault));
         } else {
             self.meet("end: superseded");
         }
-        self.notice_the_pause();
     }
 
     pub(crate) fn panic(&mut self, build: BuildId) {
         self.stats.panicked += 1;
         if self.end(build) {
             self.meet("end: panicked");
-            self.count_failure(None);
+            self.count_failure(build, None);
             self.settle(Ended::Abandoned);
         } else {
             self.meet("end: superseded");
         }
-        self.notice_the_pause();
     }
 
     pub(crate) fn abandon(&mut self, build: BuildId) {
@@ -558,7 +536,6 @@ impl Model {
         } else {
             self.meet("end: superseded");
         }
-        self.notice_the_pause();
     }
 
     /// The build lets go of the lease. Whether it still had it.
@@ -571,7 +548,11 @@ impl Model {
         false
     }
 
-    fn count_failure(&mut self, latest: Option<Fault>) {
+    /// A pause begins; but not for a value that was set meanwhile: it is not the one that could not be replaced.
+    fn count_failure(&mut self, build: BuildId, latest: Option<Fault>) {
+        if self.builds[build].generation < self.stats.published {
+            return;
+        }
         let count = self.failures.as_ref().map_or(0, |failures| failures.count) + 1;
         self.failures = Some(Failures { count, latest_at: self.now, latest });
     }
@@ -610,18 +591,12 @@ impl Model {
         if let Some(value) = &mut self.value {
             value.declared_stale.get_or_insert(self.now);
         }
-        self.notice_the_pause();
-    }
-
-    fn notice_the_pause(&mut self) {
-        let is_late = self.value.is_some_and(|value| !self.lateness(&value).is_zero());
-        self.pause_is_noticed = is_late && self.pause_runs();
     }
 
     /// Those who wait have their answer; who comes later waits for another.
     fn settle(&mut self, ended: Ended) {
         if let Some(open) = self.attempts.last_mut() {
-            *open = Some(ended);
+            *open = Some((ended, self.stats.published));
         }
         self.attempts.push(None);
     }
@@ -636,16 +611,21 @@ impl Model {
         Place { attempt: self.attempts.len() - 1, build: self.lease.expect("somebody builds") }
     }
 
+    /// How what a place waits for has ended. A value: the newest there is by now; if that was taken away again, none.
+    fn newest(&self, place: Place) -> Option<Ended> {
+        let (ended, generation) = self.attempts[place.attempt]?;
+        let is_outdated = matches!(ended, Ended::Published(_)) && generation < self.stats.published;
+        if is_outdated { Some(self.value().map_or(Ended::Abandoned, Ended::Published)) } else { Some(ended) }
+    }
+
     /// Waits. `None`: it would be for ever, since there is no other thread that could end it.
     pub(crate) fn wait(&mut self, place: Place, patience: Patience) -> Option<Ended> {
-        let ended = self.attempts[place.attempt].or_else(|| {
+        let ended = self.newest(place).or_else(|| {
             if self.is_inside_a_build() {
                 Some(Ended::Reentrant)
-            } else if self.is_overdue(place.build)
-                && !(differences::A_LOOK_DOES_NOT_SEE_AN_OVERDUE_LEASE
-                    && patience == Patience::For(Duration::ZERO))
-            {
+            } else if self.is_overdue(place.build) {
                 self.meet("abandoned: an overdue lease");
+                // With a timeout of zero it is a look, else a wait, though it ends at once.
                 if patience != Patience::For(Duration::ZERO) {
                     self.stats.waits += 1;
                 }

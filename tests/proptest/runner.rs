@@ -12,7 +12,6 @@ use dogpile::{
     Waited,
 };
 
-use crate::differences;
 use crate::model::{
     BuildId, Ended, Fault, Kind, Model, Number, Patience, Place, Seen, Settings, Shot, View, Want,
 };
@@ -44,9 +43,8 @@ impl Clock for CoarseClock {
     }
 }
 
-/// Where the clock stops.
-const END_OF_TIME: Duration =
-    Duration::from_nanos(if differences::THE_LAST_TICK_IS_LEFT_OUT { u64::MAX - 1 } else { u64::MAX });
+/// When time stops. Cells take the last tick of a clock for the one before: they need it for "never".
+const END_OF_TIME: Duration = Duration::from_nanos(u64::MAX - 1);
 
 type TestCell = DogpileCell<Token, CoarseClock>;
 
@@ -217,10 +215,9 @@ impl Runner<'_> {
     }
 
     fn advance_to(&self, moment: Duration) {
-        let moment = moment.min(END_OF_TIME);
         let now = self.model.borrow().now();
-        self.model.borrow_mut().advance_to(moment);
         self.clock.advance(moment - now);
+        self.model.borrow_mut().advance_to(moment.min(END_OF_TIME));
     }
 
     /// Everything that can be seen without changing anything.

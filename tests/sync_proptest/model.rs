@@ -75,7 +75,8 @@ pub(crate) enum Locked {
     StillRead(RangeInclusive<usize>),
     /// One of them is a guard of the same thread.
     ForItself(RangeInclusive<usize>),
-    Superseded(RangeInclusive<usize>),
+    /// What is in the cell is not for this build to replace.
+    Overtaken(RangeInclusive<usize>),
 }
 
 /// What can be seen of a cell from outside without changing it.
@@ -111,7 +112,10 @@ struct Publication {
 /// A build, from its election on.
 #[derive(Debug)]
 struct Build {
+    want: Want,
     began: Duration,
+    /// The cell's generation when it began.
+    generation: u64,
     /// Whether `invalidate` was called since.
     invalidated: bool,
     /// Whether `set` or `clear` was called since.
@@ -158,7 +162,7 @@ pub(crate) struct Model {
 }
 
 /// What must come up in a run that is worth anything.
-pub(crate) const WORTH_MEETING: [&str; 40] = [
+pub(crate) const WORTH_MEETING: [&str; 43] = [
     "build: elected",
     "build: elected over a value",
     "build: superseding another",
@@ -186,9 +190,11 @@ pub(crate) const WORTH_MEETING: [&str; 40] = [
     "lock: granted over nothing",
     "lock: granted again",
     "lock: would wait for a guard of its own",
+    "lock: overtaken by a set",
     "lock: readers of the current value",
     "lock: readers of a retired value",
-    "lock: readers of both",
+    "lock: readers of a stray",
+    "lock: readers of several",
     "lock: superseded",
     "section: published",
     "section: put back",
@@ -199,6 +205,7 @@ pub(crate) const WORTH_MEETING: [&str; 40] = [
     "synchronize: done",
     "synchronize: readers",
     "synchronize: would wait for a guard of its own",
+    "synchronize: would wait for its own section",
 ];
 
 /// Questions.
@@ -333,7 +340,7 @@ impl Model {
     fn is_overdue(&self, build: BuildId) -> bool {
         let Build { began, section, .. } = &self.builds[build];
         let timeout = self.settings.lease_timeout.unwrap_or(Duration::MAX);
-        section.is_none() && self.now - *began >= timeout
+        section.is_none() && self.now - *began > timeout
     }
 
     fn lease_is_held(&self) -> bool {
@@ -425,11 +432,19 @@ impl Model {
 
     pub(crate) fn synchronize(&mut self) -> Synchronized {
         let is_of_retired = |reader: &(Number, Hold)| reader.1 != Hold::Arc && self.line.contains(&reader.0);
-        let (met, synchronized) = if self.line.is_empty() {
+        let mut sections = self.builds.iter().filter_map(|build| build.section);
+        let (met, synchronized) = if differences::A_SECTION_OVER_NOTHING_CANNOT_SYNCHRONIZE
+            && sections.any(|section| section.old.is_none())
+        {
+            ("synchronize: in a section over nothing", Synchronized::ForItself(0..=0))
+        } else if self.line.is_empty() {
             ("synchronize: done", Synchronized::Done)
         } else if self.readers.iter().any(is_of_retired) {
             let readers = self.readers_of_retired();
             ("synchronize: would wait for a guard of its own", Synchronized::ForItself(readers))
+        } else if self.line.iter().any(|number| self.is_withheld(*number)) {
+            let readers = self.readers_of_retired();
+            ("synchronize: would wait for its own section", Synchronized::ForItself(readers))
         } else {
             ("synchronize: readers", Synchronized::Not(self.readers_of_retired()))
         };
@@ -464,7 +479,14 @@ impl Model {
             self.meet("build: superseding another");
             self.counts.superseded += 1;
         }
-        self.builds.push(Build { began: self.now, invalidated: false, displaced: false, section: None });
+        self.builds.push(Build {
+            want,
+            began: self.now,
+            generation: self.generation,
+            invalidated: false,
+            displaced: false,
+            section: None,
+        });
         let build = self.builds.len() - 1;
         self.lease = Some(build);
         Seen::Elected(build)
@@ -478,38 +500,41 @@ impl Model {
         self.closures -= 1;
     }
 
-    /// See [`differences::A_VALUE_SET_BEFORE_THE_LOCK_IS_LOST`].
-    pub(crate) fn may_ask_for_the_lock(&self, build: BuildId) -> bool {
-        let Build { displaced, section, .. } = &self.builds[build];
-        let would_lose = *displaced && section.is_none() && self.value.is_some();
-        !(differences::A_VALUE_SET_BEFORE_THE_LOCK_IS_LOST && would_lose)
-    }
-
     pub(crate) fn lock(&mut self, build: BuildId) -> Locked {
         let current = self.value.map(|value| value.value);
-        let are_read = |guards: bool, numbers: &dyn Fn(Number) -> bool| {
-            let is_such = |hold: Hold| (hold != Hold::Arc) == guards;
-            self.readers.iter().any(|(number, hold)| is_such(*hold) && numbers(*number))
-        };
-        let is_current = |number| Some(number) == current;
-        let is_retired = |number| self.line.contains(&number);
-        let (met, locked) = if are_read(true, &|number| is_current(number) || is_retired(number)) {
-            ("lock: would wait for a guard of its own", Locked::ForItself(self.readers()))
+        let is_overtaken = self.lease != Some(build) || (self.builds[build].displaced && current.is_some());
+        let are_read = |numbers: &dyn Fn(Number) -> bool| self.readers.iter().any(|reader| numbers(reader.0));
+        let readers = [
+            ("lock: readers of the current value", are_read(&|number| Some(number) == current)),
+            ("lock: readers of a retired value", are_read(&|number| self.line.contains(&number))),
+            ("lock: readers of a stray", are_read(&|number| self.strays.contains(&number))),
+        ];
+        let readers = readers.into_iter().filter_map(|(met, are_there)| are_there.then_some(met));
+        let readers = readers.collect::<Vec<_>>();
+        let (met, locked) = if self.guards() > 0 {
+            // At least the guard.
+            let counted = self.readers();
+            let readers = (*counted.start()).max(1)..=(*counted.end()).max(1);
+            ("lock: would wait for a guard of its own", Locked::ForItself(readers))
         } else if let Some(section) = self.builds[build].section {
             ("lock: granted again", Locked::Over(section.old.map(|old| old.value)))
-        } else if self.lease != Some(build) {
-            ("lock: superseded", Locked::Superseded(self.readers()))
+        } else if is_overtaken {
+            let met = if self.lease == Some(build) { "lock: overtaken by a set" } else { "lock: superseded" };
+            // They are not what is in the way.
+            (met, Locked::Overtaken(0..=*self.readers().end()))
+        } else if readers.is_empty() {
+            self.enter_section(build)
         } else {
-            let met = match (are_read(false, &is_current), are_read(false, &is_retired)) {
-                (true, true) => Some("lock: readers of both"),
-                (true, false) => Some("lock: readers of the current value"),
-                (false, true) => Some("lock: readers of a retired value"),
-                (false, false) => None,
-            };
-            match met {
-                Some(met) => (met, Locked::StillRead(self.readers())),
-                None => self.enter_section(build),
+            for met in &readers {
+                self.meet(met);
             }
+            let strays = self.readers.iter().filter(|reader| self.strays.contains(&reader.0)).count();
+            let others = self.readers();
+            let count = others.start() + strays..=others.end() + strays;
+            (
+                if readers.len() > 1 { "lock: readers of several" } else { "lock: readers" },
+                Locked::StillRead(count),
+            )
         };
         self.meet(met);
         locked
@@ -541,7 +566,7 @@ impl Model {
         let served = if !has_the_lease {
             self.strays.insert(value);
             self.meet("end: superseded");
-            let served = self.get();
+            let served = self.instead_of_a_late_result(build);
             if served.is_none() {
                 self.meet("end: superseded, and its own value served");
             }
@@ -573,6 +598,19 @@ impl Model {
         self.hold(served, hold);
         self.let_go();
         served
+    }
+
+    /// What the caller of a build that was superseded gets instead of its own value: what it asked for, if the cell
+    /// has that.
+    fn instead_of_a_late_result(&self, build: BuildId) -> Option<Number> {
+        let Build { want, generation, .. } = self.builds[build];
+        let is_what_it_asked_for = match want {
+            Want::Value => self.get().is_some(),
+            Want::Fresh => self.freshness() == Freshness::Fresh,
+            // A value that is newer than the call, of whatever age: it is handed over, as to one who has waited.
+            Want::New => self.generation > generation,
+        };
+        self.value.filter(|_| is_what_it_asked_for).map(|value| value.value)
     }
 
     /// A build ends with an error. What its caller gets instead, and holds.

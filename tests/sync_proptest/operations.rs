@@ -51,6 +51,8 @@ pub(crate) enum Operation {
     Leave(usize),
     /// Drops one of the kept `ReadGuard`s.
     LeaveGuard(usize),
+    /// Drops all of both, one after the other.
+    LeaveAll,
     Set(Keep),
     Invalidate,
     Clear,
@@ -168,6 +170,7 @@ fn operation(depth: u32) -> BoxedStrategy<Operation> {
         2 => which().prop_map(Operation::Clone),
         9 => which().prop_map(Operation::Leave),
         4 => which().prop_map(Operation::LeaveGuard),
+        2 => Just(Operation::LeaveAll),
         4 => keep().prop_map(Operation::Set),
         7 => Just(Operation::Invalidate),
         2 => Just(Operation::Clear),
@@ -218,10 +221,21 @@ fn steps(depth: u32) -> BoxedStrategy<Vec<Step>> {
         let pass = Operation::Advance(Duration::from_nanos(LONGEST_WINDOW));
         vec![Step::Do(pass), Step::Do(refresh), inside, lock]
     });
+    let inside_a_section = prop_oneof![
+        1 => Just(Step::Mark),
+        1 => Just(Step::Do(Operation::Clear)),
+        1 => Just(Step::Do(Operation::Invalidate)),
+        1 => Just(Step::Do(Operation::Synchronize)),
+        1 => keep().prop_map(|keep| Step::Do(Operation::Set(keep))),
+        2 => inside(),
+    ];
+    let section =
+        (lock(), vec(inside_a_section, 1..4)).prop_map(|(lock, inside)| [vec![lock], inside].concat());
     let one = |step| vec![step];
     let steps = prop_oneof![
-        8 => lock().prop_map(one),
+        5 => lock().prop_map(one),
         10 => inside().prop_map(one),
+        3 => section,
         1 => overtaken,
     ];
     vec(steps, 0..6).prop_map(|steps| steps.concat()).boxed()
@@ -236,5 +250,5 @@ fn which() -> impl Strategy<Value = usize> {
 }
 
 fn keep() -> impl Strategy<Value = Keep> {
-    prop::bool::weighted(0.4)
+    prop::bool::weighted(0.3)
 }

@@ -74,8 +74,8 @@ pub(crate) enum Called<R> {
     Panicked,
     /// The panic of a method that would have waited for its own caller, at that caller's line.
     WouldWait,
-    /// The panic of a method that a superseded build has called, at that caller's line.
-    Superseded,
+    /// The panic of a method that a build has called which was overtaken, at that caller's line.
+    Overtaken,
 }
 
 /// Calls into a cell. Every panic but those that a test can expect goes on.
@@ -83,8 +83,9 @@ pub(crate) fn called<R>(call: impl FnOnce() -> R) -> Called<R> {
     match catch_unwind(AssertUnwindSafe(call)) {
         Ok(returned) => Called::Returned(returned),
         Err(payload) if payload.is::<Planned>() => Called::Panicked,
-        Err(payload) if says(&*payload, "would wait for its") => blamed(Called::WouldWait),
-        Err(payload) if says(&*payload, "has been superseded") => blamed(Called::Superseded),
+        Err(payload) if says(&*payload, "would wait for itself") => blamed(Called::WouldWait),
+        Err(payload) if says(&*payload, "from inside the build") => blamed(Called::WouldWait),
+        Err(payload) if says(&*payload, "has been overtaken") => blamed(Called::Overtaken),
         Err(payload) => resume_unwind(payload),
     }
 }

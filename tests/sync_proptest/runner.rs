@@ -226,6 +226,7 @@ impl<'a> Runner<'a> {
             Operation::Clone(which) => self.shared.clone_arc(*which),
             Operation::Leave(which) => drop(self.leave(*which)),
             Operation::LeaveGuard(which) => drop(self.leave_guard(*which)),
+            Operation::LeaveAll => while self.leave(0) || self.leave_guard(0) {},
             Operation::Set(keep) => self.set(*keep),
             Operation::Invalidate => {
                 model.borrow_mut().invalidate();
@@ -356,7 +357,7 @@ impl<'a> Runner<'a> {
                 }
             }
             Called::WouldWait => assert!(!is_set, "a set that does not have to wait panics"),
-            Called::Panicked | Called::Superseded => unreachable!("no build has been asked for"),
+            Called::Panicked | Called::Overtaken => unreachable!("no build has been asked for"),
         }
     }
 
@@ -436,7 +437,7 @@ impl Runner<'_> {
                     Called::Returned(Err(refused)) => format!("{refused:?}"),
                     Called::Panicked => "the build's panic".to_owned(),
                     Called::WouldWait => "a panic because it would wait for itself".to_owned(),
-                    Called::Superseded => "a panic because it was superseded".to_owned(),
+                    Called::Overtaken => "a panic because it was overtaken".to_owned(),
                 };
                 panic!("{by:?}: {got} instead of {expected:?}");
             }
@@ -507,16 +508,13 @@ impl Runner<'_> {
     }
 
     fn lock(&self, build: BuildId, writer: &mut Writer<'_>, timed: bool) {
-        if !self.shared.model.borrow().may_ask_for_the_lock(build) {
-            return;
-        }
         let expected = self.shared.model.borrow_mut().lock(build);
         if timed || matches!(expected, Locked::StillRead(_)) {
             match (writer.acquire_write_lock_timeout(Duration::ZERO), expected) {
                 (Ok(mut lock), Locked::Over(number)) => self.check_old(lock.old(), number),
                 (
                     Err(timeout),
-                    Locked::StillRead(readers) | Locked::ForItself(readers) | Locked::Superseded(readers),
+                    Locked::StillRead(readers) | Locked::ForItself(readers) | Locked::Overtaken(readers),
                 ) => assert!(
                     readers.contains(&timeout.readers),
                     "{} readers instead of {readers:?}",
@@ -533,7 +531,7 @@ impl Runner<'_> {
             });
             let expected = match expected {
                 Locked::ForItself(_) => Called::WouldWait,
-                Locked::Superseded(_) => Called::Superseded,
+                Locked::Overtaken(_) => Called::Overtaken,
                 Locked::Over(_) | Locked::StillRead(_) => Called::Returned(()),
             };
             assert_eq!(got, expected, "acquire_write_lock");

@@ -40,7 +40,7 @@ impl MappedFile {
 
     /// Deletes the file.
     ///
-    /// A deleted file lives on as long as it is mapped. A reader that were still inside would read on and notice
+    /// A deleted file lives on as long as it is mapped. A reader that was still inside would read on and notice
     /// nothing: therefore it is overwritten with zeros first, which no reader takes for a page.
     pub(crate) fn delete(self) -> io::Result<()> {
         let Self { path, map } = self;
@@ -86,9 +86,9 @@ mod tests {
     use crate::index::Index;
 
     fn content(generation: u64) -> Vec<u8> {
-        let text: String = (0..2000).map(|number| format!("word{number} ")).collect();
+        let words: Vec<String> = (0..2000).map(|number| format!("word{number}")).collect();
         let mut index = Index::default();
-        index.add(0, &text).expect("few words");
+        index.add(0, &words.join(" ")).expect("few words");
         encode(&index, generation).expect("few words")
     }
 

@@ -1,0 +1,219 @@
+//! Threads that start together, draw at random, and are watched.
+
+use std::any::Any;
+use std::hash::{BuildHasher, RandomState};
+use std::hint;
+use std::io::Write;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, Barrier, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// One stress at a time: each has more threads than there are processors.
+pub(crate) fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    lock(&ALONE)
+}
+
+/// How much to do: `usual`, times `DOGPILE_STRESS`, or `in_miri`, which is a thousand times slower.
+pub(crate) fn scaled(usual: u64, in_miri: u64) -> u64 {
+    let factor =
+        std::env::var("DOGPILE_STRESS").map_or(1, |text| text.parse().expect("DOGPILE_STRESS: a number"));
+    factor * if cfg!(miri) { in_miri } else { usual }
+}
+
+/// Of `DOGPILE_SEED`, or a new one. Printed, which the test harness shows if the test fails.
+pub(crate) fn seed() -> u64 {
+    let seed = match std::env::var("DOGPILE_SEED") {
+        Ok(text) => text.parse().expect("DOGPILE_SEED: a number"),
+        Err(_) => RandomState::new().hash_one(0),
+    };
+    println!("DOGPILE_SEED={seed}");
+    seed
+}
+
+/// `SplitMix64`.
+pub(crate) struct Random(u64);
+
+impl Random {
+    pub(crate) fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    pub(crate) fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut bits = self.0;
+        bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        bits ^ (bits >> 31)
+    }
+
+    pub(crate) fn below(&mut self, end: u64) -> u64 {
+        self.next() % end
+    }
+
+    pub(crate) fn index(&mut self, length: usize) -> usize {
+        usize::try_from(self.below(length as u64)).expect("smaller than a length")
+    }
+
+    pub(crate) fn one_in(&mut self, n: u64) -> bool {
+        self.below(n) == 0
+    }
+
+    /// A moment: mostly a short one, now and then one in which others run.
+    pub(crate) fn dawdle(&mut self) {
+        if self.one_in(24) {
+            thread::yield_now();
+        } else {
+            for _ in 0..self.below(if cfg!(miri) { 3 } else { 60 }) {
+                hint::spin_loop();
+            }
+        }
+    }
+}
+
+/// The payload of the panics that builds and finalizers raise.
+struct Planned;
+
+/// Panics without troubling the hook.
+pub(crate) fn panic_as_planned() -> ! {
+    resume_unwind(Box::new(Planned))
+}
+
+/// Runs `f`; `None` if it panicked as planned. Every other panic goes on.
+pub(crate) fn unless_it_panics<R>(f: impl FnOnce() -> R) -> Option<R> {
+    let go_on = |payload: Box<dyn Any + Send>| {
+        if payload.is::<Planned>() { None } else { resume_unwind(payload) }
+    };
+    catch_unwind(AssertUnwindSafe(f)).map_or_else(go_on, Some)
+}
+
+/// Looks until `condition` holds.
+#[track_caller]
+pub(crate) fn eventually(what: &str, condition: impl Fn() -> bool) {
+    let start = Instant::now();
+    while !condition() {
+        assert!(start.elapsed() < PATIENCE, "hangs: {what}");
+        thread::yield_now();
+    }
+}
+
+/// Real time, as a guard against a hang.
+const PATIENCE: Duration = Duration::from_secs(if cfg!(miri) { 1200 } else { 120 });
+
+/// What a thread was doing when it was last heard of.
+struct Row {
+    name: String,
+    doing: Mutex<&'static str>,
+    steps: AtomicU64,
+}
+
+/// A thread of a team, as it sees itself.
+pub(crate) struct Member<'a> {
+    pub(crate) random: Random,
+    row: &'a Row,
+    stop: &'a AtomicBool,
+}
+
+impl Member<'_> {
+    /// For the watchdog.
+    pub(crate) fn doing(&self, what: &'static str) {
+        *lock(&self.row.doing) = what;
+        // Relaxed: only to be seen moving.
+        self.row.steps.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn goes_on(&self) -> bool {
+        // Relaxed: what the others have done is looked at when they have been joined.
+        !self.stop.load(Ordering::Relaxed)
+    }
+
+    /// Everybody is to stop.
+    pub(crate) fn stop(&self) {
+        // Relaxed: see `goes_on`.
+        self.stop.store(true, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Member<'_> {
+    fn drop(&mut self) {
+        // What the others might wait for does not come any more.
+        if thread::panicking() {
+            self.stop();
+        }
+        self.doing("nothing any more");
+    }
+}
+
+/// What a thread does, and what it is called.
+pub(crate) type Task<'a> = (String, Box<dyn FnOnce(&mut Member<'_>) + Send + 'a>);
+
+pub(crate) fn task<'a>(name: impl Into<String>, run: impl FnOnce(&mut Member<'_>) + Send + 'a) -> Task<'a> {
+    (name.into(), Box::new(run))
+}
+
+/// Runs the tasks, each on a thread of its own; all start together. Panics if one does.
+pub(crate) fn together(seed: u64, tasks: Vec<Task<'_>>) {
+    let row = |task: &Task<'_>| Row {
+        name: task.0.clone(),
+        doing: Mutex::new("nothing yet"),
+        steps: AtomicU64::new(0),
+    };
+    let rows: Arc<[Row]> = tasks.iter().map(row).collect();
+    let (stop, barrier) = (AtomicBool::new(false), Barrier::new(tasks.len()));
+    let _watchdog = Watchdog::over(Arc::clone(&rows));
+    let mut seeds = Random::new(seed);
+    thread::scope(|scope| {
+        let (stop, barrier) = (&stop, &barrier);
+        let mut threads = Vec::new();
+        for (row, (name, run)) in rows.iter().zip(tasks) {
+            let random = Random::new(seeds.next());
+            let run = move || {
+                let mut member = Member { random, row, stop };
+                barrier.wait();
+                run(&mut member);
+            };
+            threads.push(thread::Builder::new().name(name).spawn_scoped(scope, run).expect("a thread"));
+        }
+        let panics: Vec<_> = threads.into_iter().filter_map(|thread| thread.join().err()).collect();
+        if let Some(first) = panics.into_iter().next() {
+            resume_unwind(first);
+        }
+    });
+}
+
+/// Ends the process when nothing moves any more.
+struct Watchdog {
+    _alive: Sender<()>,
+}
+
+impl Watchdog {
+    fn over(rows: Arc<[Row]>) -> Self {
+        let (alive, ended) = channel::<()>();
+        let steps = move |rows: &[Row]| rows.iter().map(|row| row.steps.load(Ordering::Relaxed)).sum::<u64>();
+        thread::spawn(move || {
+            let mut before = None;
+            while ended.recv_timeout(PATIENCE) == Err(RecvTimeoutError::Timeout) {
+                let now = Some(steps(&rows));
+                if now == before {
+                    let mut stderr = std::io::stderr();
+                    // Not `eprintln!`, which the test harness captures and would lose.
+                    let _ =
+                        writeln!(stderr, "nothing moves any more; the last that was heard of each thread:");
+                    for row in &*rows {
+                        let _ = writeln!(stderr, "    {}: {}", row.name, lock(&row.doing));
+                    }
+                    std::process::abort();
+                }
+                before = now;
+            }
+        });
+        Self { _alive: alive }
+    }
+}
