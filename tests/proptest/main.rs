@@ -34,7 +34,7 @@
 //! `PROPTEST_CASES` scales it. `-- --nocapture` shows how often each situation has come up; each must, at least
 //! once, in a run of the usual length. A failure is shrunk and its seed is written to `main.regressions` beside
 //! this file, to be committed and run first from then on. A seed means something only to the strategies that it
-//! was found with, so what it has shown also becomes a test by name in `tests/regressions.rs`.
+//! was found with, so what it has shown also becomes a test by name in `tests/it/regressions.rs`.
 
 mod jitter;
 mod model;

@@ -12,6 +12,9 @@ pub(crate) type Number = usize;
 
 const NANOSECOND: Duration = Duration::from_nanos(1);
 
+/// When time stops. Cells take the last tick of a clock for the one before: they need it for "never".
+pub(crate) const END_OF_TIME: Duration = Duration::from_nanos(u64::MAX - 1);
+
 /// What a `Policy` says, and how coarse the clock is. `Duration::MAX`: for ever.
 #[derive(Clone, Debug)]
 pub(crate) struct Settings {
@@ -165,7 +168,7 @@ pub(crate) struct Model {
 }
 
 /// What must come up in a run that is worth anything.
-pub(crate) const WORTH_MEETING: [&str; 32] = [
+pub(crate) const WORTH_MEETING: [&str; 33] = [
     "abandoned: an overdue lease",
     "build: an error, and a stale value instead",
     "build: an error, and a stale value that is too old",
@@ -178,6 +181,7 @@ pub(crate) const WORTH_MEETING: [&str; 32] = [
     "fence: set",
     "fence: superseded, and another value served",
     "fence: superseded, and its own value served",
+    "fence: superseded, and its own value served as the newer one",
     "lookup: fresh",
     "lookup: stale, a build runs",
     "lookup: stale, a retry pause runs",
@@ -459,9 +463,10 @@ impl Model {
         self.stats.last_build = Some(self.now - began);
         if !had_the_lease {
             let served = self.instead_of_a_late_result(build);
-            self.meet(match served {
-                Some(_) => "fence: superseded, and another value served",
-                None => "fence: superseded, and its own value served",
+            self.meet(match (served, self.get()) {
+                (Some(_), _) => "fence: superseded, and another value served",
+                (None, None) => "fence: superseded, and its own value served",
+                (None, Some(_)) => "fence: superseded, and its own value served as the newer one",
             });
             return served.unwrap_or(value);
         }
@@ -620,23 +625,28 @@ impl Model {
 
     /// Waits. `None`: it would be for ever, since there is no other thread that could end it.
     pub(crate) fn wait(&mut self, place: Place, patience: Patience) -> Option<Ended> {
-        let ended = self.newest(place).or_else(|| {
-            if self.is_inside_a_build() {
-                Some(Ended::Reentrant)
-            } else if self.is_overdue(place.build) {
-                self.meet("abandoned: an overdue lease");
-                // With a timeout of zero it is a look, else a wait, though it ends at once.
-                if patience != Patience::For(Duration::ZERO) {
-                    self.stats.waits += 1;
-                }
-                Some(Ended::Abandoned)
-            } else if patience == Patience::For(Duration::ZERO) {
-                self.stats.wait_timeouts += 1;
-                Some(Ended::NotYet)
-            } else {
-                None
+        let is_a_look = patience == Patience::For(Duration::ZERO);
+        let is_endless = matches!(patience, Patience::Endless | Patience::For(Duration::MAX));
+        let ended = if let Some(ended) = self.newest(place) {
+            ended
+        } else if self.is_inside_a_build() {
+            Ended::Reentrant
+        } else if self.is_overdue(place.build) {
+            self.meet("abandoned: an overdue lease");
+            if !is_a_look {
+                self.stats.waits += 1; // It begins, though it ends at once.
             }
-        })?;
+            Ended::Abandoned
+        } else if is_a_look {
+            self.stats.wait_timeouts += 1;
+            Ended::NotYet
+        } else if self.now == END_OF_TIME && !is_endless {
+            self.stats.waits += 1;
+            self.stats.wait_timeouts += 1;
+            Ended::NotYet
+        } else {
+            return None;
+        };
         self.meet(match ended {
             Ended::Published(_) => "wait: published",
             Ended::Failed(_) => "wait: failed",

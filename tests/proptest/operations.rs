@@ -200,7 +200,13 @@ fn build(depth: u32, may_fail: bool) -> BoxedStrategy<Build> {
     };
     let inside = match depth {
         0 => Just(Vec::new()).boxed(),
-        _ => prop_oneof![2 => Just(Vec::new()), 1 => vec(operation(depth - 1), 1..5)].boxed(),
+        _ => prop_oneof![
+            4 => Just(Vec::new()),
+            2 => vec(operation(depth - 1), 1..5),
+            // So slow that it may be superseded.
+            1 => (step(), operation(depth - 1)).prop_map(|(by, then)| vec![Operation::Advance(by), then]),
+        ]
+        .boxed(),
     };
     (inside, result).prop_map(|(inside, result)| Build { inside, result }).boxed()
 }

@@ -13,7 +13,8 @@ use dogpile::{
 };
 
 use crate::model::{
-    BuildId, Ended, Fault, Kind, Model, Number, Patience, Place, Seen, Settings, Shot, View, Want,
+    BuildId, END_OF_TIME, Ended, Fault, Kind, Model, Number, Patience, Place, Seen, Settings, Shot, View,
+    Want,
 };
 use crate::operations::{Build, By, Case, End, Operation, Outcome, READERS};
 use crate::panics::{Called, annotate, called, panic_as_planned};
@@ -42,9 +43,6 @@ impl Clock for CoarseClock {
         self.exact.park_until(deadline, now);
     }
 }
-
-/// When time stops. Cells take the last tick of a clock for the one before: they need it for "never".
-const END_OF_TIME: Duration = Duration::from_nanos(u64::MAX - 1);
 
 type TestCell = DogpileCell<Token, CoarseClock>;
 

@@ -28,16 +28,14 @@
 //! * What the inner cell promises, as far as values and readers do not come into it: `tests/proptest`.
 //! * `ReadGuard`s are not counted before their value is replaced, except where they came by way of a `ReaderArc`;
 //!   which way `load_or_refresh` takes is its own affair. So here `readers` has bounds.
-//! * Where cells and contract part: listed in [`differences`].
 //!
 //! # Running it
 //!
 //! `PROPTEST_CASES` scales it. `-- --nocapture` shows how often each situation has come up; each must, at least once,
 //! in a run of the usual length. A failure is shrunk and its seed is written to `main.regressions` beside this file,
 //! to be committed and run first from then on. A seed means something only to the strategies that it was found with,
-//! so what it has shown also becomes a test by name in `tests/regressions.rs`.
+//! so what it has shown also becomes a test by name in `tests/it/sync_reader/regressions.rs`.
 
-mod differences;
 mod model;
 mod operations;
 mod panics;

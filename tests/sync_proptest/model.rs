@@ -9,8 +9,6 @@ use std::time::Duration;
 
 use dogpile::{Drain, Freshness};
 
-use crate::differences;
-
 pub(crate) type Number = usize;
 pub(crate) type BuildId = usize;
 
@@ -432,12 +430,7 @@ impl Model {
 
     pub(crate) fn synchronize(&mut self) -> Synchronized {
         let is_of_retired = |reader: &(Number, Hold)| reader.1 != Hold::Arc && self.line.contains(&reader.0);
-        let mut sections = self.builds.iter().filter_map(|build| build.section);
-        let (met, synchronized) = if differences::A_SECTION_OVER_NOTHING_CANNOT_SYNCHRONIZE
-            && sections.any(|section| section.old.is_none())
-        {
-            ("synchronize: in a section over nothing", Synchronized::ForItself(0..=0))
-        } else if self.line.is_empty() {
+        let (met, synchronized) = if self.line.is_empty() {
             ("synchronize: done", Synchronized::Done)
         } else if self.readers.iter().any(is_of_retired) {
             let readers = self.readers_of_retired();
