@@ -265,6 +265,7 @@ impl<T> Room<T> {
         let number = state.published;
         // Relaxed: made visible together with the value.
         new.number.store(number, Ordering::Relaxed);
+        state.loose.retain(|value| value.as_ptr() != Arc::as_ptr(new));
         Self::retire(&mut state, old);
         state.current = Some(Current { number, value: Arc::downgrade(new), is_shared: true });
     }
@@ -361,7 +362,7 @@ impl<T> Room<T> {
         self.hand_on(state);
     }
 
-    /// A value that was not published is in the hands of the one who built it: a reader too, for a writer.
+    /// A value that is not published is in the hands of the one who built it: a reader too, for a writer.
     pub(crate) fn let_loose(&self, value: &Arc<Tracked<T>>) {
         let mut state = self.state.lock();
         state.loose_readers();

@@ -161,10 +161,9 @@ impl<'a, T, C: Clock> Writer<'a, T, C> {
         let room = self.room;
         let hold = matches!(drain, Drain::Wait(_));
         let note = |new: &Arc<_>, slot: &Slot<_>| room.published(new, slot.load().as_ref());
+        // Before the lease may be released: if it is not published, the next writer must wait for its reader.
+        room.let_loose(&value);
         let Concluded { served, mut leftover } = self.held.conclude(value, None, !hold, note);
-        if served.number() == 0 {
-            room.let_loose(&served);
-        }
         let mut number = None;
         if let Section::Locked { old, .. } = std::mem::replace(&mut self.section, Section::Open) {
             number = old.map(|(number, old)| room.take_in(number, old));

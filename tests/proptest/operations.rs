@@ -165,6 +165,7 @@ fn kind() -> impl Strategy<Value = Kind> {
 fn operation(depth: u32) -> BoxedStrategy<Operation> {
     prop_oneof![
         6 => (by(), build(depth, false)).prop_map(|(by, build)| Operation::Refresh(by, build)),
+        2 => overtaken(),
         6 => (kind(), option::weighted(0.3, window()), build(depth, true))
             .prop_map(|(kind, wait, build)| Operation::TryRefresh(kind, wait, build)),
         8 => any::<bool>().prop_map(|owned| Operation::Lookup { owned }),
@@ -200,15 +201,17 @@ fn build(depth: u32, may_fail: bool) -> BoxedStrategy<Build> {
     };
     let inside = match depth {
         0 => Just(Vec::new()).boxed(),
-        _ => prop_oneof![
-            4 => Just(Vec::new()),
-            2 => vec(operation(depth - 1), 1..5),
-            // So slow that it may be superseded.
-            1 => (step(), operation(depth - 1)).prop_map(|(by, then)| vec![Operation::Advance(by), then]),
-        ]
-        .boxed(),
+        _ => prop_oneof![2 => Just(Vec::new()), 1 => vec(operation(depth - 1), 1..5)].boxed(),
     };
     (inside, result).prop_map(|(inside, result)| Build { inside, result }).boxed()
+}
+
+/// A build that takes so long that somebody else is elected: rare enough to be drawn as a whole.
+fn overtaken() -> impl Strategy<Value = Operation> {
+    (by(), step(), any::<bool>()).prop_map(|(by, step, owned)| {
+        let inside = vec![Operation::Advance(step), Operation::Lookup { owned }];
+        Operation::Refresh(by, Build { inside, result: Outcome::Value })
+    })
 }
 
 fn end() -> impl Strategy<Value = End> {

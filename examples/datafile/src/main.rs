@@ -67,6 +67,7 @@ fn measure(args: &Args) -> anyhow::Result<()> {
         report::count(index.len() as u64)
     );
     drop(index);
+    let about = format!("{about}; {}", busy());
     let folder = data_folder(args.dir.as_deref())?;
 
     let mut outcomes = Vec::new();
@@ -90,6 +91,15 @@ fn measure(args: &Args) -> anyhow::Result<()> {
     match first_bad {
         Some(bad) => bail!("{} bad lookups; the first one: {bad}", bad_lookups(&outcomes)),
         None => Ok(()),
+    }
+}
+
+/// How much the machine has had to do in the last minute: threads that run beside the readers make all times longer.
+fn busy() -> String {
+    let load = std::fs::read_to_string("/proc/loadavg").ok();
+    match load.as_deref().and_then(|load| load.split_whitespace().next()) {
+        Some(load) => format!("load average {load} before the run"),
+        None => "load before the run not known".to_owned(),
     }
 }
 
