@@ -52,7 +52,7 @@ use crate::model::WORTH_MEETING;
 use crate::panics::{Watchdog, eventually, reported};
 
 /// Seconds, not minutes, also without optimisation.
-const CASES: u32 = 2000;
+const CASES: u32 = 1500;
 
 #[test]
 fn values_go_when_the_model_says() {
@@ -60,6 +60,8 @@ fn values_go_when_the_model_says() {
     let config = Config {
         cases: if std::env::var_os("PROPTEST_CASES").is_some() { default.cases } else { CASES },
         max_shrink_iters: 100_000,
+        // In milliseconds. A value that is not finalised at all is waited for each time.
+        max_shrink_time: 60_000,
         // `main.regressions`. The default would be a folder beside this one.
         failure_persistence: Some(Box::new(FileFailurePersistence::WithSource("regressions"))),
         source_file: Some(file!()),

@@ -132,11 +132,13 @@ impl Shared {
     fn compare_values(&self, retired: impl Fn() -> Option<usize>) {
         let model = self.model.borrow();
         let due = model.finalized().len() + model.finalized_strays().len();
-        let is_caught_up =
-            || self.ledger.calls() >= due && retired().is_none_or(|retired| retired == model.retired());
+        let is_settled = || {
+            let calls = self.ledger.calls();
+            calls > due || (calls == due && retired().is_none_or(|retired| retired == model.retired()))
+        };
         if model.is_left_to_the_background() {
             // If it never does, what follows shows what is amiss.
-            eventually(is_caught_up);
+            eventually(is_settled);
         }
         let calls = self.ledger.finalized();
         let is_stray = |call: &&Finalized| model.finalized_strays().contains(&call.number);

@@ -8,6 +8,7 @@ use crate::format::Bad;
 use crate::index::Known;
 use crate::store::{DataFile, Store};
 use anyhow::Context;
+use dogpile::{Drain, Policy, SyncReaderCell};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -37,8 +38,8 @@ pub(crate) struct Tally {
     pub(crate) first_bad: Option<Bad>,
     /// The longest that a thread which did not build was inside a call for a reader.
     pub(crate) longest_wait: Duration,
-    /// The longest time between two looks at the clock with nothing in between, made as often.
-    pub(crate) longest_pause: Duration,
+    /// The longest of as many such calls on a cell where there is nothing to wait for.
+    pub(crate) longest_own: Duration,
     /// The longest that a reader was inside.
     pub(crate) longest_visit: Duration,
 }
@@ -56,7 +57,7 @@ impl Tally {
         self.bad += other.bad;
         self.first_bad = self.first_bad.take().or(other.first_bad);
         self.longest_wait = self.longest_wait.max(other.longest_wait);
-        self.longest_pause = self.longest_pause.max(other.longest_pause);
+        self.longest_own = self.longest_own.max(other.longest_own);
         self.longest_visit = self.longest_visit.max(other.longest_visit);
     }
 
@@ -141,9 +142,16 @@ impl Reader<'_> {
         let mut tally = Tally::default();
         let mut seen = 0;
         let mut takes_guard = false;
+        let own = SyncReaderCell::with_policy(Policy::never_expires(), Drain::default(), drop::<()>);
+        own.set(());
         while !self.stop.load(Ordering::Relaxed) {
             takes_guard = !takes_guard;
             let before = Instant::now();
+            if takes_guard {
+                drop(own.load());
+            } else {
+                drop(own.get_or_refresh(|| ()));
+            }
             let asked = Instant::now();
             let at_once = if takes_guard { self.store.load() } else { None };
             let (file, has_built) = match at_once {
@@ -151,7 +159,7 @@ impl Reader<'_> {
                 None => self.store.get_or_refresh()?,
             };
             let entered = Instant::now();
-            tally.longest_pause = tally.longest_pause.max(asked - before);
+            tally.longest_own = tally.longest_own.max(asked - before);
             if !has_built {
                 tally.longest_wait = tally.longest_wait.max(entered - asked);
             }

@@ -32,7 +32,7 @@ pub(crate) fn table(outcomes: &[Outcome]) -> String {
     line("longest rebuild [5]", &|o| time(o.measured.longest_build));
     line("calls that waited for a build [6]", &|o| count(o.waits));
     line("longest reader wait [7]", &|o| time(o.tally.longest_wait));
-    line("longest pause, no call made [8]", &|o| time(o.tally.longest_pause));
+    line("longest wait for nothing [8]", &|o| time(o.tally.longest_own));
     line("longest visit [9]", &|o| time(o.tally.longest_visit));
     line("longest drain [10]", &|o| time(o.measured.longest_drain));
     line("longest under the write lock [11]", &|o| o.measured.longest_section.map_or("–".into(), time));
@@ -63,9 +63,9 @@ pub(crate) const FOOTNOTES: &str = "\
   part of it.
 - [6] Counted by the cell: there was nothing that the caller could be given, since a writer was inside.
 - [7] The longest that a thread which did not build was inside the call that gives it a reader.
-- [8] The longest time between two looks at the clock with nothing between them, which each thread takes before each
-  such call: a thread that the scheduler had put aside. Where [6] is 0, nobody waited for a build, and [7] is of this
-  kind.
+- [8] The longest of as many calls on another cell, of the thread's own, whose value never expires: a thread that the
+  scheduler puts aside in the middle of a call is late without waiting for anybody. How long, is chance; it is in [7]
+  too. Where [6] is 0, nobody has waited for a build.
 - [9] From having a reader to letting go of it.
 - [10] (a) From the end of the build, just before the publication, to the finalizer: until the last reader of the old
   file has left. (b) From asking for the write lock to having it.
