@@ -26,7 +26,8 @@
 //! # Running it
 //!
 //! `DOGPILE_SEED` repeats the draws of a run, which prints its seed, though not what the scheduler does.
-//! `DOGPILE_STRESS=10` takes ten times as long. A run that stands still is ended, and says who was doing what.
+//! `DOGPILE_STRESS=10` takes ten times as long. A run in which a thread stands still is ended, and says
+//! who was doing what.
 
 #[path = "stress/cell.rs"]
 mod cell;

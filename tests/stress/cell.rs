@@ -316,7 +316,7 @@ impl Stage {
     /// Ends leases that others were elected for.
     fn build_for_others(&self, me: &mut Member<'_>, inbox: &Receiver<OwnedLease<Value>>) {
         loop {
-            me.doing("waiting for a lease");
+            me.waiting("waiting for a lease");
             let Ok(lease) = inbox.recv() else { return };
             me.doing("ending a lease of another thread");
             let number = self.census.number();

@@ -104,14 +104,33 @@ pub(crate) fn eventually(what: &str, condition: impl Fn() -> bool) {
     }
 }
 
-/// Real time, as a guard against a hang.
-const PATIENCE: Duration = Duration::from_secs(if cfg!(miri) { 1200 } else { 120 });
+/// Real time, as a guard against a hang, not as a measure.
+const PATIENCE: Duration = Duration::from_secs(if cfg!(miri) { 1200 } else { 60 });
 
 /// What a thread was doing when it was last heard of.
 struct Row {
     name: String,
     doing: Mutex<&'static str>,
     steps: AtomicU64,
+    /// It is for others to go on.
+    is_idle: AtomicBool,
+}
+
+impl Row {
+    // Relaxed, all: the watchdog only sees whether something moves.
+    fn note(&self, what: &'static str, is_idle: bool) {
+        *lock(&self.doing) = what;
+        self.is_idle.store(is_idle, Ordering::Relaxed);
+        self.steps.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn steps(&self) -> u64 {
+        self.steps.load(Ordering::Relaxed)
+    }
+
+    fn is_idle(&self) -> bool {
+        self.is_idle.load(Ordering::Relaxed)
+    }
 }
 
 /// A thread of a team, as it sees itself.
@@ -124,9 +143,12 @@ pub(crate) struct Member<'a> {
 impl Member<'_> {
     /// For the watchdog.
     pub(crate) fn doing(&self, what: &'static str) {
-        *lock(&self.row.doing) = what;
-        // Relaxed: only to be seen moving.
-        self.row.steps.fetch_add(1, Ordering::Relaxed);
+        self.row.note(what, false);
+    }
+
+    /// The same, of something that may take long.
+    pub(crate) fn waiting(&self, what: &'static str) {
+        self.row.note(what, true);
     }
 
     pub(crate) fn goes_on(&self) -> bool {
@@ -147,7 +169,7 @@ impl Drop for Member<'_> {
         if thread::panicking() {
             self.stop();
         }
-        self.doing("nothing any more");
+        self.waiting("nothing any more");
     }
 }
 
@@ -164,6 +186,7 @@ pub(crate) fn together(seed: u64, tasks: Vec<Task<'_>>) {
         name: task.0.clone(),
         doing: Mutex::new("nothing yet"),
         steps: AtomicU64::new(0),
+        is_idle: AtomicBool::new(true),
     };
     let rows: Arc<[Row]> = tasks.iter().map(row).collect();
     let (stop, barrier) = (AtomicBool::new(false), Barrier::new(tasks.len()));
@@ -188,7 +211,7 @@ pub(crate) fn together(seed: u64, tasks: Vec<Task<'_>>) {
     });
 }
 
-/// Ends the process when nothing moves any more.
+/// Ends the process when a thread does not move any more.
 struct Watchdog {
     _alive: Sender<()>,
 }
@@ -196,18 +219,18 @@ struct Watchdog {
 impl Watchdog {
     fn over(rows: Arc<[Row]>) -> Self {
         let (alive, ended) = channel::<()>();
-        let steps = move |rows: &[Row]| rows.iter().map(|row| row.steps.load(Ordering::Relaxed)).sum::<u64>();
         thread::spawn(move || {
-            let mut before = None;
+            let mut before = vec![0; rows.len()];
             while ended.recv_timeout(PATIENCE) == Err(RecvTimeoutError::Timeout) {
-                let now = Some(steps(&rows));
-                if now == before {
+                let now = rows.iter().map(Row::steps).collect::<Vec<_>>();
+                let stands = |row: usize| now[row] == before[row] && !rows[row].is_idle();
+                if (0..rows.len()).any(stands) {
                     let mut stderr = std::io::stderr();
                     // Not `eprintln!`, which the test harness captures and would lose.
-                    let _ =
-                        writeln!(stderr, "nothing moves any more; the last that was heard of each thread:");
-                    for row in &*rows {
-                        let _ = writeln!(stderr, "    {}: {}", row.name, lock(&row.doing));
+                    let _ = writeln!(stderr, "a thread hangs; the last that was heard of each:");
+                    for (number, row) in rows.iter().enumerate() {
+                        let mark = if stands(number) { "=>" } else { "  " };
+                        let _ = writeln!(stderr, "{mark} {}: {}", row.name, lock(&row.doing));
                     }
                     std::process::abort();
                 }

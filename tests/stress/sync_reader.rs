@@ -3,9 +3,9 @@
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::ops::Deref;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::sync::{Arc, Mutex, TryLockError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use dogpile::{Drain, Policy, ReadGuard, ReaderArc, RefreshError, SyncReaderCell, Writer};
@@ -72,6 +72,8 @@ struct Stage {
 /// The finalizer. It cannot panic where it finds a fault, since the cell contains its panics.
 #[derive(Default)]
 struct Undertaker {
+    /// Whether somebody buries. Not told by the lock below, which others take to look.
+    at_work: AtomicBool,
     register: Mutex<Register>,
     faults: Mutex<Vec<String>>,
 }
@@ -88,14 +90,10 @@ impl Undertaker {
     fn bury(&self, value: Value) {
         let number = value.number();
         let life = Arc::clone(&value.life);
-        let mut register = match self.register.try_lock() {
-            Ok(register) => register,
-            Err(TryLockError::WouldBlock) => {
-                self.fault(format!("value {number} is finalised while another one is"));
-                lock(&self.register)
-            }
-            Err(TryLockError::Poisoned(_)) => unreachable!("nothing panics under this lock"),
-        };
+        if self.at_work.swap(true, Ordering::SeqCst) {
+            self.fault(format!("value {number} is finalised while another one is"));
+        }
+        let mut register = lock(&self.register);
         if life.is_over.swap(true, Ordering::SeqCst) {
             self.fault(format!("value {number} is finalised twice"));
         }
@@ -115,6 +113,7 @@ impl Undertaker {
         let mut random = Random::new(number);
         random.dawdle();
         drop(register);
+        self.at_work.store(false, Ordering::SeqCst);
         if random.one_in(50) {
             panic_as_planned();
         }
@@ -396,7 +395,7 @@ fn keep(me: &mut Member<'_>, inbox: &Receiver<Kept>) {
     let mut kept = Vec::new();
     loop {
         // With nothing in hand: see `Stage::read`.
-        me.doing("waiting for something to keep");
+        me.waiting("waiting for something to keep");
         let Ok(first) = inbox.recv() else { return };
         kept.push(first);
         while let Ok(next) = inbox.try_recv() {
