@@ -182,7 +182,7 @@ fn stress(drain: Drain, target: u64) {
         drop(keepers);
         together(seed, tasks);
     }
-    stage.close();
+    together(seed, vec![task("the last one", |me| stage.close(me))]);
 }
 
 /// Reading.
@@ -530,7 +530,7 @@ impl Stage {
 
 /// The end.
 impl Stage {
-    fn close(self) {
+    fn close(self, me: &Member<'_>) {
         let Self { cell, census, undertaker, done, refreshes, target } = self;
         let (done, refreshes) = (done.into_inner().expect("nothing panics under it"), refreshes.into_inner());
         let stats = cell.stats();
@@ -538,6 +538,7 @@ impl Stage {
         println!("{done:#?}\n{stats:?}");
         assert!(refreshes >= target);
 
+        me.doing("synchronize");
         cell.synchronize();
         assert_eq!((cell.retired(), cell.readers()), (0, 0));
         assert!(!cell.is_refreshing());
@@ -556,6 +557,7 @@ impl Stage {
         let retired = census.set(|value| cell.set(value));
         let current = census.set(|value| cell.set(value));
         let before = undertaker.count();
+        me.doing("dropping the cell");
         drop(cell);
         retired.check();
         current.check();
