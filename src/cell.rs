@@ -14,8 +14,11 @@
 //! guard, reader
 //! cell        this file
 //! owned       leases and places for cells in an `Arc`
+//! asynchronous   the same for tasks (feature `async`)
 //! ```
 
+#[cfg(feature = "async")]
+mod asynchronous;
 mod attempt;
 mod building;
 mod guard;
@@ -44,9 +47,11 @@ use crate::policy::{Freshness, Policy};
 use crate::stats::Stats;
 use crate::sync::Arc;
 
-pub(crate) use building::Building;
+#[cfg(feature = "async")]
+pub(crate) use asynchronous::{try_turn_async, turn_async};
 pub(crate) use lease::Held;
 pub(crate) use machine::Machine;
+pub(crate) use refresh::{Turn, try_turn, turn};
 pub(crate) use slot::Slot;
 
 use machine::Demand;
@@ -168,6 +173,24 @@ impl<T, C> DogpileCell<T, C> {
         Self { machine: Machine::new(policy, clock) }
     }
 
+    /// Gives the cell a name: for [`Debug`](fmt::Debug), and for `tracing` (feature `tracing`).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::DogpileCell;
+    /// use std::time::Duration;
+    ///
+    /// static RATES: DogpileCell<f64> = DogpileCell::new(Duration::from_secs(60)).named("rates");
+    ///
+    /// assert!(format!("{RATES:?}").contains("rates"));
+    /// ```
+    #[must_use]
+    pub const fn named(mut self, name: &'static str) -> Self {
+        self.machine.name = Some(name);
+        self
+    }
+
     /// The value, fresh or not.
     #[must_use]
     pub fn into_inner(self) -> Option<Arc<T>> {
@@ -200,6 +223,10 @@ impl<T, C> DogpileCell<T, C> {
 }
 
 impl<T, C> DogpileCell<T, C> {
+    pub(crate) const fn machine_mut(&mut self) -> &mut Machine<T, C> {
+        &mut self.machine
+    }
+
     #[inline]
     pub(crate) fn machine(&self) -> &Machine<T, C> {
         &self.machine
@@ -313,12 +340,7 @@ impl<T, C: Clock> DogpileCell<T, C> {
     /// A panic of `build`. And if it is called from inside the build of the same cell.
     #[track_caller]
     pub fn get_fresh_or_refresh<F: FnOnce() -> T>(&self, build: F) -> Arc<T> {
-        self.machine.refresh_for(
-            Demand::Fresh,
-            "get_fresh_or_refresh",
-            || false,
-            |lease| lease.0.build(build),
-        )
+        turn(&self.machine, Demand::Fresh, "get_fresh_or_refresh", || false).build(build)
     }
 
     /// Rebuilds even if the value is fresh: returns a value whose build began after this call.
@@ -333,7 +355,7 @@ impl<T, C: Clock> DogpileCell<T, C> {
     #[track_caller]
     pub fn refresh<F: FnOnce() -> T>(&self, build: F) -> Arc<T> {
         let demand = Demand::After(self.machine.latest_origin());
-        self.machine.refresh_for(demand, "refresh", || false, |lease| lease.0.build(build))
+        turn(&self.machine, demand, "refresh", || false).build(build)
     }
 
     /// As [`get_or_refresh`](DogpileCell::get_or_refresh), but touches no reference count if there is a value
@@ -430,6 +452,7 @@ impl<T, C> fmt::Debug for DogpileCell<T, C> {
     /// Shows the state, not the value, and never blocks.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("DogpileCell")
+            .field("name", &self.machine.name.unwrap_or_default())
             .field("generation", &self.generation())
             .field("has_value", &self.machine.has_value())
             .field("is_refreshing", &self.is_refreshing())

@@ -6,7 +6,8 @@
 use std::fmt;
 use std::time::Duration;
 
-use crate::sync::{Arc, AtomicU64, Mutex, OnceCell, Ordering, Thread, current_thread, park, park_timeout};
+use crate::seats::{Seats, Sleeper};
+use crate::sync::{Arc, AtomicU64, Mutex, OnceCell, Ordering, park, park_timeout};
 
 /// "Never", as a deadline or a window in nanoseconds.
 pub(crate) const FOREVER: u64 = u64::MAX;
@@ -93,6 +94,14 @@ pub trait Clock: Send + Sync {
         Duration::ZERO
     }
 
+    /// Whether [`coarse_now`](Clock::coarse_now) is before `tick`. Part of the crate, not of its interface: it lets
+    /// [`TickClock`] answer with one compare whether its thread runs and whether it is early enough.
+    #[doc(hidden)]
+    #[inline]
+    fn is_coarsely_before(&self, tick: Tick) -> bool {
+        self.coarse_now() < tick
+    }
+
     /// Blocks the calling thread until it is unparked, or until this clock shows `deadline`. `now` is what the
     /// clock showed a moment ago, earlier than `deadline`.
     ///
@@ -104,7 +113,22 @@ pub trait Clock: Send + Sync {
     fn park_until(&self, deadline: Tick, now: Tick) {
         park_timeout(deadline.saturating_duration_since(now));
     }
+
+    /// A future that is ready when this clock shows `deadline`: what [`park_until`](Clock::park_until) is to a thread, for
+    /// a task. `now` is what the clock showed a moment ago.
+    ///
+    /// May be ready early; callers look at the clock again. Tasks that wait for a build that may be
+    /// [superseded](crate::Policy::lease_timeout), or for readers for a limited time, use it. The default sleeps for the
+    /// time that is left, on the system's clock: with `futures-timer`, whose thread serves every executor.
+    #[cfg(feature = "async")]
+    fn sleep_until(&self, deadline: Tick, now: Tick) -> Alarm {
+        Box::pin(futures_timer::Delay::new(deadline.saturating_duration_since(now)))
+    }
 }
+
+/// What [`Clock::sleep_until`] returns.
+#[cfg(feature = "async")]
+pub(crate) type Alarm = std::pin::Pin<Box<dyn Future<Output = ()> + Send + Sync>>;
 
 impl<C: Clock + ?Sized> Clock for &C {
     #[inline]
@@ -119,8 +143,16 @@ impl<C: Clock + ?Sized> Clock for &C {
     fn coarse_lag(&self) -> Duration {
         (**self).coarse_lag()
     }
+    #[inline]
+    fn is_coarsely_before(&self, tick: Tick) -> bool {
+        (**self).is_coarsely_before(tick)
+    }
     fn park_until(&self, deadline: Tick, now: Tick) {
         (**self).park_until(deadline, now);
+    }
+    #[cfg(feature = "async")]
+    fn sleep_until(&self, deadline: Tick, now: Tick) -> Alarm {
+        (**self).sleep_until(deadline, now)
     }
 }
 
@@ -137,8 +169,16 @@ impl<C: Clock + ?Sized> Clock for Arc<C> {
     fn coarse_lag(&self) -> Duration {
         (**self).coarse_lag()
     }
+    #[inline]
+    fn is_coarsely_before(&self, tick: Tick) -> bool {
+        (**self).is_coarsely_before(tick)
+    }
     fn park_until(&self, deadline: Tick, now: Tick) {
         (**self).park_until(deadline, now);
+    }
+    #[cfg(feature = "async")]
+    fn sleep_until(&self, deadline: Tick, now: Tick) -> Alarm {
+        (**self).sleep_until(deadline, now)
     }
 }
 
@@ -171,19 +211,26 @@ impl Anchor {
     fn get() -> &'static Self {
         ANCHOR.get_or_init(|| {
             // Between two coarse readings that are close together, so that a pause of this thread cannot shift the
-            // anchor. It is late by what the coarse clock lags and by ANCHOR_SLACK at most, and never early.
+            // anchor.
             let mut tick = kernel_coarse();
             for _ in 0..ANCHOR_TRIES {
                 let instant = std::time::Instant::now();
                 let after = kernel_coarse();
                 if after - tick < ANCHOR_SLACK {
-                    return Self { instant, tick };
+                    return Self::at(instant, tick);
                 }
                 tick = after;
             }
             // A machine as busy as that is given what it has.
-            Self { instant: std::time::Instant::now(), tick }
+            Self::at(std::time::Instant::now(), tick)
         })
+    }
+
+    /// `coarse`: what the coarse clock showed just before `instant`. It is late by what that clock lags and by
+    /// `ANCHOR_SLACK` at most, and never early. The exact time line is moved on by the most that this can be, so
+    /// that the coarse reading never leads it; here, once, so that no coarse reading has to be moved back.
+    fn at(instant: std::time::Instant, coarse: u64) -> Self {
+        Self { instant, tick: coarse.saturating_add(KERNEL_LAG + ANCHOR_SLACK) }
     }
 }
 
@@ -197,9 +244,7 @@ impl Clock for SystemClock {
     #[cfg(any(target_os = "linux", target_os = "android"))]
     #[inline]
     fn coarse_now(&self) -> Tick {
-        // `now` lags the kernel's exact time by as much as the coarse clock did when the anchor was taken.
-        // Shifting the coarse reading by the most that this can be keeps it from leading.
-        Tick(kernel_coarse().saturating_sub(KERNEL_LAG + ANCHOR_SLACK))
+        Tick(kernel_coarse())
     }
 
     #[cfg(any(target_os = "linux", target_os = "android"))]
@@ -211,11 +256,13 @@ impl Clock for SystemClock {
 
 /// Nanoseconds on `CLOCK_MONOTONIC_COARSE`.
 #[cfg(any(target_os = "linux", target_os = "android"))]
+#[allow(clippy::cast_possible_truncation)] // less than 2^32 seconds are less than 2^62 nanoseconds
 #[inline]
 fn kernel_coarse() -> u64 {
     // Fixed point: seconds above, 2^-32 seconds below. Not `Instant::now`, which also writes to a shared word.
     let ticks = coarsetime::Instant::now_without_cache_update().as_ticks();
-    (ticks >> 32) * 1_000_000_000 + (((ticks & 0xffff_ffff) * 1_000_000_000) >> 32)
+    // One multiplication: seconds and fraction apart would be two, and three instructions more.
+    ((u128::from(ticks) * 1_000_000_000) >> 32) as u64
 }
 
 #[cfg(not(any(target_os = "linux", target_os = "android")))]
@@ -235,8 +282,8 @@ fn kernel_coarse() -> u64 {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct TickClock;
 
-/// What [`TickClock`] reads; 0 until its thread runs.
-static TICK: AtomicU64 = AtomicU64::new(0);
+/// What [`TickClock`] reads; FOREVER, which is before nothing, until its thread runs.
+static TICK: AtomicU64 = AtomicU64::new(FOREVER);
 
 impl TickClock {
     #[cold]
@@ -246,10 +293,10 @@ impl TickClock {
         STARTED.get_or_init(|| {
             let ticker = || loop {
                 // Relaxed: the number is all there is to see, and one thread writes it.
-                TICK.store(SystemClock.now().0.max(1), Ordering::Relaxed);
+                TICK.store(SystemClock.now().0.min(FOREVER - 1), Ordering::Relaxed);
                 std::thread::sleep(Duration::from_millis(1));
             };
-            // Without the thread TICK stays 0 and every reading comes here: slower, never wrong.
+            // Without the thread TICK stays FOREVER and every reading comes here: slower, never wrong.
             let _ = std::thread::Builder::new().name("dogpile-tick".into()).spawn(ticker);
         });
         SystemClock.now()
@@ -266,7 +313,7 @@ impl Clock for TickClock {
     fn coarse_now(&self) -> Tick {
         // Relaxed: an old reading is what "coarse" allows, and a thread never sees it go back.
         match TICK.load(Ordering::Relaxed) {
-            0 => Self::start(),
+            FOREVER => Self::start(),
             tick => Tick(tick),
         }
     }
@@ -274,6 +321,12 @@ impl Clock for TickClock {
     #[inline]
     fn coarse_lag(&self) -> Duration {
         Duration::from_millis(20)
+    }
+
+    #[inline]
+    fn is_coarsely_before(&self, tick: Tick) -> bool {
+        // Relaxed: as above. Without the thread the answer is no, and the caller asks `coarse_now`, which starts it.
+        TICK.load(Ordering::Relaxed) < tick.0
     }
 }
 
@@ -305,8 +358,8 @@ pub struct ManualClock {
 #[derive(Default)]
 struct Manual {
     now: AtomicU64,
-    /// Threads inside `park_until`. A thread may stand in it more than once; each call removes one entry.
-    sleepers: Mutex<Vec<Thread>>,
+    /// Those inside `park_until` and `sleep_until`.
+    sleepers: Mutex<Seats<()>>,
 }
 
 impl ManualClock {
@@ -325,9 +378,9 @@ impl ManualClock {
             .shared
             .now
             .fetch_update(Ordering::AcqRel, Ordering::Relaxed, |now| Some(now.saturating_add(by)));
-        let sleepers = self.shared.sleepers.lock().clone();
+        let sleepers: Vec<Sleeper> = self.shared.sleepers.lock().those(|()| true).collect();
         for sleeper in sleepers {
-            sleeper.unpark();
+            sleeper.wake();
         }
     }
 }
@@ -339,17 +392,55 @@ impl Clock for ManualClock {
     }
 
     fn park_until(&self, deadline: Tick, _now: Tick) {
-        let me = current_thread();
-        let id = me.id();
-        self.shared.sleepers.lock().push(me);
+        let number = self.shared.sleepers.lock().take(Sleeper::this_thread(), ());
         // Listed before it looks: an `advance` that this look misses finds the thread in the list.
         if self.now() < deadline {
             park();
         }
-        let mut sleepers = self.shared.sleepers.lock();
-        if let Some(position) = sleepers.iter().position(|sleeper| sleeper.id() == id) {
-            sleepers.swap_remove(position);
-        }
+        let left = self.shared.sleepers.lock().leave(number);
+        drop(left);
+    }
+
+    #[cfg(feature = "async")]
+    fn sleep_until(&self, deadline: Tick, _now: Tick) -> Alarm {
+        Box::pin(ManualSleep { clock: self.clone(), deadline, seat: None })
+    }
+}
+
+/// A task that waits for a [`ManualClock`].
+#[cfg(feature = "async")]
+struct ManualSleep {
+    clock: ManualClock,
+    deadline: Tick,
+    seat: Option<u64>,
+}
+
+#[cfg(feature = "async")]
+impl Future for ManualSleep {
+    type Output = ();
+
+    fn poll(mut self: std::pin::Pin<&mut Self>, cx: &mut std::task::Context<'_>) -> std::task::Poll<()> {
+        self.leave();
+        let waker = Arc::new(cx.waker().clone());
+        let number = self.clock.shared.sleepers.lock().take(Sleeper::Task(waker), ());
+        self.seat = Some(number);
+        // Listed before it looks, as above.
+        if self.clock.now() < self.deadline { std::task::Poll::Pending } else { std::task::Poll::Ready(()) }
+    }
+}
+
+#[cfg(feature = "async")]
+impl ManualSleep {
+    fn leave(&mut self) {
+        let left = self.seat.take().and_then(|number| self.clock.shared.sleepers.lock().leave(number));
+        drop(left);
+    }
+}
+
+#[cfg(feature = "async")]
+impl Drop for ManualSleep {
+    fn drop(&mut self) {
+        self.leave();
     }
 }
 
@@ -406,11 +497,11 @@ mod tests {
                 }
             })
         };
-        while clock.shared.sleepers.lock().is_empty() {
+        while clock.shared.sleepers.lock().those(|()| true).next().is_none() {
             std::thread::yield_now();
         }
         clock.advance(Duration::from_nanos(10));
         sleeper.join().unwrap();
-        assert!(clock.shared.sleepers.lock().is_empty());
+        assert!(clock.shared.sleepers.lock().those(|()| true).next().is_none());
     }
 }

@@ -52,6 +52,14 @@ impl<T, F, C> LazyDogpile<T, F, C> {
         Self { cell: DogpileCell::with_clock(policy, clock), build }
     }
 
+    /// As [`DogpileCell::named`].
+    #[must_use]
+    pub const fn named(self, name: &'static str) -> Self {
+        let mut this = self;
+        this.cell.machine_mut().name = Some(name);
+        this
+    }
+
     /// The cell, for everything that does not build.
     #[must_use]
     pub const fn cell(&self) -> &DogpileCell<T, C> {
@@ -87,6 +95,46 @@ impl<T, F: Fn() -> T, C: Clock> LazyDogpile<T, F, C> {
     #[track_caller]
     pub fn load(&self) -> Guard<'_, T> {
         self.cell.load_or_refresh(&self.build)
+    }
+}
+
+/// With a build that is a future (feature `async`).
+#[cfg(feature = "async")]
+impl<T, F, Fut, C> LazyDogpile<T, F, C>
+where
+    F: Fn() -> Fut,
+    Fut: Future<Output = T>,
+    C: Clock,
+{
+    /// The value, built if need be. See [`DogpileCell::get_or_refresh_async`].
+    ///
+    /// # Panics
+    ///
+    /// As there.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::LazyDogpile;
+    /// use std::pin::Pin;
+    /// use std::time::Duration;
+    ///
+    /// type Boxed<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+    ///
+    /// async fn download_limit() -> u32 {
+    ///     7
+    /// }
+    ///
+    /// static LIMIT: LazyDogpile<u32, fn() -> Boxed<u32>> =
+    ///     LazyDogpile::new(Duration::from_secs(60), || Box::pin(download_limit()));
+    ///
+    /// # futures_lite::future::block_on(async {
+    /// assert_eq!(*LIMIT.get_async().await, 7);
+    /// # });
+    /// ```
+    #[track_caller]
+    pub fn get_async(&self) -> impl Future<Output = Arc<T>> + use<'_, T, F, Fut, C> {
+        self.cell.get_or_refresh_async(&self.build)
     }
 }
 

@@ -54,16 +54,23 @@
 //! A cell is one value: for many keys use a cache. Publishing walks over all threads that ever used `arc-swap`: cells
 //! are for values that are built seconds apart. A value may be served past its ttl, unless you ask for a fresh one.
 
+mod background;
 mod cell;
 mod clock;
+mod contain;
 mod error;
 mod lazy;
 mod policy;
+mod refresher;
 mod seats;
+mod signal;
 mod stats;
 mod sync;
 mod sync_reader;
+mod trace;
+mod wait;
 
+pub use background::SharedCell;
 pub use cell::{
     DogpileCell, Guard, Lease, Lookup, OwnedLease, OwnedLookup, OwnedPending, Pending, Reader, Snapshot,
     Waited,
@@ -72,6 +79,7 @@ pub use clock::{Clock, ManualClock, SystemClock, Tick, TickClock};
 pub use error::{RefreshError, SharedError};
 pub use lazy::{LazyDogpile, LazyReader};
 pub use policy::{Freshness, Policy};
+pub use refresher::{Refreshed, Refresher};
 pub use stats::Stats;
 pub use sync_reader::{Drain, DrainTimeout, ReadGuard, ReaderArc, SyncReaderCell, WriteLock, Writer};
 

@@ -190,6 +190,10 @@ impl Policy {
         pause.saturating_add(self.share(pause, draw))
     }
 
+    pub(crate) const fn has_backoff(&self) -> bool {
+        self.backoff_first != 0
+    }
+
     pub(crate) const fn has_jitter(&self) -> bool {
         self.jitter != 0
     }

@@ -9,6 +9,8 @@
 //! writer    builds that need the old value for themselves              G12
 //! ```
 
+#[cfg(feature = "async")]
+mod asynchronous;
 mod drain;
 mod held;
 mod reader;
@@ -23,7 +25,7 @@ use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::time::Duration;
 
 use crate::cell::machine::{Demand, Machine};
-use crate::cell::{Building, DogpileCell, Lease, Slot};
+use crate::cell::{DogpileCell, Slot, Turn, try_turn, turn};
 use crate::clock::{Clock, FOREVER, SystemClock, deadline};
 use crate::error::RefreshError;
 use crate::policy::{Freshness, Policy};
@@ -142,6 +144,16 @@ impl<T: Send + Sync + 'static, C> SyncReaderCell<T, C> {
         finalizer: impl Fn(T) + Send + Sync + 'static,
     ) -> Self {
         Self { cell: DogpileCell::with_clock(policy, clock), room: Room::new(finalizer), drain }
+    }
+}
+
+impl<T, C> SyncReaderCell<T, C> {
+    /// As [`DogpileCell::named`].
+    #[must_use]
+    pub fn named(mut self, name: &'static str) -> Self {
+        self.room.set_name(name);
+        self.cell.machine_mut().name = Some(name);
+        self
     }
 }
 
@@ -288,39 +300,39 @@ impl<T, C: Clock> SyncReaderCell<T, C> {
         }
     }
 
-    fn try_refresh<'a, E, F>(
-        &'a self,
-        limit: Option<Duration>,
-        build: F,
-    ) -> Result<ReaderArc<T>, RefreshError<E>>
+    fn try_refresh<E, F>(&self, limit: Option<Duration>, build: F) -> Result<ReaderArc<T>, RefreshError<E>>
     where
         E: Send + Sync + 'static,
         F: FnOnce(&mut Writer<'_, T, C>) -> Result<T, E>,
     {
-        let run = |lease: Lease<'a, _, C>| {
-            // Until the finalizer has run too, which must not wait for this build either.
-            let _building = Building::of(self.machine());
-            let mut writer = Writer::new(&self.room, lease.into_held());
-            match build(&mut writer) {
-                Ok(value) => Ok(writer.publish(value, self.drain)),
-                Err(error) => Err(writer.fail(error)),
-            }
+        let held = match try_turn(self.machine(), limit, || self.is_read_by_this_thread())? {
+            Turn::Served(value) => return Ok(ReaderArc(value)),
+            Turn::Elected(held) => held,
         };
-        self.machine().try_refresh(limit, || self.is_read_by_this_thread(), run).map(ReaderArc)
+        // Until the finalizer has run too, which must not wait for this build either.
+        let _inside = held.inside();
+        let mut writer = Writer::new(&self.room, held);
+        let result = match build(&mut writer) {
+            Ok(value) => Ok(writer.publish(value, self.drain)),
+            Err(error) => Err(writer.fail(error)),
+        };
+        self.machine().or_instead(result).map(ReaderArc)
     }
 
     #[track_caller]
-    fn refresh_for<'a, F>(&'a self, demand: Demand, name: &str, build: F) -> Arc<Tracked<T>>
+    fn refresh_for<F>(&self, demand: Demand, name: &str, build: F) -> Arc<Tracked<T>>
     where
         F: FnOnce(&mut Writer<'_, T, C>) -> T,
     {
-        let run = |lease: Lease<'a, _, C>| {
-            let _building = Building::of(self.machine());
-            let mut writer = Writer::new(&self.room, lease.into_held());
-            let value = build(&mut writer);
-            writer.publish(value, self.drain)
-        };
-        self.machine().refresh_for(demand, name, || self.is_read_by_this_thread(), run)
+        match turn(self.machine(), demand, name, || self.is_read_by_this_thread()) {
+            Turn::Served(value) => value,
+            Turn::Elected(held) => {
+                let _inside = held.inside();
+                let mut writer = Writer::new(&self.room, held);
+                let value = build(&mut writer);
+                writer.publish(value, self.drain)
+            }
+        }
     }
 
     fn is_read_by_this_thread(&self) -> bool {
@@ -471,6 +483,7 @@ impl<T, C> fmt::Debug for SyncReaderCell<T, C> {
     /// Shows the state, not the value.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("SyncReaderCell")
+            .field("name", &self.cell.machine().name.unwrap_or_default())
             .field("generation", &self.generation())
             .field("is_refreshing", &self.is_refreshing())
             .field("drain", &self.drain)

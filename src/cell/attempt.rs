@@ -11,8 +11,15 @@
 
 use crate::clock::Clock;
 use crate::error::SharedError;
-use crate::seats::{Seats, wait_until};
+use crate::seats::{Seats, Sleeper};
 use crate::sync::{Arc, Mutex, OnceCell};
+use crate::wait::wait_until;
+
+#[cfg(feature = "async")]
+use {
+    crate::wait::Nap,
+    std::task::{Context, Waker},
+};
 
 /// How a build ended, for those who waited.
 pub(crate) enum Outcome<T> {
@@ -67,16 +74,25 @@ impl<T> Attempt<T> {
         let first = self.outcome.set(outcome).is_ok();
         debug_assert!(first, "an attempt is settled by the one who took it out of the cell");
         let waiters = self.waiters.lock().take_all();
-        for waiter in waiters {
-            waiter.unpark();
+        for (_, waiter, ()) in waiters {
+            waiter.wake();
         }
     }
 
     /// Blocks until there is an outcome, or until `clock` shows `deadline`.
     pub(crate) fn wait<C: Clock>(&self, clock: &C, deadline: u64) -> Option<&Outcome<T>> {
-        let number = self.waiters.lock().take(());
+        let number = self.waiters.lock().take(Sleeper::this_thread(), ());
         let _seat = Seat { attempt: self, number };
         wait_until(clock, deadline, || self.outcome())
+    }
+
+    fn leave(&self, number: u64) {
+        // A settled attempt wakes nobody any more. Not locking then is what lets a thousand waiters leave
+        // without queueing.
+        if self.outcome().is_none() {
+            let left = self.waiters.lock().leave(number);
+            drop(left);
+        }
     }
 }
 
@@ -88,10 +104,40 @@ struct Seat<'a, T> {
 
 impl<T> Drop for Seat<'_, T> {
     fn drop(&mut self) {
-        // A settled attempt wakes nobody any more. Not locking then is what lets a thousand waiters leave
-        // without queueing.
-        if self.attempt.outcome().is_none() {
-            self.attempt.waiters.lock().leave(self.number);
-        }
+        self.attempt.leave(self.number);
+    }
+}
+
+/// A task's place in that list, likewise.
+#[cfg(feature = "async")]
+pub(crate) struct TaskSeat<T> {
+    attempt: Arc<Attempt<T>>,
+    nap: Nap,
+}
+
+#[cfg(feature = "async")]
+impl<T> TaskSeat<T> {
+    /// Takes a place; whatever is settled from now on wakes the task, or did before and is seen by a look.
+    pub(crate) fn take<C: Clock>(attempt: &Arc<Attempt<T>>, clock: &C, deadline: u64, waker: &Waker) -> Self {
+        let take = |sleeper| attempt.waiters.lock().take(sleeper, ());
+        Self { nap: Nap::begin(clock, deadline, waker, take), attempt: Arc::clone(attempt) }
+    }
+
+    pub(crate) fn renew(&mut self, waker: &Waker) {
+        let Self { attempt, nap } = self;
+        nap.renew(waker, |number, sleeper| attempt.waiters.lock().exchange(number, sleeper));
+    }
+
+    /// See [`Nap::is_over`].
+    pub(crate) fn is_over(&mut self, cx: &mut Context<'_>) -> bool {
+        self.nap.is_over(cx)
+    }
+}
+
+#[cfg(feature = "async")]
+impl<T> Drop for TaskSeat<T> {
+    /// A settled attempt has woken everybody: a wake-up that reaches nobody any more was not meant for another.
+    fn drop(&mut self) {
+        self.attempt.leave(self.nap.number());
     }
 }

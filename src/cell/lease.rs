@@ -10,9 +10,10 @@ use std::time::Duration;
 use crate::clock::{Clock, SystemClock, nanos};
 use crate::error::SharedError;
 use crate::sync::Arc;
+use crate::trace::{self, Ending, Span};
 
 use super::building::Building;
-use super::machine::{Concluded, Home, Machine, Ticket, Withheld};
+use super::machine::{Concluded, GivenBack, Home, Machine, Ticket, Withheld};
 use super::slot::Slot;
 
 /// The right to build the next value, held by one caller at a time.
@@ -76,13 +77,25 @@ pub(crate) struct Held<H: Home> {
     home: H,
     /// `None` only while the lease is dropped.
     ticket: Option<Ticket<H::Value>>,
+    span: Span,
     /// Whether the thread was unwinding already when the lease was granted.
     was_panicking: bool,
 }
 
+/// This thread is inside a build.
+pub(crate) struct Inside {
+    _building: Building,
+    _span: trace::Inside,
+}
+
 impl<H: Home> Held<H> {
     pub(crate) fn new(home: H, ticket: Ticket<H::Value>) -> Self {
-        Self { home, ticket: Some(ticket), was_panicking: std::thread::panicking() }
+        let beginning = ticket.beginning;
+        let mut held =
+            Self { home, ticket: Some(ticket), span: Span::none(), was_panicking: std::thread::panicking() };
+        // A subscriber may panic: then the lease comes back.
+        held.span = Span::begin(held.home.machine().name, beginning);
+        held
     }
 
     pub(crate) fn previous(&self) -> Option<&Arc<H::Value>> {
@@ -142,8 +155,10 @@ impl<H: Home> Held<H> {
         release: bool,
         note: impl FnOnce(&Arc<H::Value>, &Slot<H::Value>),
     ) -> Concluded<H::Value> {
-        let Self { home, ticket, .. } = self;
-        home.machine().conclude(unended(ticket), value, ttl, release, note)
+        let Self { home, ticket, span, .. } = self;
+        let concluded = home.machine().conclude(unended(ticket), value, ttl, release, note);
+        span.end(concluded.ending, concluded.nanos);
+        concluded
     }
 
     /// As [`fail`](Held::fail), for a build that may have withheld something. Returns what could not be put back.
@@ -152,17 +167,32 @@ impl<H: Home> Held<H> {
         error: E,
         withheld: &mut Option<Withheld<H::Value>>,
     ) -> (Arc<E>, Option<Arc<H::Value>>) {
-        let Self { home, ticket, .. } = self;
+        let Self { home, ticket, span, .. } = self;
         let error = Arc::new(error);
-        let rejected = home.machine().fail(unended(ticket), SharedError::new(Arc::clone(&error)), withheld);
+        let shared = SharedError::new(Arc::clone(&error));
+        let GivenBack { rejected, nanos } = home.machine().fail(unended(ticket), shared.clone(), withheld);
+        span.fail(&shared, nanos);
         (error, rejected)
     }
 
     /// Gives the lease back, with what the build has withheld. Returns what could not be put back.
     pub(crate) fn give_back(&mut self, withheld: Option<Withheld<H::Value>>) -> Option<Arc<H::Value>> {
+        self.end_without(std::thread::panicking() && !self.was_panicking, withheld)
+    }
+
+    fn end_without(&mut self, panicked: bool, withheld: Option<Withheld<H::Value>>) -> Option<Arc<H::Value>> {
         let ticket = self.ticket.take()?;
-        let panicked = std::thread::panicking() && !self.was_panicking;
-        self.home.machine().give_back(ticket, panicked, withheld)
+        let concluded = ticket.is_concluded();
+        let GivenBack { rejected, nanos } = self.home.machine().give_back(ticket, panicked, withheld);
+        if !concluded {
+            self.span.end(if panicked { Ending::Panicked } else { Ending::Abandoned }, nanos);
+        }
+        rejected
+    }
+
+    /// Notes, as long as what it returns lives, that this thread runs the build.
+    pub(crate) fn inside(&self) -> Inside {
+        Inside { _building: Building::of(self.home.machine()), _span: self.span.enter() }
     }
 
     pub(crate) fn ticket(&self) -> &Ticket<H::Value> {
@@ -176,8 +206,14 @@ impl<H: Home> Held<H> {
         }
     }
 
-    fn run<R>(&self, build: impl FnOnce() -> R) -> R {
-        let _building = Building::of(self.home.machine());
+    /// Gives the lease back after a panic of the build that has been contained.
+    #[cfg(feature = "async")]
+    pub(crate) fn panicked(mut self) {
+        drop(self.end_without(true, None));
+    }
+
+    pub(crate) fn run<R>(&self, build: impl FnOnce() -> R) -> R {
+        let _inside = self.inside();
         build()
     }
 }
@@ -186,15 +222,9 @@ fn unended<T>(ticket: &mut Option<Ticket<T>>) -> &mut Ticket<T> {
     ticket.as_mut().expect("the ticket is there until the lease is dropped")
 }
 
-impl<'a, T, C: Clock> Held<&'a Machine<T, C>> {
-    pub(crate) fn home(&self) -> &'a Machine<T, C> {
-        self.home
-    }
-}
-
-impl<'a, T, C: Clock> Lease<'a, T, C> {
-    pub(crate) fn into_held(self) -> Held<&'a Machine<T, C>> {
-        self.0
+impl<H: Home> Held<H> {
+    pub(crate) fn home(&self) -> &H {
+        &self.home
     }
 }
 
@@ -248,6 +278,7 @@ macro_rules! lease_methods {
             /// # Errors
             ///
             /// The lease itself, if there is no previous value to renew.
+            #[allow(clippy::result_large_err)] // with `tracing`; it is the caller's own
             pub fn renew(self) -> Result<Arc<T>, Self> {
                 self.0.renew().map_err(Self)
             }

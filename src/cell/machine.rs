@@ -40,8 +40,11 @@ use std::panic::{AssertUnwindSafe, RefUnwindSafe, UnwindSafe, catch_unwind};
 use crate::clock::{Clock, FOREVER, nanos};
 use crate::error::SharedError;
 use crate::policy::{Freshness, Policy};
+use crate::signal::{Bell, Signal};
 use crate::stats::Counters;
 use crate::sync::{Arc, AtomicBool, Mutex, MutexGuard, Ordering, SlotGuard, into_arc};
+
+use crate::trace::{Beginning, Cause, Ending};
 
 use super::attempt::{Attempt, Outcome, Publication};
 use super::slot::{Reading, Record, Slot};
@@ -55,9 +58,12 @@ pub(crate) struct State<T> {
     origin: u64,
     invalidations: u64,
     displacements: u64,
-    failure: Option<Failure>,
+    /// In a box, as it is rare.
+    failure: Option<Box<Failure>>,
     /// Made by the first waiter; taken by whoever ends the wait.
     attempt: Option<Arc<Attempt<T>>>,
+    /// Those who look after the cell: while there is one, readers leave building to it as long as they can be served.
+    keepers: Vec<Bell>,
 }
 
 /// The lease, as the cell sees it.
@@ -87,7 +93,13 @@ impl<T> State<T> {
             displacements: 0,
             failure: None,
             attempt: None,
+            keepers: Vec::new(),
         }
+    }
+
+    /// Those who are to hear of a change, when the lock has been released.
+    fn keepers(&self) -> Rung {
+        Rung(self.keepers.iter().map(|bell| Arc::clone(bell.signal())).collect())
     }
 
     fn next_origin(&mut self) -> u64 {
@@ -120,14 +132,33 @@ pub(crate) struct Ticket<T> {
     displacements: u64,
     /// The build has had its result; the lease is only held on to.
     concluded: bool,
+    pub(crate) beginning: Beginning,
     pub(crate) previous: Option<Arc<T>>,
+}
+
+impl<T> Ticket<T> {
+    pub(crate) fn is_concluded(&self) -> bool {
+        self.concluded
+    }
 }
 
 /// What a build's result has come to.
 pub(crate) struct Concluded<T> {
     /// What the build's caller gets.
     pub(crate) served: Arc<T>,
+    pub(crate) ending: Ending,
+    /// How long the build took.
+    pub(crate) nanos: u64,
     pub(crate) leftover: Leftover<T>,
+}
+
+/// What is left of a build that has ended without a value.
+#[must_use]
+pub(crate) struct GivenBack<T> {
+    /// What it had withheld, and is not put back because it was cleared meanwhile.
+    pub(crate) rejected: Option<Arc<T>>,
+    /// How long it took.
+    pub(crate) nanos: u64,
 }
 
 /// What is to be dropped, without a lock and last of all: both are user code and may panic.
@@ -135,7 +166,7 @@ pub(crate) struct Concluded<T> {
 pub(crate) struct Leftover<T> {
     /// A value that is not in the cell any more, or never was.
     pub(crate) replaced: Option<Arc<T>>,
-    _failure: Option<Failure>,
+    _failure: Option<Box<Failure>>,
 }
 
 /// A value that the holder of the lease has taken out of the slot.
@@ -184,6 +215,18 @@ pub(crate) enum Decision<T> {
     Failed(SharedError),
 }
 
+/// Those who look after the cell, to be told of a change without a lock.
+#[must_use]
+struct Rung(Vec<Arc<Signal>>);
+
+impl Rung {
+    fn ring(self) {
+        for signal in self.0 {
+            signal.ring();
+        }
+    }
+}
+
 /// What is left to do when the lock has been released.
 #[must_use]
 struct Aftermath<T> {
@@ -196,11 +239,15 @@ impl<T> Aftermath<T> {
         Self { settle, leftover: Leftover { replaced: None, _failure: None } }
     }
 
-    /// Wakes those who wait. What is left is for the caller to drop, when it has nothing more to do.
-    fn finish(self) -> Leftover<T> {
+    /// Releases the lock and wakes those who wait. What is left is for the caller to drop, when it has nothing more to
+    /// do.
+    fn finish(self, state: MutexGuard<'_, State<T>>) -> Leftover<T> {
+        let keepers = state.keepers();
+        drop(state);
         if let Some((attempt, outcome)) = self.settle {
             attempt.settle(outcome);
         }
+        keepers.ring();
         self.leftover
     }
 }
@@ -208,12 +255,14 @@ impl<T> Aftermath<T> {
 /// See the module's documentation.
 // On a cache line of its own, and in this order: what reads load, what nobody writes, and what they leave alone.
 #[repr(C, align(64))]
-pub(crate) struct Machine<T, C> {
+#[allow(unreachable_pub, missing_debug_implementations)] // see `Home`
+pub struct Machine<T, C> {
     slot: Slot<T>,
-    policy: Policy,
+    pub(crate) policy: Policy,
     pub(crate) clock: C,
     state: Mutex<State<T>>,
     pub(crate) counters: Counters,
+    pub(crate) name: Option<&'static str>,
     /// Whether the lease is held; for those who ask without the lock.
     refreshing: AtomicBool,
 }
@@ -230,6 +279,7 @@ impl<T, C> Machine<T, C> {
             state: Mutex::new(State::new()),
             refreshing: AtomicBool::new(false),
             counters: Counters::new(),
+            name: None,
             policy,
             clock,
         }
@@ -274,8 +324,10 @@ impl<T, C> Machine<T, C> {
     }
 }
 
-/// Whatever keeps a machine alive: a borrow of it, or a shared cell.
-pub(crate) trait Home {
+/// Whatever keeps a machine alive: a borrow of it or of its cell, or a shared cell.
+// Nameable nowhere outside, but known to `SharedCell`, as the machine is by it.
+#[allow(unreachable_pub)]
+pub trait Home {
     type Value;
     type Clock: Clock;
     fn machine(&self) -> &Machine<Self::Value, Self::Clock>;
@@ -446,9 +498,16 @@ impl<T, C: Clock> Machine<T, C> {
             return Decision::Failed(error);
         }
         // Elected.
-        if state.lease.is_some() {
+        let supersedes = state.lease.is_some();
+        if supersedes {
             self.counters.superseded.count_locked();
         }
+        let cause = match &held {
+            None => Cause::First,
+            Some(_) if now < record.fresh_end => Cause::Forced,
+            Some(_) if record.fresh_end == 0 => Cause::Invalidated,
+            Some(_) => Cause::Expired,
+        };
         let origin = state.next_origin();
         state.lease = Some(Held { origin, supersede_at: self.policy.supersede_at(now), withholds: false });
         self.mirror(&mut state);
@@ -460,6 +519,7 @@ impl<T, C: Clock> Machine<T, C> {
             invalidations: state.invalidations,
             displacements: state.displacements,
             concluded: false,
+            beginning: Beginning { cause, generation: record.generation + 1, supersedes },
             previous: held,
         })
     }
@@ -476,7 +536,7 @@ impl<T, C: Clock> Machine<T, C> {
     }
 
     /// How long a value with this record is served without another question: as long as it is fresh, or somebody
-    /// builds, or a retry pause runs. See [`Slot::quiet_end`].
+    /// builds or looks after the cell, or a retry pause runs. See [`Slot::quiet_end`].
     fn quiet_end(&self, state: &State<T>, record: Record) -> u64 {
         let build = state
             .lease
@@ -486,7 +546,8 @@ impl<T, C: Clock> Machine<T, C> {
             .failure
             .as_ref()
             .map_or(0, |failure| self.policy.pause_end(record.lapse).min(failure.retry_at));
-        record.fresh_end.max(build).max(pause)
+        let kept = if state.keepers.is_empty() { 0 } else { self.policy.stale_end(record.lapse) };
+        record.fresh_end.max(build).max(pause).max(kept)
     }
 }
 
@@ -509,8 +570,9 @@ impl<T, C: Clock> Machine<T, C> {
         ticket.concluded = true;
         let mut state = self.state.lock();
         let holds = state.is_held_by(ticket);
-        self.counters.build_took(now.saturating_sub(ticket.began));
-        let (instead, aftermath) = if !holds {
+        let nanos = now.saturating_sub(ticket.began);
+        self.counters.build_took(nanos);
+        let (ending, instead, aftermath) = if !holds {
             // Superseded.
             let record = self.slot.record(&state);
             let meets_demand = match ticket.demand {
@@ -520,20 +582,21 @@ impl<T, C: Clock> Machine<T, C> {
                 Demand::Fresh => now < record.fresh_end,
                 Demand::After(origin) => state.origin > origin,
             };
-            (if meets_demand { self.slot.load_full() } else { None }, Aftermath::settle(None))
+            let instead = if meets_demand { self.slot.load_full() } else { None };
+            (Ending::TooLate, instead, Aftermath::settle(None))
         } else if state.displacements != ticket.displacements {
             self.counters.fenced.count_locked();
             let settle = Self::take_waiters(&mut state, Outcome::Abandoned);
-            (self.slot.load_full(), Aftermath::settle(settle))
+            (Ending::Displaced, self.slot.load_full(), Aftermath::settle(settle))
         } else {
             let generation = self.slot.record(&state).generation + 1;
-            let record = if state.invalidations == ticket.invalidations {
-                Record::fresh(generation, now, ttl)
+            let (ending, record) = if state.invalidations == ticket.invalidations {
+                (Ending::Published, Record::fresh(generation, now, ttl))
             } else {
                 self.counters.fenced.count_locked();
-                Record::stale(generation, now)
+                (Ending::PublishedStale, Record::stale(generation, now))
             };
-            (None, self.make_visible(&mut state, Arc::clone(&value), record, ticket.origin, note))
+            (ending, None, self.make_visible(&mut state, Arc::clone(&value), record, ticket.origin, note))
         };
         if holds && release {
             state.lease = None;
@@ -542,31 +605,30 @@ impl<T, C: Clock> Machine<T, C> {
             (lease.withholds, lease.supersede_at) = (false, FOREVER);
         }
         self.mirror(&mut state);
-        drop(state);
-        let mut leftover = aftermath.finish();
+        let mut leftover = aftermath.finish(state);
         match instead {
             Some(served) => {
                 leftover.replaced = Some(value);
-                Concluded { served, leftover }
+                Concluded { served, ending, nanos, leftover }
             }
-            None => Concluded { served: value, leftover },
+            None => Concluded { served: value, ending, nanos, leftover },
         }
     }
 
-    /// The build failed with `error`, and puts back what it has withheld. Returns what was to be put back but is
-    /// cleared.
+    /// The build failed with `error`, and puts back what it has withheld.
     pub(crate) fn fail(
         &self,
         ticket: &mut Ticket<T>,
         error: SharedError,
         withheld: &mut Option<Withheld<T>>,
-    ) -> Option<Arc<T>> {
+    ) -> GivenBack<T> {
         let now = self.now();
         let draw = self.draw();
         ticket.concluded = true;
         let mut state = self.state.lock();
+        let nanos = now.saturating_sub(ticket.began);
         self.counters.failed.count_locked();
-        self.counters.build_took(now.saturating_sub(ticket.began));
+        self.counters.build_took(nanos);
         let rejected = withheld.take().and_then(|withheld| self.restore(&mut state, withheld, now));
         let aftermath = if state.release(ticket) {
             let outcome = Outcome::Failed(error.clone());
@@ -575,19 +637,17 @@ impl<T, C: Clock> Machine<T, C> {
             Aftermath::settle(None)
         };
         self.mirror(&mut state);
-        drop(state);
-        drop(aftermath.finish());
-        rejected
+        drop(aftermath.finish(state));
+        GivenBack { rejected, nanos }
     }
 
-    /// The lease comes back, without a result or after it was held on to, with what the build has withheld. Returns
-    /// what was to be put back but is cleared.
+    /// The lease comes back, without a result or after it was held on to, with what the build has withheld.
     pub(crate) fn give_back(
         &self,
         ticket: Ticket<T>,
         panicked: bool,
         withheld: Option<Withheld<T>>,
-    ) -> Option<Arc<T>> {
+    ) -> GivenBack<T> {
         // Called from a destructor, perhaps because the clock has panicked: the lease must come back all the same. The
         // panic has been reported by the panic hook.
         let now = catch_unwind(AssertUnwindSafe(|| self.now())).unwrap_or(ticket.began);
@@ -605,10 +665,10 @@ impl<T, C: Clock> Machine<T, C> {
             Aftermath::settle(Self::take_waiters(&mut state, Outcome::Abandoned))
         };
         self.mirror(&mut state);
-        drop(state);
-        drop(aftermath.finish());
+        drop(aftermath.finish(state));
+        let nanos = now.saturating_sub(ticket.began);
         drop(ticket);
-        rejected
+        GivenBack { rejected, nanos }
     }
 
     /// What the callers of a build that failed get instead of its error, if the policy allows it.
@@ -666,7 +726,7 @@ impl<T, C: Clock> Machine<T, C> {
         }
         let count = state.failure.as_ref().map_or(0, |failure| failure.count).saturating_add(1);
         let retry_at = now.saturating_add(self.policy.retry_pause(count, draw));
-        let failure = state.failure.replace(Failure { count, retry_at, error });
+        let failure = state.failure.replace(Box::new(Failure { count, retry_at, error }));
         Aftermath { settle, leftover: Leftover { replaced: None, _failure: failure } }
     }
 
@@ -716,8 +776,7 @@ impl<T, C: Clock> Machine<T, C> {
         let origin = state.next_origin();
         let record = Record::fresh(self.slot.record(&state).generation + 1, now, ttl);
         let aftermath = self.make_visible(&mut state, value, record, origin, note);
-        drop(state);
-        Ok(aftermath.finish())
+        Ok(aftermath.finish(state))
     }
 
     pub(crate) fn invalidate(&self) {
@@ -729,6 +788,7 @@ impl<T, C: Clock> Machine<T, C> {
             let quiet_end = self.quiet_end(&state, record);
             self.slot.amend(&mut state, record, quiet_end);
         }
+        drop(Aftermath::settle(None).finish(state));
     }
 
     /// Takes the value away. `note` is called under the lock with the value that is there.
@@ -737,7 +797,59 @@ impl<T, C: Clock> Machine<T, C> {
         state.displacements += 1;
         note(self.slot.load().as_ref());
         let record = self.slot.record(&state);
-        self.slot.replace(&mut state, None, record, 0)
+        let cleared = self.slot.replace(&mut state, None, record, 0);
+        drop(Aftermath::settle(None).finish(state));
+        cleared
+    }
+}
+
+/// What somebody who looks after the cell is to do.
+pub(crate) enum Plan {
+    /// Build, unless a value comes whose build or `set` began after that of this number.
+    Build(u64),
+    /// Nothing before this tick, or the next change.
+    Wait(u64),
+}
+
+/// Those who look after the cell.
+impl<T, C: Clock> Machine<T, C> {
+    /// From now on `signal` is rung at each change, and readers leave building to whoever it wakes as long as they can be
+    /// served.
+    pub(crate) fn attach(&self, signal: Arc<Signal>) {
+        let bell = Bell::new(signal);
+        let mut state = self.state.lock();
+        state.keepers.push(bell);
+        self.mirror(&mut state);
+    }
+
+    pub(crate) fn detach(&self, signal: &Arc<Signal>) {
+        let mut state = self.state.lock();
+        let position = state.keepers.iter().position(|bell| Arc::ptr_eq(bell.signal(), signal));
+        let bell = position.map(|position| state.keepers.swap_remove(position));
+        self.mirror(&mut state);
+        drop(state);
+        // It rings, which must not be under the lock.
+        drop(bell);
+    }
+
+    /// What is to be done `now`, so that the value is replaced `ahead` of its end: but not before half of its life.
+    pub(crate) fn plan(&self, ahead: u64, now: u64) -> Plan {
+        let state = self.state.lock();
+        if let Some(lease) = state.lease.as_ref().filter(|lease| now < lease.supersede_at) {
+            return Plan::Wait(lease.supersede_at);
+        }
+        if let Some(retry_at) = state.pause(now) {
+            return Plan::Wait(retry_at);
+        }
+        let Record { published, fresh_end, .. } = self.slot.record(&state);
+        let due = if self.slot.is_empty(&state) {
+            0
+        } else if fresh_end == FOREVER {
+            FOREVER
+        } else {
+            fresh_end.saturating_sub(ahead).max(published.midpoint(fresh_end)).min(fresh_end)
+        };
+        if now < due { Plan::Wait(due) } else { Plan::Build(state.origin) }
     }
 }
 
@@ -766,8 +878,7 @@ impl<T, C: Clock> Machine<T, C> {
         };
         // Those who wait look again, and see for whom they wait.
         let settle = Self::take_waiters(&mut state, Outcome::Abandoned);
-        drop(state);
-        drop(Aftermath::settle(settle).finish());
+        drop(Aftermath::settle(settle).finish(state));
         Some(Withheld { value, place })
     }
 
@@ -778,8 +889,7 @@ impl<T, C: Clock> Machine<T, C> {
         let rejected = self.restore(&mut state, withheld, now);
         // Those who wait may be served again; they look.
         let settle = Self::take_waiters(&mut state, Outcome::Abandoned);
-        drop(state);
-        drop(Aftermath::settle(settle).finish());
+        drop(Aftermath::settle(settle).finish(state));
         rejected
     }
 
@@ -879,7 +989,7 @@ mod tests {
             assert!(machine.serve().is_some());
             assert!(machine.serve_guard().is_some());
         }
-        assert!(machine.give_back(ticket, false, None).is_none());
+        assert!(machine.give_back(ticket, false, None).rejected.is_none());
     }
 
     #[test]

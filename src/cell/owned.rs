@@ -20,6 +20,14 @@ impl<T, C: Clock> Home for Arc<DogpileCell<T, C>> {
     }
 }
 
+impl<T, C: Clock> Home for &DogpileCell<T, C> {
+    type Value = T;
+    type Clock = C;
+    fn machine(&self) -> &Machine<T, C> {
+        &self.machine
+    }
+}
+
 /// A [`Lease`](crate::Lease) that keeps its cell alive.
 ///
 /// # Examples

@@ -11,6 +11,12 @@ use super::attempt::{Outcome, Publication};
 use super::building::is_building;
 use super::machine::{Home, Machine, Wait};
 
+#[cfg(feature = "async")]
+use {
+    super::attempt::TaskSeat,
+    std::task::{Context, Poll},
+};
+
 /// How a wait for somebody else's build ended.
 pub enum Waited<T> {
     /// A value was published while the caller waited: the newest one. It is handed over even if it has expired by now.
@@ -39,6 +45,10 @@ impl<T> fmt::Debug for Waited<T> {
 ///
 /// It has no claim on the lease and can be dropped at any time.
 ///
+/// With the feature `async` it is a future too, on any executor: ready when the build has ended, or when it has run for
+/// longer than the lease timeout. Each publish wakes all who wait, threads and tasks alike, so a wake-up that reaches a
+/// task which has given up its place was not meant for another.
+///
 /// # Examples
 ///
 /// ```
@@ -62,6 +72,9 @@ pub struct Pending<'a, T, C: Clock = SystemClock>(pub(super) Waiting<&'a Machine
 pub(crate) struct Waiting<H: Home> {
     home: H,
     wait: Wait<H::Value>,
+    /// The place of the task that polls it.
+    #[cfg(feature = "async")]
+    seat: Option<TaskSeat<H::Value>>,
 }
 
 /// As [`Waited`], with what is known of the publication.
@@ -95,11 +108,16 @@ impl<T> From<Outcome<T>> for Ended<T> {
 
 impl<H: Home> Waiting<H> {
     pub(crate) fn new(home: H, wait: Wait<H::Value>) -> Self {
-        Self { home, wait }
+        Self {
+            home,
+            wait,
+            #[cfg(feature = "async")]
+            seat: None,
+        }
     }
 
     /// Whether the build that is waited for withholds the value.
-    pub(super) fn is_withheld(&self) -> bool {
+    pub(crate) fn is_withheld(&self) -> bool {
         self.wait.withheld
     }
 
@@ -127,6 +145,41 @@ impl<H: Home> Waiting<H> {
             machine.counters.wait_timeouts.count();
         }
         outcome.map(Ended::from)
+    }
+
+    /// As [`wait_until`](Waiting::wait_until) without a deadline, for a task.
+    #[cfg(feature = "async")]
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Ended<H::Value>> {
+        let Self { home, wait, seat } = self;
+        let machine = home.machine();
+        let ended = || wait.attempt.outcome().map(|outcome| machine.up_to_date(outcome).into());
+        if let Some(ended) = ended() {
+            *seat = None;
+            return Poll::Ready(ended);
+        }
+        if is_building(machine) {
+            return Poll::Ready(Ended::Reentrant);
+        }
+        let seat_taken = match seat {
+            Some(seat) => {
+                seat.renew(cx.waker());
+                seat
+            }
+            None => {
+                machine.counters.waits.count();
+                seat.insert(TaskSeat::take(&wait.attempt, &machine.clock, wait.look_again_at, cx.waker()))
+            }
+        };
+        // What was settled before the place was taken is seen now, what is settled later wakes the task.
+        match ended() {
+            Some(ended) => Poll::Ready(ended),
+            None if seat_taken.is_over(cx) => Poll::Ready(Ended::Abandoned),
+            None => return Poll::Pending,
+        }
+        .map(|ended| {
+            *seat = None;
+            ended
+        })
     }
 
     pub(crate) fn wait(&self) -> Waited<H::Value> {
@@ -161,6 +214,18 @@ macro_rules! pending_methods {
             /// The place among those who wait, when the time is over.
             pub fn wait_timeout(self, timeout: Duration) -> Result<Waited<T>, Self> {
                 self.0.wait_timeout(timeout).map_err(Self)
+            }
+        }
+
+        #[cfg(feature = "async")]
+        impl<$($lifetime,)? T, C: Clock> Future for $Pending<$($lifetime,)? T, C> {
+            type Output = Waited<T>;
+
+            fn poll(
+                mut self: std::pin::Pin<&mut Self>,
+                cx: &mut std::task::Context<'_>,
+            ) -> std::task::Poll<Waited<T>> {
+                self.0.poll(cx).map(Waited::from)
             }
         }
 

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::clock::{Clock, FOREVER, SystemClock};
+use crate::clock::{Clock, FOREVER, SystemClock, Tick, nanos};
 use crate::sync::{Arc, into_arc};
 
 use super::machine::Machine;
@@ -40,6 +40,8 @@ pub struct Reader<'a, T, C = SystemClock> {
     timeless: u64,
     /// At that sequence the value may be served before this tick.
     quiet_end: u64,
+    /// The same, less what the coarse clock may lag: before this tick the coarse clock is enough.
+    sure_end: u64,
 }
 
 /// Odd, so equal to no sequence at which nothing is changing.
@@ -47,7 +49,7 @@ const NEVER: u64 = u64::MAX;
 
 impl<'a, T, C> Reader<'a, T, C> {
     pub(crate) fn new(machine: &'a Machine<T, C>) -> Self {
-        Self { machine, value: None, sequence: NEVER, timeless: NEVER, quiet_end: 0 }
+        Self { machine, value: None, sequence: NEVER, timeless: NEVER, quiet_end: 0, sure_end: 0 }
     }
 
     /// Lets go of the value that the handle keeps. The next read takes the current one.
@@ -59,7 +61,9 @@ impl<'a, T, C> Reader<'a, T, C> {
     fn forget(&mut self) {
         (self.sequence, self.timeless) = (NEVER, NEVER);
     }
+}
 
+impl<T, C: Clock> Reader<'_, T, C> {
     /// Keeps `value`, and finds out for how long it is the right one.
     fn keep(&mut self, value: Option<Arc<T>>) {
         self.forget();
@@ -67,13 +71,12 @@ impl<'a, T, C> Reader<'a, T, C> {
             self.sequence = sequence;
             self.timeless = if quiet_end == FOREVER { sequence } else { NEVER };
             self.quiet_end = quiet_end;
+            self.sure_end = quiet_end.saturating_sub(nanos(self.machine.clock.coarse_lag()));
         }
         // Runs user code (`T::drop`), so last.
         self.value = value;
     }
-}
 
-impl<T, C: Clock> Reader<'_, T, C> {
     /// As [`DogpileCell::get_or_refresh`](crate::DogpileCell::get_or_refresh).
     ///
     /// # Panics
@@ -107,7 +110,20 @@ impl<T, C: Clock> Reader<'_, T, C> {
     #[inline]
     fn is_current(&self) -> bool {
         let sequence = self.machine.sequence();
-        sequence == self.timeless || (sequence == self.sequence && self.machine.is_before(self.quiet_end))
+        sequence == self.timeless || (sequence == self.sequence && self.is_early())
+    }
+
+    /// Whether it is still before `quiet_end`.
+    #[inline]
+    fn is_early(&self) -> bool {
+        self.machine.clock.is_coarsely_before(Tick(self.sure_end)) || self.is_early_after_all()
+    }
+
+    /// The answer near the end and after it, where the coarse clock alone does not give it.
+    #[cold]
+    #[inline(never)]
+    fn is_early_after_all(&self) -> bool {
+        self.machine.is_before(self.quiet_end)
     }
 
     #[cold]

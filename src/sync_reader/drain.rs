@@ -37,16 +37,21 @@
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::fmt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
 use super::held;
 use crate::clock::{Clock, deadline};
-use crate::seats::{Seats, wait_until};
+use crate::contain::contain;
+use crate::seats::{Seats, Sleeper};
 use crate::sync::{
-    Arc, AtomicU64, JoinHandle, Mutex, MutexGuard, Ordering, Thread, ThreadBuilder, ThreadId, Weak,
+    Arc, AtomicU64, JoinHandle, Mutex, MutexGuard, OnceCell, Ordering, Thread, ThreadBuilder, ThreadId, Weak,
     current_thread, park,
 };
+use crate::trace::{self, Stamp};
+use crate::wait::wait_until;
+
+#[cfg(feature = "async")]
+use {crate::clock::FOREVER, crate::wait::Nap, std::task::Poll};
 
 /// What the caller that replaces a value does while the value is still being read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -139,6 +144,7 @@ impl<T> Drop for Tracked<T> {
 pub(crate) struct Room<T> {
     state: Mutex<RoomState<T>>,
     finalizer: Box<dyn Fn(T) + Send + Sync>,
+    name: OnceCell<&'static str>,
     /// How to start the cell's own thread: set where `T` is known to be fit for it.
     start: fn(Arc<Self>) -> std::io::Result<JoinHandle<()>>,
 }
@@ -150,7 +156,7 @@ struct RoomState<T> {
     finalized: u64,
     current: Option<Current<T>>,
     /// Retired values that are still being read, or may be.
-    retired: BTreeMap<u64, Weak<Tracked<T>>>,
+    retired: BTreeMap<u64, Retired<T>>,
     /// Values whose last reader has left, and whose turn has not come.
     drained: BTreeMap<u64, T>,
     /// Values that were never published, in the hands of those who built them.
@@ -166,6 +172,12 @@ struct RoomState<T> {
     /// The cell is gone.
     closed: bool,
     waiters: Seats<Until>,
+}
+
+/// A value that has been replaced.
+struct Retired<T> {
+    value: Weak<Tracked<T>>,
+    since: Stamp,
 }
 
 struct Current<T> {
@@ -220,7 +232,7 @@ impl<T> RoomState<T> {
     }
 
     fn readers_of_retired(&self) -> usize {
-        self.retired.values().map(Weak::strong_count).sum()
+        self.retired.values().map(|retired| retired.value.strong_count()).sum()
     }
 
     /// Readers of values that were never published. Forgets those that have left.
@@ -249,6 +261,7 @@ impl<T: Send + Sync + 'static> Room<T> {
                 waiters: Seats::default(),
             }),
             finalizer: Box::new(finalizer),
+            name: OnceCell::new(),
             start: |room| {
                 ThreadBuilder::new().name("dogpile-finalizer".into()).spawn(move || room.run_thread())
             },
@@ -279,7 +292,7 @@ impl<T> Room<T> {
 
     fn retire(state: &mut RoomState<T>, old: Option<&Arc<Tracked<T>>>) {
         if let Some(old) = old {
-            state.retired.insert(old.number(), Arc::downgrade(old));
+            state.retired.insert(old.number(), Retired { value: Arc::downgrade(old), since: Stamp::now() });
         }
     }
 }
@@ -305,8 +318,10 @@ impl<T> Room<T> {
             drop(value);
             return;
         }
-        Self::put_in_line(&mut state, number, value);
-        self.hand_on(state);
+        let since = Self::put_in_line(&mut state, number, value);
+        drop(state);
+        self.tell_drained(number, since);
+        self.hand_on(self.state.lock());
     }
 
     /// Sees to it that what has become ready is finalised by somebody.
@@ -318,12 +333,12 @@ impl<T> Room<T> {
         if finalizer.is_none() {
             self.start_thread(&mut state);
             if let Background::Running(thread, _) = &state.thread {
-                finalizer = Some(thread.clone());
+                finalizer = Some(Sleeper::Thread(thread.clone()));
             }
         }
         drop(state);
         match finalizer {
-            Some(thread) => thread.unpark(),
+            Some(finalizer) => finalizer.wake(),
             // The thread could not be started.
             None => self.finalize_what_is_ready(),
         }
@@ -374,22 +389,40 @@ impl<T> Room<T> {
         let Some((number, value)) = value.and_then(Arc::into_inner).and_then(Tracked::into_parts) else {
             return;
         };
-        Self::put_in_line(&mut self.state.lock(), number, value);
+        let since = Self::put_in_line(&mut self.state.lock(), number, value);
+        self.tell_drained(number, since);
     }
 
     /// Takes a value that a writer has withheld and replaced.
     pub(crate) fn take_in(&self, number: u64, value: T) -> u64 {
-        Self::put_in_line(&mut self.state.lock(), number, value);
+        let _ = Self::put_in_line(&mut self.state.lock(), number, value);
         number
     }
 
-    fn put_in_line(state: &mut RoomState<T>, number: u64, value: T) {
+    /// Returns since when it was retired.
+    fn put_in_line(state: &mut RoomState<T>, number: u64, value: T) -> Option<Stamp> {
         if number == 0 {
             state.strays.push(value);
+            None
         } else {
-            state.retired.remove(&number);
             state.drained.insert(number, value);
+            state.retired.remove(&number).map(|retired| retired.since)
         }
+    }
+
+    fn tell_drained(&self, number: u64, since: Option<Stamp>) {
+        if let Some(since) = since {
+            trace::drained(self.name(), number, since);
+        }
+    }
+
+    fn name(&self) -> Option<&'static str> {
+        self.name.get().copied()
+    }
+
+    /// For the log. The first one stays.
+    pub(crate) fn set_name(&self, name: &'static str) {
+        let _ = self.name.set(name);
     }
 }
 
@@ -401,16 +434,12 @@ impl<T> Room<T> {
     /// caller came for and the values behind it shall not be lost as well (G11).
     fn finalize_what_is_ready(&self) {
         while let Some((turn, value)) = self.begin() {
-            let finalize = || {
+            let (begun, number) = (Stamp::now(), turn.number);
+            contain(|| {
                 let _turn = turn;
                 (self.finalizer)(value);
-            };
-            if let Err(panic) = catch_unwind(AssertUnwindSafe(finalize))
-                // What it panicked with may panic in turn, when it is dropped.
-                && let Err(panic) = catch_unwind(AssertUnwindSafe(|| drop(panic)))
-            {
-                std::mem::forget(panic);
-            }
+            });
+            trace::finalized(self.name(), number, begun);
         }
     }
 
@@ -421,12 +450,12 @@ impl<T> Room<T> {
             return None;
         }
         let next = state.turn();
-        let (finalized, value) = match state.drained.remove(&next) {
-            Some(value) => (next, value),
-            None => (state.finalized, state.strays.pop()?),
+        let (number, finalized, value) = match state.drained.remove(&next) {
+            Some(value) => (next, next, value),
+            None => (0, state.finalized, state.strays.pop()?),
         };
         state.finalizing = Some(current_thread().id());
-        Some((Turn { room: self, finalized }, value))
+        Some((Turn { room: self, number, finalized }, value))
     }
 
     /// The cell's own thread.
@@ -531,6 +560,7 @@ impl<T> Room<T> {
             state
                 .retired
                 .iter()
+                .map(|(number, retired)| (number, &retired.value))
                 .chain(current)
                 .any(|(held, value)| *held <= number && value.as_ptr().addr() == address)
         })
@@ -570,8 +600,8 @@ impl<T> Room<T> {
         deadline: u64,
         condition: impl Fn(&mut RoomState<T>) -> bool,
     ) -> bool {
-        let seat =
-            Seat { room: self, number: self.state.lock().waiters.take(Until { finalized: number, helps }) };
+        let until = Until { finalized: number, helps };
+        let seat = Seat { room: self, number: self.state.lock().waiters.take(Sleeper::this_thread(), until) };
         let done = wait_until(clock, deadline, || {
             if helps {
                 self.finalize_what_is_ready();
@@ -587,6 +617,8 @@ impl<T> Room<T> {
 /// The right to run the finalizer; ends with the drop, also when the finalizer panics.
 struct Turn<'a, T> {
     room: &'a Room<T>,
+    /// Of the value; 0 if it was never published.
+    number: u64,
     /// Up to where everything is finalised then.
     finalized: u64,
 }
@@ -596,10 +628,10 @@ impl<T> Drop for Turn<'_, T> {
         let mut state = self.room.state.lock();
         state.finalizing = None;
         state.finalized = self.finalized;
-        let done: Vec<Thread> = state.waiters.those(|until| until.finalized <= self.finalized).collect();
+        let done: Vec<Sleeper> = state.waiters.those(|until| until.finalized <= self.finalized).collect();
         drop(state);
-        for thread in done {
-            thread.unpark();
+        for waiter in done {
+            waiter.wake();
         }
     }
 }
@@ -612,10 +644,94 @@ struct Seat<'a, T> {
 
 impl<T> Drop for Seat<'_, T> {
     fn drop(&mut self) {
-        let mut state = self.room.state.lock();
-        state.waiters.leave(self.number);
-        // A wake-up that has reached this thread is passed on.
-        self.room.hand_on(state);
+        self.room.vacate(self.number);
+    }
+}
+
+/// The same for a task.
+#[cfg(feature = "async")]
+struct TaskSeat<'a, T> {
+    room: &'a Arc<Room<T>>,
+    nap: Nap,
+}
+
+#[cfg(feature = "async")]
+impl<T> Drop for TaskSeat<'_, T> {
+    fn drop(&mut self) {
+        self.room.vacate(self.nap.number());
+    }
+}
+
+impl<T> Room<T> {
+    fn vacate(self: &Arc<Self>, number: u64) {
+        let mut state = self.state.lock();
+        let left = state.waiters.leave(number);
+        // A wake-up that has reached this waiter is passed on.
+        self.hand_on(state);
+        drop(left);
+    }
+}
+
+/// Waiting, for tasks.
+#[cfg(feature = "async")]
+impl<T> Room<T> {
+    /// As [`let_go`](Room::let_go). `building` notes, as long as what it returns lives, that this thread builds.
+    pub(crate) async fn let_go_async<C: Clock, B>(
+        self: &Arc<Self>,
+        value: Option<Arc<Tracked<T>>>,
+        number: Option<u64>,
+        drain: Drain,
+        clock: &C,
+        building: impl Fn() -> B,
+    ) {
+        match drain {
+            Drain::Background => self.release(value),
+            Drain::Wait(wait) => {
+                let number = number.or(value.as_ref().map(|value| value.number())).unwrap_or(0);
+                self.leave(value);
+                if !self.is_read_by_this_thread(number) && !self.is_finalized_by_this_thread() {
+                    let until = Until { finalized: number, helps: true };
+                    self.wait_async(until, clock, deadline(clock, wait), building).await;
+                }
+                self.release(None);
+            }
+        }
+    }
+
+    /// Waits until everything that is retired now is finalised.
+    pub(crate) async fn synchronize_async<C: Clock>(self: &Arc<Self>, clock: &C) {
+        let until = Until { finalized: self.state.lock().last_retired(), helps: false };
+        self.wait_async(until, clock, FOREVER, || ()).await;
+    }
+
+    async fn wait_async<C: Clock, B>(
+        self: &Arc<Self>,
+        until: Until,
+        clock: &C,
+        deadline: u64,
+        building: impl Fn() -> B,
+    ) {
+        let mut seat: Option<TaskSeat<'_, T>> = None;
+        std::future::poll_fn(|cx| {
+            let _building = building();
+            let seat = match &mut seat {
+                Some(seat) => {
+                    let exchange = |number, sleeper| self.state.lock().waiters.exchange(number, sleeper);
+                    seat.nap.renew(cx.waker(), exchange);
+                    seat
+                }
+                None => {
+                    let take = |sleeper| self.state.lock().waiters.take(sleeper, until);
+                    seat.insert(TaskSeat { room: self, nap: Nap::begin(clock, deadline, cx.waker(), take) })
+                }
+            };
+            if until.helps {
+                self.finalize_what_is_ready();
+            }
+            let is_done = self.state.lock().finalized >= until.finalized;
+            if is_done || seat.nap.is_over(cx) { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
     }
 }
 

@@ -11,7 +11,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use crate::cell::machine::{Concluded, Place, Withheld};
+use crate::cell::machine::{Concluded, Leftover, Place, Withheld};
 use crate::cell::{Held, Machine, Slot};
 use crate::clock::{Clock, FOREVER, SystemClock, deadline};
 use crate::sync::Arc;
@@ -30,6 +30,14 @@ enum Section<T> {
     Open,
     Waiting { kept: Option<Arc<Tracked<T>>>, place: Place },
     Locked { old: Option<(u64, T)>, place: Place },
+}
+
+/// What is left to do when a build's result has been published.
+struct Published<T> {
+    served: Arc<Tracked<T>>,
+    leftover: Leftover<Tracked<T>>,
+    /// Of the value that the build had taken out and has replaced.
+    number: Option<u64>,
 }
 
 /// Under it nobody reads. The room stays empty until the build ends, also when this is dropped before.
@@ -156,24 +164,41 @@ impl<'a, T, C: Clock> Writer<'a, T, C> {
 
     /// Publishes `value`, and lets go of the old one as the cell's `drain` says.
     pub(super) fn publish(mut self, value: T, drain: Drain) -> Arc<Tracked<T>> {
+        let Published { served, mut leftover, number } = self.conclude(value, drain);
+        self.room.let_go(leftover.replaced.take(), number, drain, &self.machine().clock);
+        // The lease, if it is still held; then what may panic.
+        drop(self);
+        drop(leftover);
+        served
+    }
+
+    /// As [`publish`](Writer::publish), for a task. If it is dropped while the old value drains, that goes to the
+    /// background, and the lease is released.
+    #[cfg(feature = "async")]
+    pub(super) async fn publish_async(mut self, value: T, drain: Drain) -> Arc<Tracked<T>> {
+        let Published { served, mut leftover, number } = self.conclude(value, drain);
         let machine = self.machine();
+        let replaced = leftover.replaced.take();
+        self.room.let_go_async(replaced, number, drain, &machine.clock, || self.held.inside()).await;
+        drop(self);
+        drop(leftover);
+        served
+    }
+
+    fn conclude(&mut self, value: T, drain: Drain) -> Published<T> {
         let value = Arc::new(Tracked::new(value, self.room));
         let room = self.room;
         let hold = matches!(drain, Drain::Wait(_));
         let note = |new: &Arc<_>, slot: &Slot<_>| room.published(new, slot.load().as_ref());
         // Before the lease may be released: if it is not published, the next writer must wait for its reader.
         room.let_loose(&value);
-        let Concluded { served, mut leftover } = self.held.conclude(value, None, !hold, note);
+        let Concluded { served, leftover, .. } = self.held.conclude(value, None, !hold, note);
         let mut number = None;
         if let Section::Locked { old, .. } = std::mem::replace(&mut self.section, Section::Open) {
             number = old.map(|(number, old)| room.take_in(number, old));
             room.leave_section();
         }
-        room.let_go(leftover.replaced.take(), number, drain, &machine.clock);
-        // The lease, if it is still held; then what may panic.
-        drop(self);
-        drop(leftover);
-        served
+        Published { served, leftover, number }
     }
 
     /// The build has failed.
@@ -206,6 +231,11 @@ impl<'a, T, C: Clock> Writer<'a, T, C> {
             self.room.retire_withheld(&cleared);
             self.room.release(Some(cleared));
         }
+    }
+
+    #[cfg(feature = "async")]
+    pub(super) fn held(&self) -> &Held<&'a Machine<Tracked<T>, C>> {
+        &self.held
     }
 
     pub(super) fn machine(&self) -> &'a Machine<Tracked<T>, C> {

@@ -1,0 +1,223 @@
+//! The loops around a lookup, for tasks; and builds that are futures.
+//!
+//! What a task waits for is a place among the waiters, like a thread's: the same publish wakes both. A future that is
+//! dropped gives back what it holds at that point, a place or the lease, since both are RAII values in it.
+
+use std::panic::Location;
+use std::pin::pin;
+use std::task::Poll;
+
+use crate::clock::Clock;
+use crate::error::RefreshError;
+use crate::sync::Arc;
+
+use super::DogpileCell;
+use super::lease::Held;
+use super::machine::{Decision, Demand, Home};
+use super::pending::{Ended, Waiting};
+use super::refresh::{Turn, Verdict, reentrant};
+
+/// Waits for the end of a build.
+async fn end<H: Home>(mut waiting: Waiting<H>) -> Ended<H::Value> {
+    std::future::poll_fn(|cx| waiting.poll(cx)).await
+}
+
+/// As [`turn`](super::refresh::turn), for a task. `called`: where, for the message of a panic.
+pub(crate) async fn turn_async<H: Home>(
+    home: H,
+    demand: Demand,
+    name: &str,
+    called: &'static Location<'static>,
+) -> Turn<H> {
+    loop {
+        let pending = match home.machine().lookup(demand) {
+            Decision::Fresh(value) | Decision::Stale(value) => return Turn::Served(value),
+            Decision::Elected(ticket) => return Turn::Elected(Held::new(home, ticket)),
+            Decision::Pending(wait) => Waiting::new(home.machine(), wait),
+            // No demand but `Servable` is answered so.
+            Decision::Failed(_) => continue,
+        };
+        match demand.weigh(end(pending).await) {
+            Verdict::Served(value) => return Turn::Served(value),
+            Verdict::Reentrant => reentrant(format_args!("{name}, at {called},")),
+            Verdict::LookAgain => {}
+        }
+    }
+}
+
+/// As [`try_turn`](super::refresh::try_turn), for a task, which sets itself a limit by other means.
+pub(crate) async fn try_turn_async<H: Home, E: Send + Sync + 'static>(
+    home: H,
+) -> Result<Turn<H>, RefreshError<E>> {
+    let mut demand = Demand::Servable;
+    loop {
+        let error = match home.machine().lookup(demand) {
+            Decision::Fresh(value) | Decision::Stale(value) => return Ok(Turn::Served(value)),
+            Decision::Elected(ticket) => return Ok(Turn::Elected(Held::new(home, ticket))),
+            Decision::Failed(error) => error,
+            Decision::Pending(wait) => match end(Waiting::new(home.machine(), wait)).await {
+                Ended::Published(publication) => return Ok(Turn::Served(publication.value)),
+                Ended::Reentrant => return Err(RefreshError::Reentrant),
+                Ended::Abandoned => continue,
+                Ended::Failed(error) => error,
+            },
+        };
+        match home.machine().instead_of(error) {
+            Ok(value) => return Ok(Turn::Served(value)),
+            Err(Some(error)) => return Err(RefreshError::Build(error)),
+            // As there.
+            Err(None) => demand = Demand::Value,
+        }
+    }
+}
+
+impl<H: Home> Held<H> {
+    /// As [`run`](Held::run), for a build that is a future: each time it is polled, and only then, this thread builds.
+    pub(crate) async fn run_async<F: Future>(&self, build: impl FnOnce() -> F) -> F::Output {
+        let mut build = pin!(self.run(build));
+        std::future::poll_fn(move |cx| -> Poll<F::Output> {
+            let _inside = self.inside();
+            build.as_mut().poll(cx)
+        })
+        .await
+    }
+
+    /// As [`build`](Held::build), for a build that is a future.
+    pub(crate) async fn build_async<F: Future<Output = H::Value>>(
+        self,
+        build: impl FnOnce() -> F,
+    ) -> Arc<H::Value> {
+        let value = self.run_async(build).await;
+        self.publish(value, None)
+    }
+
+    /// As [`try_build`](Held::try_build), for a build that is a future.
+    pub(crate) async fn try_build_async<E, F>(
+        self,
+        build: impl FnOnce() -> F,
+    ) -> Result<Arc<H::Value>, Arc<E>>
+    where
+        E: Send + Sync + 'static,
+        F: Future<Output = Result<H::Value, E>>,
+    {
+        match self.run_async(build).await {
+            Ok(value) => Ok(self.publish(value, None)),
+            Err(error) => Err(self.fail(error)),
+        }
+    }
+}
+
+/// Reads from async code (feature `async`).
+///
+/// The futures run on any executor. Tasks and threads share one cell and one lease: a task that is suspended and a thread
+/// that is blocked are woken by the same publish. A read that finds something to serve does not suspend the task and
+/// allocates nothing.
+///
+/// # Cancellation
+///
+/// A future can be dropped at any point. The elected one gives the lease back (one of those who wait is elected next), any
+/// other one gives up its place. Nothing is lost by it, and a timeout of the executor's is all that is needed to limit a
+/// wait.
+impl<T, C: Clock> DogpileCell<T, C> {
+    /// As [`get_or_refresh`](DogpileCell::get_or_refresh), with a build that is a future.
+    ///
+    /// # Panics
+    ///
+    /// As there. That it is called from inside the build of the same cell is known while that build is polled; a build
+    /// that waits for another task which asks the same cell waits for ever (a [`lease_timeout`] ends that).
+    ///
+    /// [`lease_timeout`]: crate::Policy::lease_timeout
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::DogpileCell;
+    /// use std::time::Duration;
+    ///
+    /// static RATES: DogpileCell<f64> = DogpileCell::new(Duration::from_secs(60));
+    ///
+    /// async fn download() -> f64 {
+    ///     1.07
+    /// }
+    ///
+    /// # futures_lite::future::block_on(async {
+    /// let rates = RATES.get_or_refresh_async(|| download()).await;
+    /// assert_eq!(*rates, 1.07);
+    /// # });
+    /// ```
+    #[track_caller]
+    pub fn get_or_refresh_async<F, Fut>(
+        &self,
+        build: F,
+    ) -> impl Future<Output = Arc<T>> + use<'_, T, C, F, Fut>
+    where
+        F: FnOnce() -> Fut,
+        Fut: Future<Output = T>,
+    {
+        let called = Location::caller();
+        async move {
+            match self.machine().serve() {
+                Some(value) => value,
+                None => {
+                    let turn =
+                        turn_async(self.machine(), Demand::Value, "get_or_refresh_async", called).await;
+                    turn.build_async(build).await
+                }
+            }
+        }
+    }
+
+    /// As [`try_get_or_refresh`](DogpileCell::try_get_or_refresh), with a build that is a future.
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub async fn try_get_or_refresh_async<E, F, Fut>(&self, build: F) -> Result<Arc<T>, RefreshError<E>>
+    where
+        E: Send + Sync + 'static,
+        F: FnOnce() -> Fut,
+        Fut: Future<Output = Result<T, E>>,
+    {
+        if let Some(value) = self.machine().serve() {
+            return Ok(value);
+        }
+        match try_turn_async(self.machine()).await? {
+            Turn::Served(value) => Ok(value),
+            Turn::Elected(held) => self.machine().or_instead(held.try_build_async(build).await),
+        }
+    }
+
+    /// As [`get_fresh_or_refresh`](DogpileCell::get_fresh_or_refresh), with a build that is a future.
+    ///
+    /// # Panics
+    ///
+    /// As [`get_or_refresh_async`](DogpileCell::get_or_refresh_async).
+    #[track_caller]
+    pub fn get_fresh_or_refresh_async<F, Fut>(
+        &self,
+        build: F,
+    ) -> impl Future<Output = Arc<T>> + use<'_, T, C, F, Fut>
+    where
+        F: FnOnce() -> Fut,
+        Fut: Future<Output = T>,
+    {
+        let called = Location::caller();
+        async move {
+            let turn = turn_async(self.machine(), Demand::Fresh, "get_fresh_or_refresh_async", called).await;
+            turn.build_async(build).await
+        }
+    }
+}
+
+impl<H: Home> Turn<H> {
+    /// As [`build`](Turn::build), with a build that is a future.
+    pub(crate) async fn build_async<F: Future<Output = H::Value>>(
+        self,
+        build: impl FnOnce() -> F,
+    ) -> Arc<H::Value> {
+        match self {
+            Self::Served(value) => value,
+            Self::Elected(held) => held.build_async(build).await,
+        }
+    }
+}

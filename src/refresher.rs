@@ -1,0 +1,435 @@
+//! Somebody who looks after a cell, so that no reader ever builds.
+//!
+//! # States
+//!
+//! A [`Keeper`] goes round: it asks the cell for its [`Plan`], and then *sleeps*, until the tick that the plan names or until
+//! its [`Signal`] is rung (something has changed, or is to stop), or *builds*, with a lease like everybody else. So whatever
+//! happens meanwhile (an `invalidate`, a build of somebody else's, a failure) leads to a new plan, and there is nothing to
+//! be kept in step. It runs on a thread or as a task; only the sleep and the build differ.
+//!
+//! It holds the cell only from a plan to the end of a build, and the cell rings for the last time when it is dropped.
+
+use std::any::Any;
+use std::fmt;
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Duration;
+
+use crate::background::SharedCell;
+use crate::background::sealed::Owned;
+use crate::cell::Held;
+use crate::cell::machine::{Decision, Demand, Home, Plan};
+use crate::clock::{Clock, FOREVER, nanos};
+use crate::error::SharedError;
+use crate::seats::Sleeper;
+use crate::signal::Signal;
+use crate::sync::{Arc, JoinHandle, Mutex, ThreadBuilder, current_thread};
+use crate::wait::wait_until;
+
+#[cfg(feature = "async")]
+use {
+    crate::wait::Nap,
+    std::pin::{Pin, pin},
+    std::task::Poll,
+};
+
+/// The pauses after failures where the policy has none of its own: nobody wants a source that is down to be asked in a
+/// loop.
+const FIRST_PAUSE: u64 = 100_000_000;
+const LONGEST_PAUSE: u64 = 10_000_000_000;
+
+/// What a build of a [`Refresher`]'s has found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refreshed<T> {
+    /// A new value.
+    New(T),
+    /// A new value that chooses its own time to live. See [`Lease::publish_for`](crate::Lease::publish_for).
+    NewFor(T, Duration),
+    /// The previous value is still right, and counts as fresh again. See [`Lease::renew`](crate::Lease::renew).
+    NotModified,
+}
+
+impl<T> From<T> for Refreshed<T> {
+    fn from(value: T) -> Self {
+        Self::New(value)
+    }
+}
+
+/// Rebuilds a cell's value before it goes out of date, so that readers never build and never see a stale value: as long as
+/// builds succeed and are faster than the value's time to live.
+///
+/// The first build begins at once, the next one `ahead` of the end of each value's freshness, but not before half of it is
+/// over. An [`invalidate`](crate::DogpileCell::invalidate) or a [`clear`](crate::DogpileCell::clear) wakes it early.
+///
+/// # What readers observe
+///
+/// The cell is used as before. While a refresher is attached, readers leave building to it as long as they can be served;
+/// so with staleness that is not bounded ([`Policy::stale_while_refresh`](crate::Policy::stale_while_refresh)) a read
+/// consults no clock at all. A reader that finds nothing to serve builds, or waits for the refresher's build.
+///
+/// # Failures
+///
+/// After a build that fails or panics the value stays, [`last_error`](Refresher::last_error) and
+/// [`consecutive_failures`](Refresher::consecutive_failures) tell, and the next attempt waits for the policy's retry pause
+/// ([`Policy::retry_backoff`](crate::Policy::retry_backoff)); without one, for 100 ms, doubled with each failure up to
+/// 10 s. A panic is reported by the panic hook and goes no further.
+///
+/// A build that never ends keeps the lease. With a [`lease_timeout`](crate::Policy::lease_timeout) another caller can be
+/// elected in its place: one that asks for a fresh value, or any, once the value has expired. Bound the staleness, if
+/// builds may hang.
+///
+/// # Dropping
+///
+/// Stops it and joins its thread; also in the middle of a sleep. Waits for a build that runs, which is published. If it is
+/// dropped from inside its own build, it stops when that has ended. An async one is told to stop, and its running build is
+/// dropped, when its task is next polled.
+///
+/// Given an [`Arc`], it does not keep the cell alive: when the last user drops it, the refresher ends by itself.
+///
+/// # Examples
+///
+/// ```
+/// use dogpile::{DogpileCell, Refresher};
+/// use std::io;
+/// use std::sync::{Arc, mpsc};
+/// use std::time::Duration;
+///
+/// # fn main() -> io::Result<()> {
+/// let keys = Arc::new(DogpileCell::new(Duration::from_secs(600)));
+/// let (built, builds) = mpsc::channel();
+/// let refresher = Refresher::spawn(&keys, Duration::from_secs(60), move |previous: Option<&Arc<u32>>| {
+///     built.send(()).ok();
+///     Ok::<u32, io::Error>(previous.map_or(1, |number| **number + 1))
+/// })?;
+/// builds.recv().unwrap();
+/// assert_eq!(*keys.get_or_refresh(|| unreachable!("the refresher builds")), 1);
+///
+/// keys.invalidate();
+/// builds.recv().unwrap();
+/// drop(refresher); // waits for the build
+/// assert_eq!(keys.get().as_deref(), Some(&2));
+/// # Ok(())
+/// # }
+/// ```
+#[must_use = "dropping it stops it at once"]
+pub struct Refresher {
+    desk: Arc<Desk>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// What a refresher's owner and its thread or task share.
+#[derive(Default)]
+struct Desk {
+    signal: Arc<Signal>,
+    status: Mutex<Status>,
+}
+
+#[derive(Default)]
+struct Status {
+    failures: u32,
+    last_error: Option<SharedError>,
+}
+
+impl Refresher {
+    /// Starts a refresher on a thread of its own, `dogpile-refresher`.
+    ///
+    /// `build` gets the previous value, to find out whether it is still right, and returns a new value or a
+    /// [`Refreshed`]. It needs `build` until it is dropped, and calls it again after it has panicked.
+    ///
+    /// # Errors
+    ///
+    /// [`io::ErrorKind::InvalidInput`] if `ahead` is not shorter than the policy's ttl: every value would be due as soon
+    /// as it is published. (A value that is published for a shorter time of its own is due at half of that.) Or the
+    /// system's, if it cannot start a thread.
+    pub fn spawn<S, R, E, F>(cell: S, ahead: Duration, mut build: F) -> io::Result<Self>
+    where
+        S: SharedCell,
+        S::Clock: Clone,
+        R: Into<Refreshed<S::Value>>,
+        E: Send + Sync + 'static,
+        F: FnMut(Option<&Arc<S::Value>>) -> Result<R, E> + Send + 'static,
+    {
+        let (desk, mut keeper) = Keeper::new(cell.own(), ahead)?;
+        let work = move || {
+            let signal = Arc::clone(&keeper.desk.signal);
+            signal.wakes(Sleeper::this_thread());
+            loop {
+                match keeper.step() {
+                    Step::End => return,
+                    Step::Sleep(until) => {
+                        wait_until(&keeper.clock, until, || signal.heard().then_some(()));
+                    }
+                    Step::Build(held) => {
+                        let result = catch_unwind(AssertUnwindSafe(|| {
+                            let found = held.run(|| build(held.previous()));
+                            conclude(held, found.map(Into::into))
+                        }));
+                        keeper.note(result);
+                    }
+                }
+            }
+        };
+        let thread = ThreadBuilder::new().name("dogpile-refresher".into()).spawn(work)?;
+        Ok(Self { desk, thread: Some(thread) })
+    }
+
+    /// Starts a refresher as a task: `spawn` hands it to the executor, for example `|task| { tokio::spawn(task); }`.
+    ///
+    /// A task that is dropped, with its executor or by `spawn`, ends the refresher; the cell goes on without it.
+    ///
+    /// # Errors
+    ///
+    /// [`io::ErrorKind::InvalidInput`], as [`spawn`](Refresher::spawn).
+    #[cfg(feature = "async")]
+    pub fn spawn_async<S, R, E, F, Fut>(
+        cell: S,
+        ahead: Duration,
+        spawn: impl FnOnce(Pin<Box<dyn Future<Output = ()> + Send>>),
+        mut build: F,
+    ) -> io::Result<Self>
+    where
+        S: SharedCell,
+        S::Clock: Clone,
+        R: Into<Refreshed<S::Value>> + Send,
+        E: Send + Sync + 'static,
+        F: FnMut(Option<Arc<S::Value>>) -> Fut + Send + 'static,
+        Fut: Future<Output = Result<R, E>> + Send,
+    {
+        let (desk, mut keeper) = Keeper::new(cell.own(), ahead)?;
+        spawn(Box::pin(async move {
+            loop {
+                match keeper.step() {
+                    Step::End => return,
+                    Step::Sleep(until) => keeper.sleep(until).await,
+                    Step::Build(held) => {
+                        let previous = held.previous().cloned();
+                        let Some(result) = keeper.unless_stopped(held.run_async(|| build(previous))).await
+                        else {
+                            return;
+                        };
+                        keeper.note(match result {
+                            Ok(found) => {
+                                catch_unwind(AssertUnwindSafe(|| conclude(held, found.map(Into::into))))
+                            }
+                            Err(panic) => {
+                                held.panicked();
+                                Err(panic)
+                            }
+                        });
+                    }
+                }
+            }
+        }));
+        Ok(Self { desk, thread: None })
+    }
+
+    /// The error of the latest build; `None` if that succeeded, or none has ended yet.
+    ///
+    /// After a panic it is a [`String`] with the panic's message; so it is if the build said [`Refreshed::NotModified`] with
+    /// no previous value there.
+    #[must_use]
+    pub fn last_error(&self) -> Option<SharedError> {
+        self.desk.status.lock().last_error.clone()
+    }
+
+    /// How many builds have failed or panicked since the last one that succeeded.
+    #[must_use]
+    pub fn consecutive_failures(&self) -> u32 {
+        self.desk.status.lock().failures
+    }
+}
+
+impl Drop for Refresher {
+    fn drop(&mut self) {
+        self.desk.signal.stop();
+        if let Some(thread) =
+            self.thread.take().filter(|thread| thread.thread().id() != current_thread().id())
+        {
+            // It contains the panics of builds and has none of its own.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl fmt::Debug for Refresher {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Refresher")
+            .field("consecutive_failures", &self.consecutive_failures())
+            .finish_non_exhaustive()
+    }
+}
+
+/// What goes round.
+struct Keeper<O: Owned> {
+    cell: O::Weak,
+    clock: O::Clock,
+    ahead: u64,
+    /// Whether the policy has pauses of its own.
+    has_backoff: bool,
+    /// If not: no attempt before this tick.
+    pause_end: u64,
+    desk: Arc<Desk>,
+}
+
+enum Step<O: Owned> {
+    Build(Held<O>),
+    /// Until this tick, or until the signal is heard.
+    Sleep(u64),
+    End,
+}
+
+impl<O: Owned> Keeper<O> {
+    #[allow(clippy::needless_pass_by_value)] // it is not to be held on to
+    fn new(cell: O, ahead: Duration) -> io::Result<(Arc<Desk>, Self)>
+    where
+        O::Clock: Clone,
+    {
+        let machine = cell.machine();
+        let ahead = nanos(ahead);
+        let ttl = machine.policy.default_ttl();
+        if ttl != FOREVER && ahead >= ttl {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "Refresher: `ahead` must be shorter than the policy's ttl, or every value would be due as soon as it is \
+                 published",
+            ));
+        }
+        let desk = Arc::new(Desk::default());
+        machine.attach(Arc::clone(&desk.signal));
+        let keeper = Self {
+            cell: cell.downgrade(),
+            clock: machine.clock.clone(),
+            ahead,
+            has_backoff: machine.policy.has_backoff(),
+            pause_end: 0,
+            desk: Arc::clone(&desk),
+        };
+        Ok((desk, keeper))
+    }
+
+    fn step(&self) -> Step<O> {
+        loop {
+            if self.desk.signal.is_stopped() {
+                return Step::End;
+            }
+            let Some(cell) = O::upgrade(&self.cell) else { return Step::End };
+            let machine = cell.machine();
+            let now = machine.now();
+            let origin = match machine.plan(self.ahead, now) {
+                Plan::Wait(until) => return Step::Sleep(until),
+                Plan::Build(_) if now < self.pause_end => return Step::Sleep(self.pause_end),
+                Plan::Build(origin) => origin,
+            };
+            if let Decision::Elected(ticket) = machine.lookup(Demand::After(origin)) {
+                return Step::Build(Held::new(cell, ticket));
+            }
+            // Somebody else was faster.
+        }
+    }
+
+    /// Notes how a build has ended: `Err` with a panic, `Ok(Err)` with an error.
+    fn note(&mut self, result: Result<Result<(), SharedError>, Box<dyn Any + Send>>) {
+        let error = match result {
+            Ok(Ok(())) => None,
+            Ok(Err(error)) => Some(error),
+            Err(panic) => Some(told(panic)),
+        };
+        let mut status = self.desk.status.lock();
+        status.failures = if error.is_some() { status.failures.saturating_add(1) } else { 0 };
+        let failures = status.failures;
+        let former = std::mem::replace(&mut status.last_error, error);
+        drop(status);
+        // The user's, so without a lock.
+        drop(former);
+        self.pause_end = if failures == 0 || self.has_backoff {
+            0
+        } else {
+            let pause = FIRST_PAUSE.saturating_mul(1 << (failures - 1).min(32)).min(LONGEST_PAUSE);
+            self.clock.now().0.saturating_add(pause)
+        };
+    }
+}
+
+#[cfg(feature = "async")]
+impl<O: Owned> Keeper<O> {
+    async fn sleep(&self, until: u64) {
+        let signal = &self.desk.signal;
+        let mut nap: Option<Nap> = None;
+        std::future::poll_fn(|cx| {
+            let nap = match &mut nap {
+                Some(nap) => {
+                    nap.renew(cx.waker(), |_, sleeper| signal.wakes_instead(sleeper));
+                    nap
+                }
+                None => nap.insert(Nap::begin(&self.clock, until, cx.waker(), |sleeper| {
+                    signal.wakes(sleeper);
+                    0
+                })),
+            };
+            if signal.heard() || nap.is_over(cx) { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
+    }
+
+    /// What the build returns, or what it panics with; `None` if the refresher is to stop before it has ended.
+    async fn unless_stopped<R>(
+        &self,
+        build: impl Future<Output = R>,
+    ) -> Option<Result<R, Box<dyn Any + Send>>> {
+        let mut build = pin!(build);
+        std::future::poll_fn(|cx| {
+            self.desk.signal.wakes(Sleeper::task(cx.waker()));
+            if self.desk.signal.is_stopped() {
+                return Poll::Ready(None);
+            }
+            match catch_unwind(AssertUnwindSafe(|| build.as_mut().poll(cx))) {
+                Ok(poll) => poll.map(|built| Some(Ok(built))),
+                Err(panic) => Poll::Ready(Some(Err(panic))),
+            }
+        })
+        .await
+    }
+}
+
+impl<O: Owned> Drop for Keeper<O> {
+    fn drop(&mut self) {
+        if let Some(cell) = O::upgrade(&self.cell) {
+            cell.machine().detach(&self.desk.signal);
+        }
+    }
+}
+
+/// Publishes what a build has found, or fails with its error.
+fn conclude<H: Home, E: Send + Sync + 'static>(
+    held: Held<H>,
+    found: Result<Refreshed<H::Value>, E>,
+) -> Result<(), SharedError> {
+    match found {
+        Ok(Refreshed::New(value)) => drop(held.publish(value, None)),
+        Ok(Refreshed::NewFor(value, ttl)) => drop(held.publish(value, Some(nanos(ttl)))),
+        Ok(Refreshed::NotModified) => {
+            if let Err(held) = held.renew() {
+                let error = "the build returned NotModified, but there is no previous value".to_owned();
+                return Err(SharedError::new(held.fail(error)));
+            }
+        }
+        Err(error) => return Err(SharedError::new(held.fail(error))),
+    }
+    Ok(())
+}
+
+/// A panic's message, as an error to be shown.
+fn told(panic: Box<dyn Any + Send>) -> SharedError {
+    let message = match panic.downcast::<String>() {
+        Ok(message) => *message,
+        Err(panic) => match panic.downcast::<&'static str>() {
+            Ok(message) => (*message).to_owned(),
+            Err(panic) => {
+                // It may panic in turn.
+                crate::contain::contain(|| drop(panic));
+                "the build panicked".to_owned()
+            }
+        },
+    };
+    SharedError::new(Arc::new(message))
+}

@@ -1,0 +1,90 @@
+//! How a cell tells somebody who looks after it that something has changed.
+//!
+//! A [`Signal`] has two flags: *rung*, since the last look, and *stopped*, for good. Whoever rings it sets the flag first and
+//! wakes the sleeper after; the sleeper looks at the flags before it sleeps. So no ring is lost, whenever it comes.
+
+use crate::seats::Sleeper;
+use crate::sync::{Arc, Mutex};
+
+#[derive(Default)]
+pub(crate) struct Signal {
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    rung: bool,
+    stopped: bool,
+    sleeper: Option<Sleeper>,
+}
+
+impl Signal {
+    /// Not to be called under a lock, as it may run a waker.
+    pub(crate) fn ring(&self) {
+        self.announce(|state| state.rung = true);
+    }
+
+    /// As [`ring`](Signal::ring), and for good.
+    pub(crate) fn stop(&self) {
+        self.announce(|state| state.stopped = true);
+    }
+
+    fn announce(&self, change: impl FnOnce(&mut State)) {
+        let sleeper = {
+            let mut state = self.state.lock();
+            change(&mut state);
+            state.sleeper.clone()
+        };
+        if let Some(sleeper) = sleeper {
+            sleeper.wake();
+        }
+    }
+
+    /// Who is to be woken from now on.
+    pub(crate) fn wakes(&self, sleeper: Sleeper) {
+        let former = self.state.lock().sleeper.replace(sleeper);
+        drop(former);
+    }
+
+    /// As [`wakes`](Signal::wakes); returns who is not needed any more.
+    #[cfg(feature = "async")]
+    pub(crate) fn wakes_instead(&self, sleeper: Sleeper) -> Sleeper {
+        let mut state = self.state.lock();
+        match &mut state.sleeper {
+            Some(former) => std::mem::replace(former, sleeper),
+            former => {
+                *former = Some(sleeper.clone());
+                sleeper
+            }
+        }
+    }
+
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.state.lock().stopped
+    }
+
+    /// Whether it has been rung since the last call, or stopped.
+    pub(crate) fn heard(&self) -> bool {
+        let mut state = self.state.lock();
+        std::mem::take(&mut state.rung) || state.stopped
+    }
+}
+
+/// A signal in the hands of a cell, which rings for the last time when the cell is gone.
+pub(crate) struct Bell(Arc<Signal>);
+
+impl Bell {
+    pub(crate) fn new(signal: Arc<Signal>) -> Self {
+        Self(signal)
+    }
+
+    pub(crate) fn signal(&self) -> &Arc<Signal> {
+        &self.0
+    }
+}
+
+impl Drop for Bell {
+    fn drop(&mut self) {
+        self.0.ring();
+    }
+}

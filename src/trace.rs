@@ -1,0 +1,190 @@
+//! What a cell tells `tracing` (feature `tracing`); without the feature all of this is empty.
+//!
+//! A span for each build, events for what becomes of it and of the value that it replaces. A subscriber is code of the
+//! user's: nothing here is called under a lock, and a subscriber that panics is reported by the panic hook and costs
+//! nobody a value or a lease.
+
+#![cfg_attr(not(feature = "tracing"), allow(dead_code, clippy::unused_self, clippy::needless_pass_by_value))]
+
+#[cfg(not(feature = "tracing"))]
+use crate::error::SharedError;
+
+/// Why a build was begun.
+#[derive(Clone, Copy)]
+pub(crate) enum Cause {
+    /// There was nothing to replace.
+    First,
+    Expired,
+    Invalidated,
+    /// The value was still fresh: `refresh`, or a `Refresher` ahead of time.
+    Forced,
+}
+
+/// How a build begins.
+#[derive(Clone, Copy)]
+pub(crate) struct Beginning {
+    pub(crate) cause: Cause,
+    /// That it is to be published as.
+    pub(crate) generation: u64,
+    /// It takes the place of a build that ran for longer than the lease timeout.
+    pub(crate) supersedes: bool,
+}
+
+/// How a build ends.
+#[derive(Clone, Copy)]
+pub(crate) enum Ending {
+    Published,
+    /// ... as stale, because of an `invalidate`.
+    PublishedStale,
+    /// Not published, because of a `set` or a `clear`.
+    Displaced,
+    /// Not published, because another build has taken its place.
+    TooLate,
+    Panicked,
+    Abandoned,
+}
+
+#[cfg(feature = "tracing")]
+mod on {
+    use std::time::{Duration, Instant};
+
+    use tracing::{Level, event, span};
+
+    use super::{Beginning, Cause, Ending};
+    use crate::contain::contain;
+    use crate::error::SharedError;
+
+    const NO_NAME: &str = "";
+
+    /// The span of a build.
+    pub(crate) struct Span(tracing::Span);
+
+    // What a subscriber looks like after a panic is its own affair.
+    impl std::panic::UnwindSafe for Span {}
+    impl std::panic::RefUnwindSafe for Span {}
+
+    /// As long as it lives, this thread is inside the span.
+    pub(crate) struct Inside {
+        _entered: span::EnteredSpan,
+    }
+
+    impl Span {
+        pub(crate) const fn none() -> Self {
+            Self(tracing::Span::none())
+        }
+
+        pub(crate) fn begin(cell: Option<&'static str>, beginning: Beginning) -> Self {
+            let cause = match beginning.cause {
+                Cause::First => "first",
+                Cause::Expired => "expired",
+                Cause::Invalidated => "invalidated",
+                Cause::Forced => "forced",
+            };
+            let mut span = tracing::Span::none();
+            contain(|| {
+                let (cell, generation) = (cell.unwrap_or(NO_NAME), beginning.generation);
+                span = span!(target: "dogpile", Level::INFO, "build", cell, generation, cause);
+                if beginning.supersedes {
+                    event!(target: "dogpile", parent: &span, Level::WARN, "supersedes a build that has not ended in time");
+                }
+            });
+            Self(span)
+        }
+
+        pub(crate) fn enter(&self) -> Inside {
+            Inside { _entered: self.0.clone().entered() }
+        }
+
+        pub(crate) fn end(&self, ending: Ending, nanos: u64) {
+            let duration = Duration::from_nanos(nanos);
+            contain(|| match ending {
+                Ending::Published => {
+                    event!(target: "dogpile", parent: &self.0, Level::DEBUG, ?duration, "published");
+                }
+                Ending::PublishedStale => {
+                    event!(target: "dogpile", parent: &self.0, Level::DEBUG, ?duration, "published as stale: invalidated meanwhile");
+                }
+                Ending::Displaced => {
+                    event!(target: "dogpile", parent: &self.0, Level::DEBUG, ?duration, "not published: set or cleared meanwhile");
+                }
+                Ending::TooLate => {
+                    event!(target: "dogpile", parent: &self.0, Level::WARN, ?duration, "superseded: too late to be published");
+                }
+                Ending::Panicked => {
+                    event!(target: "dogpile", parent: &self.0, Level::WARN, ?duration, "panicked");
+                }
+                Ending::Abandoned => {
+                    event!(target: "dogpile", parent: &self.0, Level::DEBUG, ?duration, "abandoned");
+                }
+            });
+        }
+
+        pub(crate) fn fail(&self, error: &SharedError, nanos: u64) {
+            let duration = Duration::from_nanos(nanos);
+            contain(|| event!(target: "dogpile", parent: &self.0, Level::WARN, ?duration, ?error, "failed"));
+        }
+    }
+
+    /// A moment, to measure from.
+    #[derive(Clone, Copy)]
+    pub(crate) struct Stamp(Instant);
+
+    impl Stamp {
+        pub(crate) fn now() -> Self {
+            Self(Instant::now())
+        }
+    }
+
+    /// The last reader of a value that was retired at `since` has left.
+    pub(crate) fn drained(cell: Option<&'static str>, generation: u64, since: Stamp) {
+        let duration = since.0.elapsed();
+        let cell = cell.unwrap_or(NO_NAME);
+        contain(|| event!(target: "dogpile", Level::DEBUG, cell, generation, ?duration, "drained"));
+    }
+
+    /// A value's finalizer, which began at `since`, has ended.
+    pub(crate) fn finalized(cell: Option<&'static str>, generation: u64, since: Stamp) {
+        let duration = since.0.elapsed();
+        let cell = cell.unwrap_or(NO_NAME);
+        contain(|| event!(target: "dogpile", Level::DEBUG, cell, generation, ?duration, "finalized"));
+    }
+}
+
+#[cfg(not(feature = "tracing"))]
+mod off {
+    use super::{Beginning, Ending, SharedError};
+
+    pub(crate) struct Span;
+    pub(crate) struct Inside;
+
+    impl Span {
+        pub(crate) const fn none() -> Self {
+            Self
+        }
+        pub(crate) fn begin(_cell: Option<&'static str>, _beginning: Beginning) -> Self {
+            Self
+        }
+        pub(crate) fn enter(&self) -> Inside {
+            Inside
+        }
+        pub(crate) fn end(&self, _ending: Ending, _nanos: u64) {}
+        pub(crate) fn fail(&self, _error: &SharedError, _nanos: u64) {}
+    }
+
+    #[derive(Clone, Copy)]
+    pub(crate) struct Stamp;
+
+    impl Stamp {
+        pub(crate) fn now() -> Self {
+            Self
+        }
+    }
+
+    pub(crate) fn drained(_cell: Option<&'static str>, _generation: u64, _since: Stamp) {}
+    pub(crate) fn finalized(_cell: Option<&'static str>, _generation: u64, _since: Stamp) {}
+}
+
+#[cfg(not(feature = "tracing"))]
+pub(crate) use off::{Inside, Span, Stamp, drained, finalized};
+#[cfg(feature = "tracing")]
+pub(crate) use on::{Inside, Span, Stamp, drained, finalized};

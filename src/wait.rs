@@ -1,0 +1,75 @@
+//! How threads and tasks wait for something that is announced by a wake-up, or for a deadline.
+
+use crate::clock::{Clock, FOREVER, Tick};
+use crate::sync::park;
+
+#[cfg(feature = "async")]
+use {
+    crate::clock::Alarm,
+    crate::seats::Sleeper,
+    crate::sync::Arc,
+    std::task::{Context, Waker},
+};
+
+/// Blocks until `check` yields something, or until `clock` shows `deadline`. The caller has a seat already.
+pub(crate) fn wait_until<C: Clock, R>(
+    clock: &C,
+    deadline: u64,
+    mut check: impl FnMut() -> Option<R>,
+) -> Option<R> {
+    loop {
+        // The clock first: between the check and the parking nothing may run that could take the thread's token,
+        // with which it may just have been woken.
+        let now = if deadline == FOREVER { Tick(0) } else { clock.now() };
+        if let Some(result) = check() {
+            return Some(result);
+        }
+        if deadline == FOREVER {
+            park();
+        } else if now >= Tick(deadline) {
+            return None;
+        } else {
+            clock.park_until(Tick(deadline), now);
+        }
+    }
+}
+
+/// A task's place on a list, and what wakes it.
+#[cfg(feature = "async")]
+pub(crate) struct Nap {
+    number: u64,
+    waker: Arc<Waker>,
+    alarm: Option<Alarm>,
+}
+
+#[cfg(feature = "async")]
+impl Nap {
+    /// Takes a place on the list that `seats` gives access to; with an alarm at `deadline`, if there is one.
+    pub(crate) fn begin<C: Clock>(
+        clock: &C,
+        deadline: u64,
+        waker: &Waker,
+        take: impl FnOnce(Sleeper) -> u64,
+    ) -> Self {
+        let alarm = (deadline != FOREVER).then(|| clock.sleep_until(Tick(deadline), clock.now()));
+        let waker = Arc::new(waker.clone());
+        Self { number: take(Sleeper::Task(Arc::clone(&waker))), waker, alarm }
+    }
+
+    pub(crate) fn number(&self) -> u64 {
+        self.number
+    }
+
+    /// The task is polled again, perhaps with another waker, which takes the place of the one on the list.
+    pub(crate) fn renew(&mut self, waker: &Waker, exchange: impl FnOnce(u64, Sleeper) -> Sleeper) {
+        if !self.waker.will_wake(waker) {
+            self.waker = Arc::new(waker.clone());
+            drop(exchange(self.number, Sleeper::Task(Arc::clone(&self.waker))));
+        }
+    }
+
+    /// Whether the deadline has come; if not, the task is woken when it does.
+    pub(crate) fn is_over(&mut self, cx: &mut Context<'_>) -> bool {
+        self.alarm.as_mut().is_some_and(|alarm| alarm.as_mut().poll(cx).is_ready())
+    }
+}
