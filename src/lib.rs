@@ -83,11 +83,12 @@ pub use refresher::{Refreshed, Refresher};
 pub use stats::Stats;
 pub use sync_reader::{Drain, DrainTimeout, ReadGuard, ReaderArc, SyncReaderCell, WriteLock, Writer};
 
-/// The examples of the README and of the guide are compiled and run.
+#[cfg(any(doc, doctest))]
+pub mod guide;
+
+/// The examples of the README are compiled and run.
 #[cfg(doctest)]
 mod pages {
     #[doc = include_str!("../README.md")]
     struct Readme;
-    #[doc = include_str!("../docs/sync_reader.md")]
-    struct SyncReader;
 }

@@ -1,0 +1,40 @@
+//! The guide: the pages of the folder `docs`, whose examples are compiled and run.
+
+/// A page. Its links to other pages lead to files where it is read as a file, and to modules here: of two definitions of a
+/// link the first one counts.
+macro_rules! page {
+    ($name:ident, $path:literal) => {
+        /// [policy]: crate::guide::policy
+        /// [errors]: crate::guide::errors
+        /// [invalidation]: crate::guide::invalidation
+        /// [conditional]: crate::guide::conditional
+        /// [background]: crate::guide::background
+        /// [statics]: crate::guide::statics
+        /// [many_keys]: crate::guide::many_keys
+        /// [sync_reader]: crate::guide::sync_reader
+        /// [manual_clock]: crate::guide::manual_clock
+        /// [pitfalls]: crate::guide::pitfalls
+        #[cfg_attr(feature = "async", doc = "[async]: crate::guide::asynchronous")]
+        #[doc = include_str!($path)]
+        pub mod $name {}
+    };
+}
+
+page!(policy, "../docs/policy.md");
+page!(errors, "../docs/errors.md");
+page!(invalidation, "../docs/invalidation.md");
+page!(conditional, "../docs/conditional.md");
+page!(background, "../docs/background.md");
+page!(statics, "../docs/statics.md");
+page!(many_keys, "../docs/many_keys.md");
+page!(sync_reader, "../docs/sync_reader.md");
+page!(manual_clock, "../docs/manual_clock.md");
+page!(pitfalls, "../docs/pitfalls.md");
+#[cfg(feature = "async")]
+page!(asynchronous, "../docs/async.md");
+page!(coming_from_python_dogpile, "../docs/coming_from/python_dogpile.md");
+page!(coming_from_rwlock, "../docs/coming_from/rwlock.md");
+page!(coming_from_cached, "../docs/coming_from/cached.md");
+page!(coming_from_moka, "../docs/coming_from/moka.md");
+page!(coming_from_caffeine, "../docs/coming_from/caffeine.md");
+page!(coming_from_singleflight, "../docs/coming_from/singleflight.md");
