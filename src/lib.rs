@@ -30,7 +30,9 @@
 //! | a read without a reference count | [`DogpileCell::load_or_refresh`], [`Guard`] |
 //! | a thread that reads all the time | [`Reader`] |
 //! | a value that is to be deleted, closed or recycled when its last reader has left | [`SyncReaderCell`] |
-//! | builds in the background, conditional builds, a ttl that the value chooses | [`DogpileCell::lookup`], [`Lease`] |
+//! | builds that somebody else runs | [`SharedCell::get_or_refresh_in_background`] |
+//! | a value that no reader ever waits for | [`Refresher`] |
+//! | conditional builds, a ttl that the value chooses, anything else | [`DogpileCell::lookup`], [`Lease`], [`Pending`] |
 //! | tests in which time stands still | [`ManualClock`] |
 //!
 //! # Promises
@@ -48,6 +50,23 @@
 //! * G10. A build that calls back into its own cell is served or told, never hung.
 //! * G11. A replaced value of a [`SyncReaderCell`] is finalised once, in order, after its last reader has left.
 //! * G12. While a [`WriteLock`] is held nobody reads; if the build fails, the old value is put back.
+//!
+//! # Features
+//!
+//! * `async`: the same for tasks, on any executor. Threads and tasks share a cell and its one lease.
+//! * `tracing`: a span for each build, events for what becomes of it.
+//!
+//! The default build has neither, and four small dependencies.
+//!
+//! # Guide
+//!
+//! [Choosing a policy](guide::policy), [errors](guide::errors), [invalidation](guide::invalidation),
+//! [conditional builds](guide::conditional), [background builds](guide::background),
+//! [files and `SyncReaderCell`](guide::sync_reader), [statics](guide::statics), [many keys](guide::many_keys),
+//! [testing](guide::manual_clock), [pitfalls](guide::pitfalls); and pages for those who come from
+//! [Python's dogpile](guide::coming_from_python_dogpile), [a lock](guide::coming_from_rwlock),
+//! [`cached`](guide::coming_from_cached), [`moka`](guide::coming_from_moka), [Caffeine](guide::coming_from_caffeine) and
+//! [`singleflight`](guide::coming_from_singleflight).
 //!
 //! # Trade-offs
 //!
