@@ -53,6 +53,24 @@ impl<T, F, C> LazyDogpile<T, F, C> {
     }
 
     /// As [`DogpileCell::named`].
+    ///
+    /// # Examples
+    ///
+    /// The type of the build has to be said where it cannot be inferred through the call:
+    ///
+    /// ```
+    /// use dogpile::LazyDogpile;
+    /// use std::time::Duration;
+    ///
+    /// fn download_limit() -> u32 {
+    ///     7
+    /// }
+    ///
+    /// static LIMIT: LazyDogpile<u32> =
+    ///     <LazyDogpile<u32>>::new(Duration::from_secs(60), download_limit).named("limit");
+    ///
+    /// assert_eq!(*LIMIT.get(), 7);
+    /// ```
     #[must_use]
     pub const fn named(self, name: &'static str) -> Self {
         let mut this = self;

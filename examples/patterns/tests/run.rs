@@ -1,0 +1,52 @@
+//! Each program runs to its end (they assert what they claim), and prints what it shows.
+
+use std::process::Command;
+
+fn run(program: &str) -> String {
+    let output = Command::new(program).output().expect("the program was built with this test");
+    assert!(output.status.success(), "{program}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).expect("they print UTF-8")
+}
+
+#[test]
+fn a_configuration_is_parsed_only_when_it_has_changed() {
+    let lines = run(env!("CARGO_BIN_EXE_config_reload"));
+    let expected = "read the file: 4 workers\nlooked at the file: not modified\nread the file: 8 workers\n\
+                    the file makes no sense, the old configuration stays\n";
+    assert_eq!(lines, expected);
+}
+
+#[test]
+fn flags_are_read_once_for_each_change() {
+    let lines = run(env!("CARGO_BIN_EXE_feature_flags"));
+    let expected = "asked the database\nasked the database\nnew-checkout: false\nasked the database\n\
+                    the table is gone; new-checkout: false\n3 builds, 1 of them failed\n";
+    assert_eq!(lines, expected);
+}
+
+#[test]
+fn pauses_grow_and_old_prices_are_served_until_they_are_too_old() {
+    let lines = run(env!("CARGO_BIN_EXE_price_table"));
+    for part in [
+        "   1 s: an attempt",
+        " 2 s after the last one",
+        "16 s after the last one",
+        "30 s after the last one",
+    ] {
+        assert!(lines.contains(part), "{part:?} in {lines}");
+    }
+    assert!(lines.contains("the build of the value failed"), "{lines}");
+    assert!(lines.ends_with("the source is back: 9.9\n"), "{lines}");
+}
+
+#[test]
+fn each_key_is_built_once() {
+    let lines = run(env!("CARGO_BIN_EXE_keyed_cells"));
+    assert_eq!(lines, "800 requests for 100 users: 100 builds\nafter one of them has changed: 101 builds\n");
+}
+
+#[test]
+fn a_library_downloads_once() {
+    let lines = run(env!("CARGO_BIN_EXE_in_a_library"));
+    assert_eq!(lines, "known before the first use: false\nknown after 1000 uses: true, downloads: 1\n");
+}
