@@ -115,6 +115,6 @@ impl SharedError {
 
 impl fmt::Debug for SharedError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SharedError").field("type", &self.0.type_name()).finish_non_exhaustive()
+        f.debug_struct("SharedError").field("type", &(*self.0).type_name()).finish_non_exhaustive()
     }
 }

@@ -13,6 +13,7 @@ macro_rules! page {
         /// [many_keys]: crate::guide::many_keys
         /// [sync_reader]: crate::guide::sync_reader
         /// [manual_clock]: crate::guide::manual_clock
+        /// [monitoring]: crate::guide::monitoring
         /// [pitfalls]: crate::guide::pitfalls
         #[cfg_attr(feature = "async", doc = "[async]: crate::guide::asynchronous")]
         #[doc = include_str!($path)]
@@ -29,6 +30,7 @@ page!(statics, "../docs/statics.md");
 page!(many_keys, "../docs/many_keys.md");
 page!(sync_reader, "../docs/sync_reader.md");
 page!(manual_clock, "../docs/manual_clock.md");
+page!(monitoring, "../docs/monitoring.md");
 page!(pitfalls, "../docs/pitfalls.md");
 #[cfg(feature = "async")]
 page!(asynchronous, "../docs/async.md");

@@ -268,6 +268,8 @@ struct Keeper<O: Owned> {
     has_backoff: bool,
     /// If not: no attempt before this tick.
     pause_end: u64,
+    /// In a row.
+    failures: u32,
     desk: Arc<Desk>,
 }
 
@@ -302,6 +304,7 @@ impl<O: Owned> Keeper<O> {
             ahead,
             has_backoff: machine.policy.has_backoff(),
             pause_end: 0,
+            failures: 0,
             desk: Arc::clone(&desk),
         };
         Ok((desk, keeper))
@@ -334,19 +337,20 @@ impl<O: Owned> Keeper<O> {
             Ok(Err(error)) => Some(error),
             Err(panic) => Some(told(panic)),
         };
+        self.failures = if error.is_some() { self.failures.saturating_add(1) } else { 0 };
+        self.pause_end = if self.failures == 0 || self.has_backoff {
+            0
+        } else {
+            let pause = FIRST_PAUSE.saturating_mul(1 << (self.failures - 1).min(32)).min(LONGEST_PAUSE);
+            self.clock.now().0.saturating_add(pause)
+        };
+        // The pause has begun when the failure is seen.
         let mut status = self.desk.status.lock();
-        status.failures = if error.is_some() { status.failures.saturating_add(1) } else { 0 };
-        let failures = status.failures;
+        status.failures = self.failures;
         let former = std::mem::replace(&mut status.last_error, error);
         drop(status);
         // The user's, so without a lock.
         drop(former);
-        self.pause_end = if failures == 0 || self.has_backoff {
-            0
-        } else {
-            let pause = FIRST_PAUSE.saturating_mul(1 << (failures - 1).min(32)).min(LONGEST_PAUSE);
-            self.clock.now().0.saturating_add(pause)
-        };
     }
 }
 

@@ -322,3 +322,13 @@ fn errors_show_their_cause() {
         assert!(!error.to_string().is_empty());
     }
 }
+
+#[test]
+fn a_shared_error_shows_the_type_of_the_error() {
+    let (cell, _clock) = cell::<u32>();
+    let lease = cell.lookup().elected();
+    let pending = cell.lookup().pending();
+    lease.fail(7_u16);
+    let Waited::Failed(error) = pending.wait() else { panic!("it has failed") };
+    assert_eq!(format!("{error:?}"), "SharedError { type: \"u16\", .. }");
+}
