@@ -1,7 +1,7 @@
 //! Builds that somebody else runs.
 
 use crate::cell::machine::{Demand, Home, Machine};
-use crate::cell::{DogpileCell, Turn, turn};
+use crate::cell::{DogpileCell, Held, Turn, turn};
 use crate::clock::Clock;
 use crate::sync::{Arc, Weak, into_arc};
 
@@ -24,7 +24,7 @@ pub(crate) mod sealed {
     /// Keeps the cell alive.
     pub trait Owned: Home<Value: Send + Sync, Clock: 'static> + Send + Sync + 'static {
         /// Does not.
-        type Weak: Send + Sync + 'static;
+        type Weak: Clone + Send + Sync + 'static;
 
         fn downgrade(&self) -> Self::Weak;
         fn upgrade(weak: &Self::Weak) -> Option<Self>
@@ -143,7 +143,8 @@ pub trait SharedCell: sealed::Shared {
             Turn::Elected(held) => match self.with(servable) {
                 None => held.build(build),
                 Some(stale) => {
-                    spawn(Box::new(move || drop(held.build(build))));
+                    let job = Unrun(Some(held));
+                    spawn(Box::new(move || drop(job.held().build(build))));
                     // It may have been run on the spot (G3).
                     self.with(servable).unwrap_or(stale)
                 }
@@ -182,7 +183,8 @@ pub trait SharedCell: sealed::Shared {
                 Turn::Elected(held) => match self.with(servable) {
                     None => held.build_async(build).await,
                     Some(stale) => {
-                        spawn(Box::pin(async move { drop(held.build_async(build).await) }));
+                        let job = Unrun(Some(held));
+                        spawn(Box::pin(async move { drop(job.held().build_async(build).await) }));
                         // As there.
                         self.with(servable).unwrap_or(stale)
                     }
@@ -193,6 +195,23 @@ pub trait SharedCell: sealed::Shared {
 }
 
 impl<S: sealed::Shared> SharedCell for S {}
+
+/// The lease of a job that has not been run: if a spawner panics with it, no build has.
+struct Unrun<H: Home>(Option<Held<H>>);
+
+impl<H: Home> Unrun<H> {
+    fn held(mut self) -> Held<H> {
+        self.0.take().expect("it is taken once")
+    }
+}
+
+impl<H: Home> Drop for Unrun<H> {
+    fn drop(&mut self) {
+        if let Some(held) = self.0.take() {
+            held.abandon();
+        }
+    }
+}
 
 fn servable<T, C: Clock>(machine: &Machine<T, C>) -> Option<Arc<T>> {
     machine.servable().and_then(into_arc)

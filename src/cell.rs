@@ -45,7 +45,7 @@ use crate::clock::{Clock, SystemClock};
 use crate::error::RefreshError;
 use crate::policy::{Freshness, Policy};
 use crate::stats::Stats;
-use crate::sync::Arc;
+use crate::sync::{Arc, const_fn};
 
 #[cfg(feature = "async")]
 pub(crate) use asynchronous::{try_turn_async, turn_async};
@@ -122,55 +122,61 @@ pub struct DogpileCell<T, C = SystemClock> {
 
 /// Making one.
 impl<T> DogpileCell<T> {
-    /// An empty cell whose values are fresh for `ttl` after their publication. After that they are served,
-    /// without limit, while they are rebuilt. See [`Policy`] for more.
-    #[must_use]
-    pub const fn new(ttl: Duration) -> Self {
-        Self::with_policy(Policy::ttl(ttl))
+    const_fn! {
+        /// An empty cell whose values are fresh for `ttl` after their publication. After that they are served,
+        /// without limit, while they are rebuilt. See [`Policy`] for more.
+        #[must_use]
+        pub const fn new(ttl: Duration) -> Self {
+            Self::with_policy(Policy::ttl(ttl))
+        }
     }
 
-    /// An empty cell with a policy.
-    ///
-    /// # Examples
-    ///
-    /// ```
-    /// use dogpile::{DogpileCell, Policy};
-    /// use once_cell::sync::Lazy;
-    /// use std::time::Duration;
-    ///
-    /// fn policy_from_env() -> Policy {
-    ///     let seconds = std::env::var("KEYS_TTL").ok().and_then(|ttl| ttl.parse().ok()).unwrap_or(60);
-    ///     Policy::ttl(Duration::from_secs(seconds))
-    /// }
-    ///
-    /// static KEYS: Lazy<DogpileCell<Vec<u8>>> = Lazy::new(|| DogpileCell::with_policy(policy_from_env()));
-    ///
-    /// assert_eq!(*KEYS.get_or_refresh(|| vec![1, 2, 3]), [1, 2, 3]);
-    /// ```
-    #[must_use]
-    pub const fn with_policy(policy: Policy) -> Self {
-        Self::with_clock(policy, SystemClock)
+    const_fn! {
+        /// An empty cell with a policy.
+        ///
+        /// # Examples
+        ///
+        /// ```
+        /// use dogpile::{DogpileCell, Policy};
+        /// use once_cell::sync::Lazy;
+        /// use std::time::Duration;
+        ///
+        /// fn policy_from_env() -> Policy {
+        ///     let seconds = std::env::var("KEYS_TTL").ok().and_then(|ttl| ttl.parse().ok()).unwrap_or(60);
+        ///     Policy::ttl(Duration::from_secs(seconds))
+        /// }
+        ///
+        /// static KEYS: Lazy<DogpileCell<Vec<u8>>> = Lazy::new(|| DogpileCell::with_policy(policy_from_env()));
+        ///
+        /// assert_eq!(*KEYS.get_or_refresh(|| vec![1, 2, 3]), [1, 2, 3]);
+        /// ```
+        #[must_use]
+        pub const fn with_policy(policy: Policy) -> Self {
+            Self::with_clock(policy, SystemClock)
+        }
     }
 }
 
 /// Making one with a clock of one's own.
 impl<T, C> DogpileCell<T, C> {
-    /// An empty cell with a policy and a clock.
-    ///
-    /// # Examples
-    ///
-    /// ```
-    /// use dogpile::{DogpileCell, Policy, TickClock};
-    /// use std::time::Duration;
-    ///
-    /// static HOT: DogpileCell<u64, TickClock> =
-    ///     DogpileCell::with_clock(Policy::ttl(Duration::from_secs(1)), TickClock);
-    ///
-    /// assert_eq!(*HOT.get_or_refresh(|| 7), 7);
-    /// ```
-    #[must_use]
-    pub const fn with_clock(policy: Policy, clock: C) -> Self {
-        Self { machine: Machine::new(policy, clock) }
+    const_fn! {
+        /// An empty cell with a policy and a clock.
+        ///
+        /// # Examples
+        ///
+        /// ```
+        /// use dogpile::{DogpileCell, Policy, TickClock};
+        /// use std::time::Duration;
+        ///
+        /// static HOT: DogpileCell<u64, TickClock> =
+        ///     DogpileCell::with_clock(Policy::ttl(Duration::from_secs(1)), TickClock);
+        ///
+        /// assert_eq!(*HOT.get_or_refresh(|| 7), 7);
+        /// ```
+        #[must_use]
+        pub const fn with_clock(policy: Policy, clock: C) -> Self {
+            Self { machine: Machine::new(policy, clock) }
+        }
     }
 
     /// Gives the cell a name: for [`Debug`](fmt::Debug), and for `tracing` (feature `tracing`).

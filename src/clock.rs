@@ -7,7 +7,7 @@ use std::fmt;
 use std::time::Duration;
 
 use crate::seats::{Seats, Sleeper};
-use crate::sync::{Arc, AtomicU64, Mutex, OnceCell, Ordering, park, park_timeout};
+use crate::sync::{Arc, AtomicU64, Mutex, Ordering, PlainOnceCell, PlainU64, park, park_timeout};
 
 /// "Never", as a deadline or a window in nanoseconds.
 pub(crate) const FOREVER: u64 = u64::MAX;
@@ -205,7 +205,7 @@ struct Anchor {
     tick: u64,
 }
 
-static ANCHOR: OnceCell<Anchor> = OnceCell::new();
+static ANCHOR: PlainOnceCell<Anchor> = PlainOnceCell::new();
 
 impl Anchor {
     fn get() -> &'static Self {
@@ -283,13 +283,13 @@ fn kernel_coarse() -> u64 {
 pub struct TickClock;
 
 /// What [`TickClock`] reads; FOREVER, which is before nothing, until its thread runs.
-static TICK: AtomicU64 = AtomicU64::new(FOREVER);
+static TICK: PlainU64 = PlainU64::new(FOREVER);
 
 impl TickClock {
     #[cold]
     #[inline(never)]
     fn start() -> Tick {
-        static STARTED: OnceCell<()> = OnceCell::new();
+        static STARTED: PlainOnceCell<()> = PlainOnceCell::new();
         STARTED.get_or_init(|| {
             let ticker = || loop {
                 // Relaxed: the number is all there is to see, and one thread writes it.

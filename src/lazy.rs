@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::cell::{DogpileCell, Guard, Reader};
 use crate::clock::{Clock, SystemClock};
 use crate::policy::Policy;
-use crate::sync::Arc;
+use crate::sync::{Arc, const_fn};
 
 /// A [`DogpileCell`] that keeps its build closure: what `once_cell::sync::Lazy` is to `OnceCell`.
 ///
@@ -32,24 +32,30 @@ pub struct LazyDogpile<T, F = fn() -> T, C = SystemClock> {
 }
 
 impl<T, F> LazyDogpile<T, F> {
-    /// A cell whose values are made by `build` and are fresh for `ttl`. See [`DogpileCell::new`].
-    #[must_use]
-    pub const fn new(ttl: Duration, build: F) -> Self {
-        Self::with_policy(Policy::ttl(ttl), build)
+    const_fn! {
+        /// A cell whose values are made by `build` and are fresh for `ttl`. See [`DogpileCell::new`].
+        #[must_use]
+        pub const fn new(ttl: Duration, build: F) -> Self {
+            Self::with_policy(Policy::ttl(ttl), build)
+        }
     }
 
-    /// A cell whose values are made by `build`, with a policy.
-    #[must_use]
-    pub const fn with_policy(policy: Policy, build: F) -> Self {
-        Self::with_clock(policy, SystemClock, build)
+    const_fn! {
+        /// A cell whose values are made by `build`, with a policy.
+        #[must_use]
+        pub const fn with_policy(policy: Policy, build: F) -> Self {
+            Self::with_clock(policy, SystemClock, build)
+        }
     }
 }
 
 impl<T, F, C> LazyDogpile<T, F, C> {
-    /// A cell whose values are made by `build`, with a policy and a clock.
-    #[must_use]
-    pub const fn with_clock(policy: Policy, clock: C, build: F) -> Self {
-        Self { cell: DogpileCell::with_clock(policy, clock), build }
+    const_fn! {
+        /// A cell whose values are made by `build`, with a policy and a clock.
+        #[must_use]
+        pub const fn with_clock(policy: Policy, clock: C, build: F) -> Self {
+            Self { cell: DogpileCell::with_clock(policy, clock), build }
+        }
     }
 
     /// As [`DogpileCell::named`].

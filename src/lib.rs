@@ -63,7 +63,7 @@
 //! [Choosing a policy](guide::policy), [errors](guide::errors), [invalidation](guide::invalidation),
 //! [conditional builds](guide::conditional), [background builds](guide::background),
 //! [files and `SyncReaderCell`](guide::sync_reader), [statics](guide::statics), [many keys](guide::many_keys),
-//! [testing](guide::manual_clock), [pitfalls](guide::pitfalls); and pages for those who come from
+//! [testing](guide::manual_clock), [monitoring](guide::monitoring), [pitfalls](guide::pitfalls); and pages for those who come from
 //! [Python's dogpile](guide::coming_from_python_dogpile), [a lock](guide::coming_from_rwlock),
 //! [`cached`](guide::coming_from_cached), [`moka`](guide::coming_from_moka), [Caffeine](guide::coming_from_caffeine) and
 //! [`singleflight`](guide::coming_from_singleflight).
@@ -104,6 +104,16 @@ pub use sync_reader::{Drain, DrainTimeout, ReadGuard, ReaderArc, SyncReaderCell,
 
 #[cfg(any(doc, doctest))]
 pub mod guide;
+
+/// For the models, and in no other build.
+#[cfg(any(dogpile_loom, dogpile_shuttle))]
+#[doc(hidden)]
+pub mod model {
+    /// What `code` drops is dropped as if the thread unwound.
+    pub fn as_if_panicking<R>(code: impl FnOnce() -> R) -> R {
+        crate::sync::as_if_panicking(code)
+    }
+}
 
 /// The examples of the README are compiled and run.
 #[cfg(doctest)]

@@ -12,7 +12,7 @@
 use std::any::Any;
 use std::fmt;
 use std::io;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::{AssertUnwindSafe, RefUnwindSafe, UnwindSafe, catch_unwind};
 use std::time::Duration;
 
 use crate::background::SharedCell;
@@ -58,14 +58,15 @@ impl<T> From<T> for Refreshed<T> {
 /// Rebuilds a cell's value before it goes out of date, so that readers never build and never see a stale value: as long as
 /// builds succeed and are faster than the value's time to live.
 ///
-/// The first build begins at once, the next one `ahead` of the end of each value's freshness, but not before half of it is
-/// over. An [`invalidate`](crate::DogpileCell::invalidate) or a [`clear`](crate::DogpileCell::clear) wakes it early.
+/// It builds at once if there is no value or a stale one, and then `ahead` of the end of each value's freshness, but not
+/// before half of it is over. (Where values are published for less than a millisecond, as by a source that says "do not keep
+/// it", every 100 ms.) An [`invalidate`](crate::DogpileCell::invalidate) or a [`clear`](crate::DogpileCell::clear) wakes it early.
 ///
 /// # What readers observe
 ///
 /// The cell is used as before. While a refresher is attached, readers leave building to it as long as they can be served;
 /// so with staleness that is not bounded ([`Policy::stale_while_refresh`](crate::Policy::stale_while_refresh)) a read
-/// consults no clock at all. A reader that finds nothing to serve builds, or waits for the refresher's build.
+/// consults no clock at all (but for `lookup` and `freshness`, which tell fresh from stale). A reader that finds nothing to serve builds, or waits for the refresher's build.
 ///
 /// # Failures
 ///
@@ -81,8 +82,8 @@ impl<T> From<T> for Refreshed<T> {
 /// # Dropping
 ///
 /// Stops it and joins its thread; also in the middle of a sleep. Waits for a build that runs, which is published. If it is
-/// dropped from inside its own build, it stops when that has ended. An async one is told to stop, and its running build is
-/// dropped, when its task is next polled.
+/// dropped from inside its own build, it stops when that has ended. An async one is told to stop: readers build again at
+/// once, and a running build is dropped when the task is next polled.
 ///
 /// Given an [`Arc`], it does not keep the cell alive: when the last user drops it, the refresher ends by itself.
 ///
@@ -114,8 +115,14 @@ impl<T> From<T> for Refreshed<T> {
 #[must_use = "dropping it stops it at once"]
 pub struct Refresher {
     desk: Arc<Desk>,
+    /// Tells the cell that nobody looks after it any more.
+    detach: Box<dyn Fn() + Send + Sync>,
     thread: Option<JoinHandle<()>>,
 }
+
+// What is under its locks is replaced as a whole, so a panic leaves nothing half done.
+impl UnwindSafe for Refresher {}
+impl RefUnwindSafe for Refresher {}
 
 /// What a refresher's owner and its thread or task share.
 #[derive(Default)]
@@ -150,6 +157,7 @@ impl Refresher {
         F: FnMut(Option<&Arc<S::Value>>) -> Result<R, E> + Send + 'static,
     {
         let (desk, mut keeper) = Keeper::new(cell.own(), ahead)?;
+        let detach = keeper.detach();
         let work = move || {
             let signal = Arc::clone(&keeper.desk.signal);
             signal.wakes(Sleeper::this_thread());
@@ -170,7 +178,7 @@ impl Refresher {
             }
         };
         let thread = ThreadBuilder::new().name("dogpile-refresher".into()).spawn(work)?;
-        Ok(Self { desk, thread: Some(thread) })
+        Ok(Self { desk, detach, thread: Some(thread) })
     }
 
     /// Starts a refresher as a task: `spawn` hands it to the executor, for example `|task| { tokio::spawn(task); }`.
@@ -196,6 +204,7 @@ impl Refresher {
         Fut: Future<Output = Result<R, E>> + Send,
     {
         let (desk, mut keeper) = Keeper::new(cell.own(), ahead)?;
+        let detach = keeper.detach();
         spawn(Box::pin(async move {
             loop {
                 match keeper.step() {
@@ -220,7 +229,7 @@ impl Refresher {
                 }
             }
         }));
-        Ok(Self { desk, thread: None })
+        Ok(Self { desk, detach, thread: None })
     }
 
     /// The error of the latest build; `None` if that succeeded, or none has ended yet.
@@ -248,6 +257,8 @@ impl Drop for Refresher {
             // It contains the panics of builds and has none of its own.
             let _ = thread.join();
         }
+        // A task may not be polled again for a long time, and readers must not rely on it meanwhile.
+        (self.detach)();
     }
 }
 
@@ -310,6 +321,15 @@ impl<O: Owned> Keeper<O> {
         Ok((desk, keeper))
     }
 
+    fn detach(&self) -> Box<dyn Fn() + Send + Sync> {
+        let (cell, signal) = (self.cell.clone(), Arc::clone(&self.desk.signal));
+        Box::new(move || {
+            if let Some(cell) = O::upgrade(&cell) {
+                cell.machine().detach(&signal);
+            }
+        })
+    }
+
     fn step(&self) -> Step<O> {
         loop {
             if self.desk.signal.is_stopped() {
@@ -370,7 +390,7 @@ impl<O: Owned> Keeper<O> {
                     0
                 })),
             };
-            if signal.heard() || nap.is_over(cx) { Poll::Ready(()) } else { Poll::Pending }
+            if signal.heard() || nap.is_over(&self.clock, cx) { Poll::Ready(()) } else { Poll::Pending }
         })
         .await;
     }
@@ -397,9 +417,7 @@ impl<O: Owned> Keeper<O> {
 
 impl<O: Owned> Drop for Keeper<O> {
     fn drop(&mut self) {
-        if let Some(cell) = O::upgrade(&self.cell) {
-            cell.machine().detach(&self.desk.signal);
-        }
+        self.detach()();
     }
 }
 

@@ -31,11 +31,15 @@ impl Sleeper {
     }
 
     /// Not to be called under a lock. A waker that panics is reported by the panic hook and keeps nobody else asleep.
-    pub(crate) fn wake(&self) {
+    pub(crate) fn wake(self) {
         match self {
             Self::Thread(thread) => thread.unpark(),
             #[cfg(feature = "async")]
-            Self::Task(waker) => contain(|| waker.wake_by_ref()),
+            Self::Task(waker) => {
+                contain(|| waker.wake_by_ref());
+                // It may be the last reference.
+                contain(|| drop(waker));
+            }
         }
     }
 }

@@ -32,6 +32,10 @@ impl Signal {
     fn announce(&self, change: impl FnOnce(&mut State)) {
         let sleeper = {
             let mut state = self.state.lock();
+            if state.stopped {
+                // There is nothing more to be told.
+                return;
+            }
             change(&mut state);
             state.sleeper.clone()
         };

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::clock::FOREVER;
-use crate::sync::{AtomicU64, Ordering};
+use crate::sync::{Ordering, PlainU64};
 
 /// What a cell has done since it was made. Nothing is counted on the fresh path.
 ///
@@ -46,15 +46,15 @@ pub(crate) struct Counters {
     pub(crate) waits: Counter,
     pub(crate) wait_timeouts: Counter,
     /// Nanoseconds; FOREVER while there is none.
-    last_build: AtomicU64,
+    last_build: PlainU64,
 }
 
 /// A number that only grows.
-pub(crate) struct Counter(AtomicU64);
+pub(crate) struct Counter(PlainU64);
 
 impl Counter {
     const fn new() -> Self {
-        Self(AtomicU64::new(0))
+        Self(PlainU64::new(0))
     }
 
     pub(crate) fn count(&self) {
@@ -84,7 +84,7 @@ impl Counters {
             fenced: Counter::new(),
             waits: Counter::new(),
             wait_timeouts: Counter::new(),
-            last_build: AtomicU64::new(FOREVER),
+            last_build: PlainU64::new(FOREVER),
         }
     }
 

@@ -39,7 +39,7 @@ pub(crate) fn wait_until<C: Clock, R>(
 pub(crate) struct Nap {
     number: u64,
     waker: Arc<Waker>,
-    alarm: Option<Alarm>,
+    alarm: Option<(Tick, Alarm)>,
 }
 
 #[cfg(feature = "async")]
@@ -51,7 +51,8 @@ impl Nap {
         waker: &Waker,
         take: impl FnOnce(Sleeper) -> u64,
     ) -> Self {
-        let alarm = (deadline != FOREVER).then(|| clock.sleep_until(Tick(deadline), clock.now()));
+        let alarm =
+            (deadline != FOREVER).then(|| (Tick(deadline), clock.sleep_until(Tick(deadline), clock.now())));
         let waker = Arc::new(waker.clone());
         Self { number: take(Sleeper::Task(Arc::clone(&waker))), waker, alarm }
     }
@@ -69,7 +70,18 @@ impl Nap {
     }
 
     /// Whether the deadline has come; if not, the task is woken when it does.
-    pub(crate) fn is_over(&mut self, cx: &mut Context<'_>) -> bool {
-        self.alarm.as_mut().is_some_and(|alarm| alarm.as_mut().poll(cx).is_ready())
+    pub(crate) fn is_over<C: Clock>(&mut self, clock: &C, cx: &mut Context<'_>) -> bool {
+        let Some((deadline, alarm)) = &mut self.alarm else { return false };
+        if alarm.as_mut().poll(cx).is_pending() {
+            return false;
+        }
+        let now = clock.now();
+        if now >= *deadline {
+            return true;
+        }
+        // It was early. Another one, which the next poll asks: a clock whose alarms are always early stops nobody else.
+        *alarm = clock.sleep_until(*deadline, now);
+        cx.waker().wake_by_ref();
+        false
     }
 }

@@ -4,7 +4,7 @@
 //! dropped gives back what it holds at that point, a place or the lease, since both are RAII values in it.
 
 use std::panic::Location;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::task::Poll;
 
 use crate::clock::Clock;
@@ -74,10 +74,25 @@ pub(crate) async fn try_turn_async<H: Home, E: Send + Sync + 'static>(
 impl<H: Home> Held<H> {
     /// As [`run`](Held::run), for a build that is a future: each time it is polled, and only then, this thread builds.
     pub(crate) async fn run_async<F: Future>(&self, build: impl FnOnce() -> F) -> F::Output {
-        let mut build = pin!(self.run(build));
+        /// The build; dropped inside too, whether it has ended or not, since what it holds may ask the cell.
+        struct Build<'a, H: Home, F> {
+            held: &'a Held<H>,
+            future: Pin<&'a mut Option<F>>,
+        }
+        impl<H: Home, F> Drop for Build<'_, H, F> {
+            fn drop(&mut self) {
+                let _inside = self.held.inside();
+                self.future.set(None);
+            }
+        }
+        let future = pin!(Some(self.run(build)));
+        let mut build = Build { held: self, future };
         std::future::poll_fn(move |cx| -> Poll<F::Output> {
-            let _inside = self.inside();
-            build.as_mut().poll(cx)
+            let _inside = build.held.inside();
+            match build.future.as_mut().as_pin_mut() {
+                Some(future) => future.poll(cx),
+                None => unreachable!("it is there until it is dropped"),
+            }
         })
         .await
     }

@@ -129,8 +129,8 @@ impl<T> TaskSeat<T> {
     }
 
     /// See [`Nap::is_over`].
-    pub(crate) fn is_over(&mut self, cx: &mut Context<'_>) -> bool {
-        self.nap.is_over(cx)
+    pub(crate) fn is_over<C: Clock>(&mut self, clock: &C, cx: &mut Context<'_>) -> bool {
+        self.nap.is_over(clock, cx)
     }
 }
 

@@ -5,6 +5,8 @@
 
 use std::cell::RefCell;
 
+use crate::sync::thread_local;
+
 thread_local! {
     /// Addresses of the cells whose builds are on this thread's stack, outermost first. A cell that is being
     /// built is borrowed and does not move.

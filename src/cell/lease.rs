@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use crate::clock::{Clock, SystemClock, nanos};
 use crate::error::SharedError;
-use crate::sync::Arc;
+use crate::sync::{Arc, panicking};
 use crate::trace::{self, Ending, Span};
 
 use super::building::Building;
@@ -91,8 +91,7 @@ pub(crate) struct Inside {
 impl<H: Home> Held<H> {
     pub(crate) fn new(home: H, ticket: Ticket<H::Value>) -> Self {
         let beginning = ticket.beginning;
-        let mut held =
-            Self { home, ticket: Some(ticket), span: Span::none(), was_panicking: std::thread::panicking() };
+        let mut held = Self { home, ticket: Some(ticket), span: Span::none(), was_panicking: panicking() };
         // A subscriber may panic: then the lease comes back.
         held.span = Span::begin(held.home.machine().name, beginning);
         held
@@ -177,7 +176,7 @@ impl<H: Home> Held<H> {
 
     /// Gives the lease back, with what the build has withheld. Returns what could not be put back.
     pub(crate) fn give_back(&mut self, withheld: Option<Withheld<H::Value>>) -> Option<Arc<H::Value>> {
-        self.end_without(std::thread::panicking() && !self.was_panicking, withheld)
+        self.end_without(panicking() && !self.was_panicking, withheld)
     }
 
     fn end_without(&mut self, panicked: bool, withheld: Option<Withheld<H::Value>>) -> Option<Arc<H::Value>> {
@@ -204,6 +203,11 @@ impl<H: Home> Held<H> {
         if let Some(ticket) = &mut self.ticket {
             ticket.previous = None;
         }
+    }
+
+    /// Gives the lease back unused, also if the thread unwinds: for another reason than the build, which has not begun.
+    pub(crate) fn abandon(mut self) {
+        drop(self.end_without(false, None));
     }
 
     /// Gives the lease back after a panic of the build that has been contained.

@@ -42,7 +42,7 @@ use crate::error::SharedError;
 use crate::policy::{Freshness, Policy};
 use crate::signal::{Bell, Signal};
 use crate::stats::Counters;
-use crate::sync::{Arc, AtomicBool, Mutex, MutexGuard, Ordering, SlotGuard, into_arc};
+use crate::sync::{Arc, AtomicBool, Mutex, MutexGuard, Ordering, SlotGuard, const_fn, into_arc};
 
 use crate::trace::{Beginning, Cause, Ending};
 
@@ -273,15 +273,17 @@ impl<T: RefUnwindSafe, C: UnwindSafe> UnwindSafe for Machine<T, C> {}
 impl<T: RefUnwindSafe, C: RefUnwindSafe> RefUnwindSafe for Machine<T, C> {}
 
 impl<T, C> Machine<T, C> {
-    pub(crate) const fn new(policy: Policy, clock: C) -> Self {
-        Self {
-            slot: Slot::empty(),
-            state: Mutex::new(State::new()),
-            refreshing: AtomicBool::new(false),
-            counters: Counters::new(),
-            name: None,
-            policy,
-            clock,
+    const_fn! {
+        pub(crate) const fn new(policy: Policy, clock: C) -> Self {
+            Self {
+                slot: Slot::empty(),
+                state: Mutex::new(State::new()),
+                refreshing: AtomicBool::new(false),
+                counters: Counters::new(),
+                name: None,
+                policy,
+                clock,
+            }
         }
     }
 
@@ -803,6 +805,11 @@ impl<T, C: Clock> Machine<T, C> {
     }
 }
 
+/// A source whose values live for less than this says "do not keep it", and is not asked in a loop: those who look after
+/// the cell replace such a value after [`UNKEPT_PAUSE`].
+const SHORTEST_LIFE: u64 = 1_000_000;
+const UNKEPT_PAUSE: u64 = 100_000_000;
+
 /// What somebody who looks after the cell is to do.
 pub(crate) enum Plan {
     /// Build, unless a value comes whose build or `set` began after that of this number.
@@ -842,12 +849,15 @@ impl<T, C: Clock> Machine<T, C> {
             return Plan::Wait(retry_at);
         }
         let Record { published, fresh_end, .. } = self.slot.record(&state);
-        let due = if self.slot.is_empty(&state) {
+        // What was declared stale has a `fresh_end` of 0.
+        let due = if self.slot.is_empty(&state) || fresh_end == 0 {
             0
         } else if fresh_end == FOREVER {
             FOREVER
+        } else if fresh_end - published < SHORTEST_LIFE {
+            published.saturating_add(UNKEPT_PAUSE)
         } else {
-            fresh_end.saturating_sub(ahead).max(published.midpoint(fresh_end)).min(fresh_end)
+            fresh_end.saturating_sub(ahead).max(published.midpoint(fresh_end))
         };
         if now < due { Plan::Wait(due) } else { Plan::Build(state.origin) }
     }

@@ -173,7 +173,7 @@ impl<H: Home> Waiting<H> {
         // What was settled before the place was taken is seen now, what is settled later wakes the task.
         match ended() {
             Some(ended) => Poll::Ready(ended),
-            None if seat_taken.is_over(cx) => Poll::Ready(Ended::Abandoned),
+            None if seat_taken.is_over(&machine.clock, cx) => Poll::Ready(Ended::Abandoned),
             None => return Poll::Pending,
         }
         .map(|ended| {

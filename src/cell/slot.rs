@@ -35,7 +35,7 @@
 //! completed meanwhile.
 
 use crate::clock::FOREVER;
-use crate::sync::{Arc, ArcSlot, AtomicU64, AtomicUsize, Ordering, SlotGuard};
+use crate::sync::{Arc, ArcSlot, AtomicU64, AtomicUsize, Ordering, SlotGuard, const_fn};
 
 use super::machine::State;
 
@@ -88,13 +88,15 @@ struct Bank {
 }
 
 impl Bank {
-    const fn new() -> Self {
-        Self {
-            address: AtomicUsize::new(0),
-            generation: AtomicU64::new(0),
-            published: AtomicU64::new(0),
-            fresh_end: AtomicU64::new(0),
-            lapse: AtomicU64::new(0),
+    const_fn! {
+        const fn new() -> Self {
+            Self {
+                address: AtomicUsize::new(0),
+                generation: AtomicU64::new(0),
+                published: AtomicU64::new(0),
+                fresh_end: AtomicU64::new(0),
+                lapse: AtomicU64::new(0),
+            }
         }
     }
 
@@ -135,12 +137,14 @@ fn address_of<T>(value: Option<&Arc<T>>) -> usize {
 }
 
 impl<T> Slot<T> {
-    pub(crate) const fn empty() -> Self {
-        Self {
-            value: ArcSlot::empty(),
-            quiet_end: AtomicU64::new(0),
-            sequence: AtomicU64::new(0),
-            banks: [Bank::new(), Bank::new()],
+    const_fn! {
+        pub(crate) const fn empty() -> Self {
+            Self {
+                value: ArcSlot::empty(),
+                quiet_end: AtomicU64::new(0),
+                sequence: AtomicU64::new(0),
+                banks: [Bank::new(), Bank::new()],
+            }
         }
     }
 

@@ -16,6 +16,11 @@ use super::{ReaderArc, SyncReaderCell, Writer};
 /// The finalizer runs where it does without async, perhaps in the task that is elected: one that takes long belongs on a
 /// thread for blocking work. So does a build that needs the write lock
 /// ([`get_or_refresh_with`](SyncReaderCell::get_or_refresh_with)): it blocks until the readers have left.
+///
+/// # Deadlocks
+///
+/// A task that holds a [`ReaderArc`] or a [`ReadGuard`](crate::ReadGuard) while it waits for a build that needs the write
+/// lock waits for itself. (A thread is told so where it holds a `ReadGuard`; among tasks it may be another one's.)
 impl<T, C: Clock> SyncReaderCell<T, C> {
     /// As [`DogpileCell::get_or_refresh_async`](crate::DogpileCell::get_or_refresh_async).
     ///

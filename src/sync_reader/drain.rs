@@ -45,7 +45,7 @@ use crate::contain::contain;
 use crate::seats::{Seats, Sleeper};
 use crate::sync::{
     Arc, AtomicU64, JoinHandle, Mutex, MutexGuard, OnceCell, Ordering, Thread, ThreadBuilder, ThreadId, Weak,
-    current_thread, park,
+    current_thread, park, yield_now,
 };
 use crate::trace::{self, Stamp};
 use crate::wait::wait_until;
@@ -691,8 +691,9 @@ impl<T> Room<T> {
                 self.leave(value);
                 if !self.is_read_by_this_thread(number) && !self.is_finalized_by_this_thread() {
                     let until = Until { finalized: number, helps: true };
-                    self.wait_async(until, clock, deadline(clock, wait), building).await;
+                    self.wait_async(until, clock, deadline(clock, wait), &building).await;
                 }
+                let _building = building();
                 self.release(None);
             }
         }
@@ -729,7 +730,7 @@ impl<T> Room<T> {
                 self.finalize_what_is_ready();
             }
             let is_done = self.state.lock().finalized >= until.finalized;
-            if is_done || seat.nap.is_over(cx) { Poll::Ready(()) } else { Poll::Pending }
+            if is_done || seat.nap.is_over(clock, cx) { Poll::Ready(()) } else { Poll::Pending }
         })
         .await;
     }
@@ -761,7 +762,7 @@ impl<T> Claiming<'_, T> {
             }
             drop(state);
             // The last reader has let go of it, and is about to bring it.
-            std::thread::yield_now();
+            yield_now();
         }
     }
 }

@@ -5,6 +5,8 @@
 
 use std::cell::{Cell, RefCell};
 
+use crate::sync::thread_local;
+
 const PLACES: usize = 16;
 
 struct Held {

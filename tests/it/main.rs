@@ -3,6 +3,7 @@
 //! Time is a `ManualClock`, order is made by channels and barriers. `support::eventually` looks again and again
 //! until another thread has got somewhere; its limit is a guard against hangs, not a measurement.
 
+mod background;
 mod election;
 mod failure;
 mod fence;
@@ -12,6 +13,7 @@ mod misuse;
 mod reader;
 mod reads;
 mod reentrancy;
+mod refresher;
 mod regressions;
 mod source;
 mod statics;

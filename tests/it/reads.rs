@@ -1,11 +1,11 @@
 //! G3 and the reads that never build.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use dogpile::{Freshness, Guard, Policy};
+use dogpile::{Clock, DogpileCell, Drain, Freshness, Guard, ManualClock, Policy, SyncReaderCell, Tick};
 
 use crate::support::{LookupExt, TICK, TTL, cell, cell_with, stale_cell};
 
@@ -136,4 +136,126 @@ fn looking_at_a_cell_in_a_debugger_shows_no_value_and_does_not_block() {
     lease.publish(Opaque);
     let text = format!("{:?} {:?} {:?}", cell.lookup(), cell.load().unwrap(), cell.snapshot().unwrap());
     assert!(text.contains("generation: 1"), "{text}");
+}
+
+/// A manual clock that knows how often it has been asked.
+#[derive(Default)]
+struct CountingClock {
+    manual: ManualClock,
+    exact: AtomicU32,
+    coarse: AtomicU32,
+}
+
+const LAG: Duration = Duration::from_millis(1);
+
+impl Clock for CountingClock {
+    fn now(&self) -> Tick {
+        self.exact.fetch_add(1, Ordering::Relaxed);
+        self.manual.now()
+    }
+
+    fn coarse_now(&self) -> Tick {
+        self.coarse.fetch_add(1, Ordering::Relaxed);
+        self.manual.now()
+    }
+
+    fn coarse_lag(&self) -> Duration {
+        LAG
+    }
+}
+
+impl CountingClock {
+    /// How often the exact and the coarse one have been asked since the last call.
+    fn asked(&self) -> (u32, u32) {
+        (self.exact.swap(0, Ordering::Relaxed), self.coarse.swap(0, Ordering::Relaxed))
+    }
+}
+
+type CountedCell = DogpileCell<u32, Arc<CountingClock>>;
+
+/// How often all reads of a cell together ask the exact and the coarse clock, after `lead` has led it into a state.
+fn asked_by_reads(policy: Policy, lead: impl Fn(&CountedCell, &ManualClock)) -> (u32, u32) {
+    let clock = Arc::new(CountingClock::default());
+    let cell = DogpileCell::with_clock(policy, Arc::clone(&clock));
+    cell.set(1);
+    lead(&cell, &clock.manual);
+    clock.asked();
+    assert_eq!(*cell.get_or_refresh(|| unreachable!()), 1);
+    assert_eq!(*cell.try_get_or_refresh(|| -> Result<u32, ()> { unreachable!() }).unwrap(), 1);
+    assert_eq!(*cell.load_or_refresh(|| unreachable!()), 1);
+    assert_eq!(cell.get().as_deref(), Some(&1));
+    assert_eq!(cell.load().as_deref(), Some(&1));
+    let mut reader = cell.reader();
+    // The first read of a handle takes the value, the others find it there.
+    for _ in 0..3 {
+        assert_eq!(**reader.get_or_refresh(|| unreachable!()), 1);
+        assert_eq!(reader.get().map(|value| **value), Some(1));
+    }
+    clock.asked()
+}
+
+/// The value has become stale, and somebody builds for ever.
+fn stale_while_somebody_builds(cell: &CountedCell, clock: &ManualClock) {
+    clock.advance(TTL + TICK);
+    std::mem::forget(cell.lookup().elected());
+}
+
+fn stale_after_a_failure(cell: &CountedCell, clock: &ManualClock) {
+    clock.advance(TTL + TICK);
+    cell.lookup().elected().fail("no");
+}
+
+#[test]
+fn no_clock_is_asked_where_no_answer_could_depend_on_it() {
+    assert_eq!(asked_by_reads(Policy::never_expires(), |_, _| ()), (0, 0));
+    // Staleness is not bounded: the value is served however old it is.
+    assert_eq!(asked_by_reads(Policy::ttl(TTL), stale_while_somebody_builds), (0, 0));
+}
+
+#[test]
+fn away_from_the_deadline_only_the_coarse_clock_is_asked() {
+    let bounded = Policy::ttl(TTL).stale_while_refresh(TTL);
+    let pausing = Policy::ttl(TTL).retry_backoff(TTL, TTL);
+    for (state, (exact, coarse)) in [
+        ("fresh", asked_by_reads(Policy::ttl(TTL), |_, _| ())),
+        ("stale while somebody builds", asked_by_reads(bounded, stale_while_somebody_builds)),
+        ("stale during a retry pause", asked_by_reads(pausing, stale_after_a_failure)),
+    ] {
+        assert_eq!(exact, 0, "{state}");
+        assert!(coarse > 0, "{state}: nothing was counted");
+    }
+}
+
+#[test]
+fn near_the_deadline_the_exact_clock_decides() {
+    // Each read does: five of the cell, six of the handle.
+    let near = |_: &CountedCell, clock: &ManualClock| clock.advance(TTL - LAG / 2);
+    let (exact, coarse) = asked_by_reads(Policy::ttl(TTL), near);
+    assert_eq!(exact, 11, "of {coarse} coarse readings");
+}
+
+#[test]
+fn a_sync_reader_cell_asks_no_clock_either() {
+    let read = |cell: &SyncReaderCell<u32, Arc<CountingClock>>| {
+        assert_eq!(*cell.get_or_refresh(|| unreachable!()), 1);
+        assert_eq!(*cell.load_or_refresh(|| unreachable!()), 1);
+        assert_eq!(cell.get().map(|value| *value), Some(1));
+        assert_eq!(cell.load().map(|value| *value), Some(1));
+    };
+    for policy in [Policy::never_expires(), Policy::ttl(TTL)] {
+        let clock = Arc::new(CountingClock::default());
+        let cell = SyncReaderCell::with_clock(policy, Arc::clone(&clock), Drain::Background, drop);
+        cell.set(1);
+        clock.asked();
+        read(&cell);
+        assert_eq!(clock.asked().0, 0);
+        cell.invalidate();
+        // Inside the build, which is as good as beside it: reads do not care who builds.
+        cell.get_or_refresh(|| {
+            clock.asked();
+            read(&cell);
+            assert_eq!(clock.asked(), (0, 0));
+            2
+        });
+    }
 }
