@@ -1,0 +1,30 @@
+//! The program as a whole.
+
+use std::process::Command;
+
+#[test]
+fn eight_processes_build_once_for_each_expiry_and_only_as_a_fleet() {
+    let output = Command::new(env!("CARGO_BIN_EXE_fleet-demo")).args(["--seconds", "3"]).output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{text}");
+    let part = |title: &str| -> Vec<f64> {
+        let line = text
+            .lines()
+            .find_map(|line| line.strip_prefix(title))
+            .unwrap_or_else(|| panic!("{title}: {text}"));
+        line.split_whitespace().filter_map(|word| word.parse().ok()).collect()
+    };
+    let (alone, fleet) = (part("each process for itself "), part("as a fleet "));
+    let killed = part("as a fleet, its builders killed ");
+    assert!(alone[1] >= alone[0] * 4.0, "{text}");
+    // A build that took so long that its successor began within the ttl would be counted as a second one; nothing else.
+    assert!(fleet[1] <= fleet[0] * 1.5, "{text}");
+    assert!(killed[3] >= 1.0, "{text}");
+}
+
+#[test]
+fn a_wrong_argument_is_an_error() {
+    let output = Command::new(env!("CARGO_BIN_EXE_fleet-demo")).arg("--stroe").output().unwrap();
+    assert!(!output.status.success());
+    assert!(String::from_utf8(output.stderr).unwrap().contains("usage:"));
+}

@@ -1,0 +1,485 @@
+//! `FleetCell`: thin methods over the local cell and the node.
+//!
+//! ```text
+//! build     what a build is told and returns
+//! node      elections, takings-over, ends of builds: what talks to the store
+//! reply     an answer from the worker
+//! worker    the thread that talks to the store where no caller should have to
+//! cell      this file
+//! asynchronous   the same for tasks (feature `async`)
+//! ```
+
+#[cfg(feature = "async")]
+mod asynchronous;
+mod build;
+mod node;
+mod reply;
+mod worker;
+
+pub use build::{BuildContext, Built};
+
+use std::fmt;
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use dogpile::{Clock, DogpileCell, Freshness, Guard, OwnedLookup, Reader, SharedError, SystemClock, Waited};
+
+use crate::codec::Codec;
+use crate::error::FleetError;
+use crate::policy::FleetPolicy;
+use crate::stats::FleetStats;
+use crate::store::{Invalidation, RefreshStore, StoreError, Version};
+use node::{Backoff, Caller, Node, Step};
+use worker::Signals;
+
+/// A [`DogpileCell`] whose builds are shared by all processes that use the same store.
+///
+/// When the value goes out of date, one caller of **one** process rebuilds it; everybody else, there and elsewhere, goes
+/// on using the old one, and takes the new one over from the store.
+///
+/// # What readers observe
+///
+/// What [`DogpileCell`] promises, within the process. And of the fleet: a value whose build began before an
+/// [`invalidate`](FleetCell::invalidate) on whatever node is never accepted by the store. Another node notices an
+/// invalidation at its next look into the store: after the policy's [`poll`](FleetPolicy::poll), or at a hint.
+///
+/// # Blocking
+///
+/// A caller blocks only if there is nothing it may be served: until a value comes from another node, or it has built one
+/// itself. The one caller that is elected when a value has gone out of date waits for the store's answer no longer than
+/// the policy's [`patience`](FleetPolicy::patience), and then for its own build.
+///
+/// A store that is down changes this: values are served as long as the policy allows, after that each process builds for
+/// itself, one build at a time.
+///
+/// # Cost
+///
+/// A read that finds a value which is fresh (or stale, while it is being dealt with) is a read of the local cell. All
+/// else is counted in [`stats`](FleetCell::stats). The cell has a thread of its own, started when it is first needed.
+///
+/// # Examples
+///
+/// ```
+/// use dogpile_fleet::{FileStore, FleetCell, FleetPolicy, Plain};
+/// use std::time::Duration;
+///
+/// # let directory = tempfile::tempdir()?;
+/// # let directory = directory.path();
+/// let store = FileStore::open(directory)?;
+/// let rates = FleetCell::new("rates", store, Plain, FleetPolicy::ttl(Duration::from_secs(60)));
+///
+/// let value = rates.get_or_refresh(|| String::from("downloaded"));
+/// assert_eq!(*value, "downloaded");
+///
+/// // Another process:
+/// let store = FileStore::open(directory)?;
+/// let rates = FleetCell::new("rates", store, Plain, FleetPolicy::ttl(Duration::from_secs(60)));
+///
+/// let value = rates.get_or_refresh(|| String::from("not built: it is in the store"));
+/// assert_eq!(*value, "downloaded");
+/// # Ok::<(), std::io::Error>(())
+/// ```
+pub struct FleetCell<T, C: Clock = SystemClock> {
+    /// The node's. Here too, so that a read has one pointer less to follow.
+    local: Arc<DogpileCell<T, C>>,
+    node: Arc<Node<T, C>>,
+    _end: End,
+}
+
+/// Ends the worker with the cell.
+struct End(Arc<Signals>);
+
+impl Drop for End {
+    fn drop(&mut self) {
+        self.0.close();
+    }
+}
+
+/// Why the local cell has elected this caller, only to be told that it is going to look more closely.
+#[derive(Debug)]
+struct Due;
+
+/// A value and what belongs to it.
+#[non_exhaustive]
+pub struct FleetSnapshot<T> {
+    /// The value.
+    pub value: Arc<T>,
+    /// The store's version of it. `None` if it was built for this node alone.
+    pub version: Option<Version>,
+    /// The number of its publication on this node.
+    pub generation: u64,
+    /// The time since its publication on this node.
+    pub age: Duration,
+    /// Fresh, stale or expired.
+    pub freshness: Freshness,
+}
+
+impl<T> fmt::Debug for FleetSnapshot<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FleetSnapshot")
+            .field("version", &self.version)
+            .field("generation", &self.generation)
+            .field("age", &self.age)
+            .field("freshness", &self.freshness)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<T: Send + Sync + 'static> FleetCell<T> {
+    /// An empty cell that shares the builds of `name` with all other cells of that name in the store.
+    pub fn new(
+        name: impl Into<String>,
+        store: impl RefreshStore + 'static,
+        codec: impl Codec<T> + 'static,
+        policy: FleetPolicy,
+    ) -> Self {
+        Self::with_clock(name, store, codec, policy, SystemClock)
+    }
+}
+
+impl<T, C> FleetCell<T, C>
+where
+    T: Send + Sync + 'static,
+    C: Clock + Clone + 'static,
+{
+    /// As [`new`](FleetCell::new), with a clock for this node's own deadlines.
+    pub fn with_clock(
+        name: impl Into<String>,
+        store: impl RefreshStore + 'static,
+        codec: impl Codec<T> + 'static,
+        policy: FleetPolicy,
+        clock: C,
+    ) -> Self {
+        let node = Arc::new(Node::new(name.into(), Arc::new(store), Box::new(codec), policy, clock));
+        node.worker.attach(&node);
+        let end = End(Arc::clone(&node.worker.signals));
+        Self { local: Arc::clone(&node.local), node, _end: end }
+    }
+
+    /// The value: as it is if it is fresh; else, for the one caller that is elected in the whole fleet, what `build`
+    /// returns, and for everybody else the old value.
+    ///
+    /// # Blocking
+    ///
+    /// If there is nothing that may be served, until another thread or node has built it.
+    ///
+    /// # Panics
+    ///
+    /// A panic of `build` reaches its own caller only. And if it is called from inside the build of the same cell while
+    /// there is nothing to serve.
+    #[inline]
+    #[track_caller]
+    pub fn get_or_refresh<F: FnOnce() -> T>(&self, build: F) -> Arc<T> {
+        match self.serve() {
+            Some(value) => value,
+            None => self.build(build),
+        }
+    }
+
+    /// As [`get_or_refresh`](FleetCell::get_or_refresh), with a build that may fail and is told what is known of the
+    /// previous value.
+    ///
+    /// # Errors
+    ///
+    /// * [`FleetError::Build`]: the caller's own build failed, or the one of this process that it waited for, and the
+    ///   policy's `stale_if_error` does not allow to serve the old value instead.
+    /// * [`FleetError::Backoff`]: there is nothing to serve, the last build failed, on whatever node, and the pause after it
+    ///   runs.
+    /// * [`FleetError::Reentrant`]: called from inside the build of the same cell, with nothing to serve.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile_fleet::{Built, FleetCell, FleetError, FleetPolicy, MemoryStore, Plain};
+    /// use std::time::Duration;
+    ///
+    /// let policy = FleetPolicy::ttl(Duration::from_secs(60));
+    /// let page = FleetCell::new("page", MemoryStore::new(), Plain, policy);
+    /// let value = page.try_get_or_refresh(|_| Ok::<_, std::io::Error>(String::from("<html>").into()))?;
+    /// assert_eq!(*value, "<html>");
+    ///
+    /// page.invalidate()?;
+    /// let value = page.try_get_or_refresh(|context| match context.previous() {
+    ///     Some(_) => Ok(Built::Unchanged),
+    ///     None => Err(std::io::Error::other("no route to host")),
+    /// })?;
+    /// assert_eq!(*value, "<html>");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[inline]
+    pub fn try_get_or_refresh<E, F>(&self, build: F) -> Result<Arc<T>, FleetError<E>>
+    where
+        E: Send + Sync + 'static,
+        F: FnOnce(&BuildContext<'_, T>) -> Result<Built<T>, E>,
+    {
+        match self.serve() {
+            Some(value) => Ok(value),
+            None => self.try_build(build),
+        }
+    }
+
+    /// What the local cell serves without a question: a fresh value, or a stale one that is being dealt with.
+    ///
+    /// It has no method for that; but it has one that is exactly this followed by an election, and an election that is
+    /// given back changes nothing.
+    #[inline]
+    fn serve(&self) -> Option<Arc<T>> {
+        self.local.try_get_or_refresh_timeout(Duration::ZERO, || Err(Due)).ok()
+    }
+
+    #[cold]
+    #[inline(never)]
+    #[track_caller]
+    fn build(&self, build: impl FnOnce() -> T) -> Arc<T> {
+        let mut build = Some(build);
+        loop {
+            let outcome = self.look::<std::convert::Infallible, _>(Caller::Insists, |_| {
+                let build = build.take().unwrap_or_else(|| unreachable!("built at most once"));
+                Ok(build().into())
+            });
+            match outcome {
+                Ok(value) => return value,
+                Err(FleetError::Reentrant) => panic!(
+                    "get_or_refresh was called from inside the build of the same cell, which must not wait for a \
+                     value of that cell; inside a build use `get`, or `try_get_or_refresh`, which returns \
+                     `FleetError::Reentrant`"
+                ),
+                Err(FleetError::Build(error)) => match *error {},
+                // Somebody else was told so.
+                Err(FleetError::Backoff { .. }) => {}
+            }
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn try_build<E, F>(&self, build: F) -> Result<Arc<T>, FleetError<E>>
+    where
+        E: Send + Sync + 'static,
+        F: FnOnce(&BuildContext<'_, T>) -> Result<Built<T>, E>,
+    {
+        self.look(Caller::Tries, build)
+    }
+
+    fn look<E, F>(&self, mut caller: Caller, build: F) -> Result<Arc<T>, FleetError<E>>
+    where
+        E: Send + Sync + 'static,
+        F: FnOnce(&BuildContext<'_, T>) -> Result<Built<T>, E>,
+    {
+        let node = &self.node;
+        loop {
+            let error = match self.local.lookup_owned() {
+                OwnedLookup::Fresh(value) | OwnedLookup::Stale(value) => return Ok(value),
+                OwnedLookup::Failed(error) => error,
+                OwnedLookup::Pending(pending) => {
+                    if node.is_building_here() {
+                        return Err(FleetError::Reentrant);
+                    }
+                    node.worker.kick();
+                    match pending.wait() {
+                        Waited::Published(value) => return Ok(value),
+                        Waited::Failed(error) => error,
+                        Waited::Abandoned => continue,
+                        Waited::Reentrant => return Err(FleetError::Reentrant),
+                    }
+                }
+                OwnedLookup::Elected(lease) => {
+                    let step = if self.local.load().is_some() && node.needs_store() {
+                        let patience = node.policy.patience;
+                        match node.worker.elected(node, lease, caller, patience) {
+                            Some(step) => step,
+                            None => {
+                                node.counters.impatient.count();
+                                match self.local.get() {
+                                    Some(value) => return Ok(value),
+                                    None => continue,
+                                }
+                            }
+                        }
+                    } else {
+                        node.elected(lease, caller)
+                    };
+                    match step {
+                        Step::Again => continue,
+                        Step::Backoff(Backoff { left }) => return Err(FleetError::Backoff { left }),
+                        Step::Build(ticket) => {
+                            return node.build(ticket, build).or_else(|error| self.instead_of(error));
+                        }
+                    }
+                }
+            };
+            if let Some(outcome) = self.weigh(error, &mut caller) {
+                return outcome;
+            }
+        }
+    }
+
+    /// What the caller makes of an error of somebody else's. `None`: it looks again.
+    fn weigh<E: Send + Sync + 'static>(
+        &self,
+        error: SharedError,
+        caller: &mut Caller,
+    ) -> Option<Result<Arc<T>, FleetError<E>>> {
+        let error = match error.downcast::<E>() {
+            Ok(error) => return Some(self.instead_of(error)),
+            Err(error) => error,
+        };
+        match error.downcast::<Backoff>() {
+            Ok(backoff) if *caller == Caller::Tries => {
+                return Some(Err(FleetError::Backoff { left: backoff.left }));
+            }
+            // Somebody was elected only to be told that it is going to look more closely.
+            Err(error) if error.is::<Due>() => {}
+            Ok(_) => {}
+            // It means nothing to this caller, which builds, pause or not.
+            Err(_) => *caller = Caller::Insists,
+        }
+        None
+    }
+
+    /// What the caller of a build that failed gets.
+    fn instead_of<E>(&self, error: Arc<E>) -> Result<Arc<T>, FleetError<E>> {
+        let late = self.node.clock.now().saturating_duration_since(self.node.known().soft_end);
+        let stale = self.local.get().filter(|_| late <= self.node.policy.stale_if_error);
+        stale.filter(|_| !self.node.policy.stale_if_error.is_zero()).ok_or(FleetError::Build(error))
+    }
+
+    /// What may be served now, fresh or stale. Never builds, never blocks, never talks to the store.
+    #[must_use]
+    #[inline]
+    pub fn get(&self) -> Option<Arc<T>> {
+        self.local.get()
+    }
+
+    /// As [`get`](FleetCell::get), but touches no reference count.
+    #[must_use]
+    #[inline]
+    pub fn load(&self) -> Option<Guard<'_, T>> {
+        self.local.load()
+    }
+
+    /// A handle for a thread that reads the cell very often: it keeps the value at hand.
+    #[must_use]
+    pub fn reader(&self) -> FleetReader<'_, T, C> {
+        FleetReader { cell: self, reader: self.local.reader() }
+    }
+
+    /// The value with its version and its age: all of one and the same publication.
+    #[must_use]
+    pub fn snapshot(&self) -> Option<FleetSnapshot<T>> {
+        let snapshot = self.local.snapshot()?;
+        Some(FleetSnapshot {
+            version: self.node.version_of(snapshot.generation),
+            value: snapshot.value,
+            generation: snapshot.generation,
+            age: snapshot.age,
+            freshness: snapshot.freshness,
+        })
+    }
+
+    /// What a read would find now.
+    #[must_use]
+    pub fn freshness(&self) -> Freshness {
+        self.local.freshness()
+    }
+
+    /// Declares the value stale, on all nodes: what is being built now will not be accepted, and the next caller of
+    /// whatever node rebuilds it. Meanwhile it is served.
+    ///
+    /// To be called after the change of what the value is built from has been committed.
+    ///
+    /// # Errors
+    ///
+    /// If the store could not be told. This node's value is stale all the same.
+    pub fn invalidate(&self) -> Result<(), Arc<StoreError>> {
+        let told = self.node.try_ask(|store, name| store.invalidate(name, Invalidation::Soft));
+        // After the store: nobody can take the old value over as a fresh one any more.
+        self.local.invalidate();
+        told
+    }
+
+    /// Takes the value away, on all nodes: what is being built now will not be accepted, and the next callers wait for a
+    /// new one. Another node serves its copy until it looks into the store.
+    ///
+    /// # Errors
+    ///
+    /// If the store could not be told. This node's value is gone all the same.
+    pub fn clear(&self) -> Result<(), Arc<StoreError>> {
+        let told = self.node.try_ask(|store, name| store.invalidate(name, Invalidation::Hard));
+        drop(self.local.clear());
+        told
+    }
+
+    /// What this node has done so far.
+    #[must_use]
+    pub fn stats(&self) -> FleetStats {
+        self.node.counters.read()
+    }
+
+    /// The latest error of the store.
+    #[must_use]
+    pub fn last_store_error(&self) -> Option<Arc<StoreError>> {
+        self.node.last_error.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Whether the store is left alone at the moment because it has failed.
+    #[must_use]
+    pub fn is_store_down(&self) -> bool {
+        self.node.breaker.open_until(self.node.clock.now()).is_some()
+    }
+}
+
+impl<T, C: Clock> fmt::Debug for FleetCell<T, C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FleetCell")
+            .field("name", &self.node.name)
+            .field("local", &self.local)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A handle that keeps the value, for threads that read it very often. Made by [`FleetCell::reader`].
+pub struct FleetReader<'a, T, C: Clock = SystemClock> {
+    cell: &'a FleetCell<T, C>,
+    reader: Reader<'a, T, C>,
+}
+
+impl<T, C> FleetReader<'_, T, C>
+where
+    T: Send + Sync + 'static,
+    C: Clock + Clone + 'static,
+{
+    /// As [`FleetCell::get`]: what may be served now.
+    #[inline]
+    pub fn get(&mut self) -> Option<&Arc<T>> {
+        self.reader.get()
+    }
+
+    /// As [`FleetCell::get_or_refresh`].
+    ///
+    /// Costs more than [`get`](FleetReader::get): it also asks whether the value is still fresh.
+    ///
+    /// # Panics
+    ///
+    /// As there.
+    #[track_caller]
+    pub fn get_or_refresh<F: FnOnce() -> T>(&mut self, build: F) -> Arc<T> {
+        if self.cell.local.freshness() == Freshness::Fresh
+            && let Some(value) = self.reader.get()
+        {
+            return Arc::clone(value);
+        }
+        self.cell.get_or_refresh(build)
+    }
+
+    /// Lets go of the value that the handle keeps.
+    pub fn release(&mut self) {
+        self.reader.release();
+    }
+}
+
+impl<T, C: Clock> fmt::Debug for FleetReader<'_, T, C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FleetReader").finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,143 @@
+//! The same for tasks, on any executor.
+//!
+//! No task is kept waiting by the store in a way that blocks its thread: what talks to the store is done by the worker,
+//! and the task waits for its reply. A future that is dropped gives back what it holds at that point: its place among
+//! those who wait, the right to build, or both leases.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::sync::Arc;
+
+use dogpile::{Clock, OwnedLookup, Waited};
+
+use super::build::{BuildContext, Built};
+use super::node::{Backoff, Caller, Step};
+use super::{FleetCell, FleetError};
+
+impl<T, C> FleetCell<T, C>
+where
+    T: Send + Sync + 'static,
+    C: Clock + Clone + 'static,
+{
+    /// As [`get_or_refresh`](FleetCell::get_or_refresh), for tasks and with a build that is a future.
+    ///
+    /// Tasks and threads share the cell. A task that is elected waits for the store's answer for as long as that takes,
+    /// while others are served the old value.
+    ///
+    /// # Panics
+    ///
+    /// As there.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile_fleet::{FleetCell, FleetPolicy, MemoryStore, Plain};
+    /// use std::time::Duration;
+    ///
+    /// # futures_lite::future::block_on(async {
+    /// let policy = FleetPolicy::ttl(Duration::from_secs(60));
+    /// let page = FleetCell::new("page", MemoryStore::new(), Plain, policy);
+    /// let value = page.get_or_refresh_async(|| async { String::from("<html>") }).await;
+    /// assert_eq!(*value, "<html>");
+    /// # });
+    /// ```
+    pub async fn get_or_refresh_async<F, B>(&self, build: F) -> Arc<T>
+    where
+        F: FnOnce() -> B,
+        B: Future<Output = T>,
+    {
+        if let Some(value) = self.serve() {
+            return value;
+        }
+        let build = async |_: &BuildContext<'_, T>| Ok::<_, Infallible>(build().await.into());
+        match self.look_async(Caller::Insists, build).await {
+            Ok(value) => value,
+            Err(FleetError::Build(error)) => match *error {},
+            Err(FleetError::Backoff { .. }) => unreachable!("who insists is not told so"),
+            Err(FleetError::Reentrant) => panic!(
+                "get_or_refresh_async was awaited inside the build of the same cell, which must not wait for a value of \
+                 that cell; inside a build use `get`, or `try_get_or_refresh_async`, which returns \
+                 `FleetError::Reentrant`"
+            ),
+        }
+    }
+
+    /// As [`try_get_or_refresh`](FleetCell::try_get_or_refresh), for tasks and with a build that is a future.
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile_fleet::{BuildContext, Built, FleetCell, FleetError, FleetPolicy, MemoryStore, Plain};
+    /// use std::time::Duration;
+    ///
+    /// # futures_lite::future::block_on(async {
+    /// let policy = FleetPolicy::ttl(Duration::from_secs(60));
+    /// let page = FleetCell::new("page", MemoryStore::new(), Plain, policy);
+    /// let build = async |context: &BuildContext<'_, String>| match context.previous() {
+    ///     Some(_) => Ok(Built::Unchanged),
+    ///     None => Ok::<_, std::io::Error>(String::from("<html>").into()),
+    /// };
+    /// assert_eq!(*page.try_get_or_refresh_async(build).await?, "<html>");
+    /// # Ok::<(), FleetError<std::io::Error>>(())
+    /// # }).unwrap();
+    /// ```
+    pub async fn try_get_or_refresh_async<E, F>(&self, build: F) -> Result<Arc<T>, FleetError<E>>
+    where
+        E: Send + Sync + 'static,
+        F: AsyncFnOnce(&BuildContext<'_, T>) -> Result<Built<T>, E>,
+    {
+        match self.serve() {
+            Some(value) => Ok(value),
+            None => self.look_async(Caller::Tries, build).await,
+        }
+    }
+
+    async fn look_async<E, F>(&self, mut caller: Caller, build: F) -> Result<Arc<T>, FleetError<E>>
+    where
+        E: Send + Sync + 'static,
+        F: AsyncFnOnce(&BuildContext<'_, T>) -> Result<Built<T>, E>,
+    {
+        let node = &self.node;
+        loop {
+            let error = match self.local.lookup_owned() {
+                OwnedLookup::Fresh(value) | OwnedLookup::Stale(value) => return Ok(value),
+                OwnedLookup::Failed(error) => error,
+                OwnedLookup::Pending(pending) => {
+                    if node.is_building_here() {
+                        return Err(FleetError::Reentrant);
+                    }
+                    node.worker.kick();
+                    match pending.await {
+                        Waited::Published(value) => return Ok(value),
+                        Waited::Failed(error) => error,
+                        Waited::Abandoned => continue,
+                        Waited::Reentrant => return Err(FleetError::Reentrant),
+                    }
+                }
+                OwnedLookup::Elected(lease) => {
+                    let step = if node.needs_store() {
+                        node.worker.elected_async(node, lease, caller).await
+                    } else {
+                        node.elected(lease, caller)
+                    };
+                    match step {
+                        Step::Again => continue,
+                        Step::Backoff(_) if caller == Caller::Insists => continue,
+                        Step::Backoff(Backoff { left }) => return Err(FleetError::Backoff { left }),
+                        Step::Build(ticket) => {
+                            let outcome = node.build_async(ticket, build).await;
+                            return outcome.or_else(|error| self.instead_of(error));
+                        }
+                    }
+                }
+            };
+            if let Some(outcome) = self.weigh(error, &mut caller) {
+                return outcome;
+            }
+        }
+    }
+}

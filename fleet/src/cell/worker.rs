@@ -1,0 +1,388 @@
+//! The thread that deals with the store where no caller should have to: `dogpile-fleet`.
+//!
+//! It is started when there is first something for it to do: watching another node's build, prolonging a lease, looking
+//! for invalidations. It sleeps until the next of these is due, a hint comes, or a job is handed to it, and ends with the
+//! cell.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::thread::Thread;
+use std::time::Duration;
+
+use dogpile::{Clock, OwnedLease, Tick};
+
+use super::node::{Caller, Node, Step};
+#[cfg(feature = "async")]
+use super::reply::Awaited;
+use super::reply::{NoAnswer, Reply, reply};
+use crate::draw;
+use crate::store::Token;
+
+/// The local lease, held while another node builds, a pause runs or the store is down.
+pub(crate) struct Watch<T, C: Clock> {
+    pub(crate) lease: OwnedLease<T, C>,
+    /// When to look next.
+    pub(crate) next: Tick,
+    pub(crate) pause: Duration,
+}
+
+impl<T, C: Clock> Watch<T, C> {
+    /// To be looked after soon, when `left` is over at the latest.
+    pub(crate) fn new(lease: OwnedLease<T, C>, now: Tick, left: Duration) -> Self {
+        Self { lease, next: now, pause: Duration::from_millis(2) }.later(now, left)
+    }
+
+    /// The same, to be looked after later, but when `left` is over at the latest.
+    pub(crate) fn later(mut self, now: Tick, left: Duration) -> Self {
+        let pause = draw::around(self.pause, 20).min(left.saturating_add(Duration::from_millis(1)));
+        self.next = now.saturating_add(pause);
+        self.pause = (self.pause * 2).min(Duration::from_secs(5));
+        self
+    }
+}
+
+/// A lease in the store to be prolonged.
+pub(crate) struct Beat {
+    pub(crate) token: Token,
+    pub(crate) next: Tick,
+    pub(crate) stop: Tick,
+    pub(crate) done: Arc<AtomicBool>,
+    pub(crate) lost: Arc<AtomicBool>,
+}
+
+#[cfg(feature = "async")]
+type Task<T, C> = Box<dyn FnOnce(&Arc<Node<T, C>>) + Send>;
+
+enum Job<T, C: Clock> {
+    Watch(Watch<T, C>),
+    Beat(Beat),
+    /// An election, for a caller that may run out of patience.
+    Elected(OwnedLease<T, C>, Caller, Reply<Step<T, C>>),
+    #[cfg(feature = "async")]
+    Run(Task<T, C>),
+    /// Look at what is watched.
+    Kick,
+}
+
+/// What wakes the thread and ends it; knows nothing of the value.
+#[derive(Default)]
+pub(crate) struct Signals {
+    thread: Mutex<Option<Thread>>,
+    hinted: AtomicBool,
+    closed: AtomicBool,
+}
+
+impl Signals {
+    fn wake(&self) {
+        if let Some(thread) = &*self.thread.lock().unwrap_or_else(PoisonError::into_inner) {
+            thread.unpark();
+        }
+    }
+
+    pub(crate) fn close(&self) {
+        // Release: pairs with the Acquire in `run`.
+        self.closed.store(true, Ordering::Release);
+        self.wake();
+    }
+}
+
+pub(crate) struct Worker<T, C: Clock> {
+    pub(crate) signals: Arc<Signals>,
+    jobs: Mutex<VecDeque<Job<T, C>>>,
+    /// The node, for the thread to be started with.
+    node: Mutex<Weak<Node<T, C>>>,
+}
+
+impl<T, C> Worker<T, C>
+where
+    T: Send + Sync + 'static,
+    C: Clock + Clone + 'static,
+{
+    pub(crate) fn new() -> Self {
+        Self { signals: Arc::default(), jobs: Mutex::default(), node: Mutex::new(Weak::new()) }
+    }
+
+    pub(crate) fn attach(&self, node: &Arc<Node<T, C>>) {
+        *self.node.lock().unwrap_or_else(PoisonError::into_inner) = Arc::downgrade(node);
+    }
+
+    fn jobs(&self) -> MutexGuard<'_, VecDeque<Job<T, C>>> {
+        self.jobs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Starts the thread if it does not run yet. Returns whether it runs.
+    pub(crate) fn start(&self, _node: &Node<T, C>) -> bool {
+        let mut thread = self.signals.thread.lock().unwrap_or_else(PoisonError::into_inner);
+        if thread.is_some() {
+            return true;
+        }
+        let Some(node) = self.node.lock().unwrap_or_else(PoisonError::into_inner).upgrade() else {
+            return false;
+        };
+        let started = std::thread::Builder::new().name("dogpile-fleet".to_owned()).spawn(move || run(&node));
+        *thread = started.ok().map(|handle| handle.thread().clone());
+        thread.is_some()
+    }
+
+    fn submit(&self, node: &Node<T, C>, job: Job<T, C>) {
+        self.jobs().push_back(job);
+        if self.start(node) {
+            self.signals.wake();
+        } else {
+            // Without a thread nobody waits for another node: leases are given back, and each caller asks anew.
+            let jobs = std::mem::take(&mut *self.jobs());
+            drop(jobs);
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    pub(crate) fn watch(&self, node: &Node<T, C>, watch: Watch<T, C>) {
+        self.submit(node, Job::Watch(watch));
+    }
+
+    pub(crate) fn beat(&self, node: &Node<T, C>, beat: Beat) {
+        self.submit(node, Job::Beat(beat));
+    }
+
+    /// Somebody has begun to wait.
+    pub(crate) fn kick(&self) {
+        if self.signals.thread.lock().unwrap_or_else(PoisonError::into_inner).is_some() {
+            self.jobs().push_back(Job::Kick);
+            self.signals.wake();
+        }
+    }
+
+    /// Has the thread deal with an election. `None` if it took longer than `patience`; then whatever it comes to is kept for
+    /// the next caller.
+    pub(crate) fn elected(
+        &self,
+        node: &Node<T, C>,
+        lease: OwnedLease<T, C>,
+        caller: Caller,
+        patience: Duration,
+    ) -> Option<Step<T, C>> {
+        let (reply, awaited) = reply();
+        self.submit(node, Job::Elected(lease, caller, reply));
+        match awaited.wait(patience) {
+            Ok(step) => Some(step),
+            Err(NoAnswer::Lost) => Some(Step::Again),
+            Err(NoAnswer::TooLate) => None,
+        }
+    }
+
+    /// The same for a task, which waits for as long as it takes.
+    #[cfg(feature = "async")]
+    pub(crate) async fn elected_async(
+        &self,
+        node: &Node<T, C>,
+        lease: OwnedLease<T, C>,
+        caller: Caller,
+    ) -> Step<T, C> {
+        let (reply, awaited) = reply();
+        let mut claim = Claim { node, awaited };
+        self.submit(node, Job::Elected(lease, caller, reply));
+        (&mut claim.awaited).await.unwrap_or(Step::Again)
+    }
+
+    /// Has the thread do something that talks to the store; where there is no thread, this one does it.
+    #[cfg(feature = "async")]
+    pub(crate) async fn run<R: Send + 'static>(
+        &self,
+        node: &Arc<Node<T, C>>,
+        what: impl FnOnce(&Arc<Node<T, C>>) -> R + Send + 'static,
+    ) -> R {
+        if !self.start(node) {
+            return what(node);
+        }
+        let (reply, awaited) = reply();
+        self.submit(node, Job::Run(Box::new(move |node| drop(reply.send(what(node))))));
+        match awaited.await {
+            Some(result) => result,
+            None => panic!("the cell's thread has panicked: see its message"),
+        }
+    }
+}
+
+/// A task that waits for the answer to its election. If it is dropped, what has come is kept for the next caller.
+#[cfg(feature = "async")]
+struct Claim<'a, T, C>
+where
+    T: Send + Sync + 'static,
+    C: Clock + Clone + 'static,
+{
+    node: &'a Node<T, C>,
+    awaited: Awaited<Step<T, C>>,
+}
+
+#[cfg(feature = "async")]
+impl<T, C> Drop for Claim<'_, T, C>
+where
+    T: Send + Sync + 'static,
+    C: Clock + Clone + 'static,
+{
+    fn drop(&mut self) {
+        if let Some(step) = self.awaited.give_up() {
+            self.node.unclaimed(step);
+        }
+    }
+}
+
+/// What the thread looks after.
+struct State<T, C: Clock> {
+    watch: Option<Watch<T, C>>,
+    beats: Vec<Beat>,
+    next_look: Option<Tick>,
+}
+
+fn run<T, C>(node: &Arc<Node<T, C>>)
+where
+    T: Send + Sync + 'static,
+    C: Clock + Clone + 'static,
+{
+    let signals = &node.worker.signals;
+    let _ended = Ended { node };
+    let hint = {
+        let signals = Arc::clone(signals);
+        Box::new(move || {
+            // Release: pairs with the Acquire in `run`: what the hint is about has happened.
+            signals.hinted.store(true, Ordering::Release);
+            signals.wake();
+        })
+    };
+    let subscription = node.store.subscribe(&node.name, hint);
+    // What happened before the store began to give hints.
+    let mut unhinted = subscription.is_some();
+    let mut state = State { watch: None, beats: Vec::new(), next_look: None };
+    loop {
+        loop {
+            let job = node.worker.jobs().pop_front();
+            match job {
+                Some(job) => state.take(node, job),
+                None => break,
+            }
+        }
+        // Acquire: pairs with the Release in the hint.
+        let hinted = signals.hinted.swap(false, Ordering::Acquire);
+        if hinted {
+            node.counters.hints.count();
+        }
+        // Acquire: pairs with the Release in `close`.
+        if signals.closed.load(Ordering::Acquire) {
+            return;
+        }
+        let next = state.tick(node, hinted || std::mem::take(&mut unhinted));
+        // Last of all: what has come meanwhile has left its token, which may have been consumed since.
+        if !node.worker.jobs().is_empty()
+            || signals.hinted.load(Ordering::Acquire)
+            || signals.closed.load(Ordering::Acquire)
+        {
+            continue;
+        }
+        let now = node.clock.now();
+        match next {
+            None => std::thread::park(),
+            Some(next) if next <= now => {}
+            Some(next) => node.clock.park_until(next, now),
+        }
+    }
+}
+
+impl<T, C> State<T, C>
+where
+    T: Send + Sync + 'static,
+    C: Clock + Clone + 'static,
+{
+    fn take(&mut self, node: &Arc<Node<T, C>>, job: Job<T, C>) {
+        match job {
+            Job::Watch(watch) => self.watch = Some(watch),
+            Job::Beat(beat) => self.beats.push(beat),
+            Job::Elected(lease, caller, reply) => {
+                if let Some(step) = reply.send(node.elected(lease, caller)) {
+                    node.unclaimed(step);
+                }
+            }
+            #[cfg(feature = "async")]
+            Job::Run(run) => run(node),
+            Job::Kick => {
+                // While the store works there is nothing to be done for those who wait but to wait.
+                if let Some(watch) = &mut self.watch
+                    && !node.can_serve()
+                    && node.breaker.open_until(node.clock.now()).is_some()
+                {
+                    watch.next = Tick::from_nanos(0);
+                }
+            }
+        }
+    }
+
+    /// Does what is due, and returns when the next thing is.
+    fn tick(&mut self, node: &Arc<Node<T, C>>, hinted: bool) -> Option<Tick> {
+        let now = node.clock.now();
+        // Relaxed: see `Running::stop_beat`.
+        self.beats.retain(|beat| !beat.done.load(Ordering::Relaxed) && now < beat.stop);
+        for beat in self.beats.iter_mut().filter(|beat| beat.next <= now) {
+            let lease = node.policy.lease;
+            if node.ask(|store, name| store.renew(name, &beat.token, lease)) == Some(false) {
+                beat.lost.store(true, Ordering::Relaxed);
+                beat.done.store(true, Ordering::Relaxed);
+            }
+            beat.next = now.saturating_add(lease / 3);
+        }
+        if let Some(watch) = self.watch.take() {
+            self.watch = if hinted || watch.next <= now { node.watch_on(watch) } else { Some(watch) };
+        }
+        self.look(node, hinted, now);
+        let stash = node.tidy_stash(now);
+        let orphans = node.tidy_orphans(now);
+        let bound = node.known().hard_end;
+        if self.watch.is_none() && bound.is_some_and(|end| end <= now) && node.can_serve() {
+            drop(node.local.clear());
+        }
+        let beats = self.beats.iter().filter(|beat| !beat.done.load(Ordering::Relaxed)).map(|beat| beat.next);
+        let watch = self.watch.as_ref().map(|watch| watch.next);
+        beats
+            .chain(watch)
+            .chain(self.next_look)
+            .chain(stash)
+            .chain(orphans)
+            .chain(bound.filter(|end| now < *end))
+            .min()
+    }
+
+    /// Looks for what other nodes have done to a value that is fresh here.
+    fn look(&mut self, node: &Arc<Node<T, C>>, hinted: bool, now: Tick) {
+        if self.watch.is_some() {
+            return;
+        }
+        let due = self.next_look.is_some_and(|next| next <= now);
+        if hinted || due {
+            node.look();
+        }
+        if due || self.next_look.is_none() {
+            self.next_look = node.policy.poll.map(|interval| now.saturating_add(draw::around(interval, 10)));
+        }
+    }
+}
+
+/// However the thread ends, nobody waits for it, and the next one who needs it starts another.
+struct Ended<'a, T, C>
+where
+    T: Send + Sync + 'static,
+    C: Clock + Clone + 'static,
+{
+    node: &'a Arc<Node<T, C>>,
+}
+
+impl<T, C> Drop for Ended<'_, T, C>
+where
+    T: Send + Sync + 'static,
+    C: Clock + Clone + 'static,
+{
+    fn drop(&mut self) {
+        let worker = &self.node.worker;
+        *worker.signals.thread.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        let jobs = std::mem::take(&mut *worker.jobs());
+        drop(jobs);
+    }
+}

@@ -1,0 +1,99 @@
+//! One refresh for a whole fleet of processes.
+//!
+//! A [`DogpileCell`](dogpile::DogpileCell) turns the builds of many threads into one for each process. With many processes,
+//! on many hosts, each still builds once per expiry, and none notices what another one invalidates. A [`FleetCell`]
+//! shares one build through a store that is there already: a directory, Redis, or `PostgreSQL`.
+//!
+//! ```
+//! use dogpile_fleet::{FileStore, FleetCell, FleetPolicy, Plain};
+//! use std::time::Duration;
+//!
+//! # let directory = tempfile::tempdir()?;
+//! # let directory = directory.path();
+//! let store = FileStore::open(directory)?;
+//! let report = FleetCell::new("report", store, Plain, FleetPolicy::ttl(Duration::from_secs(60)));
+//!
+//! let text = report.get_or_refresh(|| String::from("made by one process, used by all"));
+//! assert_eq!(*text, "made by one process, used by all");
+//! # Ok::<(), std::io::Error>(())
+//! ```
+//!
+//! # Which type
+//!
+//! | need | type |
+//! |---|---|
+//! | the value | [`FleetCell`] |
+//! | how long it is fresh, how long it is served while the store is down, leases | [`FleetPolicy`] |
+//! | a build that fails, finds nothing changed, or makes files | [`FleetCell::try_get_or_refresh`], [`BuildContext`] |
+//! | the processes of one host, without a server | [`FileStore`] |
+//! | many hosts | `RedisStore` (feature `redis`), `PostgresStore` (feature `postgres`) |
+//! | tests | [`MemoryStore`] |
+//! | tasks | `FleetCell::get_or_refresh_async` (feature `async`) |
+//! | the value as bytes | [`Plain`], [`Functions`], `Json` (feature `json`), `Postcard` (feature `postcard`), [`Codec`] |
+//! | a store of one's own | [`RefreshStore`], [`rules`], [`conformance`] |
+//!
+//! # Promises
+//!
+//! * A fresh value is read at the price of the local cell: the store has no part in it.
+//! * One build at a time in the whole fleet, as long as the builder is heard of once per lease.
+//! * A build is accepted only if no other was begun and nothing was invalidated since it began. The store decides that, in
+//!   one step. A process that was stopped, or cut off, and comes back later, changes nothing.
+//! * After an [`invalidate`](FleetCell::invalidate) has returned, a node that looks into the store does not serve an older
+//!   value as fresh.
+//! * What a node serves is never older than what it has served before.
+//! * Nobody blocks while there is a value that may be served, whatever the store does; but the one caller that is elected
+//!   waits for the policy's [`patience`](FleetPolicy::patience), and for its own build.
+//! * A store that is down makes each process build for itself, one build at a time, once its value is too old to be served.
+//! * Times are measured by the store's clock. The clocks of two nodes are never compared.
+
+mod breaker;
+mod cell;
+mod codec;
+pub mod conformance;
+mod draw;
+mod error;
+#[cfg(feature = "file")]
+mod file;
+mod memory;
+mod policy;
+#[cfg(feature = "postgres")]
+mod postgres;
+#[cfg(feature = "redis")]
+mod redis;
+pub mod rules;
+mod stats;
+mod store;
+
+pub use cell::{BuildContext, Built, FleetCell, FleetReader, FleetSnapshot};
+#[cfg(feature = "json")]
+pub use codec::Json;
+#[cfg(feature = "postcard")]
+pub use codec::Postcard;
+pub use codec::{Codec, CodecError, Functions, Plain};
+pub use error::FleetError;
+#[cfg(feature = "file")]
+pub use file::{FileStore, HostClock};
+pub use memory::MemoryStore;
+pub use policy::FleetPolicy;
+#[cfg(feature = "postgres")]
+pub use postgres::PostgresStore;
+#[cfg(feature = "redis")]
+pub use redis::RedisStore;
+pub use stats::FleetStats;
+pub use store::{
+    Acquire, Current, Fence, Hint, Invalidation, LONGEST, Poll, Publication, Publish, RefreshStore, Request,
+    StoreError, Subscription, Token, Value, Version,
+};
+
+/// The examples of the README and of the guide are compiled and run.
+#[cfg(all(doctest, feature = "file"))]
+mod pages {
+    #[doc = include_str!("../README.md")]
+    struct Readme;
+    #[doc = include_str!("../docs/policy.md")]
+    struct Policy;
+    #[doc = include_str!("../docs/stores.md")]
+    struct Stores;
+    #[doc = include_str!("../docs/recipes.md")]
+    struct Recipes;
+}

@@ -1,0 +1,333 @@
+//! What a cell asks of a store, and what a store answers.
+//!
+//! A store keeps one [entry](crate::rules::Entry) for each name and changes it by the operations of
+//! [`RefreshStore`], each of which is atomic. All times are durations by the store's own clock: the clocks of two
+//! nodes are never compared.
+
+use std::error::Error;
+use std::fmt;
+use std::time::Duration;
+
+/// The longest duration that a store handles; longer ones are cut to it. About 100 years.
+pub const LONGEST: Duration = Duration::from_secs(3_153_600_000);
+
+/// A number that only grows, within one incarnation of an entry.
+///
+/// The incarnation is drawn when the entry is made. If a store loses an entry (a Redis that is flushed, a file that is
+/// deleted), its successor counts from the beginning, and the incarnation keeps the two apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Version {
+    /// The incarnation of the entry.
+    pub incarnation: u64,
+    /// The number of the publication.
+    pub number: u64,
+}
+
+/// The number of an election: each one has a higher fence than those before, within one incarnation.
+///
+/// Displayed, it is fit for a part of a file's name, and unique among all incarnations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Fence {
+    /// The incarnation of the entry.
+    pub incarnation: u64,
+    /// The number of the election.
+    pub number: u64,
+}
+
+impl fmt::Display for Fence {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}-{}", self.incarnation, self.number)
+    }
+}
+
+/// What an elected builder shows when it publishes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Token {
+    /// The fence of its election.
+    pub fence: Fence,
+    /// The number of invalidations at that time.
+    pub epoch: u64,
+}
+
+/// A published value, as the store has it.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Value {
+    /// Which publication it is.
+    pub version: Version,
+    /// The bytes.
+    pub payload: Vec<u8>,
+    /// What the builder noted about it, such as an `ETag`.
+    pub tag: Option<String>,
+    /// The time since it was published or found unchanged.
+    pub age: Duration,
+    /// For how long it is still fresh.
+    pub soft_left: Duration,
+    /// For how long it may still be served.
+    pub hard_left: Duration,
+}
+
+impl fmt::Debug for Value {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Value")
+            .field("version", &self.version)
+            .field("bytes", &self.payload.len())
+            .field("tag", &self.tag)
+            .field("age", &self.age)
+            .field("soft_left", &self.soft_left)
+            .field("hard_left", &self.hard_left)
+            .finish()
+    }
+}
+
+/// What a store has, compared with what the asking node has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Current {
+    /// The value that the node knows.
+    Same {
+        /// For how long it is still fresh.
+        soft_left: Duration,
+        /// For how long it may still be served.
+        hard_left: Duration,
+    },
+    /// Another value than the node knows.
+    Newer(Value),
+    /// Nothing.
+    Nothing {
+        /// It has been taken away by an [`Invalidation::Hard`]; otherwise none was ever published, or the store has
+        /// lost it.
+        cleared: bool,
+    },
+}
+
+impl Current {
+    /// For how long what the store has is still fresh.
+    #[must_use]
+    pub fn soft_left(&self) -> Duration {
+        match self {
+            Self::Same { soft_left, .. } => *soft_left,
+            Self::Newer(value) => value.soft_left,
+            Self::Nothing { .. } => Duration::ZERO,
+        }
+    }
+
+    /// The value, if it is another than the node knows.
+    #[must_use]
+    pub fn newer(&self) -> Option<&Value> {
+        if let Self::Newer(value) = self { Some(value) } else { None }
+    }
+}
+
+/// The answer to [`RefreshStore::poll`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Poll {
+    /// What the store has.
+    pub current: Current,
+    /// How long the running build's lease lasts; zero if there is none.
+    pub lease_left: Duration,
+    /// How long the pause after a failed build lasts; zero if there is none.
+    pub retry_left: Duration,
+}
+
+/// What [`RefreshStore::acquire`] is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Request {
+    /// For how long the lease is wanted.
+    pub lease: Duration,
+    /// What the node has.
+    pub known: Option<Version>,
+    /// A version that is of no use to the node, because its payload is damaged: counts as due.
+    pub refuse: Option<Version>,
+}
+
+/// The answer to [`RefreshStore::acquire`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Acquire {
+    /// Not due: there is a fresh value.
+    Fresh(Current),
+    /// The caller is to build.
+    Won {
+        /// To publish with.
+        token: Token,
+        /// The tag of the value that is there.
+        tag: Option<String>,
+        /// Failures in a row before this build.
+        failures: u32,
+        /// The value that is there, perhaps too old to be served.
+        current: Current,
+    },
+    /// Another node builds.
+    Busy {
+        /// How long its lease lasts.
+        left: Duration,
+        /// The value that is there, perhaps too old to be served.
+        current: Current,
+    },
+    /// The last build failed, and the pause after it runs.
+    Backoff {
+        /// How long the pause lasts.
+        left: Duration,
+        /// The value that is there, perhaps too old to be served.
+        current: Current,
+    },
+}
+
+/// The answer to [`RefreshStore::publish`] and [`RefreshStore::unchanged`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Publish {
+    /// It is the store's value now.
+    Stored(Version),
+    /// Refused: another builder has been elected since.
+    Superseded,
+    /// Refused: there was an invalidation since, or the store has lost the entry.
+    Invalidated,
+}
+
+/// What an invalidation does to the value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Invalidation {
+    /// It may still be served while it is rebuilt.
+    Soft,
+    /// It is taken away.
+    Hard,
+}
+
+/// A value to be published.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Publication<'a> {
+    /// The bytes.
+    pub payload: &'a [u8],
+    /// A note for the next builder, such as an `ETag`.
+    pub tag: Option<&'a str>,
+    /// For how long it is fresh.
+    pub soft: Duration,
+    /// For how long it may be served; at least `soft`.
+    pub hard: Duration,
+}
+
+/// A store could not carry out an operation. Whether it has taken effect is unknown.
+#[derive(Debug)]
+pub struct StoreError(Box<dyn Error + Send + Sync>);
+
+impl StoreError {
+    /// Wraps the store's own error.
+    pub fn new(error: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        Self(error.into())
+    }
+}
+
+impl fmt::Display for StoreError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the store could not be used: {}", self.0)
+    }
+}
+
+impl Error for StoreError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        Some(&*self.0)
+    }
+}
+
+/// Called when something may have changed.
+pub type Hint = Box<dyn Fn() + Send + Sync>;
+
+/// As long as it lives, hints are given.
+pub type Subscription = Box<dyn Send + Sync>;
+
+/// A place where the nodes of a fleet meet.
+///
+/// Each operation is atomic and follows [`Entry`](crate::rules::Entry), the rules as a pure state machine; the
+/// [conformance suite](crate::conformance) checks a store against them. Operations must come back within bounded time:
+/// a cell whose store is slow goes on without it, but only after the operation has failed.
+///
+/// Names are short strings; two cells with the same name in the same store share their builds.
+pub trait RefreshStore: Send + Sync {
+    /// What there is. Changes nothing.
+    fn poll(&self, name: &str, known: Option<Version>) -> Result<Poll, StoreError>;
+
+    /// Asks for the right to build. Granted only if the value is due, no lease is live and no pause runs.
+    fn acquire(&self, name: &str, request: &Request) -> Result<Acquire, StoreError>;
+
+    /// Publishes a value. Accepted only if the token is the newest that was granted and nothing was invalidated since.
+    /// The same builder may repeat it.
+    fn publish(
+        &self,
+        name: &str,
+        token: &Token,
+        publication: &Publication<'_>,
+    ) -> Result<Publish, StoreError>;
+
+    /// Declares the value that is there fresh again, as [`publish`](RefreshStore::publish) would, under the version that
+    /// it has.
+    fn unchanged(
+        &self,
+        name: &str,
+        token: &Token,
+        soft: Duration,
+        hard: Duration,
+    ) -> Result<Publish, StoreError>;
+
+    /// Ends a build without a value. Nobody in the fleet is elected for `pause`; if that is zero, it does not count as a
+    /// failure. Only the newest builder is heard; returns whether it was.
+    fn fail(&self, name: &str, token: &Token, pause: Duration) -> Result<bool, StoreError>;
+
+    /// Prolongs a lease: it ends after `lease` from now. Returns `false` if publishing has become pointless.
+    fn renew(&self, name: &str, token: &Token, lease: Duration) -> Result<bool, StoreError>;
+
+    /// Declares the value out of date. To be called after what it is built from has changed: builds that are under way
+    /// will not be accepted any more.
+    fn invalidate(&self, name: &str, how: Invalidation) -> Result<(), StoreError>;
+
+    /// Asks for hints on changes, if the store has such a thing. A hint makes a node poll earlier, nothing else; it may
+    /// come late, twice or never.
+    fn subscribe(&self, name: &str, hint: Hint) -> Option<Subscription> {
+        let _ = (name, hint);
+        None
+    }
+}
+
+/// A pointer to a store is one.
+macro_rules! pointers {
+    ($($Pointer:ty),*) => {
+        $(
+        impl<S: RefreshStore + ?Sized> RefreshStore for $Pointer {
+            fn poll(&self, name: &str, known: Option<Version>) -> Result<Poll, StoreError> {
+                (**self).poll(name, known)
+            }
+            fn acquire(&self, name: &str, request: &Request) -> Result<Acquire, StoreError> {
+                (**self).acquire(name, request)
+            }
+            fn publish(
+                &self,
+                name: &str,
+                token: &Token,
+                publication: &Publication<'_>,
+            ) -> Result<Publish, StoreError> {
+                (**self).publish(name, token, publication)
+            }
+            fn unchanged(
+                &self,
+                name: &str,
+                token: &Token,
+                soft: Duration,
+                hard: Duration,
+            ) -> Result<Publish, StoreError> {
+                (**self).unchanged(name, token, soft, hard)
+            }
+            fn fail(&self, name: &str, token: &Token, pause: Duration) -> Result<bool, StoreError> {
+                (**self).fail(name, token, pause)
+            }
+            fn renew(&self, name: &str, token: &Token, lease: Duration) -> Result<bool, StoreError> {
+                (**self).renew(name, token, lease)
+            }
+            fn invalidate(&self, name: &str, how: Invalidation) -> Result<(), StoreError> {
+                (**self).invalidate(name, how)
+            }
+            fn subscribe(&self, name: &str, hint: Hint) -> Option<Subscription> {
+                (**self).subscribe(name, hint)
+            }
+        }
+        )*
+    };
+}
+
+pointers!(std::sync::Arc<S>, Box<S>);

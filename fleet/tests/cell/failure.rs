@@ -1,0 +1,129 @@
+//! Builds that fail.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::mpsc::channel;
+use std::thread;
+
+use dogpile_fleet::{FleetError, FleetPolicy};
+
+use crate::support::*;
+
+const PAUSE: FleetPolicy = POLICY.retry_backoff(SECOND, SECOND);
+
+fn failing(node: &Node) -> FleetError<&'static str> {
+    node.try_get_or_refresh(|_| Err("no route to host")).unwrap_err()
+}
+
+fn refused(node: &Node) {
+    let error = node.try_get_or_refresh::<&str, _>(|_| panic!("a pause runs")).unwrap_err();
+    assert!(
+        matches!(error, FleetError::Backoff { left } if !left.is_zero() && left <= 2 * SECOND),
+        "{error:?}"
+    );
+}
+
+#[test]
+fn a_failure_pauses_the_whole_fleet() {
+    let fleet = Fleet::new();
+    let nodes: Vec<Node> = (0..4).map(|_| fleet.node(PAUSE)).collect();
+    let FleetError::Build(error) = failing(&nodes[0]) else { panic!("another error") };
+    assert_eq!(*error, "no route to host");
+    for node in &nodes {
+        for _ in 0..3 {
+            refused(node);
+        }
+        // Who knows that a pause runs does not ask again.
+        assert!(node.stats().acquires <= 1, "{:?}", node.stats());
+    }
+    fleet.clock.advance(2 * SECOND);
+    assert_eq!(*nodes[2].get_or_refresh(|| text("value")), "value");
+    assert_eq!(served(&nodes[0]), "value");
+}
+
+#[test]
+fn who_cannot_be_told_builds_for_itself() {
+    let fleet = Fleet::new();
+    let (one, other) = (fleet.node(PAUSE), fleet.node(PAUSE));
+    failing(&one);
+    assert_eq!(*other.get_or_refresh(|| text("value")), "value");
+    let stats = other.stats();
+    assert_eq!((stats.fleet_builds, stats.local_builds, stats.published), (0, 1, 0));
+    assert!(other.snapshot().unwrap().version.is_none());
+}
+
+#[test]
+fn a_stale_value_is_served_while_the_pause_runs() {
+    let fleet = Fleet::new();
+    let (one, other) = (fleet.node(PAUSE), fleet.node(PAUSE));
+    one.get_or_refresh(|| text("old"));
+    assert_eq!(served(&other), "old");
+    fleet.clock.advance(11 * SECOND);
+    assert!(matches!(failing(&one), FleetError::Build(_)));
+    for node in [&one, &other] {
+        for _ in 0..10 {
+            assert_eq!(*node.try_get_or_refresh::<(), _>(|_| panic!("a pause runs")).unwrap(), "old");
+        }
+    }
+    assert_eq!(other.stats().acquires, 2, "one for the first value, and one that found the pause");
+    eventually("the pause is over", || {
+        fleet.clock.advance(SECOND / 10);
+        *other.get_or_refresh(|| text("new")) == "new"
+    });
+}
+
+#[test]
+fn the_callers_of_a_failed_build_get_the_stale_value_if_the_policy_says_so() {
+    let fleet = Fleet::new();
+    let node = fleet.node(POLICY.stale_if_error(5 * SECOND));
+    node.get_or_refresh(|| text("old"));
+    fleet.clock.advance(14 * SECOND);
+    assert_eq!(*node.try_get_or_refresh(|_| Err("no")).unwrap(), "old");
+    fleet.clock.advance(2 * SECOND);
+    assert!(matches!(failing(&node), FleetError::Build(_)));
+}
+
+#[test]
+fn those_who_wait_on_the_same_node_share_the_error() {
+    let fleet = Fleet::new();
+    let node = fleet.node(POLICY);
+    let (entered, has_entered) = channel();
+    let (let_go, may_go) = channel::<()>();
+    thread::scope(|scope| {
+        let node = &node;
+        let first = scope.spawn(move || {
+            node.try_get_or_refresh(|_| {
+                entered.send(()).unwrap();
+                may_go.recv().unwrap();
+                Err("no")
+            })
+        });
+        has_entered.recv().unwrap();
+        let waiting = thread::Builder::new();
+        let second = waiting.spawn_scoped(scope, || node.try_get_or_refresh(|_| Err("built twice"))).unwrap();
+        // It waits, or it comes too late and builds itself; it cannot hang.
+        let_go.send(()).unwrap();
+        assert!(matches!(first.join().unwrap(), Err(FleetError::Build(error)) if *error == "no"));
+        assert!(matches!(second.join().unwrap(), Err(FleetError::Build(_))));
+    });
+}
+
+#[test]
+fn a_panic_gives_the_lease_back_to_the_fleet() {
+    let fleet = Fleet::new();
+    let (one, other) = (fleet.node(POLICY), fleet.node(POLICY));
+    let panicked = catch_unwind(AssertUnwindSafe(|| one.get_or_refresh(|| panic!("as intended"))));
+    assert!(panicked.is_err());
+    assert_eq!(one.stats().panicked, 1);
+    assert_eq!(*other.get_or_refresh(|| text("value")), "value");
+    assert_eq!(served(&one), "value");
+}
+
+#[test]
+fn unchanged_without_a_previous_value_is_a_panic() {
+    let fleet = Fleet::new();
+    let (one, other) = (fleet.node(POLICY), fleet.node(POLICY));
+    let build = || one.try_get_or_refresh::<(), _>(|_| Ok(dogpile_fleet::Built::Unchanged));
+    let panicked = catch_unwind(AssertUnwindSafe(build)).unwrap_err();
+    assert!(panicked.downcast_ref::<&str>().unwrap().contains("BuildContext::previous"));
+    assert_eq!(*other.get_or_refresh(|| text("value")), "value");
+}

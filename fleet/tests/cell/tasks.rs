@@ -1,0 +1,161 @@
+//! Tasks.
+
+use std::future::Future;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, Waker};
+use std::thread;
+
+use dogpile_fleet::{BuildContext, Built, FleetError};
+use futures_lite::future::{block_on, yield_now};
+
+use crate::support::*;
+
+/// Polls once.
+fn poll<F: Future>(future: std::pin::Pin<&mut F>) -> Poll<F::Output> {
+    future.poll(&mut Context::from_waker(Waker::noop()))
+}
+
+#[test]
+fn tasks_and_threads_of_all_nodes_share_a_build() {
+    let fleet = Fleet::new();
+    let nodes: Vec<Node> = (0..4).map(|_| fleet.quiet(POLICY)).collect();
+    for round in 0..3 {
+        let value = format!("value {round}");
+        let built = block_on(nodes[0].get_or_refresh_async(|| async {
+            yield_now().await;
+            value.clone()
+        }));
+        assert_eq!(*built, value);
+        thread::scope(|scope| {
+            for node in &nodes[1..] {
+                scope.spawn(|| {
+                    let read = node.get_or_refresh_async(|| async { panic!("not to be built here") });
+                    assert_eq!(*block_on(read), value);
+                    assert_eq!(served(node), value);
+                });
+            }
+        });
+        fleet.clock.advance(11 * SECOND);
+    }
+    assert_eq!(nodes[0].stats().published, 3);
+}
+
+#[test]
+fn a_task_waits_for_a_build_of_another_node() {
+    let fleet = Fleet::new();
+    let (builder, other) = (fleet.node(POLICY), fleet.node(POLICY));
+    thread::scope(|scope| {
+        builder.get_or_refresh(|| {
+            let waiting = other.get_or_refresh_async(|| async { panic!("not to be built here") });
+            scope.spawn(|| assert_eq!(*block_on(waiting), "value"));
+            eventually("it asks", || other.stats().busy == 1);
+            text("value")
+        });
+    });
+}
+
+#[test]
+fn a_build_is_told_and_may_fail_or_find_nothing_changed() {
+    let fleet = Fleet::new();
+    let node = fleet.node(POLICY.retry_backoff(SECOND, SECOND));
+    let error =
+        block_on(node.try_get_or_refresh_async(async |_: &BuildContext<'_, String>| Err("no"))).unwrap_err();
+    assert!(matches!(error, FleetError::Build(error) if *error == "no"));
+    let refused =
+        node.try_get_or_refresh_async(async |_: &BuildContext<'_, String>| Err::<Built<_>, _>("never"));
+    assert!(matches!(block_on(refused), Err(FleetError::Backoff { .. })));
+    fleet.clock.advance(2 * SECOND);
+    let first = block_on(node.get_or_refresh_async(|| async { text("value") }));
+    fleet.clock.advance(11 * SECOND);
+    let second = block_on(node.try_get_or_refresh_async(async |context: &BuildContext<'_, String>| {
+        yield_now().await;
+        assert_eq!(context.fence().unwrap().number, 3);
+        assert!(context.previous().is_some());
+        Ok::<_, &str>(Built::Unchanged)
+    }));
+    assert!(Arc::ptr_eq(&first, &second.unwrap()));
+}
+
+#[test]
+fn a_task_that_is_dropped_while_it_builds_gives_both_leases_back() {
+    let fleet = Fleet::new();
+    let (node, other) = (fleet.node(POLICY), fleet.node(POLICY));
+    {
+        let begun = AtomicBool::new(false);
+        let mut read = pin!(node.get_or_refresh_async(|| async {
+            begun.store(true, Ordering::SeqCst);
+            std::future::pending::<()>().await;
+            unreachable!("never goes on")
+        }));
+        assert!(poll(read.as_mut()).is_pending());
+        eventually("it is elected", || fleet.store.entry(NAME).lease_until != 0);
+        // The answer may still be on its way.
+        while !begun.load(Ordering::SeqCst) {
+            assert!(poll(read.as_mut()).is_pending());
+        }
+    }
+    eventually("the store's lease is free", || fleet.store.entry(NAME).lease_until == 0);
+    assert_eq!(node.stats().panicked, 0);
+    assert_eq!(*other.get_or_refresh(|| text("value")), "value");
+    assert_eq!(served(&node), "value");
+}
+
+#[test]
+fn a_task_that_is_dropped_before_the_answer_leaves_it_to_the_next_caller() {
+    for answered in [false, true] {
+        let fleet = Fleet::new();
+        let (node, way) = fleet.disturbed(POLICY);
+        let (begun, let_go) = way.hold_up();
+        {
+            let mut read = pin!(node.get_or_refresh_async(|| async { panic!("dropped before") }));
+            assert!(poll(read.as_mut()).is_pending());
+            begun.recv().unwrap();
+            if answered {
+                let_go.send(()).unwrap();
+                eventually("the answer is there", || fleet.store.entry(NAME).lease_until != 0);
+            }
+        }
+        if !answered {
+            let_go.send(()).unwrap();
+        }
+        assert_eq!(*node.get_or_refresh(|| text("value")), "value");
+        let stats = node.stats();
+        assert_eq!((stats.acquires, stats.fleet_builds, stats.published), (1, 1, 1), "{stats:?}");
+    }
+}
+
+#[test]
+fn a_task_that_asks_for_its_own_value_is_told() {
+    let fleet = Fleet::new();
+    let node = fleet.node(POLICY);
+    let value = block_on(node.get_or_refresh_async(|| async {
+        yield_now().await;
+        let inner =
+            node.try_get_or_refresh_async(async |_: &BuildContext<'_, String>| Err::<Built<_>, _>(()));
+        assert!(matches!(inner.await, Err(FleetError::Reentrant)));
+        text("value")
+    }));
+    assert_eq!(*value, "value");
+}
+
+#[test]
+fn a_store_that_is_down_is_no_obstacle_for_tasks() {
+    let fleet = Fleet::new();
+    let (node, way) = fleet.disturbed(POLICY);
+    way.down.store(true, Ordering::SeqCst);
+    assert_eq!(*block_on(node.get_or_refresh_async(|| async { text("local") })), "local");
+    assert_eq!(node.stats().local_builds, 1);
+}
+
+#[test]
+fn its_futures_can_be_sent() {
+    fn sent<F: Future + Send>(future: F) {
+        drop(future);
+    }
+    let fleet = Fleet::new();
+    let node = fleet.node(POLICY);
+    sent(node.get_or_refresh_async(|| async { text("value") }));
+    sent(node.try_get_or_refresh_async(async |_: &BuildContext<'_, String>| Err::<Built<_>, _>(())));
+}

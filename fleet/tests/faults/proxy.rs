@@ -1,0 +1,105 @@
+//! A TCP proxy that can cut its connections, refuse new ones, and hold back what the server says.
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::{Arc, Condvar, Mutex};
+
+pub(crate) struct Proxy {
+    pub(crate) port: u16,
+    shared: Arc<Shared>,
+}
+
+#[derive(Default)]
+struct Shared {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    cut: bool,
+    held: bool,
+    ended: bool,
+    streams: Vec<TcpStream>,
+}
+
+impl Proxy {
+    pub(crate) fn start(server: u16) -> Self {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let shared = Arc::new(Shared::default());
+        let state = Arc::clone(&shared);
+        std::thread::spawn(move || {
+            for client in listener.incoming().flatten() {
+                if state.state.lock().unwrap().ended {
+                    return;
+                }
+                state.serve(client, server);
+            }
+        });
+        Self { port, shared }
+    }
+
+    /// Cuts all connections, and each new one.
+    pub(crate) fn cut(&self) {
+        let mut state = self.shared.state.lock().unwrap();
+        state.cut = true;
+        for stream in state.streams.drain(..) {
+            let _ = stream.shutdown(Shutdown::Both);
+        }
+    }
+
+    /// Answers are held back.
+    pub(crate) fn hold(&self) {
+        self.shared.state.lock().unwrap().held = true;
+    }
+
+    pub(crate) fn mend(&self) {
+        let mut state = self.shared.state.lock().unwrap();
+        (state.cut, state.held) = (false, false);
+        self.shared.changed.notify_all();
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.cut();
+        self.shared.state.lock().unwrap().ended = true;
+        self.mend();
+        let _ = TcpStream::connect(("127.0.0.1", self.port));
+    }
+}
+
+impl Shared {
+    fn serve(self: &Arc<Self>, client: TcpStream, server: u16) {
+        let Ok(server) = TcpStream::connect(("127.0.0.1", server)) else { return };
+        let mut state = self.state.lock().unwrap();
+        if state.cut {
+            return;
+        }
+        let ends = (client.try_clone(), server.try_clone(), client.try_clone(), server.try_clone());
+        let (Ok(client_copy), Ok(server_copy), Ok(client_end), Ok(server_end)) = ends else { return };
+        state.streams.extend([client_end, server_end]);
+        drop(state);
+        std::thread::spawn(move || forward(client, server_copy, || ()));
+        let this = Arc::clone(self);
+        std::thread::spawn(move || {
+            forward(server, client_copy, || {
+                let state = this.state.lock().unwrap();
+                drop(this.changed.wait_while(state, |state| state.held).unwrap());
+            });
+        });
+    }
+}
+
+fn forward(mut from: TcpStream, mut to: TcpStream, before: impl Fn()) {
+    let mut buffer = [0; 4096];
+    while let Ok(length @ 1..) = from.read(&mut buffer) {
+        before();
+        if to.write_all(&buffer[..length]).is_err() {
+            break;
+        }
+    }
+    let _ = to.shutdown(Shutdown::Both);
+    let _ = from.shutdown(Shutdown::Both);
+}
