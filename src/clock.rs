@@ -118,7 +118,8 @@ pub trait Clock: Send + Sync {
     /// a task. `now` is what the clock showed a moment ago.
     ///
     /// May be ready early; callers look at the clock again. Tasks that wait for a build that may be
-    /// [superseded](crate::Policy::lease_timeout), or for readers for a limited time, use it. The default sleeps for the
+    /// [superseded](crate::Policy::lease_timeout), or for readers for a limited time, and those of
+    /// [`Refresher::spawn_async`](crate::Refresher::spawn_async) use it. The default sleeps for the
     /// time that is left, on the system's clock: with `futures-timer`, whose thread serves every executor.
     #[cfg(feature = "async")]
     fn sleep_until(&self, deadline: Tick, now: Tick) -> Alarm {

@@ -109,9 +109,9 @@ pub mod guide;
 #[cfg(any(dogpile_loom, dogpile_shuttle))]
 #[doc(hidden)]
 pub mod model {
-    /// What `code` drops is dropped as if the thread unwound.
-    pub fn as_if_panicking<R>(code: impl FnOnce() -> R) -> R {
-        crate::sync::as_if_panicking(code)
+    /// From now on this thread drops things as if it unwound; or no longer.
+    pub fn set_panicking(panicking: bool) {
+        crate::sync::set_panicking(panicking);
     }
 }
 

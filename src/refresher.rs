@@ -20,6 +20,7 @@ use crate::background::sealed::Owned;
 use crate::cell::Held;
 use crate::cell::machine::{Decision, Demand, Home, Plan};
 use crate::clock::{Clock, FOREVER, nanos};
+use crate::contain::contain;
 use crate::error::SharedError;
 use crate::seats::Sleeper;
 use crate::signal::Signal;
@@ -56,7 +57,8 @@ impl<T> From<T> for Refreshed<T> {
 }
 
 /// Rebuilds a cell's value before it goes out of date, so that readers never build and never see a stale value: as long as
-/// builds succeed and are faster than the value's time to live.
+/// builds succeed, and take less than `ahead` and than half of the value's time to live. (Slower ones are served stale
+/// meanwhile.)
 ///
 /// It builds at once if there is no value or a stale one, and then `ahead` of the end of each value's freshness, but not
 /// before half of it is over. (Where values are published for less than a millisecond, as by a source that says "do not keep
@@ -66,7 +68,8 @@ impl<T> From<T> for Refreshed<T> {
 ///
 /// The cell is used as before. While a refresher is attached, readers leave building to it as long as they can be served;
 /// so with staleness that is not bounded ([`Policy::stale_while_refresh`](crate::Policy::stale_while_refresh)) a read
-/// consults no clock at all (but for `lookup` and `freshness`, which tell fresh from stale). A reader that finds nothing to serve builds, or waits for the refresher's build.
+/// consults no clock at all (but for those that tell fresh from stale: `lookup`, `freshness`, `snapshot`,
+/// `get_fresh_or_refresh`). A reader that finds nothing to serve builds, or waits for the refresher's build.
 ///
 /// # Failures
 ///
@@ -83,9 +86,11 @@ impl<T> From<T> for Refreshed<T> {
 ///
 /// Stops it and joins its thread; also in the middle of a sleep. Waits for a build that runs, which is published. If it is
 /// dropped from inside its own build, it stops when that has ended. An async one is told to stop: readers build again at
-/// once, and a running build is dropped when the task is next polled.
+/// once; but if a build runs, it has the lease until it is dropped, when the task is next polled.
 ///
-/// Given an [`Arc`], it does not keep the cell alive: when the last user drops it, the refresher ends by itself.
+/// Given an [`Arc`], it does not keep the cell alive: when the last user drops it, the refresher ends by itself. Drop it
+/// before you take the cell out of its `Arc` ([`Arc::try_unwrap`]): it cannot find a cell that has moved, whose readers go on
+/// leaving the building to it until the next `invalidate`, `set` or `clear` after its drop.
 ///
 /// # Examples
 ///
@@ -308,7 +313,6 @@ impl<O: Owned> Keeper<O> {
             ));
         }
         let desk = Arc::new(Desk::default());
-        machine.attach(Arc::clone(&desk.signal));
         let keeper = Self {
             cell: cell.downgrade(),
             clock: machine.clock.clone(),
@@ -318,6 +322,8 @@ impl<O: Owned> Keeper<O> {
             failures: 0,
             desk: Arc::clone(&desk),
         };
+        // Last: from here on its drop detaches it, and the clone of the clock, which is user code, may have panicked.
+        machine.attach(Arc::clone(&desk.signal));
         Ok((desk, keeper))
     }
 
@@ -369,8 +375,8 @@ impl<O: Owned> Keeper<O> {
         status.failures = self.failures;
         let former = std::mem::replace(&mut status.last_error, error);
         drop(status);
-        // The user's, so without a lock.
-        drop(former);
+        // The user's: without a lock, and a panic of its drop does not end the refresher.
+        contain(|| drop(former));
     }
 }
 
@@ -426,6 +432,8 @@ fn conclude<H: Home, E: Send + Sync + 'static>(
     held: Held<H>,
     found: Result<Refreshed<H::Value>, E>,
 ) -> Result<(), SharedError> {
+    // A drop of the replaced value that panics is no failure of the build: it happens here, afterwards.
+    let previous = held.previous().cloned();
     match found {
         Ok(Refreshed::New(value)) => drop(held.publish(value, None)),
         Ok(Refreshed::NewFor(value, ttl)) => drop(held.publish(value, Some(nanos(ttl)))),
@@ -437,6 +445,7 @@ fn conclude<H: Home, E: Send + Sync + 'static>(
         }
         Err(error) => return Err(SharedError::new(held.fail(error))),
     }
+    contain(|| drop(previous));
     Ok(())
 }
 
@@ -448,7 +457,7 @@ fn told(panic: Box<dyn Any + Send>) -> SharedError {
             Ok(message) => (*message).to_owned(),
             Err(panic) => {
                 // It may panic in turn.
-                crate::contain::contain(|| drop(panic));
+                contain(|| drop(panic));
                 "the build panicked".to_owned()
             }
         },

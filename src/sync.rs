@@ -267,12 +267,8 @@ mod checked {
         AS_IF_PANICKING.with(Cell::get)
     }
 
-    /// What `code` drops is dropped as if the thread unwound.
-    pub(crate) fn as_if_panicking<R>(code: impl FnOnce() -> R) -> R {
-        AS_IF_PANICKING.with(|panicking| panicking.set(true));
-        let result = code();
-        AS_IF_PANICKING.with(|panicking| panicking.set(false));
-        result
+    pub(crate) fn set_panicking(panicking: bool) {
+        AS_IF_PANICKING.with(|flag| flag.set(panicking));
     }
 
     #[cfg(dogpile_shuttle)]

@@ -46,6 +46,7 @@ pub(crate) enum Ending {
 
 #[cfg(feature = "tracing")]
 mod on {
+    use std::marker::PhantomData;
     use std::time::{Duration, Instant};
 
     use tracing::{Level, event, span};
@@ -64,8 +65,30 @@ mod on {
     impl std::panic::RefUnwindSafe for Span {}
 
     /// As long as it lives, this thread is inside the span.
+    ///
+    /// Not an `EnteredSpan`: that leaves and lets go in one step, and a subscriber that panics at both would end the process.
     pub(crate) struct Inside {
-        _entered: span::EnteredSpan,
+        span: Span,
+        is_entered: bool,
+        /// Stays on its thread.
+        thread: PhantomData<*const ()>,
+    }
+
+    impl Drop for Inside {
+        fn drop(&mut self) {
+            if self.is_entered {
+                contain(|| {
+                    self.span.0.with_subscriber(|(id, subscriber)| subscriber.exit(id));
+                });
+            }
+        }
+    }
+
+    impl Drop for Span {
+        fn drop(&mut self) {
+            let span = std::mem::replace(&mut self.0, tracing::Span::none());
+            contain(|| drop(span));
+        }
     }
 
     impl Span {
@@ -92,7 +115,13 @@ mod on {
         }
 
         pub(crate) fn enter(&self) -> Inside {
-            Inside { _entered: self.0.clone().entered() }
+            let mut inside = Inside { span: Self::none(), is_entered: false, thread: PhantomData };
+            contain(|| inside.span.0 = self.0.clone());
+            contain(|| {
+                inside.span.0.with_subscriber(|(id, subscriber)| subscriber.enter(id));
+                inside.is_entered = true;
+            });
+            inside
         }
 
         pub(crate) fn end(&self, ending: Ending, nanos: u64) {
@@ -139,14 +168,18 @@ mod on {
     pub(crate) fn drained(cell: Option<&'static str>, generation: u64, since: Stamp) {
         let duration = since.0.elapsed();
         let cell = cell.unwrap_or(NO_NAME);
-        contain(|| event!(target: "dogpile", Level::DEBUG, cell, generation, ?duration, "drained"));
+        contain(
+            || event!(target: "dogpile", parent: None, Level::DEBUG, cell, generation, ?duration, "drained"),
+        );
     }
 
     /// A value's finalizer, which began at `since`, has ended.
     pub(crate) fn finalized(cell: Option<&'static str>, generation: u64, since: Stamp) {
         let duration = since.0.elapsed();
         let cell = cell.unwrap_or(NO_NAME);
-        contain(|| event!(target: "dogpile", Level::DEBUG, cell, generation, ?duration, "finalized"));
+        contain(
+            || event!(target: "dogpile", parent: None, Level::DEBUG, cell, generation, ?duration, "finalized"),
+        );
     }
 }
 

@@ -19,6 +19,8 @@ struct Log {
     lines: Arc<Mutex<Vec<String>>>,
     spans: Arc<AtomicU64>,
     also: Option<Arc<dyn Fn() + Send + Sync>>,
+    /// Panics when this is asked of it.
+    refuses: Option<&'static str>,
 }
 
 impl Log {
@@ -27,6 +29,10 @@ impl Log {
         if let Some(also) = &self.also {
             also();
         }
+    }
+
+    fn perhaps(&self, what: &'static str) {
+        assert!(self.refuses != Some(what), "the disk is full");
     }
 
     fn take(&self) -> Vec<String> {
@@ -74,11 +80,23 @@ impl Subscriber for Log {
     }
 
     fn enter(&self, span: &Id) {
+        self.perhaps("enter");
         self.write(format!("{}: in", span.into_u64()));
     }
 
     fn exit(&self, span: &Id) {
         self.write(format!("{}: out", span.into_u64()));
+        self.perhaps("exit");
+    }
+
+    fn clone_span(&self, id: &Id) -> Id {
+        self.perhaps("clone");
+        id.clone()
+    }
+
+    fn try_close(&self, _: Id) -> bool {
+        self.perhaps("close");
+        false
     }
 }
 
@@ -256,4 +274,19 @@ fn g5_a_subscriber_may_panic() {
     });
     assert!(!cell.is_refreshing());
     assert!(log.take().len() >= 3);
+}
+
+/// The same, wherever it does; also if the build panics too.
+#[test]
+fn g5_a_subscriber_may_panic_at_any_step() {
+    for refuses in ["enter", "exit", "clone", "close"] {
+        let (cell, _clock) = cell(Policy::ttl(TTL));
+        let log = Log { refuses: Some(refuses), ..Log::default() };
+        assert_eq!(*log.while_it_listens(|| cell.get_or_refresh(|| 1)), 1, "{refuses}");
+        let build = || cell.refresh(|| panic!("the build"));
+        let built = log.while_it_listens(|| std::panic::catch_unwind(std::panic::AssertUnwindSafe(build)));
+        assert!(built.is_err(), "{refuses}");
+        assert!(!cell.is_refreshing(), "{refuses}");
+        assert_eq!(cell.stats().panicked, 1, "{refuses}");
+    }
 }

@@ -548,7 +548,9 @@ impl<T, C: Clock> Machine<T, C> {
             .failure
             .as_ref()
             .map_or(0, |failure| self.policy.pause_end(record.lapse).min(failure.retry_at));
-        let kept = if state.keepers.is_empty() { 0 } else { self.policy.stale_end(record.lapse) };
+        // One that has been stopped is still there if it did not find the cell, which has been taken out of its `Arc`.
+        let is_kept = state.keepers.iter().any(|bell| !bell.signal().is_stopped());
+        let kept = if is_kept { self.policy.stale_end(record.lapse) } else { 0 };
         record.fresh_end.max(build).max(pause).max(kept)
     }
 }

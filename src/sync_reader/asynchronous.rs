@@ -93,7 +93,7 @@ impl<T, C: Clock> SyncReaderCell<T, C> {
     /// # Deadlocks
     ///
     /// A task that holds a [`ReaderArc`] or a [`ReadGuard`](crate::ReadGuard) of a value that has been replaced waits for
-    /// itself.
+    /// itself; so does a finalizer that blocks on it. Unlike [`synchronize`](SyncReaderCell::synchronize) it does not tell.
     pub async fn synchronize_async(&self) {
         self.room.synchronize_async(&self.machine().clock).await;
     }

@@ -14,6 +14,7 @@ mod reader;
 mod reads;
 mod reentrancy;
 mod refresher;
+mod refresher_faults;
 mod regressions;
 mod source;
 mod statics;

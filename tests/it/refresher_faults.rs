@@ -1,0 +1,118 @@
+//! What users may do to a refresher without meaning to.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, mpsc};
+use std::time::Duration;
+
+use dogpile::{Clock, DogpileCell, ManualClock, Policy, Refresher, Tick};
+
+use crate::support::{TICK, TTL, cell, eventually};
+
+#[test]
+fn a_cell_taken_out_of_its_arc_can_be_invalidated_when_the_refresher_is_gone() {
+    let (cell, clock) = cell::<u32>();
+    let mut cell = Arc::new(cell);
+    let refresher =
+        Refresher::spawn(&cell, Duration::from_secs(1), |_: Option<&Arc<u32>>| Ok::<u32, ()>(1)).unwrap();
+    eventually("it builds", || cell.get().is_some());
+    let cell = loop {
+        // The refresher holds it from a plan to the end of a build.
+        match Arc::try_unwrap(cell) {
+            Ok(cell) => break cell,
+            Err(shared) => cell = shared,
+        }
+        std::thread::yield_now();
+    };
+    drop(refresher);
+    clock.advance(100 * TTL);
+    cell.invalidate();
+    assert_eq!(*cell.get_or_refresh(|| 2), 2, "nobody looks after it any more");
+}
+
+/// A clock whose clones are not to be had.
+struct Unique(ManualClock);
+
+impl Clock for Unique {
+    fn now(&self) -> Tick {
+        self.0.now()
+    }
+}
+
+impl Clone for Unique {
+    fn clone(&self) -> Self {
+        panic!("there is but one")
+    }
+}
+
+#[test]
+fn a_clock_whose_clone_panics_leaves_no_refresher_attached() {
+    let clock = ManualClock::new();
+    let cell = Arc::new(DogpileCell::with_clock(Policy::ttl(TTL), Unique(clock.clone())));
+    cell.set(1);
+    let spawned = catch_unwind(AssertUnwindSafe(|| {
+        Refresher::spawn(&cell, Duration::ZERO, |_: Option<&Arc<u32>>| Ok::<u32, ()>(2)).map(drop)
+    }));
+    assert!(spawned.is_err());
+    clock.advance(TTL + TICK);
+    assert_eq!(*cell.get_or_refresh(|| 3), 3);
+}
+
+/// An error, or a value, whose drop panics if it is armed.
+struct Bomb(bool, Arc<AtomicU32>);
+
+impl Drop for Bomb {
+    fn drop(&mut self) {
+        if self.0 {
+            self.1.fetch_add(1, Ordering::Relaxed);
+            panic!("the bomb");
+        }
+    }
+}
+
+#[test]
+fn an_error_whose_drop_panics_does_not_end_the_refresher() {
+    let (cell, clock) = cell::<u32>();
+    let cell = Arc::new(cell);
+    let drops = Arc::new(AtomicU32::new(0));
+    let (built, builds) = mpsc::channel();
+    let mut number = 0;
+    let bombs = Arc::clone(&drops);
+    let refresher = Refresher::spawn(&cell, Duration::ZERO, move |_: Option<&Arc<u32>>| {
+        number += 1;
+        built.send(number).unwrap();
+        if number == 1 { Err(Bomb(true, Arc::clone(&bombs))) } else { Ok(number) }
+    })
+    .unwrap();
+    assert_eq!(builds.recv(), Ok(1));
+    eventually("it fails", || refresher.consecutive_failures() == 1);
+    clock.advance(TTL);
+    assert_eq!(builds.recv(), Ok(2));
+    eventually("it is dropped", || drops.load(Ordering::Relaxed) == 1);
+    cell.invalidate();
+    assert_eq!(builds.recv(), Ok(3), "it goes on");
+}
+
+#[test]
+fn a_build_that_has_been_published_is_no_failure_whatever_it_replaces() {
+    let (cell, _clock) = cell::<Bomb>();
+    let cell = Arc::new(cell);
+    let drops = Arc::new(AtomicU32::new(0));
+    let (built, builds) = mpsc::channel();
+    let armed = Arc::new(AtomicBool::new(true));
+    let bombs = Arc::clone(&drops);
+    let refresher = Refresher::spawn(&cell, Duration::ZERO, move |_: Option<&Arc<Bomb>>| {
+        built.send(()).unwrap();
+        Ok::<Bomb, ()>(Bomb(armed.swap(false, Ordering::Relaxed), Arc::clone(&bombs)))
+    })
+    .unwrap();
+    builds.recv().unwrap();
+    eventually("it builds", || cell.generation() == 1);
+    cell.invalidate();
+    builds.recv().unwrap();
+    eventually("it is dropped", || drops.load(Ordering::Relaxed) == 1);
+    // Without a pause: had it counted as a failure, the clock, which stands still, would keep it from building.
+    cell.invalidate();
+    builds.recv().unwrap();
+    assert_eq!(refresher.consecutive_failures(), 0);
+}
