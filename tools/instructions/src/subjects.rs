@@ -1,0 +1,337 @@
+//! What is counted: each read and write of the crate, and beside them the same done by hand.
+
+use std::hint::black_box;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use arc_swap::{ArcSwapOption, Cache};
+use dogpile::{
+    Clock, DogpileCell, Drain, LazyDogpile, Lookup, Policy, SyncReaderCell, SystemClock, Tick, TickClock,
+};
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// The subject that is a loop around nothing: what the others are freed of.
+pub(crate) const LOOP: &str = "(the loop alone)";
+
+/// Something that can be done again and again.
+pub(crate) struct Subject {
+    pub(crate) name: &'static str,
+    /// The addresses of what other threads read.
+    pub(crate) shared: Vec<Range<usize>>,
+    /// Does it so many times.
+    pub(crate) run: Box<dyn FnMut(u64)>,
+}
+
+/// A subject of `each`, compiled together with the loop around it, and apart from all others.
+fn subject<R>(name: &'static str, mut each: impl FnMut() -> R + 'static) -> Subject {
+    let run = move |times| {
+        for _ in 0..times {
+            black_box(each());
+        }
+    };
+    Subject { name, shared: Vec::new(), run: Box::new(run) }
+}
+
+impl Subject {
+    /// Says where the cell and its value are.
+    fn on<T, V>(mut self, cell: &T, value: &V) -> Self {
+        let cell = addresses_of(cell);
+        let value = addresses_of(value);
+        // The counts of an `Arc` stand before its value.
+        self.shared = vec![cell, value.start - 4 * size_of::<usize>()..value.end];
+        self
+    }
+}
+
+fn addresses_of<T>(place: &T) -> Range<usize> {
+    let start = std::ptr::from_ref(place).addr();
+    start..start + size_of::<T>()
+}
+
+/// Lives as long as the program, as the cells of most users do.
+fn leak<T>(value: T) -> &'static T {
+    Box::leak(Box::new(value))
+}
+
+/// The system's clock without a coarse reading: what a read near its deadline pays for.
+struct Exact;
+
+impl Clock for Exact {
+    #[inline]
+    fn now(&self) -> Tick {
+        SystemClock.now()
+    }
+}
+
+/// The system's clock, moved on at will, so that a value can be overdue without a wait.
+#[derive(Default)]
+struct Leaping(AtomicU64);
+
+impl Leaping {
+    fn leap(&self) {
+        // Relaxed: one thread.
+        self.0.fetch_add(2 * u64::try_from(HOUR.as_nanos()).expect("an hour is short"), Ordering::Relaxed);
+    }
+
+    #[inline]
+    fn moved(&self, tick: Tick) -> Tick {
+        Tick::from_nanos(tick.as_nanos() + self.0.load(Ordering::Relaxed))
+    }
+}
+
+impl Clock for Leaping {
+    #[inline]
+    fn now(&self) -> Tick {
+        self.moved(SystemClock.now())
+    }
+
+    #[inline]
+    fn coarse_now(&self) -> Tick {
+        self.moved(SystemClock.coarse_now())
+    }
+
+    #[inline]
+    fn coarse_lag(&self) -> Duration {
+        SystemClock.coarse_lag()
+    }
+}
+
+fn leaping() -> &'static Leaping {
+    leak(Leaping::default())
+}
+
+/// A cell with a value that is fresh for longer than the program runs.
+fn fresh<C: Clock>(clock: C) -> &'static DogpileCell<u64, C> {
+    let cell = leak(DogpileCell::with_clock(Policy::ttl(HOUR), clock));
+    cell.set(1);
+    cell
+}
+
+/// A cell with a value that never expires.
+fn everlasting<C: Clock>(clock: C) -> &'static DogpileCell<u64, C> {
+    let cell = leak(DogpileCell::with_clock(Policy::never_expires(), clock));
+    cell.set(1);
+    cell
+}
+
+/// A cell with a stale value, which is being rebuilt.
+fn building<C: Clock>(policy: Policy, clock: C) -> &'static DogpileCell<u64, C> {
+    let cell = leak(DogpileCell::with_clock(policy, clock));
+    cell.set(1);
+    cell.invalidate();
+    let Lookup::Elected(lease) = cell.lookup() else { unreachable!("stale, and nobody builds") };
+    std::mem::forget(lease);
+    cell
+}
+
+/// A cell with a stale value, which could not be rebuilt and is not to be for a while.
+fn pausing<C: Clock>(clock: C) -> &'static DogpileCell<u64, C> {
+    let cell = leak(DogpileCell::with_clock(Policy::ttl(HOUR).retry_backoff(HOUR, HOUR), clock));
+    cell.set(1);
+    cell.invalidate();
+    let Lookup::Elected(lease) = cell.lookup() else { unreachable!("stale, and nobody builds") };
+    lease.fail("no");
+    cell
+}
+
+fn sync_reader(drain: Drain) -> &'static SyncReaderCell<u64> {
+    let cell = leak(SyncReaderCell::with_policy(Policy::ttl(HOUR), drain, drop));
+    cell.set(1);
+    cell
+}
+
+fn sync_reader_building() -> &'static SyncReaderCell<u64> {
+    let cell = sync_reader(Drain::Background);
+    cell.invalidate();
+    // The builder sleeps for as long as the program runs.
+    let (inside, built) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        cell.get_or_refresh(|| {
+            inside.send(()).expect("somebody waits for it");
+            loop {
+                std::thread::park();
+            }
+        });
+    });
+    built.recv().expect("the builder comes to its build");
+    cell
+}
+
+/// `CLOCK_MONOTONIC_COARSE` as coarsetime gives it, with nothing around.
+#[inline]
+fn coarse() -> u64 {
+    coarsetime::Instant::now_without_cache_update().as_ticks()
+}
+
+/// A slot with a deadline, by hand: what a user without this crate would write, at its shortest.
+struct ByHand {
+    deadline: AtomicU64,
+    slot: ArcSwapOption<u64>,
+}
+
+fn by_hand() -> &'static ByHand {
+    let deadline = AtomicU64::new(coarse() + (3600 << 32));
+    leak(ByHand { deadline, slot: ArcSwapOption::from_pointee(1) })
+}
+
+impl ByHand {
+    #[inline]
+    fn is_fresh(&self) -> bool {
+        coarse() < self.deadline.load(Ordering::Acquire)
+    }
+}
+
+const FRESH: &str = "the value is fresh";
+
+/// Waits until the thread behind `TickClock` has begun: until then each reading is an exact one, never the same twice.
+fn start_ticking() {
+    while TickClock.coarse_now() != TickClock.coarse_now() {
+        std::thread::yield_now();
+    }
+}
+
+/// The floor: what arc-swap and the clock cost by themselves, and together.
+fn floor() -> Vec<Subject> {
+    start_ticking();
+    let hand = by_hand();
+    let mut cache = Cache::new(&hand.slot);
+    let mut timed = Cache::new(&hand.slot);
+    vec![
+        subject(LOOP, || 1_u64),
+        subject("coarsetime, as ticks", coarse),
+        subject("SystemClock::coarse_now", || SystemClock.coarse_now()),
+        subject("TickClock::coarse_now", move || TickClock.coarse_now()),
+        subject("Instant::now", Instant::now),
+        subject("SystemClock::now", move || SystemClock.now()),
+        subject("ArcSwapOption::load_full", move || *hand.slot.load_full().expect(FRESH)),
+        subject("ArcSwapOption::load", move || **hand.slot.load().as_ref().expect(FRESH)),
+        subject("arc_swap::Cache::load", move || **cache.load().as_ref().expect(FRESH)),
+        subject("load_full + coarse clock", move || {
+            assert!(hand.is_fresh());
+            *hand.slot.load_full().expect(FRESH)
+        }),
+        subject("load + coarse clock", move || {
+            assert!(hand.is_fresh());
+            **hand.slot.load().as_ref().expect(FRESH)
+        }),
+        subject("Cache::load + coarse clock", move || {
+            assert!(hand.is_fresh());
+            **timed.load().as_ref().expect(FRESH)
+        }),
+    ]
+}
+
+/// All that is counted.
+pub(crate) fn subjects() -> impl Iterator<Item = Subject> {
+    floor().into_iter().chain(reads()).chain(writes())
+}
+
+/// Every way to read a `DogpileCell`, in one state of it.
+macro_rules! reads_of {
+    ($state:literal, $cell:expr) => {{
+        let cell = $cell;
+        let mut reader = cell.reader();
+        let mut looking = cell.reader();
+        [
+            subject(concat!("get_or_refresh, ", $state), move || *cell.get_or_refresh(|| unreachable!())),
+            subject(concat!("load_or_refresh, ", $state), move || *cell.load_or_refresh(|| unreachable!())),
+            subject(concat!("get, ", $state), move || *cell.get().expect(FRESH)),
+            subject(concat!("load, ", $state), move || *cell.load().expect(FRESH)),
+            subject(concat!("Reader::get_or_refresh, ", $state), move || {
+                **reader.get_or_refresh(|| unreachable!())
+            }),
+            subject(concat!("Reader::get, ", $state), move || **looking.get().expect(FRESH)),
+        ]
+        .map(|subject| subject.on(cell, &*cell.get_or_refresh(|| unreachable!())))
+    }};
+}
+
+/// Every way to read a `SyncReaderCell`, in one state of it.
+macro_rules! sync_reads_of {
+    ($state:literal, $cell:expr) => {{
+        let cell = $cell;
+        [
+            subject(concat!("SyncReaderCell::get_or_refresh, ", $state), move || {
+                *cell.get_or_refresh(|| unreachable!())
+            }),
+            subject(concat!("SyncReaderCell::load_or_refresh, ", $state), move || {
+                *cell.load_or_refresh(|| unreachable!())
+            }),
+            subject(concat!("SyncReaderCell::get, ", $state), move || *cell.get().expect(FRESH)),
+            subject(concat!("SyncReaderCell::load, ", $state), move || *cell.load().expect(FRESH)),
+        ]
+        .map(|subject| subject.on(cell, &*cell.get_or_refresh(|| unreachable!())))
+    }};
+}
+
+/// The reads of the crate.
+fn reads() -> Vec<Subject> {
+    let mut reads = Vec::new();
+    reads.extend(reads_of!("fresh", fresh(SystemClock)));
+    reads.extend(reads_of!("no deadline", everlasting(SystemClock)));
+    reads.extend(reads_of!("fresh, TickClock", fresh(TickClock)));
+    reads.extend(reads_of!("fresh, exact clock", fresh(Exact)));
+    reads.extend(reads_of!("stale, build runs", building(Policy::ttl(HOUR), SystemClock)));
+    reads.extend(reads_of!(
+        "stale for an hour at most, build runs",
+        building(Policy::ttl(HOUR).stale_while_refresh(HOUR), SystemClock)
+    ));
+    reads.extend(reads_of!("stale, retry pause", pausing(SystemClock)));
+    let lazy: &'static LazyDogpile<u64> = leak(LazyDogpile::new(HOUR, || 1));
+    lazy.cell().set(1);
+    let mut reader = lazy.reader();
+    let lazy_reads = [
+        subject("LazyDogpile::get, fresh", move || *lazy.get()),
+        subject("LazyDogpile::load, fresh", move || *lazy.load()),
+        subject("LazyReader::get, fresh", move || **reader.get()),
+    ];
+    reads.extend(lazy_reads.map(|subject| subject.on(lazy, &*lazy.cell().get().expect(FRESH))));
+    reads.extend(sync_reads_of!("fresh", sync_reader(Drain::Background)));
+    reads.extend(sync_reads_of!("stale, build runs", sync_reader_building()));
+    reads
+}
+
+/// The writes of the crate, and what stands at the bottom of each.
+fn writes() -> Vec<Subject> {
+    let hand = by_hand();
+    let set = fresh(SystemClock);
+    let never = everlasting(SystemClock);
+    let invalidated = fresh(SystemClock);
+    let published_clock = leaping();
+    let published = fresh(published_clock);
+    let renewed_clock = leaping();
+    let renewed = fresh(renewed_clock);
+    let failed = fresh(SystemClock);
+    failed.invalidate();
+    let built_clock = leaping();
+    let built = fresh(built_clock);
+    let retiring = sync_reader(Drain::Background);
+    vec![
+        subject("Arc::new + swap + drop", move || hand.slot.swap(Some(Arc::new(1)))),
+        subject("set", move || set.set(1)),
+        subject("set, no deadline", move || never.set(1)),
+        subject("invalidate", move || invalidated.invalidate()),
+        subject("lookup + publish", move || {
+            published_clock.leap();
+            let Lookup::Elected(lease) = published.lookup() else { unreachable!("overdue") };
+            lease.publish(1)
+        }),
+        subject("lookup + renew", move || {
+            renewed_clock.leap();
+            let Lookup::Elected(lease) = renewed.lookup() else { unreachable!("overdue") };
+            lease.renew().is_ok()
+        }),
+        subject("lookup + fail", move || {
+            let Lookup::Elected(lease) = failed.lookup() else { unreachable!("stale") };
+            lease.fail(1_u64)
+        }),
+        subject("get_or_refresh that builds", move || {
+            built_clock.leap();
+            built.get_or_refresh(|| 1)
+        }),
+        subject("SyncReaderCell::set", move || retiring.set(1)),
+    ]
+}
