@@ -31,9 +31,13 @@
 
 #[path = "stress/cell.rs"]
 mod cell;
+#[path = "stress/chaos/mod.rs"]
+mod chaos;
 #[path = "stress/harness.rs"]
 mod harness;
 #[path = "stress/sync_reader.rs"]
 mod sync_reader;
+#[path = "stress/undertaker.rs"]
+mod undertaker;
 #[path = "stress/values.rs"]
 mod values;

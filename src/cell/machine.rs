@@ -343,6 +343,13 @@ impl<T, C: Clock> Home for &Machine<T, C> {
     }
 }
 
+/// Out of the way of those who keep it.
+#[cold]
+#[inline(never)]
+fn let_go<R>(loaded: R) {
+    drop(loaded);
+}
+
 /// Reads: no lock, no write to shared memory.
 impl<T, C: Clock> Machine<T, C> {
     /// What may be served without another question, as an owned reference.
@@ -366,7 +373,12 @@ impl<T, C: Clock> Machine<T, C> {
         let loaded = load(&self.slot);
         // A value whose publication was over before it was loaded has brought a `quiet_end` of its own, and may have
         // been stale from the beginning.
-        (self.slot.quiet_end() == quiet_end).then_some(loaded)
+        if self.slot.quiet_end() == quiet_end {
+            Some(loaded)
+        } else {
+            let_go(loaded);
+            None
+        }
     }
 
     /// Whether it is still before `tick`.
@@ -455,8 +467,11 @@ impl<T, C: Clock> Machine<T, C> {
             if let Some(state) = self.state.try_lock() {
                 return self.decide(state, demand, seen, now);
             }
-            if let Some(value) = self.servable().and_then(into_arc) {
-                return Decision::Stale(value);
+            // What is there by now may be another value, and fresh.
+            match self.snapshot() {
+                Some((value, .., Freshness::Fresh)) => return Decision::Fresh(value),
+                Some((value, .., Freshness::Stale)) => return Decision::Stale(value),
+                _ => {}
             }
         }
         self.decide(self.state.lock(), demand, seen, now)
@@ -961,6 +976,7 @@ mod tests {
 
     use super::*;
     use crate::clock::ManualClock;
+    use crate::sync::PlainOnceCell;
 
     fn machine() -> (Machine<u32, ManualClock>, ManualClock) {
         let clock = ManualClock::new();
@@ -1002,6 +1018,41 @@ mod tests {
             assert!(machine.serve_guard().is_some());
         }
         assert!(machine.give_back(ticket, false, None).rejected.is_none());
+    }
+
+    /// A clock that, when it is looked at for the first time since it was armed, sees to it that a new value has been set
+    /// and the lock is taken: as if by a thread that is just setting the next one.
+    #[derive(Default)]
+    struct Meddler {
+        machine: PlainOnceCell<&'static Machine<u32, Meddler>>,
+        is_armed: AtomicBool,
+    }
+
+    impl Clock for Meddler {
+        fn now(&self) -> crate::Tick {
+            if self.is_armed.swap(false, Ordering::Relaxed)
+                && let Some(machine) = self.machine.get()
+            {
+                drop(machine.set(Arc::new(2), |_, _| ()).unwrap_or_else(|_| unreachable!()));
+                std::mem::forget(machine.state.lock());
+            }
+            crate::Tick::from_nanos(5)
+        }
+    }
+
+    #[test]
+    fn a_look_that_finds_the_lock_taken_calls_a_fresh_value_fresh() {
+        let machine: &Machine<_, Meddler> =
+            Box::leak(Box::new(Machine::new(Policy::never_expires(), Meddler::default())));
+        drop(machine.set(Arc::new(1), |_, _| ()).unwrap_or_else(|_| unreachable!()));
+        machine.invalidate();
+        assert!(machine.clock.machine.set(machine).is_ok());
+        machine.clock.is_armed.store(true, Ordering::Relaxed);
+        match machine.lookup(Demand::Servable) {
+            Decision::Fresh(value) => assert_eq!(*value, 2),
+            Decision::Stale(value) => panic!("{value} has just been set and is called stale"),
+            _ => panic!("there is a value to serve"),
+        }
     }
 
     #[test]

@@ -185,6 +185,15 @@ struct Current<T> {
     value: Weak<Tracked<T>>,
     /// Whether there is a reference that is no reader's: the slot's, or that of a writer who still waits for others.
     is_shared: bool,
+    /// It was taken away while a writer withheld it, who may be waiting for its readers: it is retired when that writer's
+    /// build ends.
+    is_cleared: bool,
+}
+
+impl<T> Current<T> {
+    fn readers(&self) -> usize {
+        self.value.strong_count().saturating_sub(usize::from(self.is_shared))
+    }
 }
 
 /// A writer's claim to the value that it withholds.
@@ -223,7 +232,10 @@ impl<T> RoomState<T> {
 
     /// The last number that is or will be finalised, as things stand.
     fn last_retired(&self) -> u64 {
-        self.current.as_ref().map_or(self.published, |current| current.number - 1)
+        match &self.current {
+            Some(current) if !current.is_cleared => current.number - 1,
+            _ => self.published,
+        }
     }
 
     /// Whether something is still to be finalised.
@@ -280,14 +292,21 @@ impl<T> Room<T> {
         new.number.store(number, Ordering::Relaxed);
         state.loose.retain(|value| value.as_ptr() != Arc::as_ptr(new));
         Self::retire(&mut state, old);
-        state.current = Some(Current { number, value: Arc::downgrade(new), is_shared: true });
+        state.current =
+            Some(Current { number, value: Arc::downgrade(new), is_shared: true, is_cleared: false });
     }
 
     /// `old` is taken away.
     pub(crate) fn cleared(&self, old: Option<&Arc<Tracked<T>>>) {
         let mut state = self.state.lock();
-        Self::retire(&mut state, old);
-        state.current = None;
+        match (old, &mut state.current) {
+            // A writer has it. It keeps its place here, so that its readers are known.
+            (None, Some(withheld)) => withheld.is_cleared = true,
+            _ => {
+                Self::retire(&mut state, old);
+                state.current = None;
+            }
+        }
     }
 
     fn retire(state: &mut RoomState<T>, old: Option<&Arc<Tracked<T>>>) {
@@ -395,8 +414,15 @@ impl<T> Room<T> {
 
     /// Takes a value that a writer has withheld and replaced.
     pub(crate) fn take_in(&self, number: u64, value: T) -> u64 {
-        let _ = Self::put_in_line(&mut self.state.lock(), number, value);
+        let mut state = self.state.lock();
+        Self::forget_cleared(&mut state, number);
+        let _ = Self::put_in_line(&mut state, number, value);
         number
+    }
+
+    /// The value of this number has been taken away, and no writer withholds it any more.
+    fn forget_cleared(state: &mut RoomState<T>, number: u64) {
+        state.current.take_if(|current| current.is_cleared && current.number == number);
     }
 
     /// Returns since when it was retired.
@@ -521,10 +547,7 @@ impl<T> Room<T> {
     /// Outstanding `ReaderArc`s.
     pub(crate) fn readers(&self) -> usize {
         let state = self.state.lock();
-        let current = state
-            .current
-            .as_ref()
-            .map_or(0, |current| current.value.strong_count().saturating_sub(usize::from(current.is_shared)));
+        let current = state.current.as_ref().map_or(0, Current::readers);
         current + state.readers_of_retired()
     }
 
@@ -542,7 +565,9 @@ impl<T> Room<T> {
     }
 
     pub(crate) fn drain_timeout(&self) -> DrainTimeout {
-        DrainTimeout { readers: self.state.lock().readers_of_retired() }
+        let state = self.state.lock();
+        let cleared = state.current.as_ref().filter(|current| current.is_cleared).map_or(0, Current::readers);
+        DrainTimeout { readers: cleared + state.readers_of_retired() }
     }
 
     /// Whether this thread holds a `ReadGuard` that a writer would wait for.
@@ -831,7 +856,9 @@ impl<T> Room<T> {
 
     /// A withheld value does not come back into the slot: it was cleared.
     pub(crate) fn retire_withheld(&self, value: &Arc<Tracked<T>>) {
-        Self::retire(&mut self.state.lock(), Some(value));
+        let mut state = self.state.lock();
+        Self::forget_cleared(&mut state, value.number());
+        Self::retire(&mut state, Some(value));
     }
 
     /// A withheld value is in the slot again.

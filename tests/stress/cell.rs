@@ -14,7 +14,7 @@ use dogpile::{
 use crate::harness::{
     Member, Random, Task, alone, eventually, panic_as_planned, scaled, seed, task, together, unless_it_panics,
 };
-use crate::values::{Census, Value, Witness};
+use crate::values::{Before, Census, Value, Witness};
 
 const READERS: usize = if cfg!(miri) { 2 } else { 6 };
 /// Threads to which leases are sent.
@@ -64,7 +64,7 @@ fn stress(policy: Policy) {
         cell: Arc::new(TestCell::with_policy(policy)),
         census: Arc::default(),
         refreshes: AtomicU64::new(0),
-        target: scaled(40_000, 60),
+        target: scaled(40_000, 40),
     };
     {
         let stage = &stage;
@@ -100,7 +100,7 @@ struct Build<'a> {
     random: Cell<Option<Random>>,
     number: Cell<Option<u64>>,
     /// The greatest number that anybody had read when the call began.
-    before: u64,
+    before: Before,
 }
 
 impl<'a> Build<'a> {
@@ -109,7 +109,7 @@ impl<'a> Build<'a> {
             stage,
             random: Cell::new(Some(Random::new(me.random.next()))),
             number: Cell::new(None),
-            before: stage.census.seen(),
+            before: stage.census.before(),
         }
     }
 
@@ -176,7 +176,7 @@ impl Stage {
         witness: &mut Witness,
         read: impl FnOnce() -> Option<R>,
     ) {
-        let before = self.census.seen();
+        let before = self.census.before();
         if let Some(value) = read() {
             witness.sees(&value, before);
             me.random.dawdle();
@@ -190,7 +190,7 @@ impl Stage {
         assert!(now >= *generation, "generation {now} after {generation}");
         let _ = (self.cell.freshness(), self.cell.is_refreshing(), format!("{:?}", self.cell));
         me.doing("snapshot");
-        let before = self.census.seen();
+        let before = self.census.before();
         *generation = now;
         if let Some(shot) = self.cell.snapshot() {
             assert!(shot.generation >= now, "a snapshot of generation {} after {now}", shot.generation);
@@ -258,9 +258,10 @@ impl Stage {
 
     fn look_up(&self, me: &mut Member<'_>, witness: &mut Witness) {
         me.doing("lookup");
-        let before = self.census.seen();
+        let before = self.census.before();
         match self.cell.lookup() {
-            Lookup::Fresh(value) | Lookup::Stale(value) => witness.sees(&value, before),
+            Lookup::Fresh(value) => witness.sees_fresh(&value, before),
+            Lookup::Stale(value) => witness.sees(&value, before),
             Lookup::Elected(lease) => self.end(me, lease),
             Lookup::Pending(pending) => {
                 me.doing("Pending::wait");
@@ -288,10 +289,15 @@ impl Stage {
         match me.random.below(8) {
             0 => drop(lease),
             1 => drop(lease.fail(Failed)),
-            2 => match lease.renew() {
-                Ok(value) => value.check(),
-                Err(lease) => drop(lease),
-            },
+            2 => {
+                if let Some(previous) = lease.previous() {
+                    previous.vouch(number);
+                }
+                match lease.renew() {
+                    Ok(value) => value.check(),
+                    Err(lease) => drop(lease),
+                }
+            }
             3 => lease.publish_for(self.census.build(number), MICROSECOND).check(),
             _ => lease.publish(self.census.build(number)).check(),
         }
@@ -304,9 +310,10 @@ impl Stage {
         builders: &[SyncSender<OwnedLease<Value>>],
     ) {
         me.doing("lookup_owned");
-        let before = self.census.seen();
+        let before = self.census.before();
         match self.cell.lookup_owned() {
-            OwnedLookup::Fresh(value) | OwnedLookup::Stale(value) => witness.sees(&value, before),
+            OwnedLookup::Fresh(value) => witness.sees_fresh(&value, before),
+            OwnedLookup::Stale(value) => witness.sees(&value, before),
             // If nobody takes it, it is given back.
             OwnedLookup::Elected(lease) => drop(builders[me.random.index(builders.len())].try_send(lease)),
             OwnedLookup::Pending(_) | OwnedLookup::Failed(_) => {}
@@ -346,18 +353,18 @@ impl Stage {
             match me.random.below(8) {
                 0..3 => {
                     me.doing("set");
-                    let before = self.census.seen();
+                    let before = self.census.before();
                     let value = self.census.set(|value| self.cell.set(value));
                     self.refreshes.fetch_add(1, Ordering::SeqCst);
                     witness.sees(&value, before);
                 }
                 3..6 => {
                     me.doing("invalidate");
-                    self.cell.invalidate();
+                    self.census.invalidating(|| self.cell.invalidate());
                 }
                 6 => {
                     me.doing("clear");
-                    drop(self.census.displacing(|| self.cell.clear()));
+                    drop(self.census.clearing(|| self.cell.clear()));
                 }
                 _ => self.read_or_build(me, &mut witness),
             }

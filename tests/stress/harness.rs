@@ -1,13 +1,14 @@
 //! Threads that start together, draw at random, and are watched.
 
 use std::any::Any;
+use std::cell::Cell;
 use std::hash::{BuildHasher, RandomState};
 use std::hint;
 use std::io::Write;
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind, set_hook, take_hook};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
-use std::sync::{Arc, Barrier, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Barrier, Mutex, MutexGuard, Once, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -94,6 +95,43 @@ pub(crate) fn unless_it_panics<R>(f: impl FnOnce() -> R) -> Option<R> {
     catch_unwind(AssertUnwindSafe(f)).map_or_else(go_on, Some)
 }
 
+thread_local! {
+    /// A panic on this thread is no fault.
+    static IS_EXPECTED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Runs `f`, which may panic with a message that contains one of `messages`, without troubling the hook. Every other
+/// panic goes on.
+pub(crate) fn unless_it_says<R>(messages: &[&str], f: impl FnOnce() -> R) -> Option<R> {
+    static HOOK: Once = Once::new();
+    HOOK.call_once(|| {
+        let hook = take_hook();
+        set_hook(Box::new(move |info| {
+            if !IS_EXPECTED.get() {
+                hook(info);
+            }
+        }));
+    });
+    let was_expected = IS_EXPECTED.replace(true);
+    let result = catch_unwind(AssertUnwindSafe(f));
+    IS_EXPECTED.set(was_expected);
+    result.map_err(|payload| expect_payload(payload, messages)).ok()
+}
+
+fn expect_payload(payload: Box<dyn Any + Send>, messages: &[&str]) {
+    let text = payload.downcast_ref::<String>().map(String::as_str);
+    let text = text.or_else(|| payload.downcast_ref::<&str>().copied());
+    let is_allowed = |text: &str| messages.iter().any(|message| text.contains(message));
+    if payload.is::<Planned>() || text.is_some_and(is_allowed) {
+        return;
+    }
+    if let Some(text) = text {
+        // The hook has been silenced.
+        let _ = writeln!(std::io::stderr(), "unexpected panic: {text}");
+    }
+    resume_unwind(payload)
+}
+
 /// Looks until `condition` holds.
 #[track_caller]
 pub(crate) fn eventually(what: &str, condition: impl Fn() -> bool) {
@@ -110,7 +148,7 @@ const PATIENCE: Duration = Duration::from_secs(if cfg!(miri) { 1200 } else { 60 
 /// What a thread was doing when it was last heard of.
 struct Row {
     name: String,
-    doing: Mutex<&'static str>,
+    doing: Mutex<(&'static str, &'static str)>,
     steps: AtomicU64,
     /// It is for others to go on.
     is_idle: AtomicBool,
@@ -118,8 +156,8 @@ struct Row {
 
 impl Row {
     // Relaxed, all: the watchdog only sees whether something moves.
-    fn note(&self, what: &'static str, is_idle: bool) {
-        *lock(&self.doing) = what;
+    fn note(&self, cell: &'static str, what: &'static str, is_idle: bool) {
+        *lock(&self.doing) = (cell, what);
         self.is_idle.store(is_idle, Ordering::Relaxed);
         self.steps.fetch_add(1, Ordering::Relaxed);
     }
@@ -143,12 +181,17 @@ pub(crate) struct Member<'a> {
 impl Member<'_> {
     /// For the watchdog.
     pub(crate) fn doing(&self, what: &'static str) {
-        self.row.note(what, false);
+        self.row.note("", what, false);
+    }
+
+    /// The same, where there are several cells.
+    pub(crate) fn doing_with(&self, cell: &'static str, what: &'static str) {
+        self.row.note(cell, what, false);
     }
 
     /// The same, of something that may take long.
     pub(crate) fn waiting(&self, what: &'static str) {
-        self.row.note(what, true);
+        self.row.note("", what, true);
     }
 
     pub(crate) fn goes_on(&self) -> bool {
@@ -184,7 +227,7 @@ pub(crate) fn task<'a>(name: impl Into<String>, run: impl FnOnce(&mut Member<'_>
 pub(crate) fn together(seed: u64, tasks: Vec<Task<'_>>) {
     let row = |task: &Task<'_>| Row {
         name: task.0.clone(),
-        doing: Mutex::new("nothing yet"),
+        doing: Mutex::new(("", "nothing yet")),
         steps: AtomicU64::new(0),
         is_idle: AtomicBool::new(true),
     };
@@ -230,7 +273,8 @@ impl Watchdog {
                     let _ = writeln!(stderr, "a thread hangs; the last that was heard of each:");
                     for (number, row) in rows.iter().enumerate() {
                         let mark = if stands(number) { "=>" } else { "  " };
-                        let _ = writeln!(stderr, "{mark} {}: {}", row.name, lock(&row.doing));
+                        let (cell, what) = *lock(&row.doing);
+                        let _ = writeln!(stderr, "{mark} {}: {cell} {what}", row.name);
                     }
                     std::process::abort();
                 }

@@ -3,7 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::ops::Deref;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -14,7 +14,8 @@ use crate::harness::{
     Member, Random, Task, alone, eventually, lock, panic_as_planned, scaled, seed, task, together,
     unless_it_panics,
 };
-use crate::values::{Census, Inside, Life, Value, Witness};
+use crate::undertaker::Undertaker;
+use crate::values::{Before, Census, Inside, Value, Witness};
 
 const READERS: usize = if cfg!(miri) { 3 } else { 8 };
 /// Threads to which readers hand what they read.
@@ -24,12 +25,12 @@ const WRITERS: usize = 2;
 
 #[test]
 fn nobody_reads_what_is_finalised_and_the_background_does_it() {
-    stress(Drain::Background, scaled(110_000, 150));
+    stress(Drain::Background, scaled(110_000, 40));
 }
 
 #[test]
 fn nobody_reads_what_is_finalised_and_the_writer_waits_for_the_readers() {
-    stress(Drain::Wait(Duration::from_micros(100)), scaled(40_000, 100));
+    stress(Drain::Wait(Duration::from_micros(100)), scaled(40_000, 40));
 }
 
 type TestCell = SyncReaderCell<Value>;
@@ -67,71 +68,6 @@ struct Stage {
     /// Sets, and builds that have ended.
     refreshes: AtomicU64,
     target: u64,
-}
-
-/// The finalizer. It cannot panic where it finds a fault, since the cell contains its panics.
-#[derive(Default)]
-struct Undertaker {
-    /// Whether somebody buries. Not told by the lock below, which others take to look.
-    at_work: AtomicBool,
-    register: Mutex<Register>,
-    faults: Mutex<Vec<String>>,
-}
-
-#[derive(Default)]
-struct Register {
-    /// The number of the latest value that was known to have been in the cell.
-    latest: u64,
-    in_order: u64,
-    lives: Vec<Arc<Life>>,
-}
-
-impl Undertaker {
-    fn bury(&self, value: Value) {
-        let number = value.number();
-        let life = Arc::clone(&value.life);
-        if self.at_work.swap(true, Ordering::SeqCst) {
-            self.fault(format!("value {number} is finalised while another one is"));
-        }
-        let mut register = lock(&self.register);
-        if life.is_over.swap(true, Ordering::SeqCst) {
-            self.fault(format!("value {number} is finalised twice"));
-        }
-        let readers = life.readers.load(Ordering::SeqCst);
-        if readers != 0 {
-            self.fault(format!("value {number} is finalised under {readers} readers"));
-        }
-        if life.is_published.load(Ordering::SeqCst) {
-            if number <= register.latest {
-                self.fault(format!("value {number} is finalised after value {}", register.latest));
-            }
-            register.latest = number;
-            register.in_order += 1;
-        }
-        register.lives.push(life);
-        drop(value);
-        let mut random = Random::new(number);
-        random.dawdle();
-        drop(register);
-        self.at_work.store(false, Ordering::SeqCst);
-        if random.one_in(50) {
-            panic_as_planned();
-        }
-    }
-
-    fn fault(&self, fault: String) {
-        lock(&self.faults).push(fault);
-    }
-
-    /// How many values have been finalised.
-    fn count(&self) -> u64 {
-        lock(&self.register).lives.len() as u64
-    }
-
-    #[track_caller]
-    fn check(&self) {
-        assert_eq!(*lock(&self.faults), Vec::<String>::new());
-    }
 }
 
 impl Stage {
@@ -195,7 +131,7 @@ impl Stage {
             match me.random.below(16) {
                 0..6 => {
                     me.doing("get");
-                    let before = self.census.seen();
+                    let before = self.census.before();
                     if let Some(value) = self.cell.get() {
                         let value = Self::enter(value, before, &mut witness);
                         self.hold_arc(me, value, &mut witness, keepers);
@@ -203,7 +139,7 @@ impl Stage {
                 }
                 6..12 => {
                     me.doing("load");
-                    let before = self.census.seen();
+                    let before = self.census.before();
                     if let Some(value) = self.cell.load() {
                         let value = Self::enter(value, before, &mut witness);
                         self.hold_guard(me, value, &mut witness);
@@ -218,7 +154,7 @@ impl Stage {
     }
 
     /// A value out of the cell.
-    fn enter<R: Deref<Target = Value>>(value: R, before: u64, witness: &mut Witness) -> Inside<R> {
+    fn enter<R: Deref<Target = Value>>(value: R, before: Before, witness: &mut Witness) -> Inside<R> {
         let value = Inside::new(value, true);
         witness.sees(&value, before);
         value
@@ -248,7 +184,7 @@ impl Stage {
             }
             2 => {
                 me.doing("get, while holding a ReaderArc");
-                let before = self.census.seen();
+                let before = self.census.before();
                 let next = self.cell.get().map(|value| Self::enter(value, before, witness));
                 drop(value);
                 me.random.dawdle();
@@ -267,7 +203,7 @@ impl Stage {
             let mut more = Vec::new();
             // Sometimes more than there are places for.
             for _ in 0..me.random.below(20) {
-                let before = self.census.seen();
+                let before = self.census.before();
                 more.extend(self.cell.load().map(|value| Self::enter(value, before, witness)));
             }
             drop(value);
@@ -324,7 +260,7 @@ struct Build<'a> {
     random: RefCell<Random>,
     number: Cell<Option<u64>>,
     /// What was known when the call began.
-    before: u64,
+    before: Before,
     displacements: Option<u64>,
 }
 
@@ -335,7 +271,7 @@ impl<'a> Build<'a> {
             end: End::draw(&mut me.random),
             random: RefCell::new(Random::new(me.random.next())),
             number: Cell::new(None),
-            before: stage.census.seen(),
+            before: stage.census.before(),
             displacements: stage.census.displacements(),
         }
     }
@@ -420,12 +356,12 @@ impl Stage {
                 0..45 => self.set(me, &mut witness),
                 45..50 => {
                     me.doing("clear");
-                    self.census.displacing(|| self.cell.clear());
+                    self.census.clearing(|| self.cell.clear());
                     self.note("clears");
                 }
                 50..80 => {
                     me.doing("invalidate");
-                    self.cell.invalidate();
+                    self.census.invalidating(|| self.cell.invalidate());
                     self.note("invalidations");
                     if me.random.one_in(2) {
                         self.rebuild(me, &mut witness);
@@ -451,7 +387,7 @@ impl Stage {
 
     fn set(&self, me: &mut Member<'_>, witness: &mut Witness) {
         me.doing("set");
-        let before = self.census.seen();
+        let before = self.census.before();
         let value = self.census.set(|value| Inside::new(self.cell.set(value), true));
         self.count_refresh("sets");
         witness.sees(&value, before);
@@ -481,7 +417,7 @@ impl Stage {
 
     fn write_section(&self, me: &mut Member<'_>, witness: &mut Witness) {
         me.doing("invalidate");
-        self.cell.invalidate();
+        self.census.invalidating(|| self.cell.invalidate());
         let build = Build::new(self, me);
         let is_timed = me.random.one_in(4);
         me.doing("try_get_or_refresh_with");
@@ -549,7 +485,7 @@ impl Stage {
             undertaker.count() == census.made() - current
         });
         assert_eq!(census.alive(), current);
-        let known = lock(&undertaker.register).in_order;
+        let known = undertaker.in_order();
         println!("{known} of them known to have been in the cell when they were finalised");
         assert!(known <= stats.published && known > target / 4, "{known} of {}", stats.published);
 

@@ -11,6 +11,12 @@
 //! A build that is fenced off by a `clear` returns its own value all the same, and nobody can tell. So what a caller
 //! has built itself counts as published only if no `set` or `clear` was under way from before the call until after it,
 //! or if somebody else has read it.
+//!
+//! # The fence
+//!
+//! When an `invalidate` or a `clear` has returned, every build that had its number before the call had begun before it. So
+//! its value, or a smaller one, is not fresh to any read that begins now, or is not in the cell at all. If a build finds that the
+//! previous value is still right and renews it, that value is as good as a new one with that build's number.
 
 use std::ops::Deref;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -31,6 +37,8 @@ pub(crate) struct Life {
     pub(crate) is_over: AtomicBool,
     pub(crate) is_published: AtomicBool,
     pub(crate) readers: AtomicU64,
+    /// The greatest number of a build that has found it still right.
+    vouched: AtomicU64,
     census: Arc<Census>,
 }
 
@@ -42,10 +50,22 @@ pub(crate) struct Census {
     dropped: AtomicU64,
     /// The greatest number that anybody has read.
     seen: AtomicU64,
+    /// Nothing up to this number is in the cell any more.
+    cleared: AtomicU64,
+    /// Nothing up to this number is fresh any more.
+    invalidated: AtomicU64,
     /// Readers.
     pub(crate) inside: AtomicU64,
     /// Calls of `set` and `clear`.
     displacements: (AtomicU64, AtomicU64),
+}
+
+/// What was known when a read began.
+#[derive(Clone, Copy)]
+pub(crate) struct Before {
+    seen: u64,
+    cleared: u64,
+    invalidated: u64,
 }
 
 fn checksum(number: u64, changes: u64) -> u64 {
@@ -63,6 +83,16 @@ impl Value {
         assert!(!self.life.is_over.load(Ordering::SeqCst), "value {} is read and finalised", self.number);
     }
 
+    /// A build of this number finds the value still right, and is about to renew it.
+    pub(crate) fn vouch(&self, number: u64) {
+        self.life.vouched.fetch_max(number, Ordering::SeqCst);
+    }
+
+    /// The number of the latest build that has made it or found it still right.
+    pub(crate) fn origin(&self) -> u64 {
+        self.number.max(self.life.vouched.load(Ordering::SeqCst))
+    }
+
     /// By whoever has it for itself.
     pub(crate) fn change(&mut self, random: &mut Random) {
         self.changes += 1;
@@ -73,6 +103,8 @@ impl Value {
 
 impl Drop for Value {
     fn drop(&mut self) {
+        // Whoever reads it from now on finds it torn.
+        self.checksum = !self.checksum;
         self.life.census.dropped.fetch_add(1, Ordering::SeqCst);
     }
 }
@@ -83,6 +115,19 @@ impl Census {
         let mut number = lock(&self.numbers);
         *number += 1;
         *number
+    }
+
+    /// The same, if no `set` is under way: for tasks, which must not block.
+    #[cfg(feature = "async")]
+    pub(crate) fn try_number(&self) -> Option<u64> {
+        let mut number = self.numbers.try_lock().ok()?;
+        *number += 1;
+        Some(*number)
+    }
+
+    /// The greatest number so far. Builds and sets up to it have begun.
+    pub(crate) fn latest(&self) -> u64 {
+        *lock(&self.numbers)
     }
 
     /// The value of a build that has this number.
@@ -97,13 +142,28 @@ impl Census {
         self.displacing(|| set(self.value(*number, true)))
     }
 
-    /// Calls `set` or `clear`.
+    /// Calls `set` or `clear`. Those that it overlaps with are counted before and after.
     pub(crate) fn displacing<R>(&self, displace: impl FnOnce() -> R) -> R {
         let (begun, ended) = &self.displacements;
         begun.fetch_add(1, Ordering::SeqCst);
         let result = displace();
         ended.fetch_add(1, Ordering::SeqCst);
         result
+    }
+
+    /// Calls `clear`.
+    pub(crate) fn clearing<R>(&self, clear: impl FnOnce() -> R) -> R {
+        let latest = self.latest();
+        let result = self.displacing(clear);
+        self.cleared.fetch_max(latest, Ordering::SeqCst);
+        result
+    }
+
+    /// Calls `invalidate`.
+    pub(crate) fn invalidating(&self, invalidate: impl FnOnce()) {
+        let latest = self.latest();
+        invalidate();
+        self.invalidated.fetch_max(latest, Ordering::SeqCst);
     }
 
     /// How many `set`s and `clear`s there have been, if none is under way.
@@ -119,6 +179,7 @@ impl Census {
             is_over: AtomicBool::new(false),
             is_published: AtomicBool::new(is_published),
             readers: AtomicU64::new(0),
+            vouched: AtomicU64::new(0),
             census: Arc::clone(self),
         };
         Value { number, changes: 0, checksum: checksum(number, 0), life: Arc::new(life) }
@@ -133,9 +194,13 @@ impl Census {
         self.made() - dropped
     }
 
-    /// The greatest number that anybody has read so far.
-    pub(crate) fn seen(&self) -> u64 {
-        self.seen.load(Ordering::SeqCst)
+    /// For a read that begins now.
+    pub(crate) fn before(&self) -> Before {
+        Before {
+            seen: self.seen.load(Ordering::SeqCst),
+            cleared: self.cleared.load(Ordering::SeqCst),
+            invalidated: self.invalidated.load(Ordering::SeqCst),
+        }
     }
 }
 
@@ -146,14 +211,42 @@ pub(crate) struct Witness {
 }
 
 impl Witness {
-    /// A value that came out of the cell, by a read that began when `before` was the greatest number.
-    pub(crate) fn sees(&mut self, value: &Value, before: u64) {
-        value.check();
+    /// A value that came out of the cell, by a read that began `before`.
+    #[track_caller]
+    pub(crate) fn sees(&mut self, value: &Value, before: Before) {
         let number = value.number;
         assert!(number >= self.latest, "value {number} after {}, on one thread", self.latest);
-        assert!(number >= before, "value {number} after {before}, which another thread had seen");
         self.latest = number;
+        before.allows(value);
+    }
+
+    /// The same, of a value that is said to be fresh.
+    #[track_caller]
+    pub(crate) fn sees_fresh(&mut self, value: &Value, before: Before) {
+        self.sees(value, before);
+        before.allows_as_fresh(value);
+    }
+}
+
+impl Before {
+    /// A value that came out of the cell, by a read that began then.
+    #[track_caller]
+    pub(crate) fn allows(self, value: &Value) {
+        value.check();
+        let (number, Self { seen, cleared, .. }) = (value.number, self);
+        assert!(number >= seen, "value {number} after {seen}, which another thread had seen");
+        assert!(number > cleared, "value {number} after a clear that all up to {cleared} had begun before");
         value.life.census.seen.fetch_max(number, Ordering::SeqCst);
+    }
+
+    /// It is said to be fresh.
+    #[track_caller]
+    pub(crate) fn allows_as_fresh(self, value: &Value) {
+        let (number, origin, Self { invalidated, .. }) = (value.number, value.origin(), self);
+        assert!(
+            origin > invalidated,
+            "value {number}, of {origin}, fresh after an invalidate that all up to {invalidated} had begun before"
+        );
     }
 }
 
@@ -162,22 +255,36 @@ pub(crate) struct Inside<R: Deref<Target = Value>> {
     value: R,
     /// It is known to be or to have been in the cell.
     is_published: bool,
+    /// Whether a write section must not find it inside.
+    is_counted: bool,
 }
 
 impl<R: Deref<Target = Value>> Inside<R> {
     pub(crate) fn new(value: R, is_published: bool) -> Self {
+        Self::count(value, is_published, true)
+    }
+
+    /// The result of a build that may have been superseded: then it was never in the cell, and whoever builds now does not
+    /// wait for its reader.
+    pub(crate) fn apart(value: R) -> Self {
+        Self::count(value, false, false)
+    }
+
+    fn count(value: R, is_published: bool, is_counted: bool) -> Self {
         value.life.readers.fetch_add(1, Ordering::SeqCst);
-        value.life.census.inside.fetch_add(1, Ordering::SeqCst);
+        if is_counted {
+            value.life.census.inside.fetch_add(1, Ordering::SeqCst);
+        }
         if is_published {
             value.life.is_published.store(true, Ordering::SeqCst);
         }
-        Self { value, is_published }
+        Self { value, is_published, is_counted }
     }
 }
 
 impl<R: Deref<Target = Value> + Clone> Clone for Inside<R> {
     fn clone(&self) -> Self {
-        Self::new(self.value.clone(), self.is_published)
+        Self::count(self.value.clone(), self.is_published, self.is_counted)
     }
 }
 
@@ -195,7 +302,9 @@ impl<R: Deref<Target = Value>> Drop for Inside<R> {
         if !std::thread::panicking() {
             self.value.check();
         }
-        life.census.inside.fetch_sub(1, Ordering::SeqCst);
+        if self.is_counted {
+            life.census.inside.fetch_sub(1, Ordering::SeqCst);
+        }
         life.readers.fetch_sub(1, Ordering::SeqCst);
     }
 }

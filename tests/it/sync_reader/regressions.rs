@@ -439,3 +439,62 @@ fn a_clock_that_panics_while_a_writer_waits_loses_no_value() {
     cell.set(3);
     assert_eq!(log.entries(), [1]);
 }
+
+/// Chaos: whoever held a guard of a withheld value that was cleared hung, as nobody knew it for a reader.
+#[test]
+fn g10_a_guard_of_a_value_that_is_cleared_while_a_writer_waits_for_it_is_known() {
+    let (cell, _clock, log) = background();
+    let cell = Arc::new(cell);
+    cell.set(1);
+    let guard = cell.load().unwrap();
+    cell.invalidate();
+    let writer = {
+        let cell = Arc::clone(&cell);
+        thread::spawn(move || {
+            *cell.get_or_refresh_with(|writer| {
+                drop(writer.acquire_write_lock());
+                2
+            })
+        })
+    };
+    eventually("the writer waits", || cell.get().is_none());
+    cell.clear();
+    let result = cell.try_get_or_refresh(|| Err::<u32, ()>(()));
+    assert!(matches!(result, Err(RefreshError::Reentrant)));
+    drop(guard);
+    assert_eq!(writer.join().unwrap(), 2);
+    cell.synchronize();
+    assert_eq!((cell.readers(), cell.retired(), log.entries()), (0, 0, vec![1]));
+}
+
+/// Chaos: for the same reason its readers were not counted.
+#[test]
+fn g11_a_reader_of_a_value_that_is_cleared_while_a_writer_waits_for_it_is_counted() {
+    for fails in [false, true] {
+        let (cell, _clock, log) = background();
+        let cell = Arc::new(cell);
+        cell.set(1);
+        let reader = cell.get().unwrap();
+        cell.invalidate();
+        let writer = {
+            let cell = Arc::clone(&cell);
+            thread::spawn(move || {
+                let built = cell.try_get_or_refresh_with(|writer| {
+                    drop(writer.acquire_write_lock());
+                    if fails { Err(()) } else { Ok(2) }
+                });
+                built.map(|value| *value).ok()
+            })
+        };
+        eventually("the writer waits", || cell.get().is_none());
+        cell.clear();
+        assert_eq!((cell.readers(), cell.retired()), (1, 1));
+        assert_eq!(cell.synchronize_timeout(Duration::ZERO).unwrap_err().readers, 1);
+        drop(reader);
+        assert_eq!(writer.join().unwrap(), (!fails).then_some(2));
+        cell.synchronize();
+        // What was built meanwhile is not published, and finalised too.
+        let finalised = if fails { vec![1] } else { vec![1, 2] };
+        assert_eq!((cell.readers(), cell.retired(), log.entries()), (0, 0, finalised));
+    }
+}

@@ -1,0 +1,418 @@
+//! Everything at once.
+//!
+//! Eight threads, each doing whatever it draws, with five cells of all kinds: every public operation of `DogpileCell`,
+//! `LazyDogpile`, `SyncReaderCell`, their handles, leases and places, background builds, refreshers, and with the feature
+//! `async` tasks that are dropped at random. Builds fail, panic, stall until their lease is out of date, call back into their
+//! own cell and into others, and take the write lock. Time is a [`ManualClock`] that one more thread moves, mostly by
+//! microseconds and now and then by an hour.
+//!
+//! # What is checked, all the time
+//!
+//! | | promise |
+//! |---|---|
+//! | nobody builds while somebody builds, where a lease has no timeout | G1 |
+//! | what a thread sees, by whichever way, does not go back; nor behind what others had seen before | G3 |
+//! | a generation is of one value, and greater ones are of later values | G3 |
+//! | nothing is fresh whose build began before an `invalidate` that has returned; nothing is there after a `clear` | G4 |
+//! | `refresh` returns a value whose build began after the call | G4 |
+//! | who waits is woken: else the watchdog names him and what he does | G5 G6 G7 |
+//! | a build that would wait for itself is told | G10 |
+//! | no value is read after its finalizer, which runs once, in order, alone, and without a reader inside | G11 |
+//! | in a write section nobody is inside, and the old value is there unchanged afterwards | G12 |
+//!
+//! And at the end: leases are back, statistics agree, no value, no cell and no thread is left.
+//!
+//! # Who may wait for whom
+//!
+//! So that it is a fault of the cells if somebody waits for ever: a build calls only into its own cell, where it is told, and
+//! into those that come after it in [`Stage`]. Whoever holds a `ReaderArc` does nothing that may wait. Those who end the leases,
+//! jobs and places of others wait for nothing but time. And time goes on until all have left.
+
+mod plain;
+mod readers;
+#[cfg(feature = "async")]
+mod tasks;
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use dogpile::{Clock, Drain, ManualClock, Policy};
+
+use crate::harness::{Member, Random, Task, alone, eventually, lock, seed, task, together, unless_it_panics};
+use plain::{Given, Plain, PlainReader};
+use readers::{Kept, Readers};
+
+const ACTORS: usize = if cfg!(miri) { 3 } else { 8 };
+/// Threads that end what others have begun.
+const RUNNERS: usize = if cfg!(miri) { 1 } else { 2 };
+/// Threads that hold on to what others read.
+const KEEPERS: usize = if cfg!(miri) { 1 } else { 2 };
+
+const MICROSECOND: Duration = Duration::from_micros(1);
+const HOUR: Duration = Duration::from_secs(3600);
+
+#[test]
+fn chaos() {
+    let _alone = alone();
+    let seconds = std::env::var("DOGPILE_CHAOS")
+        .map_or(2, |text| text.parse().expect("DOGPILE_CHAOS: a number of seconds"));
+    let length = if cfg!(miri) { Length::Steps(15) } else { Length::Time(Duration::from_secs(seconds)) };
+    run(seed(), length);
+}
+
+/// Else a printed seed would be worth nothing.
+#[test]
+fn the_same_seed_draws_the_same() {
+    let _alone = alone();
+    let steps = if cfg!(miri) { 1 } else { 200 };
+    let [first, second] = [run(7, Length::Steps(steps)), run(7, Length::Steps(steps))];
+    assert_eq!(first, second);
+    assert_ne!(first, run(8, Length::Steps(steps)));
+}
+
+#[derive(Clone, Copy)]
+enum Length {
+    Time(Duration),
+    /// Of each actor.
+    Steps(u64),
+}
+
+/// A build that is to fail.
+#[derive(Debug)]
+struct Failed;
+
+/// The error of those who have nothing to do with [`Failed`].
+#[derive(Debug)]
+struct OtherError;
+
+/// What all share. The cells are in the order in which builds may call from one into another.
+struct Stage {
+    clock: ManualClock,
+    plain: Vec<Arc<Plain>>,
+    readers: Vec<Arc<Readers>>,
+    length: Length,
+    /// Actors, and all but the one that moves the clock.
+    acting: AtomicUsize,
+    present: AtomicUsize,
+    tally: Mutex<Tally>,
+}
+
+type Tally = BTreeMap<(&'static str, &'static str), u64>;
+
+/// Returns what each actor has drawn.
+fn run(seed: u64, length: Length) -> Vec<u64> {
+    let clock = ManualClock::new();
+    let policy = Policy::ttl(1000 * MICROSECOND).jitter(20);
+    let strict = policy
+        .stale_while_refresh(1000 * MICROSECOND)
+        .stale_if_error(2000 * MICROSECOND)
+        .retry_backoff(20 * MICROSECOND, 300 * MICROSECOND);
+    let stage = Stage {
+        plain: vec![
+            Plain::shared("strict", strict, &clock),
+            Plain::shared("timed", strict.lease_timeout(200 * MICROSECOND), &clock),
+            Plain::lazy("lazy", policy.stale_while_refresh(1000 * MICROSECOND), &clock),
+        ],
+        readers: vec![
+            Readers::new("background", policy, Drain::Background, &clock),
+            Readers::new(
+                "waiting",
+                policy.lease_timeout(500 * MICROSECOND),
+                Drain::Wait(100 * MICROSECOND),
+                &clock,
+            ),
+        ],
+        clock,
+        length,
+        acting: AtomicUsize::new(ACTORS),
+        present: AtomicUsize::new(ACTORS + RUNNERS + KEEPERS),
+        tally: Mutex::default(),
+    };
+    let drawn: Vec<Mutex<u64>> = (0..ACTORS).map(|_| Mutex::new(0)).collect();
+    {
+        let stage = &stage;
+        let (jobs, inboxes): (Vec<_>, Vec<_>) = (0..RUNNERS).map(|_| sync_channel::<Given>(4)).unzip();
+        let (shelves, kept): (Vec<_>, Vec<_>) = (0..KEEPERS).map(|_| sync_channel::<Kept>(16)).unzip();
+        let mut tasks: Vec<Task<'_>> = Vec::new();
+        for (number, drawn) in drawn.iter().enumerate() {
+            let (jobs, shelves) = (jobs.clone(), shelves.clone());
+            tasks.push(task(format!("actor {number}"), move |me| {
+                let _left = Left(&[&stage.acting, &stage.present]);
+                *lock(drawn) = stage.act(me, &jobs, &shelves);
+            }));
+        }
+        for (number, inbox) in inboxes.into_iter().enumerate() {
+            tasks.push(task(format!("runner {number}"), move |me| {
+                let _left = Left(&[&stage.present]);
+                stage.run_for_others(me, &inbox);
+            }));
+        }
+        for (number, kept) in kept.into_iter().enumerate() {
+            tasks.push(task(format!("keeper {number}"), move |me| {
+                let _left = Left(&[&stage.present]);
+                readers::keep(me, &kept);
+            }));
+        }
+        tasks.push(task("time", |me| stage.pass_time(me)));
+        drop((jobs, shelves));
+        together(seed, tasks);
+    }
+    stage.close();
+    drawn.into_iter().map(|drawn| drawn.into_inner().expect("nothing panics under it")).collect()
+}
+
+/// Somebody leaves, however it ends.
+struct Left<'a>(&'a [&'a AtomicUsize]);
+
+impl Drop for Left<'_> {
+    fn drop(&mut self) {
+        for count in self.0 {
+            count.fetch_sub(1, Ordering::SeqCst);
+        }
+    }
+}
+
+impl Stage {
+    fn pass_time(&self, me: &mut Member<'_>) {
+        let start = Instant::now();
+        while self.present.load(Ordering::SeqCst) > 0 {
+            me.waiting("moving the clock");
+            self.clock.advance(match me.random.below(4000) {
+                0 => HOUR,
+                1..40 => Duration::from_micros(me.random.below(2000)),
+                _ => Duration::from_nanos(me.random.below(4000)),
+            });
+            me.random.dawdle();
+            if let Length::Time(length) = self.length
+                && start.elapsed() >= length
+            {
+                me.stop();
+            }
+        }
+    }
+
+    fn act(&self, me: &mut Member<'_>, jobs: &[SyncSender<Given>], shelves: &[SyncSender<Kept>]) -> u64 {
+        let seed = me.random.next();
+        let handles = self.plain.iter().map(|plain| RefCell::new(plain.reader())).collect();
+        let mut actor = Actor {
+            me,
+            stage: self,
+            random: Draws::new(0),
+            jobs,
+            shelves,
+            handles,
+            plain: self.plain.iter().map(|_| RefCell::default()).collect(),
+            readers: self.readers.iter().map(|_| RefCell::default()).collect(),
+            tally: RefCell::default(),
+        };
+        let mut drawn = 0_u64;
+        for step in 0.. {
+            if !me.goes_on() || matches!(self.length, Length::Steps(steps) if step >= steps) {
+                break;
+            }
+            // Each step draws from a seed of its own, so that how far one draws does not change the next.
+            actor.random = Draws::new(seed ^ Random::new(step).next());
+            let choice = actor.step();
+            drawn = Random::new(drawn ^ choice).next();
+            for readers in &self.readers {
+                readers.undertaker.check();
+            }
+        }
+        drop(actor.handles);
+        let mut all = lock(&self.tally);
+        for (what, count) in actor.tally.into_inner() {
+            *all.entry(what).or_insert(0) += count;
+        }
+        drawn
+    }
+
+    /// Ends leases, runs jobs and waits for builds that others have begun, or were given a place for.
+    fn run_for_others(&self, me: &mut Member<'_>, inbox: &Receiver<Given>) {
+        loop {
+            me.waiting("waiting for something to do");
+            let Ok(given) = inbox.recv() else { break };
+            given.end(me);
+        }
+        // All actors have left. The builds that may be going on need the clock, so here and not at the end.
+        eventually("the actors have left", || self.acting.load(Ordering::SeqCst) == 0);
+        for plain in &self.plain {
+            plain.dismiss(me);
+        }
+    }
+
+    fn close(self) {
+        let Self { plain, readers, tally, clock, length, .. } = self;
+        let tally = tally.into_inner().expect("nothing panics under it");
+        let steps: u64 = tally.iter().filter(|((_, what), _)| *what == "step").map(|(_, count)| count).sum();
+        println!("{steps} steps, {:?} on the clock", clock.now());
+        let mut cells: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+        for ((cell, what), count) in &tally {
+            cells.entry(cell).or_default().push(format!("{what} {count}"));
+        }
+        for (cell, done) in cells {
+            println!("{cell}: {}", done.join("; "));
+        }
+        for plain in plain {
+            plain.close();
+        }
+        for readers in readers {
+            readers.close();
+        }
+        for name in ["dogpile-finaliz", "dogpile-refresh"] {
+            eventually("the cells' threads are gone", || threads_named(name) == 0);
+        }
+        // A run that is cut short, or a machine that is slow, is no reason to fail.
+        if matches!(length, Length::Time(_)) && steps > 100_000 {
+            for what in plain::RARE.iter().chain(readers::RARE) {
+                let count: u64 =
+                    tally.iter().filter(|((_, done), _)| done == what).map(|(_, count)| count).sum();
+                assert!(count > 0, "it never came to this: {what}");
+            }
+        }
+    }
+}
+
+/// How many threads have this name, where that can be found out.
+fn threads_named(name: &str) -> usize {
+    if cfg!(miri) {
+        return 0;
+    }
+    let Ok(threads) = std::fs::read_dir("/proc/self/task") else { return 0 };
+    let names = threads.filter_map(|thread| std::fs::read_to_string(thread.ok()?.path().join("comm")).ok());
+    // The kernel keeps fifteen bytes of a name.
+    names.filter(|known| known.trim_end() == name).count()
+}
+
+/// One of the eight.
+struct Actor<'a> {
+    me: &'a Member<'a>,
+    stage: &'a Stage,
+    random: Draws,
+    jobs: &'a [SyncSender<Given>],
+    shelves: &'a [SyncSender<Kept>],
+    handles: Vec<RefCell<PlainReader<'a>>>,
+    plain: Vec<RefCell<crate::values::Witness>>,
+    readers: Vec<RefCell<crate::values::Witness>>,
+    tally: RefCell<Tally>,
+}
+
+impl Actor<'_> {
+    /// Returns what it has drawn.
+    fn step(&self) -> u64 {
+        self.tally("", "step");
+        let choice = self.random.below(100);
+        match choice {
+            #[cfg(feature = "async")]
+            0..4 => self.run_tasks(),
+            0..60 => self.step_plain(self.random.index(self.stage.plain.len())),
+            60..95 => self.step_readers(self.random.index(self.stage.readers.len())),
+            _ => {
+                self.me.doing("advance");
+                self.stage.clock.advance(Duration::from_nanos(self.random.below(2000)));
+            }
+        }
+        self.random.dawdle();
+        choice
+    }
+
+    fn tally(&self, cell: &'static str, what: &'static str) {
+        *self.tally.borrow_mut().entry((cell, what)).or_insert(0) += 1;
+    }
+
+    /// Notes what is being done, for the watchdog and for the tally.
+    fn doing(&self, cell: &'static str, what: &'static str) {
+        self.me.doing_with(cell, what);
+        self.tally(cell, what);
+    }
+
+    /// A wait on the clock, up to so many microseconds.
+    fn some_time(&self, micros: u64) -> Duration {
+        Duration::from_nanos(self.random.below(micros * 1000))
+    }
+}
+
+/// Draws through a shared reference, for closures.
+struct Draws(RefCell<Random>);
+
+impl Draws {
+    fn new(seed: u64) -> Self {
+        Self(RefCell::new(Random::new(seed)))
+    }
+
+    fn fork(&self) -> Self {
+        Self::new(self.0.borrow_mut().next())
+    }
+
+    fn below(&self, end: u64) -> u64 {
+        self.0.borrow_mut().below(end)
+    }
+
+    fn index(&self, length: usize) -> usize {
+        self.0.borrow_mut().index(length)
+    }
+
+    fn one_in(&self, n: u64) -> bool {
+        self.0.borrow_mut().one_in(n)
+    }
+
+    fn dawdle(&self) {
+        self.0.borrow_mut().dawdle();
+    }
+}
+
+/// Waits until the clock has moved on by `duration`.
+fn stall(clock: &ManualClock, duration: Duration) {
+    let end = clock.now().saturating_add(duration);
+    while clock.now() < end {
+        thread::yield_now();
+    }
+}
+
+/// Room for one.
+#[derive(Default)]
+struct Building(AtomicUsize);
+
+/// Somebody who builds.
+struct Alone(Option<Arc<Building>>);
+
+impl Building {
+    /// `may_overlap`: leases have a timeout, so others may be elected meanwhile.
+    #[track_caller]
+    fn enter(self: &Arc<Self>, may_overlap: bool) -> Alone {
+        if may_overlap {
+            return Alone(None);
+        }
+        let others = self.0.fetch_add(1, Ordering::SeqCst);
+        let alone = Alone(Some(Arc::clone(self)));
+        assert_eq!(others, 0, "somebody builds while somebody builds");
+        alone
+    }
+}
+
+impl Drop for Alone {
+    fn drop(&mut self) {
+        if let Some(building) = &self.0 {
+            building.0.fetch_sub(1, Ordering::SeqCst);
+        }
+    }
+}
+
+/// The number of a build; 0 before it has begun.
+#[derive(Default)]
+struct Number(Cell<u64>);
+
+impl Number {
+    fn is_of(&self, value: &crate::values::Value) -> bool {
+        self.0.get() == value.number()
+    }
+}
+
+/// Runs what may panic as planned, and does not care.
+fn whatever(f: impl FnOnce()) {
+    let _ = unless_it_panics(f);
+}

@@ -1,0 +1,327 @@
+//! Reads from async code: a few tasks at a time on the actor's own thread, some of which are dropped wherever they are.
+//!
+//! The actor polls those that have been woken, and parks when none has. So a task that is not woken is a thread that hangs,
+//! which the watchdog sees. Tasks wait for nothing but cells: a thread that has suspended one that holds a lease must not
+//! block on what that lease is needed for.
+
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll, Wake, Waker};
+use std::thread::{self, Thread};
+use std::time::Duration;
+
+use dogpile::{Clock, Lookup, OwnedLookup, RefreshError, Refreshed, Refresher, SharedCell, Waited};
+
+use crate::harness::{lock, panic_as_planned, unless_it_panics};
+use crate::values::{Census, Value};
+
+use super::plain::Plain;
+use super::readers::Readers;
+use super::{Actor, Draws, Failed, Number, OtherError};
+
+type Job<'a> = Pin<Box<dyn Future<Output = ()> + 'a>>;
+type SentJob = Pin<Box<dyn Future<Output = ()> + Send>>;
+/// What tasks have spawned.
+type Spawned = Mutex<Vec<SentJob>>;
+
+/// Wakes the thread that polls a task.
+struct Woken {
+    is_called: AtomicBool,
+    thread: Thread,
+    /// It is somebody's code, after all.
+    panics: bool,
+}
+
+impl Wake for Woken {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.is_called.store(true, Ordering::SeqCst);
+        self.thread.unpark();
+        if self.panics {
+            panic_as_planned();
+        }
+    }
+}
+
+/// Lets the other tasks go first.
+async fn give_way() {
+    let mut has_waited = false;
+    poll_fn(|cx| {
+        if std::mem::replace(&mut has_waited, true) {
+            return Poll::Ready(());
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
+}
+
+/// A number, without blocking on a `set` that is under way: that may wait for a reader whom a suspended task stands for.
+async fn number(census: &Census) -> u64 {
+    loop {
+        match census.try_number() {
+            Some(number) => return number,
+            None => give_way().await,
+        }
+    }
+}
+
+impl Actor<'_> {
+    pub(super) fn run_tasks(&self) {
+        let spawned: Spawned = Mutex::default();
+        let mut jobs: Vec<Option<(Job<'_>, Arc<Woken>)>> = Vec::new();
+        for _ in 0..=self.random.below(4) {
+            let job: Job<'_> = match self.random.below(9) {
+                0..5 => Box::pin(self.ask_plain(self.random.index(self.stage.plain.len()), &spawned)),
+                5..8 => Box::pin(self.ask_readers(self.random.index(self.stage.readers.len()))),
+                _ => Box::pin(self.keep_refreshed(self.random.index(self.stage.plain.len()), &spawned)),
+            };
+            jobs.push(Some((job, self.waker())));
+        }
+        // Others are dropped when all that were begun here have ended, and sooner or later at random.
+        let own = jobs.len();
+        while jobs[..own].iter().any(Option::is_some) {
+            self.me.doing("polling tasks");
+            let mut has_polled = false;
+            for slot in &mut jobs {
+                let Some((job, woken)) = slot else { continue };
+                if !woken.is_called.swap(false, Ordering::SeqCst) {
+                    continue;
+                }
+                has_polled = true;
+                let waker = Waker::from(Arc::clone(woken));
+                let poll = unless_it_panics(|| job.as_mut().poll(&mut Context::from_waker(&waker)));
+                // Or it has panicked as planned.
+                if !matches!(poll, Some(Poll::Pending)) {
+                    *slot = None;
+                } else if self.random.one_in(16) {
+                    // A waker of another make.
+                    *woken = self.waker();
+                }
+            }
+            jobs.extend(
+                std::mem::take(&mut *lock(&spawned))
+                    .into_iter()
+                    .map(|job| Some((job as Job<'_>, self.waker()))),
+            );
+            if self.random.one_in(12) {
+                self.tally("", "a task that is dropped");
+                let which = self.random.index(jobs.len());
+                jobs[which] = None;
+            } else if !has_polled {
+                self.me.doing("waiting for a task to be woken");
+                thread::park();
+            }
+        }
+        self.me.doing("dropping tasks");
+    }
+
+    fn waker(&self) -> Arc<Woken> {
+        // To be polled at once.
+        let (is_called, thread) = (AtomicBool::new(true), thread::current());
+        Arc::new(Woken { is_called, thread, panics: self.random.one_in(50) })
+    }
+
+    /// A build. It notes its number when it has one.
+    async fn build_plain<E>(
+        &self,
+        plain: &Plain,
+        random: &Draws,
+        noted: &Number,
+        error: E,
+    ) -> Result<Value, E> {
+        let number = number(&plain.census).await;
+        noted.0.set(number);
+        let _alone = plain.enter();
+        self.tally(plain.name, "an async build");
+        for _ in 0..random.below(4) {
+            give_way().await;
+        }
+        if random.one_in(8) {
+            // Its own cell (G10).
+            match plain.cell().try_get_or_refresh_async(async || Err::<Value, _>(OtherError)).await {
+                Err(RefreshError::Reentrant) => {
+                    self.tally(plain.name, "told that it would wait for itself");
+                }
+                Ok(_) => {}
+                Err(error) => assert!(plain.may_overlap, "inside a build: {error}"),
+            }
+        }
+        match random.below(10) {
+            0 => Err(error),
+            1 => panic_as_planned(),
+            _ => Ok(plain.census.build(number)),
+        }
+    }
+
+    async fn ask_plain(&self, which: usize, spawned: &Spawned) {
+        let plain = &self.stage.plain[which];
+        let (cell, name) = (plain.cell(), plain.name);
+        let (random, noted, before) = (self.random.fork(), Number::default(), plain.census.before());
+        let build = async || match self.build_plain(plain, &random, &noted, Failed).await {
+            Ok(value) => value,
+            Err(Failed) => panic_as_planned(),
+        };
+        let value = match self.random.below(8) {
+            0 | 1 => {
+                self.doing(name, "get_or_refresh_async");
+                cell.get_or_refresh_async(build).await
+            }
+            2 => {
+                self.doing(name, "get_fresh_or_refresh_async");
+                let value = cell.get_fresh_or_refresh_async(build).await;
+                if !noted.is_of(&value) {
+                    before.allows_as_fresh(&value);
+                }
+                value
+            }
+            3 | 4 => {
+                self.doing(name, "try_get_or_refresh_async");
+                let build = async || self.build_plain(plain, &random, &noted, Failed).await;
+                match cell.try_get_or_refresh_async(build).await {
+                    Ok(value) => value,
+                    Err(RefreshError::Build(_)) => return,
+                    Err(error) => panic!("{name}: {error}"),
+                }
+            }
+            5 => {
+                self.doing(name, "Pending, awaited");
+                let Lookup::Pending(pending) = cell.lookup() else { return };
+                match pending.await {
+                    Waited::Published(value) => value,
+                    Waited::Reentrant => panic!("{name}: told that it waits for itself"),
+                    Waited::Failed(_) | Waited::Abandoned => return,
+                }
+            }
+            6 => {
+                let Some(cell) = plain.shared_cell() else { return };
+                self.doing(name, "OwnedPending, awaited");
+                let OwnedLookup::Pending(pending) = cell.lookup_owned() else { return };
+                match pending.await {
+                    Waited::Published(value) => value,
+                    Waited::Reentrant => panic!("{name}: told that it waits for itself"),
+                    Waited::Failed(_) | Waited::Abandoned => return,
+                }
+            }
+            _ => {
+                let Some(cell) = plain.shared_cell() else { return };
+                self.doing(name, "get_or_refresh_in_background_async");
+                let (made, plain) = (Arc::new(AtomicU64::new(0)), Arc::clone(plain));
+                let build = {
+                    let made = Arc::clone(&made);
+                    move || async move {
+                        let number = number(&plain.census).await;
+                        let alone = plain.enter();
+                        give_way().await;
+                        drop(alone);
+                        made.store(number, Ordering::SeqCst);
+                        plain.census.build(number)
+                    }
+                };
+                let spawn = |job| lock(spawned).push(job);
+                let value = cell.get_or_refresh_in_background_async(spawn, build).await;
+                if made.load(Ordering::SeqCst) == value.number() {
+                    return value.check();
+                }
+                value
+            }
+        };
+        if noted.is_of(&value) {
+            value.check();
+        } else {
+            // Found in this very poll, so the thread has seen nothing newer meanwhile.
+            self.plain[which].borrow_mut().sees(&value, before);
+        }
+    }
+
+    async fn ask_readers(&self, which: usize) {
+        let readers = &self.stage.readers[which];
+        let Readers { name, cell, census, .. } = &**readers;
+        let (random, noted, before) = (self.random.fork(), Number::default(), census.before());
+        let try_build = async || {
+            let number = number(census).await;
+            noted.0.set(number);
+            let _alone = readers.building.enter(readers.may_overlap);
+            self.tally(name, "an async build");
+            for _ in 0..random.below(4) {
+                give_way().await;
+            }
+            match random.below(10) {
+                0 => Err(Failed),
+                1 => panic_as_planned(),
+                _ => Ok(census.build(number)),
+            }
+        };
+        let build = async || try_build().await.unwrap_or_else(|Failed| panic_as_planned());
+        let value = match self.random.below(6) {
+            0 | 1 => {
+                self.doing(name, "get_or_refresh_async");
+                cell.get_or_refresh_async(build).await
+            }
+            2 => {
+                self.doing(name, "get_fresh_or_refresh_async");
+                let value = cell.get_fresh_or_refresh_async(build).await;
+                if !noted.is_of(&value) {
+                    before.allows_as_fresh(&value);
+                }
+                value
+            }
+            3 | 4 => {
+                self.doing(name, "try_get_or_refresh_async");
+                match cell.try_get_or_refresh_async(try_build).await {
+                    Ok(value) => value,
+                    Err(RefreshError::Build(_)) => return,
+                    Err(error) => panic!("{name}: {error}"),
+                }
+            }
+            _ => {
+                self.doing(name, "synchronize_async");
+                return cell.synchronize_async().await;
+            }
+        };
+        if noted.0.get() == 0 {
+            before.allows(&value);
+        } else {
+            // It may have been suspended since, for the readers of what it has replaced.
+            value.check();
+        }
+    }
+
+    /// A refresher that lives as long as this task.
+    async fn keep_refreshed(&self, which: usize, spawned: &Spawned) {
+        let plain = &self.stage.plain[which];
+        let Some(cell) = plain.shared_cell() else { return };
+        self.doing(plain.name, "Refresher::spawn_async");
+        let (weak, ahead) = (Arc::downgrade(plain), self.some_time(900));
+        let seeds = self.random.fork();
+        let spawn = |task| lock(spawned).push(task);
+        let refresher = Refresher::spawn_async(cell, ahead, spawn, move |_previous: Option<Arc<Value>>| {
+            let (weak, random) = (weak.clone(), seeds.fork());
+            async move {
+                let plain = weak.upgrade().ok_or(Failed)?;
+                let (ends, number) = (random.below(6), number(&plain.census).await);
+                let alone = plain.enter();
+                give_way().await;
+                drop(alone);
+                match ends {
+                    0 => Err(Failed),
+                    1 => panic_as_planned(),
+                    2 => Ok(Refreshed::NewFor(plain.census.build(number), Duration::from_micros(100))),
+                    _ => Ok(Refreshed::New(plain.census.build(number))),
+                }
+            }
+        });
+        let refresher = refresher.expect("`ahead` is shorter than the ttl");
+        let end = self.stage.clock.now().saturating_add(Duration::from_micros(500));
+        while self.stage.clock.now() < end {
+            give_way().await;
+        }
+        let _ = (refresher.last_error(), refresher.consecutive_failures());
+        drop(refresher);
+    }
+}

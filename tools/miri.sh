@@ -1,0 +1,58 @@
+#!/usr/bin/env bash
+# The tests under Miri: undefined behaviour, data races, leaks; with Tree Borrows and several schedules.
+#
+#   tools/miri.sh          a quarter of an hour: one schedule
+#   tools/miri.sh long     32 schedules
+#   SEEDS=100 tools/miri.sh
+#
+# What it leaves out, and why: docs/testing.md.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+case "${1:-short}" in
+    short) seeds=${SEEDS:-1} ;;
+    long) seeds=${SEEDS:-32} ;;
+    *) echo "usage: $0 [short|long]" >&2; exit 2 ;;
+esac
+# Of each schedule. Fewer means that tests have got lost, not that they have passed.
+minimum=${MINIMUM:-36}
+
+toolchain=${TOOLCHAIN:-nightly}
+if ! cargo "+$toolchain" miri --version >/dev/null 2>&1; then
+    if ! rustup component add miri rust-src --toolchain "$toolchain" >/dev/null 2>&1; then
+        echo "SKIPPED: Miri cannot be had on this machine (rustup component add miri rust-src --toolchain $toolchain)"
+        exit 0
+    fi
+fi
+
+export RUSTFLAGS="" CARGO_INCREMENTAL=0
+# A panic that is expected would take minutes to print.
+export RUST_BACKTRACE=0
+# Tests look at their own sources and at the clock; parking_lot makes pointers of integers.
+flags="-Zmiri-tree-borrows -Zmiri-disable-isolation -Zmiri-permissive-provenance"
+
+# Looks at two clocks thirty thousand times; and the tests of a test, which share nothing between threads.
+skip=(--skip the_coarse_reading_never_leads --skip model::tests)
+
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+for ((seed = 0; seed < seeds; seed++)); do
+    start=$SECONDS
+    : >"$log"
+    for tests in --lib "--test linear" "--test stress"; do
+        # shellcheck disable=SC2086 # two words
+        if ! MIRIFLAGS="$flags -Zmiri-seed=$seed" DOGPILE_SEED=$seed \
+            cargo "+$toolchain" miri test $tests -- "${skip[@]}" >>"$log" 2>&1; then
+            grep -vE '^ +Compiling|^test .*(ok|ignored)$' "$log" | tail -80
+            echo "FAILED: Miri, seed $seed, $tests"
+            exit 1
+        fi
+    done
+    passed=$(awk '/^test result: ok/ {sum += $4} END {print sum + 0}' "$log")
+    ignored=$(awk '/^test result: ok/ {sum += $8} END {print sum + 0}' "$log")
+    echo "seed $seed: $passed tests passed, $ignored left out, $((SECONDS - start)) s"
+    if ((passed < minimum)); then
+        echo "FAILED: at least $minimum tests were to run under Miri"
+        exit 1
+    fi
+done
