@@ -1,0 +1,226 @@
+//! Elections, waiting, and the ends of builds: G1, G5, G6, G7.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use dogpile_under_test::{DogpileCell, ManualClock, OwnedLookup, Policy, RefreshError, Waited, model};
+
+use crate::support::{Model, NoonCell, cell, elect, fork, saw, stale_cell};
+
+pub(crate) const MODELS: &[Model] = &[
+    Model {
+        name: "g1_g6_three_callers_of_an_empty_cell_share_one_build",
+        preemptions: Some(2),
+        body: three_callers_of_an_empty_cell_share_one_build,
+        sees: &["one waited", "two waited"],
+    },
+    Model {
+        name: "g1_three_callers_of_a_stale_cell_build_once",
+        preemptions: Some(1),
+        body: || callers_of_a_stale_cell_build_once(2),
+        sees: &["the old value", "the new value"],
+    },
+    Model {
+        name: "g1_two_callers_of_a_stale_cell_build_once",
+        preemptions: Some(3),
+        body: || callers_of_a_stale_cell_build_once(1),
+        sees: &["the old value", "the new value"],
+    },
+    Model {
+        name: "g5_a_build_that_panics_is_taken_over_by_one",
+        preemptions: Some(3),
+        body: || {
+            taken_over(|lease| {
+                model::set_panicking(true);
+                drop(lease);
+                model::set_panicking(false);
+            });
+        },
+        sees: &["both waited"],
+    },
+    Model {
+        name: "g5_a_build_that_is_abandoned_is_taken_over_by_one",
+        preemptions: Some(3),
+        body: || taken_over(drop),
+        sees: &["both waited"],
+    },
+    Model {
+        name: "g7_those_who_waited_share_the_error",
+        preemptions: Some(3),
+        body: those_who_waited_share_the_error,
+        sees: &["shared", "built"],
+    },
+    Model {
+        name: "g6_a_value_that_is_published_and_cleared_strands_nobody",
+        preemptions: Some(3),
+        body: published_and_cleared,
+        sees: &["handed over", "built"],
+    },
+    Model {
+        name: "g6_g8_a_wait_ends_with_the_value_or_in_time",
+        preemptions: Some(3),
+        body: a_wait_ends_with_the_value_or_in_time,
+        sees: &["handed over", "timed out"],
+    },
+    Model {
+        name: "g1_a_build_that_hangs_is_superseded",
+        preemptions: None,
+        body: a_build_that_hangs_is_superseded,
+        sees: &["superseded after a wait", "superseded at once"],
+    },
+    Model {
+        name: "g1_g4_a_build_that_is_late_is_published_or_superseded",
+        preemptions: None,
+        body: a_build_that_is_late_is_published_or_superseded,
+        sees: &["published", "superseded, before there was another value", "superseded, and served"],
+    },
+];
+
+fn three_callers_of_an_empty_cell_share_one_build() {
+    let cell = cell();
+    let others = [1, 2].map(|number| fork(&cell, move |cell| *cell.get_or_refresh(|| number)));
+    let mine = *cell.get_or_refresh(|| 3);
+    for other in others {
+        assert_eq!(other.join().unwrap(), mine);
+    }
+    let stats = cell.stats();
+    assert_eq!((stats.builds, stats.published), (1, 1));
+    match stats.waits {
+        1 => saw("one waited"),
+        2 => saw("two waited"),
+        _ => {}
+    }
+}
+
+/// The late winner: whoever saw the old value as stale, and is elected after it has been replaced, does not build.
+fn callers_of_a_stale_cell_build_once(others: usize) {
+    let cell = stale_cell(0);
+    let read = |cell: &NoonCell<u32>| match *cell.get_or_refresh(|| 1) {
+        0 => saw("the old value"),
+        _ => saw("the new value"),
+    };
+    let others: Vec<_> = (0..others).map(|_| fork(&cell, move |cell| read(&cell))).collect();
+    read(&cell);
+    for other in others {
+        other.join().unwrap();
+    }
+    let stats = cell.stats();
+    assert_eq!((stats.builds, stats.waits), (1, 0));
+    assert_eq!(cell.get().as_deref(), Some(&1));
+}
+
+fn taken_over(end: fn(dogpile_under_test::OwnedLease<u32, crate::support::Noon>)) {
+    let cell = cell();
+    let lease = elect(&cell);
+    let others = [1, 2].map(|number| fork(&cell, move |cell| *cell.get_or_refresh(|| number)));
+    end(lease);
+    let [one, two] = others.map(|other| other.join().unwrap());
+    assert_eq!(one, two);
+    let stats = cell.stats();
+    assert_eq!((stats.builds, stats.published, stats.panicked + stats.abandoned), (2, 1, 1));
+    if stats.waits >= 2 {
+        saw("both waited");
+    }
+}
+
+fn those_who_waited_share_the_error() {
+    let cell = cell();
+    let lease = elect(&cell);
+    let others = [1, 2].map(|number| {
+        fork(&cell, move |cell| match cell.try_get_or_refresh(|| Ok::<u32, u32>(number)) {
+            Err(RefreshError::Build(error)) => Err(error),
+            other => Ok(*other.expect("nothing else can go wrong")),
+        })
+    });
+    let error = lease.fail(7_u32);
+    let mut built = None;
+    for other in others {
+        match other.join().unwrap() {
+            Err(shared) => {
+                assert!(Arc::ptr_eq(&shared, &error));
+                saw("shared");
+            }
+            Ok(value) => {
+                assert_eq!(value, *built.get_or_insert(value));
+                saw("built");
+            }
+        }
+    }
+    assert_eq!(cell.stats().builds, if built.is_some() { 2 } else { 1 });
+}
+
+fn published_and_cleared() {
+    let cell = cell();
+    let lease = elect(&cell);
+    let other = fork(&cell, |cell| *cell.get_or_refresh(|| 2));
+    lease.publish(1);
+    cell.clear();
+    match other.join().unwrap() {
+        1 => saw("handed over"),
+        _ => saw("built"),
+    }
+}
+
+const LIMIT: Duration = Duration::from_nanos(10);
+
+fn a_wait_ends_with_the_value_or_in_time() {
+    let clock = ManualClock::new();
+    let cell = Arc::new(DogpileCell::with_clock(Policy::never_expires(), clock.clone()));
+    let lease = elect(&cell);
+    let waiter = fork(&cell, |cell| {
+        let OwnedLookup::Pending(pending) = cell.lookup_owned() else { return };
+        match pending.wait_timeout(LIMIT) {
+            Ok(Waited::Published(value)) => {
+                assert_eq!(*value, 1);
+                saw("handed over");
+            }
+            Ok(_) => panic!("the build was neither abandoned nor failed"),
+            Err(_) => saw("timed out"),
+        }
+    });
+    let timer = fork(&clock, |clock| clock.advance(LIMIT));
+    lease.publish(1);
+    waiter.join().unwrap();
+    timer.join().unwrap();
+}
+
+fn timed_out_cell() -> (Arc<DogpileCell<u32, ManualClock>>, ManualClock) {
+    let clock = ManualClock::new();
+    let policy = Policy::never_expires().lease_timeout(LIMIT);
+    (Arc::new(DogpileCell::with_clock(policy, clock.clone())), clock)
+}
+
+fn a_build_that_hangs_is_superseded() {
+    let (cell, clock) = timed_out_cell();
+    let hangs = elect(&cell);
+    let other = fork(&cell, |cell| *cell.get_or_refresh(|| 2));
+    clock.advance(2 * LIMIT);
+    // Whether it has waited before, or comes late.
+    assert_eq!(other.join().unwrap(), 2);
+    let stats = cell.stats();
+    assert_eq!((stats.builds, stats.superseded), (2, 1));
+    saw(if stats.waits > 0 { "superseded after a wait" } else { "superseded at once" });
+    // Too late: it is served what has taken its place.
+    assert_eq!(*hangs.publish(1), 2);
+    assert_eq!(cell.get().as_deref(), Some(&2));
+    assert_eq!(cell.generation(), 1);
+}
+
+fn a_build_that_is_late_is_published_or_superseded() {
+    let (cell, clock) = timed_out_cell();
+    let late = elect(&cell);
+    clock.advance(2 * LIMIT);
+    let other = fork(&cell, |cell| *cell.get_or_refresh(|| 2));
+    let mine = *late.publish(1);
+    let theirs = other.join().unwrap();
+    let stats = cell.stats();
+    assert_eq!(stats.published, 1);
+    assert_eq!(cell.get().as_deref(), Some(&theirs));
+    if stats.superseded == 0 {
+        assert_eq!((mine, theirs, stats.builds), (1, 1, 1));
+        saw("published");
+    } else {
+        assert_eq!((theirs, stats.builds), (2, 2));
+        saw(if mine == 1 { "superseded, before there was another value" } else { "superseded, and served" });
+    }
+}

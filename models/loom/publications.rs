@@ -1,0 +1,299 @@
+//! What readers see while values are published, and the fence: G2, G3, G4.
+
+use std::sync::Arc;
+
+use dogpile_under_test::Freshness;
+use loom::sync::atomic::{AtomicUsize, Ordering};
+
+use crate::support::{Model, NoonCell, cell, elect, fork, saw, stale_cell};
+
+pub(crate) const MODELS: &[Model] = &[
+    Model {
+        name: "g2_stale_reads_find_a_value_while_one_is_published",
+        preemptions: None,
+        body: stale_reads_find_a_value_while_one_is_published,
+        sees: &["the old value", "the new value"],
+    },
+    Model {
+        name: "g3_generations_do_not_go_back_for_one_thread",
+        preemptions: Some(3),
+        body: generations_do_not_go_back_for_one_thread,
+        sees: &["old and new", "new and newer"],
+    },
+    Model {
+        name: "g3_generations_do_not_go_back_between_threads_that_synchronise",
+        preemptions: Some(4),
+        body: generations_do_not_go_back_between_threads_that_synchronise,
+        sees: &["told"],
+    },
+    Model {
+        name: "g3_a_snapshot_is_of_one_publication",
+        preemptions: Some(3),
+        body: a_snapshot_is_of_one_publication,
+        sees: &["the first", "the second", "the third"],
+    },
+    Model {
+        name: "g3_a_reader_handle_keeps_up",
+        preemptions: Some(3),
+        body: a_reader_handle_keeps_up,
+        sees: &["old and new", "cleared"],
+    },
+    Model {
+        name: "g3_who_sees_a_value_sees_what_led_to_it",
+        preemptions: Some(2),
+        body: who_sees_a_value_sees_what_led_to_it,
+        sees: &["read", "handed over"],
+    },
+    Model {
+        name: "g3_who_sees_the_end_of_a_build_sees_its_value",
+        preemptions: None,
+        body: who_sees_the_end_of_a_build_sees_its_value,
+        sees: &["running", "ended"],
+    },
+    Model {
+        name: "g4_invalidate_against_a_running_build",
+        preemptions: Some(5),
+        body: invalidate_against_a_running_build,
+        sees: &["published before", "published after"],
+    },
+    Model {
+        name: "g4_invalidate_against_a_running_build_that_is_waited_for",
+        preemptions: Some(5),
+        body: invalidate_against_a_running_build_that_is_waited_for,
+        sees: &["waited"],
+    },
+    Model {
+        name: "g4_clear_against_a_running_build",
+        preemptions: None,
+        body: clear_against_a_running_build,
+        sees: &["cleared", "kept out"],
+    },
+    Model {
+        name: "g4_set_against_a_running_build",
+        preemptions: None,
+        body: set_against_a_running_build,
+        sees: &["replaced", "displaced"],
+    },
+    Model {
+        name: "g4_set_and_clear_against_a_running_build",
+        preemptions: None,
+        body: set_and_clear_against_a_running_build,
+        sees: &["set is left", "nothing is left"],
+    },
+];
+
+/// A reader in each way there is, while the builder is stopped anywhere.
+fn stale_reads_find_a_value_while_one_is_published() {
+    let cell = stale_cell(1);
+    let lease = elect(&cell);
+    let reader = fork(&cell, |cell| {
+        let value = *cell.get_or_refresh(|| unreachable!("somebody else builds"));
+        let value = value.max(cell.load().map(|guard| *guard).expect("there is always one"));
+        assert!(matches!(cell.freshness(), Freshness::Stale | Freshness::Fresh));
+        assert_eq!(cell.stats().waits, 0);
+        saw(if value == 1 { "the old value" } else { "the new value" });
+    });
+    lease.publish(2);
+    reader.join().unwrap();
+}
+
+/// Values that are equal to their generation.
+fn numbered() -> Arc<NoonCell<u64>> {
+    let cell = cell();
+    cell.set(1);
+    cell
+}
+
+fn generations_do_not_go_back_for_one_thread() {
+    let cell = numbered();
+    let reader = fork(&cell, |cell| {
+        // By different ways.
+        let first = *cell.get_or_refresh(|| unreachable!("never stale"));
+        let second = cell.generation();
+        let third = cell.get().map(|value| *value).expect("never empty");
+        assert!(first <= second && second <= third, "{first} {second} {third}");
+        match (first, third) {
+            (1, 2 | 3) => saw("old and new"),
+            (2, 3) => saw("new and newer"),
+            _ => {}
+        }
+    });
+    cell.set(2);
+    cell.set(3);
+    reader.join().unwrap();
+}
+
+fn generations_do_not_go_back_between_threads_that_synchronise() {
+    let cell = numbered();
+    let told = Arc::new(AtomicUsize::new(0));
+    let teller = fork(&(Arc::clone(&cell), Arc::clone(&told)), |(cell, told)| {
+        let seen = *cell.get_or_refresh(|| unreachable!("never stale"));
+        told.store(usize::try_from(seen).unwrap(), Ordering::Release);
+    });
+    let writer = fork(&cell, |cell| drop(cell.set(2)));
+    let seen = told.load(Ordering::Acquire);
+    let mine = *cell.get_or_refresh(|| unreachable!("never stale"));
+    assert!(mine >= seen as u64, "{mine} after {seen}");
+    if seen == 2 {
+        saw("told");
+    }
+    teller.join().unwrap();
+    writer.join().unwrap();
+}
+
+fn a_snapshot_is_of_one_publication() {
+    let cell = numbered();
+    let reader = fork(&cell, |cell| {
+        let snapshot = cell.snapshot().expect("never empty");
+        assert_eq!(*snapshot.value, snapshot.generation);
+        saw(["", "the first", "the second", "the third"][usize::try_from(snapshot.generation).unwrap()]);
+    });
+    cell.set(2);
+    cell.set(3);
+    reader.join().unwrap();
+}
+
+fn a_reader_handle_keeps_up() {
+    let cell = numbered();
+    let reader = fork(&cell, |cell| {
+        let mut reader = cell.reader();
+        let first = reader.get().map(|value| **value);
+        let between = cell.get().map(|value| *value);
+        let second = reader.get().map(|value| **value);
+        // Once cleared, it is: nobody builds.
+        assert!(first.is_some() || between.is_none());
+        assert!(between.is_some() || second.is_none());
+        assert!(
+            second.is_none() || (first <= between && between <= second),
+            "{first:?} {between:?} {second:?}"
+        );
+        match (first, second) {
+            (Some(1), Some(2)) => saw("old and new"),
+            (Some(_), None) => saw("cleared"),
+            _ => {}
+        }
+    });
+    cell.set(2);
+    cell.clear();
+    reader.join().unwrap();
+}
+
+fn who_sees_a_value_sees_what_led_to_it() {
+    let cell = cell();
+    let lease = elect(&cell);
+    let trace = Arc::new(AtomicUsize::new(0));
+    let others = [(); 2].map(|()| {
+        fork(&(Arc::clone(&cell), Arc::clone(&trace)), |(cell, trace)| {
+            let value = match cell.get() {
+                Some(value) => {
+                    saw("read");
+                    value
+                }
+                None => {
+                    saw("handed over");
+                    cell.get_or_refresh(|| unreachable!("somebody else builds"))
+                }
+            };
+            // Relaxed: the order comes with the value.
+            assert_eq!((*value, trace.load(Ordering::Relaxed)), (7, 1));
+        })
+    });
+    trace.store(1, Ordering::Relaxed);
+    lease.publish(7);
+    for other in others {
+        other.join().unwrap();
+    }
+}
+
+fn who_sees_the_end_of_a_build_sees_its_value() {
+    let cell = cell();
+    let lease = elect(&cell);
+    let other = fork(&cell, |cell| {
+        if cell.is_refreshing() {
+            saw("running");
+        } else {
+            assert_eq!(cell.get().as_deref(), Some(&1));
+            saw("ended");
+        }
+    });
+    lease.publish(1);
+    other.join().unwrap();
+}
+
+fn invalidate_against_a_running_build() {
+    let cell = stale_cell(0);
+    let lease = elect(&cell);
+    let other = fork(&cell, |cell| {
+        let before = cell.freshness();
+        cell.invalidate();
+        assert_eq!(cell.freshness(), Freshness::Stale, "its build began before");
+        saw(if before == Freshness::Fresh { "published before" } else { "published after" });
+    });
+    lease.publish(1);
+    other.join().unwrap();
+    assert_eq!(cell.freshness(), Freshness::Stale);
+    assert_eq!(cell.get().as_deref(), Some(&1));
+    assert_eq!(*cell.get_or_refresh(|| 2), 2);
+}
+
+fn invalidate_against_a_running_build_that_is_waited_for() {
+    let cell = cell();
+    let lease = elect(&cell);
+    let other = fork(&cell, |cell| {
+        cell.invalidate();
+        // What was begun before is not good enough, also if it is handed over.
+        assert_eq!(*cell.get_fresh_or_refresh(|| 2), 2);
+        if cell.stats().waits > 0 {
+            saw("waited");
+        }
+    });
+    lease.publish(1);
+    other.join().unwrap();
+}
+
+fn clear_against_a_running_build() {
+    let cell = cell();
+    let lease = elect(&cell);
+    let other = fork(&cell, |cell| {
+        let cleared = cell.clear();
+        assert!(cell.get().is_none(), "its build began before");
+        saw(if cleared.is_some() { "cleared" } else { "kept out" });
+    });
+    assert_eq!(*lease.publish(1), 1, "its own caller gets it");
+    other.join().unwrap();
+    assert!(cell.get().is_none());
+}
+
+fn set_against_a_running_build() {
+    let cell = cell();
+    let lease = elect(&cell);
+    let other = fork(&cell, |cell| {
+        cell.set(9);
+        assert_eq!(cell.get().as_deref(), Some(&9));
+    });
+    match *lease.publish(1) {
+        1 => saw("replaced"),
+        value => {
+            assert_eq!(value, 9);
+            saw("displaced");
+        }
+    }
+    other.join().unwrap();
+    assert_eq!(cell.get().as_deref(), Some(&9));
+    assert_eq!(cell.freshness(), Freshness::Fresh);
+}
+
+fn set_and_clear_against_a_running_build() {
+    let cell = cell();
+    let lease = elect(&cell);
+    let sets = fork(&cell, |cell| drop(cell.set(9)));
+    let clears = fork(&cell, |cell| drop(cell.clear()));
+    lease.publish(1);
+    sets.join().unwrap();
+    clears.join().unwrap();
+    match cell.get().as_deref() {
+        Some(9) => saw("set is left"),
+        None => saw("nothing is left"),
+        Some(value) => panic!("{value} was begun before either"),
+    }
+}

@@ -1,0 +1,49 @@
+//! Scenarios that are too large for loom, in random interleavings.
+//!
+//! ```text
+//! shuttle [--seed N] [--executions N] [--at-least N] [part of a name]
+//! ```
+//!
+//! The seed is printed first, and is `DOGPILE_SEED` if that is set. The same seed makes the same executions.
+
+#[cfg(not(dogpile_shuttle))]
+fn main() {
+    eprintln!("NOT RUN: build with RUSTFLAGS=\"--cfg dogpile_shuttle\"");
+    std::process::exit(1);
+}
+
+#[cfg(dogpile_shuttle)]
+mod cell;
+#[cfg(dogpile_shuttle)]
+mod drains;
+#[cfg(dogpile_shuttle)]
+mod support;
+
+#[cfg(dogpile_shuttle)]
+fn main() {
+    let (mut seed, mut executions, mut at_least, mut part) = (None, None, 0, String::new());
+    let mut arguments = std::env::args().skip(1);
+    while let Some(argument) = arguments.next() {
+        let mut number = || arguments.next().and_then(|number| number.parse().ok()).expect("a number");
+        match argument.as_str() {
+            "--seed" => seed = Some(number()),
+            "--executions" => executions = Some(usize::try_from(number()).expect("a number of executions")),
+            "--at-least" => at_least = number(),
+            _ => part = argument,
+        }
+    }
+    let seed = seed.or_else(|| std::env::var("DOGPILE_SEED").ok()?.parse().ok()).unwrap_or_else(|| {
+        use std::hash::{BuildHasher, RandomState};
+        RandomState::new().hash_one(0)
+    });
+    println!("seed {seed}");
+    let (mut run, mut done) = (0, 0);
+    for scenario in [cell::SCENARIOS, drains::SCENARIOS].into_iter().flatten() {
+        if scenario.name.contains(&part) {
+            done += scenario.check(seed, executions);
+            run += 1;
+        }
+    }
+    println!("{run} scenarios, {done} executions, seed {seed}");
+    assert!(run >= at_least, "{run} scenarios are fewer than {at_least}");
+}
