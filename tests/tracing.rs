@@ -284,8 +284,8 @@ fn g5_a_subscriber_may_panic_at_any_step() {
         let log = Log { refuses: Some(refuses), ..Log::default() };
         assert_eq!(*log.while_it_listens(|| cell.get_or_refresh(|| 1)), 1, "{refuses}");
         let build = || cell.refresh(|| panic!("the build"));
-        let built = log.while_it_listens(|| std::panic::catch_unwind(std::panic::AssertUnwindSafe(build)));
-        assert!(built.is_err(), "{refuses}");
+        let result = log.while_it_listens(|| std::panic::catch_unwind(std::panic::AssertUnwindSafe(build)));
+        assert!(result.is_err(), "{refuses}");
         assert!(!cell.is_refreshing(), "{refuses}");
         assert_eq!(cell.stats().panicked, 1, "{refuses}");
     }

@@ -104,6 +104,7 @@ pub(crate) struct Ticket<T, C: Clock> {
 }
 
 /// What an election has come to.
+#[allow(clippy::large_enum_variant)] // handed on at once, never kept
 pub(crate) enum Step<T, C: Clock> {
     /// Look again.
     Again,
