@@ -16,7 +16,7 @@
 //! # How
 //!
 //! The program runs itself under `valgrind --tool=callgrind`. There it does each subject 1000 and then 2000 times, with
-//! a call of [`section_ends`] after each, at which callgrind writes down what has been counted since the last: the
+//! a call of `section_ends` after each, at which callgrind writes down what has been counted since the last: the
 //! difference is 1000 times the subject, without what surrounds it. The loop's own share is taken off as well.
 //!
 //! And it runs itself under `valgrind --tool=lackey --trace-mem=yes`, which prints the address of each store. Those that
