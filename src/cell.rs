@@ -398,6 +398,35 @@ impl<T, C: Clock> DogpileCell<T, C> {
         self.load().map(Guard::into_arc)
     }
 
+    /// The value, unless there is something to be done about it: a fresh one, or a stale one while somebody builds or a
+    /// retry pause runs.
+    ///
+    /// `None` if [`lookup`](DogpileCell::lookup) would elect this caller, make it wait or show it an error; or if there
+    /// was a change at this very moment. For those who go on by another way then, and want the usual read to cost no more
+    /// than [`get_or_refresh`](DogpileCell::get_or_refresh) does.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::{DogpileCell, Lookup};
+    /// use std::time::Duration;
+    ///
+    /// let cell = DogpileCell::new(Duration::from_secs(60));
+    /// cell.set(1);
+    /// assert_eq!(cell.get_unless_due().as_deref(), Some(&1));
+    ///
+    /// cell.invalidate();
+    /// assert_eq!(cell.get_unless_due(), None);
+    /// let Lookup::Elected(lease) = cell.lookup() else { unreachable!() };
+    /// assert_eq!(cell.get_unless_due().as_deref(), Some(&1), "it is being dealt with");
+    /// # drop(lease);
+    /// ```
+    #[must_use]
+    #[inline]
+    pub fn get_unless_due(&self) -> Option<Arc<T>> {
+        self.machine.serve()
+    }
+
     /// As [`get`](DogpileCell::get), but touches no reference count.
     #[must_use]
     #[inline]

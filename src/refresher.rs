@@ -438,7 +438,7 @@ fn conclude<H: Home, E: Send + Sync + 'static>(
         Ok(Refreshed::New(value)) => drop(held.publish(value, None)),
         Ok(Refreshed::NewFor(value, ttl)) => drop(held.publish(value, Some(nanos(ttl)))),
         Ok(Refreshed::NotModified) => {
-            if let Err(held) = held.renew() {
+            if let Err(held) = held.renew(None) {
                 let error = "the build returned NotModified, but there is no previous value".to_owned();
                 return Err(SharedError::new(held.fail(error)));
             }

@@ -1,7 +1,7 @@
 //! The right to build.
 //!
 //! A lease ends in exactly one way: [`publish`](Lease::publish), [`publish_for`](Lease::publish_for),
-//! [`renew`](Lease::renew), [`fail`](Lease::fail), or by being dropped. Each hands the ticket back to the state
+//! [`renew`](Lease::renew), [`renew_for`](Lease::renew_for), [`fail`](Lease::fail), or by being dropped. Each hands the ticket back to the state
 //! machine; whether the result still counts is decided there.
 
 use std::fmt;
@@ -113,9 +113,9 @@ impl<H: Home> Held<H> {
         concluded.served
     }
 
-    pub(crate) fn renew(self) -> Result<Arc<H::Value>, Self> {
+    pub(crate) fn renew(self, ttl: Option<u64>) -> Result<Arc<H::Value>, Self> {
         match self.previous().cloned() {
-            Some(previous) => Ok(self.publish_arc(previous, None)),
+            Some(previous) => Ok(self.publish_arc(previous, ttl)),
             None => Err(self),
         }
     }
@@ -284,7 +284,17 @@ macro_rules! lease_methods {
             /// The lease itself, if there is no previous value to renew.
             #[allow(clippy::result_large_err)] // with `tracing`; it is the caller's own
             pub fn renew(self) -> Result<Arc<T>, Self> {
-                self.0.renew().map_err(Self)
+                self.0.renew(None).map_err(Self)
+            }
+
+            /// As [`renew`](Self::renew), with a time to live of its own instead of the policy's.
+            ///
+            /// # Errors
+            ///
+            /// As there.
+            #[allow(clippy::result_large_err)] // as there
+            pub fn renew_for(self, ttl: Duration) -> Result<Arc<T>, Self> {
+                self.0.renew(Some(nanos(ttl))).map_err(Self)
             }
 
             /// Ends the build with an error, which those who wait for it share.

@@ -103,6 +103,17 @@ impl<T, C: Clock> Reader<'_, T, C> {
         self.value.as_ref()
     }
 
+    /// As [`DogpileCell::get_unless_due`](crate::DogpileCell::get_unless_due): a fresh value, or a stale one that is being
+    /// dealt with.
+    #[inline]
+    pub fn get_unless_due(&mut self) -> Option<&Arc<T>> {
+        if !self.is_current() {
+            self.forget();
+            self.keep(self.machine.serve());
+        }
+        self.value.as_ref()
+    }
+
     /// Whether the value at hand is the cell's and may be served without another question.
     ///
     /// One load: as long as the sequence stands still, everything does. If this thread has seen a newer value by

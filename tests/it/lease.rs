@@ -82,9 +82,32 @@ fn renewing_keeps_the_arc_and_counts_as_a_publication() {
 }
 
 #[test]
+fn a_renewed_value_may_choose_its_own_ttl() {
+    let (cell, clock) = stale_cell(1);
+    let before = cell.get().unwrap();
+    let renewed = cell.lookup().elected().renew_for(TTL / 2).unwrap();
+    assert!(Arc::ptr_eq(&renewed, &before));
+    clock.advance(TTL / 2);
+    assert_eq!((cell.generation(), cell.freshness()), (2, Freshness::Fresh));
+    clock.advance(TICK);
+    assert_eq!(cell.freshness(), Freshness::Stale);
+    // The next one has the policy's again.
+    cell.lookup().elected().renew().unwrap();
+    clock.advance(TTL);
+    assert_eq!(cell.freshness(), Freshness::Fresh);
+    clock.advance(TICK);
+    // And the fence applies.
+    let lease = cell.lookup().elected();
+    cell.invalidate();
+    lease.renew_for(TTL).unwrap();
+    assert_eq!(cell.freshness(), Freshness::Stale);
+}
+
+#[test]
 fn there_is_nothing_to_renew_in_an_empty_cell() {
     let (cell, _clock) = cell();
     let lease = cell.lookup().elected().renew().unwrap_err();
+    let lease = lease.renew_for(TTL).unwrap_err();
     assert!(cell.is_refreshing());
     lease.publish(1);
     assert_eq!(cell.stats().abandoned, 0);
@@ -147,7 +170,7 @@ fn owned_leases_fail_renew_and_are_given_back_like_others() {
     drop(elected());
     cell.set(2);
     cell.invalidate();
-    assert!(elected().renew().is_ok());
+    assert!(elected().renew_for(TTL).is_ok());
     assert_eq!(cell.stats().abandoned, 2);
 }
 

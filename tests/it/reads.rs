@@ -38,6 +38,42 @@ fn what_may_be_served_is_served_without_building() {
     assert_eq!(cell.into_inner().as_deref(), Some(&1));
 }
 
+/// Each state of a cell, and what is served in it by those who would rather have nothing than be elected or wait.
+#[test]
+fn what_is_due_is_not_served_and_nobody_is_elected() {
+    let policy = Policy::ttl(TTL).stale_while_refresh(TTL).retry_backoff(TTL / 2, TTL / 2);
+    let (cell, clock) = cell_with(policy);
+    let mut reader = cell.reader();
+    let mut unless_due = || {
+        let value = cell.get_unless_due();
+        assert_eq!(reader.get_unless_due(), value.as_ref());
+        value.map(|value| *value)
+    };
+    assert_eq!(unless_due(), None, "empty");
+    let first = cell.lookup().elected();
+    assert_eq!(unless_due(), None, "one would have to wait");
+    first.publish(1);
+    assert_eq!(unless_due(), Some(1), "fresh");
+    clock.advance(TTL);
+    assert_eq!(unless_due(), Some(1), "fresh to the last");
+    clock.advance(TICK);
+    assert_eq!((unless_due(), cell.is_refreshing()), (None, false), "stale");
+    let lease = cell.lookup().elected();
+    assert_eq!(unless_due(), Some(1), "stale, but somebody builds");
+    lease.fail("no");
+    assert_eq!(unless_due(), Some(1), "stale, but a pause runs");
+    clock.advance(TTL / 2);
+    assert_eq!((unless_due(), cell.is_refreshing()), (None, false), "the pause is over");
+    let _lease = cell.lookup().elected();
+    clock.advance(TTL);
+    assert_eq!(unless_due(), None, "expired: one would have to wait");
+    cell.set(2);
+    assert_eq!(unless_due(), Some(2));
+    cell.clear();
+    assert_eq!(unless_due(), None);
+    assert_eq!(cell.stats().builds, 3, "only those of this test");
+}
+
 #[test]
 fn a_snapshot_belongs_to_one_publication() {
     let (cell, clock) = cell();
