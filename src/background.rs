@@ -12,6 +12,12 @@ pub(crate) mod sealed {
     use super::{Clock, Home, Machine};
 
     /// What the crate needs to know of a cell that is shared.
+    #[diagnostic::on_unimplemented(
+        message = "`{Self}` is not a cell that a thread or a task of its own can use",
+        label = "neither `&Arc<DogpileCell<..>>` nor `&'static DogpileCell<..>`",
+        note = "of a cell in a `static` pass `&CELL`, in a `Lazy` or `LazyLock` `&*CELL`, in an `Arc` `&cell`, and of a \
+                `LazyDogpile` `LAZY.cell()`; the value must be `Send + Sync + 'static`"
+    )]
     pub trait Shared: Copy {
         type Value: Send + Sync + 'static;
         type Clock: Clock + 'static;

@@ -1,9 +1,9 @@
 //! The guide: the pages of the folder `docs`, whose examples are compiled and run.
 
 /// A page. Its links to other pages lead to files where it is read as a file, and to modules here: of two definitions of a
-/// link the first one counts.
+/// link the first one counts. The same for a picture, which here is an address that contains it (`tests/it/pages.rs`).
 macro_rules! page {
-    ($name:ident, $path:literal) => {
+    ($name:ident, $path:literal $(, $picture:literal)?) => {
         /// [policy]: crate::guide::policy
         /// [errors]: crate::guide::errors
         /// [invalidation]: crate::guide::invalidation
@@ -16,12 +16,13 @@ macro_rules! page {
         /// [monitoring]: crate::guide::monitoring
         /// [pitfalls]: crate::guide::pitfalls
         #[cfg_attr(feature = "async", doc = "[async]: crate::guide::asynchronous")]
+        $(#[doc = include_str!($picture)])?
         #[doc = include_str!($path)]
         pub mod $name {}
     };
 }
 
-page!(policy, "../docs/policy.md");
+page!(policy, "../docs/policy.md", "../docs/life.link");
 page!(errors, "../docs/errors.md");
 page!(invalidation, "../docs/invalidation.md");
 page!(conditional, "../docs/conditional.md");

@@ -1,12 +1,11 @@
-//! A cell for a value that is expensive to make, read by everybody, and out of date after a while.
-//!
-//! When such a value expires under load, every caller rebuilds it at once: the dogpile, or cache stampede.
-//! [`DogpileCell`] owns the value: **one** caller rebuilds it, everybody else goes on reading the old one, and only
+//! A value is expensive to make, read by everybody, and out of date after a while: a key set, a price table, a report.
+//! When it expires under load, every caller rebuilds it at once; that is the dogpile, or cache stampede.
+//! [`DogpileCell<T>`](DogpileCell) owns such a value: **one** caller rebuilds it, everybody else goes on reading the old one, and only
 //! the very first callers wait.
 //!
-//! ```
-//! use dogpile::DogpileCell;
+//! ```rust
 //! use std::{sync::Arc, time::Duration};
+//! use dogpile::DogpileCell;
 //!
 //! struct Rates(f64);
 //!
@@ -20,58 +19,188 @@
 //! assert_eq!(rates.0, 1.07);
 //! ```
 //!
-//! # Which type
+//! `cargo add dogpile` is all that it needs; before the first release, `cargo add --path` with the folder of its sources.
 //!
-//! | need | type |
+//! # What do you need?
+//!
+//! | need | use |
 //! |---|---|
-//! | a value, and the build at the place where it is read | [`DogpileCell`] |
-//! | a value with its build, as in `once_cell::sync::Lazy` | [`LazyDogpile`] |
-//! | how long it is fresh, served stale, and what happens on errors | [`Policy`] |
-//! | a read without a reference count | [`DogpileCell::load_or_refresh`], [`Guard`] |
-//! | a thread that reads all the time | [`Reader`] |
-//! | a value that is to be deleted, closed or recycled when its last reader has left | [`SyncReaderCell`] |
-//! | builds that somebody else runs | [`SharedCell::get_or_refresh_in_background`] |
-//! | a value that no reader ever waits for | [`Refresher`] |
-//! | conditional builds, a ttl that the value chooses, anything else | [`DogpileCell::lookup`], [`Lease`], [`Pending`] |
-//! | tests in which time stands still | [`ManualClock`] |
+//! | a value that is made once and never again | `std::sync::OnceLock`, `once_cell`'s `OnceCell` |
+//! | a value that is only ever set from outside: nothing to build, no clock | `arc-swap`'s `ArcSwap` |
+//! | ... and tasks that are told when it changes | `tokio::sync::watch` |
+//! | many keys, bounded memory, eviction | `moka`, `quick_cache` |
+//! | the results of a function with arguments, kept by an attribute | `cached` |
+//! | **one value, expensive to make, out of date after a while** | **[`DogpileCell`]** |
+//! | ... and its build kept beside it | [`LazyDogpile`] |
+//! | ... that no request should ever wait for | a [`Refresher`] beside the cell |
+//! | ... that stands for a file, a mapping, a connection, to be closed when its last reader has left | [`SyncReaderCell`] |
+//! | ... shared by many processes | the crate `dogpile-fleet` |
 //!
-//! # Promises
+//! # First steps
 //!
-//! * G1. One build at a time, and a late winner of an election does not build again.
-//! * G2. Nobody blocks while there is a value that may be served; a stale read takes no lock.
-//! * G3. The generation that a thread sees never goes back.
-//! * G4. What began before an [`invalidate`](DogpileCell::invalidate), a [`clear`](DogpileCell::clear) or a
-//!   [`set`](DogpileCell::set) never undoes it.
-//! * G5. A failed build displaces no value, poisons nothing and strands nobody.
-//! * G6. Waiters are handed the value that was published while they waited.
-//! * G7. Those who wait for a first build that fails share its error; when it panics, one of them is elected next.
-//! * G8. Time is monotonic; a ttl counts from the publication.
-//! * G9. No user code runs under a lock of the crate.
-//! * G10. A build that calls back into its own cell is served or told, never hung.
-//! * G11. A replaced value of a [`SyncReaderCell`] is finalised once, in order, after its last reader has left.
-//! * G12. While a [`WriteLock`] is held nobody reads; if the build fails, the old value is put back.
+//! **The build can fail.** [`try_get_or_refresh`] returns its error. A policy says how long an old value is better than an
+//! error, and how soon after a failure the next attempt may come:
+//!
+//! ```rust
+//! use std::{io, sync::Arc, time::Duration};
+//! use dogpile::{DogpileCell, Policy, RefreshError};
+//!
+//! const POLICY: Policy = Policy::ttl(Duration::from_secs(60))
+//!     .stale_if_error(Duration::from_secs(3600))
+//!     .retry_backoff(Duration::from_secs(1), Duration::from_secs(30));
+//!
+//! static MOTD: DogpileCell<String> = DogpileCell::with_policy(POLICY);
+//!
+//! fn motd() -> Result<Arc<String>, RefreshError<io::Error>> {
+//!     MOTD.try_get_or_refresh(|| std::fs::read_to_string("/etc/motd"))
+//! }
+//!
+//! match motd() {
+//!     Ok(text) => println!("{text}"),
+//!     Err(RefreshError::Build(error)) => println!("none: {error}"), // an Arc<io::Error>
+//!     Err(error) => println!("none: {error}"),
+//! }
+//! ```
+//!
+//! **No request is to wait for a build.** A [`Refresher`] is a thread that rebuilds the value *before* it goes out of date:
+//!
+//! ```rust
+//! use std::{io, time::Duration};
+//! use dogpile::{DogpileCell, Refresher};
+//!
+//! static KEYS: DogpileCell<String> = DogpileCell::new(Duration::from_secs(600));
+//!
+//! fn fetch_keys() -> io::Result<String> {
+//!     Ok("key-1".to_owned()) // slow
+//! }
+//!
+//! fn main() -> io::Result<()> {
+//!     KEYS.set(fetch_keys()?); // the program does not start without keys
+//!     let ahead = Duration::from_secs(60);
+//!     let _refresher = Refresher::spawn(&KEYS, ahead, |_previous| fetch_keys())?;
+//!
+//!     // Anywhere, on any thread, as long as `_refresher` is alive:
+//!     let keys = KEYS.get().expect("set at the start");
+//!     assert_eq!(*keys, "key-1");
+//!     Ok(())
+//! }
+//! ```
+//!
+//! The refresher gives the build the previous value, so that it can ask the source whether that is still right. [`get`] never
+//! builds: without the first [`set`] it would return `None` until the refresher's first build has ended.
+//!
+//! **The build belongs to the value**, as in `once_cell::sync::Lazy`:
+//!
+//! ```rust
+//! use std::time::Duration;
+//! use dogpile::LazyDogpile;
+//!
+//! fn download_limit() -> u32 {
+//!     7 // slow
+//! }
+//!
+//! static LIMIT: LazyDogpile<u32> = LazyDogpile::new(Duration::from_secs(60), download_limit);
+//!
+//! assert_eq!(*LIMIT.get(), 7);
+//! ```
+//!
+//! **The policy is known at run time only**: with `once_cell`, or `std::sync::LazyLock` in its place.
+//!
+//! ```rust
+//! use std::time::Duration;
+//! use dogpile::{DogpileCell, Policy};
+//! use once_cell::sync::Lazy;
+//!
+//! fn policy_from_env() -> Policy {
+//!     let seconds = std::env::var("KEYS_TTL").ok().and_then(|ttl| ttl.parse().ok());
+//!     Policy::ttl(Duration::from_secs(seconds.unwrap_or(60))).jitter(10)
+//! }
+//!
+//! static KEYS: Lazy<DogpileCell<Vec<u8>>> =
+//!     Lazy::new(|| DogpileCell::with_policy(policy_from_env()));
+//!
+//! assert_eq!(*KEYS.get_or_refresh(|| vec![1, 2, 3]), [1, 2, 3]);
+//! ```
+//!
+//! # What it promises
+//!
+//! - G1. One build at a time. A caller that saw a stale value, was delayed, and is elected after somebody else has
+//!   built, does not build again.
+//! - G2. Nobody blocks while there is a value that may be served. A stale read takes no lock, also while a build runs.
+//! - G3. The generation that a thread sees never goes back.
+//! - G4. A build that began before [`invalidate()`] never counts as fresh, one that began before [`clear()`] is not
+//!   published, one that began before [`set(v)`] does not displace `v`.
+//! - G5. A build that fails, panics or is abandoned never displaces a value, never poisons the cell, never strands a
+//!   waiter.
+//! - G6. Those who wait for a build are handed its value, even if that has expired by the time they wake.
+//! - G7. If a first build fails, those who wait for it share its error; if it panics, one of them builds next.
+//! - G8. Time is monotonic, and a ttl counts from the publication.
+//! - G9. No user code (build, drop, finalizer, clock, waker) runs under a lock of the crate.
+//! - G10. A build that calls back into its own cell is served, or told; it never hangs.
+//! - G11. [`SyncReaderCell`]: a replaced value is given to the finalizer once, in order, when its last reader has left.
+//! - G12. [`SyncReaderCell`]: while the write lock is held nobody reads; if the build fails, the old value is put back.
+//!
+//! There is no `unsafe` in the crate. Whatever depends on time can be tested without waiting, with a [`ManualClock`].
+//!
+//! # What it is bad at
+//!
+//! - Many keys: a cell is one value. Use a cache of keys, with cells in it if you like.
+//! - Values that must never be stale: [`get_fresh_or_refresh`] waits for the build, but a plain lock does that as well.
+//! - Thousands of cells that are set all the time: a publication costs `arc-swap`, which holds the value, a walk over a
+//!   list of all threads that use it. Cells are for values that are built seconds apart.
+//! - `no_std`.
 //!
 //! # Features
 //!
-//! * `async`: the same for tasks, on any executor. Threads and tasks share a cell and its one lease.
-//! * `tracing`: a span for each build, events for what becomes of it.
+//! | feature | what | what it brings along |
+//! |---|---|---|
+//! | (none) | threads: cells, background builds, [`Refresher`] | `arc-swap`, `parking_lot`, `once_cell`, on Linux `coarsetime` |
+//! | `async` | the same for tasks, on any executor, with the same cells | `futures-timer` |
+//! | `tracing` | a span for each build, events for what becomes of it | `tracing` |
 //!
-//! The default build has neither, and four small dependencies.
+//! Rust 1.88: each change is checked with that compiler, and clippy's `incompatible_msrv` warns earlier. To require a newer
+//! one is a minor release.
 //!
-//! # Guide
+//! # The guide
 //!
-//! [Choosing a policy](guide::policy), [errors](guide::errors), [invalidation](guide::invalidation),
-//! [conditional builds](guide::conditional), [background builds](guide::background),
-//! [files and `SyncReaderCell`](guide::sync_reader), [statics](guide::statics), [many keys](guide::many_keys),
-//! [testing](guide::manual_clock), [monitoring](guide::monitoring), [pitfalls](guide::pitfalls); and pages for those who come from
-//! [Python's dogpile](guide::coming_from_python_dogpile), [a lock](guide::coming_from_rwlock),
-//! [`cached`](guide::coming_from_cached), [`moka`](guide::coming_from_moka), [Caffeine](guide::coming_from_caffeine) and
-//! [`singleflight`](guide::coming_from_singleflight).
+//! [Choosing a policy](guide::policy) · [errors, and old values instead](guide::errors) ·
+//! [invalidation and the fence](guide::invalidation) · [conditional builds](guide::conditional) ·
+//! [background builds and `Refresher`](guide::background) · [files and `SyncReaderCell`](guide::sync_reader) ·
+//! [statics](guide::statics) · [many keys](guide::many_keys) · [testing your code](guide::manual_clock) ·
+//! [monitoring](guide::monitoring) · [async] · [pitfalls](guide::pitfalls)
 //!
-//! # Trade-offs
+//! Coming from [Python's dogpile](guide::coming_from_python_dogpile), [a lock](guide::coming_from_rwlock),
+//! [`cached`](guide::coming_from_cached), [`moka`](guide::coming_from_moka), [Caffeine](guide::coming_from_caffeine),
+//! [`singleflight`](guide::coming_from_singleflight)
 //!
-//! A cell is one value: for many keys use a cache. Publishing walks over all threads that ever used `arc-swap`: cells
-//! are for values that are built seconds apart. A value may be served past its ttl, unless you ask for a fresh one.
+//! # Which method
+//!
+//! | need | item |
+//! |---|---|
+//! | how long a value is fresh or served stale, and what happens on errors | [`Policy`] |
+//! | a read that builds if need be | [`DogpileCell::get_or_refresh`], [`DogpileCell::try_get_or_refresh`] |
+//! | ... and never gets a stale value | [`DogpileCell::get_fresh_or_refresh`] |
+//! | a read that never builds | [`DogpileCell::get`], [`DogpileCell::snapshot`] |
+//! | a read without a reference count | [`DogpileCell::load_or_refresh`], [`Guard`] |
+//! | a thread that reads all the time | [`DogpileCell::reader`], [`Reader`] |
+//! | to say that the value is out of date, or gone, or to set it | [`DogpileCell::invalidate`], [`DogpileCell::clear`], [`DogpileCell::set`] |
+//! | builds that somebody else runs | [`SharedCell::get_or_refresh_in_background`] |
+//! | builds ahead of time | [`Refresher`] |
+//! | conditional builds, a ttl that the value chooses, anything else | [`DogpileCell::lookup`], [`Lease`], [`Pending`] |
+//! | tests in which time stands still | [`ManualClock`] |
+//!
+//! [`get`]: DogpileCell::get
+//! [`set`]: DogpileCell::set
+//! [`set(v)`]: DogpileCell::set
+//! [`invalidate()`]: DogpileCell::invalidate
+//! [`clear()`]: DogpileCell::clear
+//! [`try_get_or_refresh`]: DogpileCell::try_get_or_refresh
+//! [`get_fresh_or_refresh`]: DogpileCell::get_fresh_or_refresh
+#![cfg_attr(feature = "async", doc = "[async]: guide::asynchronous")]
+#![cfg_attr(
+    not(feature = "async"),
+    doc = "[async]: https://docs.rs/dogpile/latest/dogpile/guide/asynchronous/"
+)]
 
 mod background;
 mod cell;

@@ -22,10 +22,10 @@ use super::pending::{Pending, Waiting};
 /// | none / expired | free | none | `Elected` |
 ///
 /// Three refinements. A caller that was overtaken (somebody published, or was about to elect or publish, while it
-/// looked) gets `Stale` with what may be served. While a retry pause runs, a value counts as stale, not as expired, up to the policy's
-/// `stale_if_error` too. And after a panic there is no error to show: where the table says `Failed`, the caller
-/// is elected.
-#[must_use = "an elected caller that does not build keeps nobody from building, but has asked for nothing"]
+/// looked) gets `Stale` with what may be served. While a retry pause runs, a value also counts as stale, not as expired,
+/// up to the policy's `stale_if_error`. And after a panic there is no error to show: where the table says `Failed`, the
+/// caller is elected.
+#[must_use = "if the caller was elected, this holds its lease, and dropping it gives the lease back"]
 pub enum Lookup<'a, T, C: Clock = SystemClock> {
     /// A fresh value.
     Fresh(Arc<T>),

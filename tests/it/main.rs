@@ -10,6 +10,7 @@ mod fence;
 mod lazy;
 mod lease;
 mod misuse;
+mod pages;
 mod reader;
 mod reads;
 mod reentrancy;
