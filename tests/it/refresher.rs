@@ -85,6 +85,7 @@ impl Bed {
             {
                 return;
             }
+            self.wake();
             assert!(
                 start.elapsed() < PATIENCE,
                 "{sleepers} should sleep until {time:?} at {:?}: {naps:?}",
@@ -104,9 +105,15 @@ impl Bed {
             {
                 return nap.until.saturating_duration_since(Tick::default());
             }
+            self.wake();
             assert!(start.elapsed() < PATIENCE, "nobody sleeps");
             thread::yield_now();
         }
+    }
+
+    /// Lets those who sleep look again. A step of the clock between a sleeper's look and its lying down has not woken it.
+    fn wake(&self) {
+        self.manual.advance(Duration::ZERO);
     }
 }
 

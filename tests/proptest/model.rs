@@ -15,6 +15,12 @@ const NANOSECOND: Duration = Duration::from_nanos(1);
 /// When time stops. Cells take the last tick of a clock for the one before: they need it for "never".
 pub(crate) const END_OF_TIME: Duration = Duration::from_nanos(u64::MAX - 1);
 
+/// A value that is published for less than this is one that its source does not want to be kept.
+pub(crate) const SHORTEST_LIFE: Duration = Duration::from_millis(1);
+
+/// A refresher replaces such a value after this time.
+pub(crate) const UNKEPT_PAUSE: Duration = Duration::from_millis(100);
+
 /// What a `Policy` says, and how coarse the clock is. `Duration::MAX`: for ever.
 #[derive(Clone, Debug)]
 pub(crate) struct Settings {
@@ -32,7 +38,8 @@ pub(crate) struct Settings {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Fault {
     pub(crate) number: Number,
-    pub(crate) kind: Kind,
+    /// `None`: a text that a refresher has made, which has no number.
+    pub(crate) kind: Option<Kind>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -149,6 +156,32 @@ struct Failures {
     latest: Option<Fault>,
 }
 
+/// Somebody who looks after the cell.
+#[derive(Debug)]
+struct Refresher {
+    ahead: Duration,
+    /// Its running build.
+    build: Option<BuildId>,
+    trouble: Trouble,
+    latest_failure_at: Duration,
+}
+
+/// What a refresher tells of its failures.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Trouble {
+    /// Since its last success.
+    pub(crate) failures: u32,
+    pub(crate) last_error: Option<Fault>,
+}
+
+/// What a refresher does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Activity {
+    Building(BuildId),
+    /// Until then; `None`: until something happens.
+    Sleeping(Option<Duration>),
+}
+
 #[derive(Debug)]
 pub(crate) struct Model {
     settings: Settings,
@@ -163,13 +196,15 @@ pub(crate) struct Model {
     attempts: Vec<Option<(Ended, u64)>>,
     /// How many builds, as closures, are on the stack of the one thread.
     closures: usize,
+    refresher: Option<Refresher>,
     /// What has come up, and how often.
     pub(crate) met: BTreeMap<&'static str, u64>,
 }
 
 /// What must come up in a run that is worth anything.
-pub(crate) const WORTH_MEETING: [&str; 33] = [
+pub(crate) const WORTH_MEETING: [&str; 61] = [
     "abandoned: an overdue lease",
+    "a read that asks no clock",
     "build: an error, and a stale value instead",
     "build: an error, and a stale value that is too old",
     "end: failed",
@@ -193,16 +228,50 @@ pub(crate) const WORTH_MEETING: [&str; 33] = [
     "lookup: elected during a retry pause",
     "lookup: pending",
     "lookup: failed",
+    "lookup: stale, a refresher is there",
     "publication: of the one lease",
     "publication: of an overdue lease",
     "reentry: a panic",
     "reentry: an error",
+    "refresher: attached, on a thread",
+    "refresher: attached to a stale value",
+    "refresher: refused",
+    "refresher: begins, ahead of the end",
+    "refresher: begins, at half of a life",
+    "refresher: begins, of what was not to be kept",
+    "refresher: begins, without a value",
+    "refresher: begins, over what was declared stale",
+    "refresher: begins, after failures",
+    "refresher: begins, instead of an overdue build",
+    "refresher: sleeps, somebody else builds",
+    "refresher: sleeps, a retry pause runs",
+    "refresher: sleeps, a pause of its own runs",
+    "refresher: sleeps, its own longest pause runs",
+    "refresher: sleeps, for ever",
+    "refresher: found something new",
+    "refresher: found something with a ttl",
+    "refresher: found nothing to modify",
+    "refresher: found nothing to modify, and nothing there",
+    "refresher: found an error",
+    "refresher: found a panic",
+    "refresher: found something, and was superseded",
+    "refresher: recovered",
+    "refresher: dropped, asleep",
+    "refresher: dropped from inside its build",
+    "refresher: outlives the cell",
     "wait: published",
     "wait: failed",
     "wait: abandoned",
     "wait: reentrant",
     "wait: not yet",
 ];
+
+/// With the feature `async`.
+#[cfg(feature = "async")]
+pub(crate) const WORTH_MEETING_OF_TASKS: [&str; 2] =
+    ["refresher: attached, as a task", "refresher: dropped, and its build"];
+#[cfg(not(feature = "async"))]
+pub(crate) const WORTH_MEETING_OF_TASKS: [&str; 0] = [];
 
 /// Questions.
 impl Model {
@@ -217,6 +286,7 @@ impl Model {
             failures: None,
             attempts: vec![None],
             closures: 0,
+            refresher: None,
             met: BTreeMap::new(),
         }
     }
@@ -364,6 +434,7 @@ impl Model {
         if let (Some(build), Some(timeout)) = (self.lease, self.settings.lease_timeout) {
             moments.insert(self.builds[build].began.saturating_add(timeout));
         }
+        moments.extend(self.next_attempt());
         moments.into_iter().filter(|moment| *moment >= self.now).collect()
     }
 
@@ -404,6 +475,10 @@ impl Model {
                 if self.lateness(&value) > self.stale_window() {
                     self.meet("lookup: stale for an error only");
                 }
+                return Seen::Stale(value.value);
+            }
+            if self.refresher.is_some() {
+                self.meet("lookup: stale, a refresher is there");
                 return Seen::Stale(value.value);
             }
         } else if self.lease_is_held() {
@@ -657,3 +732,223 @@ impl Model {
         Some(ended)
     }
 }
+
+/// The refresher.
+impl Model {
+    /// Whether it is accepted.
+    pub(crate) fn attach(&mut self, ahead: Duration, is_task: bool) -> bool {
+        let is_for_ever = self.settings.ttl == Duration::MAX;
+        if !is_for_ever && ahead >= self.settings.ttl {
+            self.meet("refresher: refused");
+            return false;
+        }
+        self.meet(if is_task {
+            "refresher: attached, as a task"
+        } else {
+            "refresher: attached, on a thread"
+        });
+        if self.freshness() == Freshness::Stale {
+            self.meet("refresher: attached to a stale value");
+        }
+        let trouble = Trouble::default();
+        self.refresher = Some(Refresher { ahead, build: None, trouble, latest_failure_at: Duration::ZERO });
+        true
+    }
+
+    pub(crate) fn ttl(&self) -> Duration {
+        self.settings.ttl
+    }
+
+    /// When the refresher, which sleeps, will build if nothing else happens.
+    pub(crate) fn next_attempt(&self) -> Option<Duration> {
+        match self.activity() {
+            Some(Activity::Sleeping(until)) => until,
+            _ => None,
+        }
+    }
+
+    pub(crate) fn is_looked_after(&self) -> bool {
+        self.refresher.is_some()
+    }
+
+    pub(crate) fn trouble(&self) -> Trouble {
+        self.refresher.as_ref().map(|refresher| refresher.trouble).unwrap_or_default()
+    }
+
+    /// The running build of the refresher.
+    pub(crate) fn refreshers_build(&self) -> Option<BuildId> {
+        self.refresher.as_ref()?.build
+    }
+
+    /// Lets the refresher begin what it has to. What it does then; `None`: there is none.
+    pub(crate) fn let_it_act(&mut self) -> Option<Activity> {
+        if self.refresher.is_some() && self.activity().is_none() {
+            let begun = self.elect(Want::New);
+            self.refresher.as_mut().expect("just looked at").build = Some(begun);
+            let trouble = self.trouble();
+            if trouble.failures > 0 {
+                self.meet("refresher: begins, after failures");
+            }
+            if self.builds[..begun].iter().any(|build| !build.ended) {
+                self.meet("refresher: begins, instead of an overdue build");
+            }
+            let (met, _) = self.due();
+            self.meet(met);
+        }
+        for (_, met) in self.obstacles() {
+            self.meet(met);
+        }
+        self.activity()
+    }
+
+    /// `None`: there is none, or it has to begin a build now.
+    fn activity(&self) -> Option<Activity> {
+        if let Some(build) = self.refresher.as_ref()?.build {
+            return Some(Activity::Building(build));
+        }
+        let (until, _) = self.obstacles().into_iter().max()?;
+        Some(Activity::Sleeping((until <= END_OF_TIME).then_some(until)))
+    }
+
+    /// What keeps a refresher that does not build from building, and until when.
+    fn obstacles(&self) -> Vec<(Duration, &'static str)> {
+        let mut obstacles = Vec::new();
+        let Some(refresher) = self.refresher.as_ref().filter(|refresher| refresher.build.is_none()) else {
+            return obstacles;
+        };
+        if let Some(build) = self.lease {
+            let timeout = self.settings.lease_timeout.unwrap_or(Duration::MAX);
+            let overdue = self.builds[build].began.saturating_add(timeout).saturating_add(NANOSECOND);
+            obstacles.push((overdue, "refresher: sleeps, somebody else builds"));
+        }
+        if let Some(failures) = &self.failures {
+            let end = failures.latest_at.saturating_add(self.pause(failures.count));
+            obstacles.push((end, "refresher: sleeps, a retry pause runs"));
+        }
+        if let (_, Some(due)) = self.due() {
+            let met = if due > END_OF_TIME { "refresher: sleeps, for ever" } else { "refresher: sleeps" };
+            obstacles.push((due, met));
+        }
+        // Nobody wants a source that is down to be asked in a loop: 100 ms, 200 ms, and so on up to 10 s.
+        if self.settings.retry_backoff.is_none() && refresher.trouble.failures > 0 {
+            let doubled = 100 << (refresher.trouble.failures - 1).min(20);
+            let met = match doubled {
+                0..10_000 => "refresher: sleeps, a pause of its own runs",
+                _ => "refresher: sleeps, its own longest pause runs",
+            };
+            let pause = Duration::from_millis(doubled.min(10_000));
+            obstacles.push((refresher.latest_failure_at.saturating_add(pause), met));
+        }
+        obstacles.retain(|(until, _)| self.now < *until);
+        obstacles
+    }
+
+    /// What calls for the next build, and from when on; `None`: it does already.
+    fn due(&self) -> (&'static str, Option<Duration>) {
+        let ahead = self.refresher.as_ref().map_or(Duration::ZERO, |refresher| refresher.ahead);
+        let Some(value) = &self.value else { return ("refresher: begins, without a value", None) };
+        if value.declared_stale.is_some() {
+            return ("refresher: begins, over what was declared stale", None);
+        }
+        // It is fresh up to and including its ttl.
+        let life = value.ttl.saturating_add(NANOSECOND);
+        let end = value.at.saturating_add(life);
+        if end > END_OF_TIME {
+            return ("refresher: begins, never", Some(Duration::MAX));
+        }
+        if life < SHORTEST_LIFE {
+            let due = value.at.saturating_add(UNKEPT_PAUSE);
+            return ("refresher: begins, of what was not to be kept", Some(due));
+        }
+        let half = value.at + Duration::from_nanos(u64::try_from(life.as_nanos() / 2).unwrap_or(u64::MAX));
+        match end.checked_sub(ahead) {
+            Some(due) if due > half => ("refresher: begins, ahead of the end", Some(due)),
+            _ => ("refresher: begins, at half of a life", Some(half)),
+        }
+    }
+
+    /// The refresher's build returns something new, and whether that has a ttl of its own.
+    pub(crate) fn conclude_new(&mut self, value: Number, ttl: Option<Duration>) {
+        let build = self.end_refreshers_build();
+        self.meet(match ttl {
+            None => "refresher: found something new",
+            Some(_) => "refresher: found something with a ttl",
+        });
+        if self.lease != Some(build) {
+            self.meet("refresher: found something, and was superseded");
+        }
+        self.publish(build, value, ttl);
+        self.note(None);
+    }
+
+    pub(crate) fn conclude_not_modified(&mut self) {
+        let build = self.end_refreshers_build();
+        if self.renew(build).is_some() {
+            self.meet("refresher: found nothing to modify");
+            self.note(None);
+        } else {
+            self.meet("refresher: found nothing to modify, and nothing there");
+            self.fail(build, TEXT);
+            self.note(Some(TEXT));
+        }
+    }
+
+    pub(crate) fn conclude_error(&mut self, fault: Fault) {
+        let build = self.end_refreshers_build();
+        self.meet("refresher: found an error");
+        self.fail(build, fault);
+        self.note(Some(fault));
+    }
+
+    pub(crate) fn conclude_panic(&mut self) {
+        let build = self.end_refreshers_build();
+        self.meet("refresher: found a panic");
+        self.panic(build);
+        self.note(Some(TEXT));
+    }
+
+    fn end_refreshers_build(&mut self) -> BuildId {
+        self.refresher.as_mut().and_then(|refresher| refresher.build.take()).expect("it builds")
+    }
+
+    fn note(&mut self, error: Option<Fault>) {
+        let now = self.now;
+        let refresher = self.refresher.as_mut().expect("it builds");
+        let former = refresher.trouble;
+        refresher.trouble =
+            Trouble { failures: if error.is_some() { former.failures + 1 } else { 0 }, last_error: error };
+        refresher.latest_failure_at = now;
+        if error.is_none() && former.failures > 0 {
+            self.meet("refresher: recovered");
+        }
+    }
+
+    /// The refresher is dropped, and its build with it, if one runs.
+    pub(crate) fn detach(&mut self) {
+        let Some(refresher) = self.refresher.take() else { return };
+        match refresher.build {
+            None => self.meet("refresher: dropped, asleep"),
+            Some(build) => {
+                self.meet("refresher: dropped, and its build");
+                self.abandon(build);
+            }
+        }
+    }
+
+    /// The refresher was dropped from inside its build, which has just ended.
+    pub(crate) fn detach_from_inside(&mut self) {
+        self.refresher = None;
+        self.meet("refresher: dropped from inside its build");
+    }
+
+    /// Whether a read that is served has no need of a clock: the value has no end, or somebody looks after it and it may be
+    /// served for ever.
+    pub(crate) fn needs_no_clock(&self) -> bool {
+        let Some(value) = &self.value else { return false };
+        let has_no_end = value.declared_stale.is_none() && value.at.saturating_add(value.ttl) >= END_OF_TIME;
+        let is_looked_after = self.refresher.is_some() && self.stale_window() == Duration::MAX;
+        has_no_end || is_looked_after
+    }
+}
+
+const TEXT: Fault = Fault { number: Number::MAX, kind: None };

@@ -1,35 +1,43 @@
 //! Does the operations of a case, to a cell and to the model, and compares.
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::mem;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use dogpile::{
-    Clock, DogpileCell, Guard, Lookup, ManualClock, OwnedLookup, Policy, RefreshError, SharedError, Tick,
-    Waited,
+    Clock, DogpileCell, Guard, Lookup, ManualClock, OwnedLookup, Policy, RefreshError, Refreshed,
+    SharedError, Tick, Waited,
 };
 
 use crate::model::{
-    BuildId, END_OF_TIME, Ended, Fault, Kind, Model, Number, Patience, Place, Seen, Settings, Shot, View,
-    Want,
+    BuildId, END_OF_TIME, Ended, Fault, Kind, Model, Number, Patience, Place, Seen, Settings, Shot, Trouble,
+    View, Want,
 };
-use crate::operations::{Build, By, Case, End, Operation, Outcome, READERS};
-use crate::panics::{Called, annotate, called, panic_as_planned};
+use crate::operations::{Ahead, Build, By, Case, End, Found, Operation, Outcome, READERS};
+use crate::panics::{Called, annotate, called, eventually, panic_as_planned};
+use crate::refresher::{self, Attached, Bed, Begun};
 use crate::tokens::{Error, Ledger, NetworkError, ParseError, Token};
+
+thread_local! {
+    /// How often this thread has asked a clock.
+    static ASKED: Cell<u64> = const { Cell::new(0) };
+}
 
 /// A `ManualClock` with a coarse reading that lags behind as far as it says. The contract says that results are
 /// exact all the same.
 #[derive(Clone)]
-struct CoarseClock {
+pub(crate) struct CoarseClock {
     exact: ManualClock,
     period: u64,
+    bed: Bed,
 }
 
 impl Clock for CoarseClock {
     fn now(&self) -> Tick {
+        ASKED.set(ASKED.get() + 1);
         self.exact.now()
     }
     fn coarse_now(&self) -> Tick {
@@ -40,11 +48,19 @@ impl Clock for CoarseClock {
         Duration::from_nanos(self.period)
     }
     fn park_until(&self, deadline: Tick, now: Tick) {
-        self.exact.park_until(deadline, now);
+        self.bed.park_until(&self.exact, deadline, now);
+    }
+    #[cfg(feature = "async")]
+    fn sleep_until(
+        &self,
+        deadline: Tick,
+        now: Tick,
+    ) -> std::pin::Pin<Box<dyn Future<Output = ()> + Send + Sync>> {
+        self.exact.sleep_until(deadline, now)
     }
 }
 
-type TestCell = DogpileCell<Token, CoarseClock>;
+pub(crate) type TestCell = DogpileCell<Token, CoarseClock>;
 
 /// A kept lease.
 enum Lease<'a> {
@@ -82,6 +98,8 @@ struct Runner<'a> {
     leases: RefCell<Vec<(BuildId, Lease<'a>)>>,
     pendings: RefCell<Vec<(Place, Pending<'a>)>>,
     readers: [Reader<'a>; READERS],
+    bed: &'a Bed,
+    refresher: RefCell<Option<Attached>>,
     /// Where the run is: the number of the operation, and of those inside its build.
     path: &'a RefCell<Vec<usize>>,
 }
@@ -91,7 +109,8 @@ pub(crate) fn run(case: &Case) -> BTreeMap<&'static str, u64> {
     let clock = ManualClock::new();
     let ledger = Arc::new(Ledger::default());
     let model = RefCell::new(Model::new(case.settings.clone()));
-    let coarse = CoarseClock { exact: clock.clone(), period: case.settings.coarse_period };
+    let bed = Bed::default();
+    let coarse = CoarseClock { exact: clock.clone(), period: case.settings.coarse_period, bed: bed.clone() };
     let cell = Arc::new(DogpileCell::with_clock(policy(&case.settings), coarse));
     let path = RefCell::new(Vec::new());
     let _epitaph = Epitaph { path: &path, model: &model };
@@ -104,6 +123,8 @@ pub(crate) fn run(case: &Case) -> BTreeMap<&'static str, u64> {
         pendings: RefCell::default(),
         readers: [(); READERS]
             .map(|()| Reader { reader: RefCell::new(cell.reader()), keeps: Cell::new(None) }),
+        bed: &bed,
+        refresher: RefCell::default(),
         path: &path,
     };
     runner.compare();
@@ -111,11 +132,19 @@ pub(crate) fn run(case: &Case) -> BTreeMap<&'static str, u64> {
         case.at.store(number, Ordering::Relaxed);
         runner.step(number, operation);
     }
-    runner.finish();
-
-    let cell = Arc::into_inner(cell).expect("nothing owns the cell any more");
+    match runner.finish(case.cell_goes_first) {
+        Some(refresher) => {
+            drop(cell);
+            refresher.ends();
+            model.borrow_mut().meet("refresher: outlives the cell");
+        }
+        None => {
+            let cell = Arc::into_inner(cell).expect("nothing owns the cell any more");
+            let value = cell.into_inner().map(|value| ledger.number(&value));
+            assert_eq!(value, model.borrow().value(), "into_inner");
+        }
+    }
     let model = model.borrow();
-    assert_eq!(cell.into_inner().map(|value| ledger.number(&value)), model.value(), "into_inner");
     assert_eq!(
         ledger.leaked(),
         model.kept_by_builds(),
@@ -154,6 +183,32 @@ fn policy(settings: &Settings) -> Policy {
         policy = policy.lease_timeout(timeout);
     }
     policy
+}
+
+/// What can be seen.
+#[derive(Debug, PartialEq, Eq)]
+struct State {
+    view: View,
+    /// The values that are alive.
+    alive: BTreeSet<Number>,
+    /// What the refresher tells.
+    trouble: Trouble,
+    /// Whether `get` or `load` has asked a clock without need.
+    asks_a_clock: bool,
+}
+
+/// Looks at the cell, and whether that asks a clock.
+fn asking<R>(look: impl FnOnce() -> R) -> (R, bool) {
+    let before = ASKED.get();
+    let seen = look();
+    (seen, ASKED.get() != before)
+}
+
+/// Reads, perhaps so that no clock is asked.
+fn quietly<R>(must_be_quiet: bool, read: impl FnOnce() -> R) -> R {
+    let (got, asks) = asking(read);
+    assert!(!(asks && must_be_quiet), "a read asks a clock");
+    got
 }
 
 /// What the cell answers, in the model's words.
@@ -197,6 +252,10 @@ impl Runner<'_> {
                 let expected = self.model.borrow_mut().clear();
                 assert_eq!(self.cell.clear().map(|value| self.number(&value)), expected, "clear");
             }
+            Operation::Attach { ahead, task } => self.attach(*ahead, *task),
+            Operation::Conclude(found) => drop(self.conclude(*found)),
+            Operation::Outage(failures) => self.outage(*failures),
+            Operation::Detach(found) => self.detach(*found),
             Operation::Advance(by) => {
                 let now = self.model.borrow().now();
                 self.advance_to(now.saturating_add(*by));
@@ -218,41 +277,64 @@ impl Runner<'_> {
         self.model.borrow_mut().advance_to(moment.min(END_OF_TIME));
     }
 
-    /// Everything that can be seen without changing anything.
+    /// Everything that can be seen without changing anything, when the refresher has done what it has to.
     fn compare(&self) {
-        let model = self.model.borrow();
-        let cell = self.cell;
-        let view = View {
-            get: cell.get().map(|value| self.number(&value)),
-            load: cell.load().map(|guard| guard.number),
-            freshness: cell.freshness(),
-            snapshot: cell.snapshot().map(|shot| Shot {
-                value: self.number(&shot.value),
-                generation: shot.generation,
-                age: shot.age,
-                freshness: shot.freshness,
-            }),
-            generation: cell.generation(),
-            is_refreshing: cell.is_refreshing(),
-            stats: cell.stats(),
-        };
-        assert_eq!(view, model.view(), "what can be seen of the cell");
+        self.let_the_refresher_act();
+        let expected = self.expected_state();
+        if self.refresher.borrow().as_ref().is_some_and(|refresher| !refresher.is_task()) {
+            // The end of its build may still be under way on its thread. If it never comes, what follows shows what is
+            // amiss.
+            eventually(|| self.state() == expected);
+        }
+        assert_eq!(self.state(), expected, "what can be seen of the cell");
 
         let leases = self.leases.borrow();
         for (build, lease) in &*leases {
             let previous = either!(Lease, lease, lease => lease.previous());
-            assert_eq!(previous.map(|value| self.number(value)), model.previous(*build), "previous");
+            let expected = self.model.borrow().previous(*build);
+            assert_eq!(previous.map(|value| self.number(value)), expected, "previous");
         }
+    }
 
+    fn state(&self) -> State {
+        let cell = self.cell;
+        let ((get, load), asks) = asking(|| (cell.get(), cell.load()));
+        State {
+            view: View {
+                get: get.map(|value| self.number(&value)),
+                load: load.map(|guard| guard.number),
+                freshness: cell.freshness(),
+                snapshot: cell.snapshot().map(|shot| Shot {
+                    value: self.number(&shot.value),
+                    generation: shot.generation,
+                    age: shot.age,
+                    freshness: shot.freshness,
+                }),
+                generation: cell.generation(),
+                is_refreshing: cell.is_refreshing(),
+                stats: cell.stats(),
+            },
+            alive: self.ledger.values_alive(),
+            trouble: self
+                .refresher
+                .borrow()
+                .as_ref()
+                .map_or_else(Trouble::default, |refresher| refresher.trouble(self.ledger)),
+            asks_a_clock: asks && self.model.borrow().needs_no_clock(),
+        }
+    }
+
+    fn expected_state(&self) -> State {
+        let model = self.model.borrow();
         let mut alive = model.kept_by_builds();
         alive.extend(model.value());
         alive.extend(self.pendings.borrow().iter().filter_map(|(place, _)| model.kept_by(*place)));
         alive.extend(self.readers.iter().filter_map(|reader| reader.keeps.get()));
-        assert_eq!(self.ledger.values_alive(), alive, "the values that are alive");
+        State { view: model.view(), alive, trouble: model.trouble(), asks_a_clock: false }
     }
 
-    /// Gives everything back. What is left are the cell and its value.
-    fn finish(self) {
+    /// Gives everything back. What is left are the cell and its value, and perhaps a refresher that sleeps.
+    fn finish(self, cell_goes_first: bool) -> Option<Attached> {
         while take(&self.pendings, 0).is_some() {}
         for reader in &self.readers {
             reader.reader.borrow_mut().release();
@@ -262,6 +344,14 @@ impl Runner<'_> {
             self.end_lease(0, End::Drop);
         }
         self.compare();
+        if !cell_goes_first {
+            self.detach(Found::New);
+            self.compare();
+        }
+        while self.conclude(Found::New) {
+            self.compare();
+        }
+        self.refresher.take()
     }
 
     fn number(&self, value: &Arc<Token>) -> Number {
@@ -269,12 +359,11 @@ impl Runner<'_> {
     }
 
     fn fault(&self, error: SharedError) -> Fault {
-        assert_ne!(error.is::<NetworkError>(), error.is::<ParseError>());
         match error.downcast::<NetworkError>() {
             Ok(error) => self.ledger.fault(&error),
             Err(error) => match error.downcast::<ParseError>() {
                 Ok(error) => self.ledger.fault(&error),
-                Err(error) => panic!("nobody has made {error:?}"),
+                Err(error) => refresher::text(error),
             },
         }
     }
@@ -308,6 +397,7 @@ impl Runner<'_> {
         if seen == Seen::Pending && !self.model.borrow().is_inside_a_build() {
             return; // It would wait for ever.
         }
+        let needs_no_clock = self.needs_no_clock(seen, by != By::GetFreshOrRefresh);
         let made = Cell::new(None);
         let closure = || match self.build(seen, build) {
             Some(value) => {
@@ -316,21 +406,23 @@ impl Runner<'_> {
             }
             None => panic_as_planned(),
         };
-        let got = called(|| match by {
-            By::GetOrRefresh => self.number(&self.cell.get_or_refresh(closure)),
-            By::LoadOrRefresh => self.number(&Guard::into_arc(self.cell.load_or_refresh(closure))),
-            By::GetFreshOrRefresh => self.number(&self.cell.get_fresh_or_refresh(closure)),
-            By::Refresh => self.number(&self.cell.refresh(closure)),
-            By::Reader(_) => {
-                let handle = handle.as_mut().expect("taken above");
-                self.number(handle.get_or_refresh(closure))
-            }
+        let got = called(|| {
+            quietly(needs_no_clock, || match by {
+                By::GetOrRefresh => self.number(&self.cell.get_or_refresh(closure)),
+                By::LoadOrRefresh => self.number(&Guard::into_arc(self.cell.load_or_refresh(closure))),
+                By::GetFreshOrRefresh => self.number(&self.cell.get_fresh_or_refresh(closure)),
+                By::Refresh => self.number(&self.cell.refresh(closure)),
+                By::Reader(_) => {
+                    let handle = handle.as_mut().expect("taken above");
+                    self.number(handle.get_or_refresh(closure))
+                }
+            })
         });
         let expected = match seen {
             Seen::Fresh(value) | Seen::Stale(value) => Called::Returned(value),
             Seen::Pending => {
                 self.model.borrow_mut().meet("reentry: a panic");
-                Called::Reentrant
+                Called::WouldWait
             }
             Seen::Elected(id) => {
                 let mut model = self.model.borrow_mut();
@@ -353,7 +445,7 @@ impl Runner<'_> {
         let seen = self.model.borrow_mut().lookup(Want::ValueOrError);
         let seen = match seen {
             // An error of somebody else's type: this caller builds, pause or not.
-            Seen::Failed(fault) if fault.kind != Error::<PARSE>::KIND => {
+            Seen::Failed(fault) if fault.kind != Some(Error::<PARSE>::KIND) => {
                 self.model.borrow_mut().lookup(Want::Value)
             }
             seen => seen,
@@ -362,6 +454,7 @@ impl Runner<'_> {
         if seen == Seen::Pending && !is_inside && wait != Some(Duration::ZERO) {
             return; // It would wait for ever.
         }
+        let needs_no_clock = self.needs_no_clock(seen, true);
         let made = Cell::new(None);
         let closure = || match (build.result, self.build(seen, build)) {
             (_, Some(value)) => {
@@ -376,10 +469,10 @@ impl Runner<'_> {
             _ => panic_as_planned(),
         };
         let got = called(|| {
-            let got = match wait {
+            let got = quietly(needs_no_clock, || match wait {
                 None => self.cell.try_get_or_refresh(closure),
                 Some(wait) => self.cell.try_get_or_refresh_timeout(wait, closure),
-            };
+            });
             match got {
                 Ok(value) => Ok(self.number(&value)),
                 Err(RefreshError::Build(error)) => Err(Refused::Build(self.ledger.fault(&error).number)),
@@ -408,11 +501,22 @@ impl Runner<'_> {
                 Called::Returned(Ok(model.publish(id, value, None)))
             }
             (Seen::Elected(id), Some(number)) => {
-                model.fail(id, Fault { number, kind: Error::<PARSE>::KIND });
+                model.fail(id, Fault { number, kind: Some(Error::<PARSE>::KIND) });
                 Called::Returned(model.instead_of_error().ok_or(Refused::Build(number)))
             }
         };
         assert_eq!(got, expected, "try_get_or_refresh");
+    }
+
+    /// Whether a read that sees this must not ask a clock, if it takes a stale value.
+    fn needs_no_clock(&self, seen: Seen, takes_stale: bool) -> bool {
+        let is_served = matches!(seen, Seen::Fresh(_) | Seen::Stale(_));
+        let mut model = self.model.borrow_mut();
+        let needs_none = is_served && takes_stale && model.needs_no_clock();
+        if needs_none {
+            model.meet("a read that asks no clock");
+        }
+        needs_none
     }
 
     /// What the closures do. `None`: they are to fail or to panic.
@@ -527,7 +631,7 @@ impl<'a> Runner<'a> {
 
     fn fail<const PARSE: bool>(&self, build: BuildId, lease: Lease<'_>) {
         let error = self.ledger.error::<PARSE>();
-        let fault = Fault { number: error.0.number, kind: Error::<PARSE>::KIND };
+        let fault = Fault { number: error.0.number, kind: Some(Error::<PARSE>::KIND) };
         self.model.borrow_mut().fail(build, fault);
         let got = either!(Lease, lease, lease => lease.fail(error));
         assert_eq!(self.ledger.fault(&got), fault, "fail");
@@ -559,5 +663,101 @@ impl<'a> Runner<'a> {
             }
         };
         assert_eq!(got, expected, "wait");
+    }
+}
+
+/// The refresher.
+impl Runner<'_> {
+    fn let_the_refresher_act(&self) {
+        let mut refresher = self.refresher.borrow_mut();
+        let Some(refresher) = &mut *refresher else { return };
+        let mut model = self.model.borrow_mut();
+        let before = model.refreshers_build();
+        let activity = model.let_it_act().expect("there is one");
+        let begun = model.refreshers_build().filter(|_| before.is_none());
+        let begun = begun.map(|build| Begun { previous: model.previous(build) });
+        refresher.run(activity, begun, self.clock);
+    }
+
+    fn attach(&self, ahead: Ahead, task: bool) {
+        if self.model.borrow().is_looked_after() {
+            return;
+        }
+        let ahead = match ahead {
+            Ahead::By(ahead) => ahead,
+            Ahead::Percent(percent) => self.model.borrow().ttl().saturating_mul(percent) / 100,
+        };
+        let attached = Attached::attach(self.cell, self.ledger, self.bed, ahead, task);
+        let is_task = attached.as_ref().is_some_and(Attached::is_task);
+        let is_accepted = self.model.borrow_mut().attach(ahead, is_task);
+        assert_eq!(attached.is_some(), is_accepted, "accepted");
+        *self.refresher.borrow_mut() = attached;
+    }
+
+    /// Whether there was a build to conclude.
+    fn conclude(&self, found: Found) -> bool {
+        let builds = self.model.borrow().refreshers_build().is_some();
+        if builds {
+            let end = self.end(found);
+            self.refresher.borrow().as_ref().expect("it builds").conclude(end);
+        }
+        builds
+    }
+
+    fn outage(&self, failures: u32) {
+        for _ in 0..failures {
+            self.conclude(Found::Error);
+            self.compare();
+            let until = self.model.borrow().next_attempt();
+            if let Some(until) = until {
+                self.advance_to(until);
+                self.compare();
+            }
+        }
+    }
+
+    fn detach(&self, found: Found) {
+        let Some(refresher) = self.refresher.take() else { return };
+        let builds = self.model.borrow().refreshers_build().is_some();
+        if builds && !refresher.is_task() {
+            let end = self.end(found);
+            self.model.borrow_mut().detach_from_inside();
+            refresher.detach(Some(end));
+        } else {
+            self.model.borrow_mut().detach();
+            refresher.detach(None);
+        }
+    }
+
+    /// What the running build is to find, which the model knows already.
+    fn end(&self, found: Found) -> refresher::End {
+        let mut model = self.model.borrow_mut();
+        let of_value = |model: &mut Model, ttl: Option<Duration>| -> refresher::End {
+            let value = self.ledger.value();
+            model.conclude_new(value.number, ttl);
+            Box::new(move || {
+                Ok(match ttl {
+                    None => Refreshed::New(value),
+                    Some(ttl) => Refreshed::NewFor(value, ttl),
+                })
+            })
+        };
+        match found {
+            Found::New => of_value(&mut model, None),
+            Found::NewFor(ttl) => of_value(&mut model, Some(ttl)),
+            Found::NotModified => {
+                model.conclude_not_modified();
+                Box::new(|| Ok(Refreshed::NotModified))
+            }
+            Found::Error => {
+                let error: NetworkError = self.ledger.error();
+                model.conclude_error(Fault { number: error.0.number, kind: Some(Kind::Network) });
+                Box::new(move || Err(error))
+            }
+            Found::Panic => {
+                model.conclude_panic();
+                Box::new(refresher::panics)
+            }
+        }
     }
 }

@@ -64,7 +64,7 @@ impl Ledger {
     pub(crate) fn fault<const PARSE: bool>(&self, error: &Arc<Error<PARSE>>) -> Fault {
         let number = error.0.number;
         self.see(number, Arc::as_ptr(error).addr());
-        Fault { number, kind: Error::<PARSE>::KIND }
+        Fault { number, kind: Some(Error::<PARSE>::KIND) }
     }
 
     fn see(&self, number: Number, address: usize) {

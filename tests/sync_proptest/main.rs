@@ -38,55 +38,24 @@
 
 mod model;
 mod operations;
+#[path = "../shared/panics.rs"]
 mod panics;
+#[path = "../shared/property.rs"]
+mod property;
 mod runner;
+mod strategies;
 mod tokens;
 
-use std::cell::RefCell;
-use std::collections::BTreeMap;
-use std::sync::Arc;
-
-use proptest::test_runner::{Config, FileFailurePersistence, TestCaseError, TestRunner};
-
 use crate::model::WORTH_MEETING;
-use crate::panics::{Watchdog, eventually, reported};
+use crate::panics::eventually;
+use crate::property::holds_and_meets;
 
 /// Seconds, not minutes, also without optimisation.
 const CASES: u32 = 1500;
 
 #[test]
 fn values_go_when_the_model_says() {
-    let default = Config::default();
-    let config = Config {
-        cases: if std::env::var_os("PROPTEST_CASES").is_some() { default.cases } else { CASES },
-        max_shrink_iters: 100_000,
-        // In milliseconds. A value that is not finalised at all is waited for each time.
-        max_shrink_time: 60_000,
-        // `main.regressions`. The default would be a folder beside this one.
-        failure_persistence: Some(Box::new(FileFailurePersistence::WithSource("regressions"))),
-        source_file: Some(file!()),
-        ..default
-    };
-    let is_long = config.cases >= CASES;
-    let met = RefCell::new(BTreeMap::<&str, u64>::new());
-    let result = TestRunner::new(config).run(&operations::case(), |case| {
-        let case = Arc::new(case);
-        let _watchdog = Watchdog::over(&case);
-        reported(|| {
-            for (what, count) in runner::run(&case) {
-                *met.borrow_mut().entry(what).or_insert(0) += count;
-            }
-        })
-        .map_err(TestCaseError::fail)
-    });
-    if let Err(error) = result {
-        panic!("{error}");
-    }
-    let met = met.into_inner();
-    println!("{met:#?}");
-    for what in WORTH_MEETING {
-        assert!(met.contains_key(what) || !is_long, "has not come up: {what}");
-    }
+    holds_and_meets(CASES, file!(), &WORTH_MEETING, strategies::case(), runner::run);
     assert!(
         eventually(|| finalizer_threads() == 0),
         "{} of the cells' threads are left",

@@ -1,0 +1,148 @@
+//! How what is done to a cell is drawn at random.
+//!
+//! Windows and steps of the clock are a few nanoseconds long, so that steps taken at random meet every boundary exactly, just
+//! before and just after. Now and then they are a day or a century long, or for ever.
+
+use std::sync::atomic::AtomicUsize;
+use std::time::Duration;
+
+use dogpile::Drain;
+use proptest::collection::vec;
+use proptest::option;
+use proptest::prelude::*;
+
+use crate::model::Settings;
+use crate::operations::{Afterwards, Build, By, Case, Keep, Operation, Outcome, Step};
+
+pub(crate) fn case() -> impl Strategy<Value = Case> {
+    (settings(), vec(operation(2), 1..60), vec(afterwards(), 0..12)).prop_map(
+        |(settings, operations, afterwards)| Case {
+            settings,
+            operations,
+            afterwards,
+            at: AtomicUsize::new(usize::MAX),
+        },
+    )
+}
+
+fn settings() -> impl Strategy<Value = Settings> {
+    let lease_timeout = window().prop_map(|window| window.max(Duration::from_nanos(1)));
+    (
+        window(),
+        option::weighted(0.3, window()),
+        option::weighted(0.3, window()),
+        option::weighted(0.5, lease_timeout),
+        prop_oneof![2 => Just(Drain::Background), 1 => Just(Drain::Wait(Duration::ZERO))],
+    )
+        .prop_map(|(ttl, stale_while_refresh, stale_if_error, lease_timeout, drain)| Settings {
+            ttl,
+            stale_while_refresh,
+            stale_if_error,
+            lease_timeout,
+            drain,
+        })
+}
+
+/// A ttl, a window or a timeout.
+fn window() -> impl Strategy<Value = Duration> {
+    prop_oneof![
+        2 => Just(Duration::ZERO),
+        9 => (1..=LONGEST_WINDOW).prop_map(Duration::from_nanos),
+        1 => Just(Duration::MAX),
+    ]
+}
+
+/// In nanoseconds, but for those without an end.
+const LONGEST_WINDOW: u64 = 10;
+
+/// `depth`: how many builds may run inside one another.
+fn operation(depth: u32) -> BoxedStrategy<Operation> {
+    prop_oneof![
+        14 => refresh(depth),
+        5 => Just(Operation::Get),
+        2 => Just(Operation::Load),
+        2 => which().prop_map(Operation::Clone),
+        9 => which().prop_map(Operation::Leave),
+        4 => which().prop_map(Operation::LeaveGuard),
+        2 => Just(Operation::LeaveAll),
+        4 => keep().prop_map(Operation::Set),
+        7 => Just(Operation::Invalidate),
+        2 => Just(Operation::Clear),
+        2 => Just(Operation::Synchronize),
+        3 => (1_u64..=6).prop_map(|nanos| Operation::Advance(Duration::from_nanos(nanos))),
+        3 => (0..4_usize, 0..=1_u64).prop_map(|(which, past)| Operation::AdvanceTo(which, past)),
+    ]
+    .boxed()
+}
+
+fn refresh(depth: u32) -> impl Strategy<Value = Operation> {
+    let calm = prop_oneof![
+        2 => Just(By::GetOrRefresh),
+        1 => Just(By::LoadOrRefresh),
+        1 => Just(By::GetFreshOrRefresh),
+        1 => Just(By::Refresh),
+    ];
+    let fallible = prop_oneof![Just(By::TryGetOrRefresh), Just(By::TryGetOrRefreshTimeout)];
+    let value_or_panic = || prop_oneof![5 => Just(Outcome::Value), 1 => Just(Outcome::Panic)];
+    let any_outcome =
+        || prop_oneof![3 => Just(Outcome::Value), 3 => Just(Outcome::Error), 1 => Just(Outcome::Panic)];
+    let build = (
+        prop_oneof![
+            3 => (calm, value_or_panic()),
+            2 => (fallible, any_outcome()),
+            3 => (Just(By::GetOrRefreshWith), value_or_panic()),
+            4 => (Just(By::TryGetOrRefreshWith), any_outcome()),
+        ],
+        steps(depth),
+        keep(),
+    );
+    build.prop_map(|((by, outcome), steps, keep)| Operation::Refresh(by, Build { steps, outcome }, keep))
+}
+
+fn steps(depth: u32) -> BoxedStrategy<Vec<Step>> {
+    let lock = || {
+        prop_oneof![
+            4 => any::<bool>().prop_map(|timed| Step::Lock { timed }),
+            1 => Just(Step::Mark),
+        ]
+    };
+    if depth == 0 {
+        return vec(lock(), 0..2).boxed();
+    }
+    let inside = || operation(depth - 1).prop_map(Step::Do);
+    // Time passes, and somebody else builds. Rare where it is left to chance.
+    let overtaken = (refresh(depth - 1), inside(), lock()).prop_map(|(refresh, inside, lock)| {
+        let pass = Operation::Advance(Duration::from_nanos(LONGEST_WINDOW));
+        vec![Step::Do(pass), Step::Do(refresh), inside, lock]
+    });
+    let inside_a_section = prop_oneof![
+        1 => Just(Step::Mark),
+        1 => Just(Step::Do(Operation::Clear)),
+        1 => Just(Step::Do(Operation::Invalidate)),
+        1 => Just(Step::Do(Operation::Synchronize)),
+        1 => keep().prop_map(|keep| Step::Do(Operation::Set(keep))),
+        2 => inside(),
+    ];
+    let section =
+        (lock(), vec(inside_a_section, 1..4)).prop_map(|(lock, inside)| [vec![lock], inside].concat());
+    let one = |step| vec![step];
+    let steps = prop_oneof![
+        5 => lock().prop_map(one),
+        10 => inside().prop_map(one),
+        3 => section,
+        1 => overtaken,
+    ];
+    vec(steps, 0..6).prop_map(|steps| steps.concat()).boxed()
+}
+
+fn afterwards() -> impl Strategy<Value = Afterwards> {
+    prop_oneof![1 => which().prop_map(Afterwards::Clone), 4 => which().prop_map(Afterwards::Leave)]
+}
+
+fn which() -> impl Strategy<Value = usize> {
+    0..6_usize
+}
+
+fn keep() -> impl Strategy<Value = Keep> {
+    prop::bool::weighted(0.3)
+}
