@@ -29,7 +29,7 @@ pub(crate) mod sealed {
 
     /// Keeps the cell alive.
     pub trait Owned: Home<Value: Send + Sync, Clock: 'static> + Send + Sync + 'static {
-        /// Does not.
+        /// Does not keep it alive.
         type Weak: Clone + Send + Sync + 'static;
 
         fn downgrade(&self) -> Self::Weak;
@@ -119,7 +119,7 @@ pub trait SharedCell: sealed::Shared {
     /// hands the build to `spawn` and gets the old value at once. The first build, and one after the value has expired,
     /// runs in the caller.
     ///
-    /// The ancestor's `async_creator`. `spawn` gets a job to be run once, on whichever thread:
+    /// Python's dogpile calls this `async_creator`. `spawn` gets a job to be run once, on whichever thread:
     ///
     /// | where | `spawn` |
     /// |---|---|
@@ -127,9 +127,9 @@ pub trait SharedCell: sealed::Shared {
     /// | a rayon pool | `\|job\| pool.spawn(job)` |
     /// | tokio | `\|job\| { tokio::task::spawn_blocking(job); }` |
     ///
-    /// A job that is dropped instead of run gives the lease back, and the next caller is elected: so a spawner at its limit
-    /// may simply drop it. One that runs it at once, on the spot, is served what it has built. If `spawn` panics, the lease is
-    /// given back and the panic reaches the caller.
+    /// A job that is dropped instead of run gives the lease back, and the next caller is elected: so a spawner at its
+    /// limit may simply drop it. If `spawn` runs the job at once, on the spot, the caller gets the new value. If
+    /// `spawn` panics, the lease is given back and the panic reaches the caller.
     ///
     /// # Panics
     ///

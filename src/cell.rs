@@ -39,6 +39,8 @@ pub use pending::{Pending, Waited};
 pub use reader::Reader;
 
 use std::fmt;
+#[cfg(feature = "async")]
+use std::panic::Location;
 use std::time::Duration;
 
 use crate::clock::{Clock, SystemClock};
@@ -65,9 +67,9 @@ use machine::Demand;
 ///
 /// # What readers observe
 ///
-/// The generation that a thread sees never goes back, through whichever method it looks; between threads that
-/// synchronise neither. A value whose build began before an [`invalidate`](DogpileCell::invalidate), a
-/// [`clear`](DogpileCell::clear) or a [`set`](DogpileCell::set) never displaces what these did.
+/// The generation that a thread sees never goes back, whichever method it uses; nor does it between threads that
+/// synchronise. A build that began before an [`invalidate`](DogpileCell::invalidate), a [`clear`](DogpileCell::clear)
+/// or a [`set`](DogpileCell::set) never undoes it.
 ///
 /// # Blocking
 ///
@@ -78,9 +80,9 @@ use machine::Demand;
 ///
 /// # Cost
 ///
-/// A fresh or stale read compares one word with the coarse clock (with none at all if the value has no
-/// deadline) and takes a reference. Publishing walks over all threads that have ever used `arc-swap`: make cells
-/// for values that are built seconds apart, not thousands of cells that are set all the time.
+/// A fresh or stale read compares one word with the coarse clock (and asks no clock at all if the value has no
+/// deadline) and takes a reference. A publication walks over a list with a place for every thread that uses
+/// `arc-swap`: make cells for values that are built seconds apart, not thousands of cells that are set all the time.
 ///
 /// # Examples
 ///
@@ -241,10 +243,11 @@ impl<T, C> DogpileCell<T, C> {
 
 /// Reads that may build.
 impl<T, C: Clock> DogpileCell<T, C> {
-    /// The value: as it is if it is fresh; else, for the one caller that is elected, what `build` returns, and
-    /// for everybody else the old value.
+    /// The value: if it is fresh, as it is. If it is stale, the one caller that is elected runs `build` and gets what
+    /// that returns, and everybody else gets the old value.
     ///
-    /// If the value has expired or there is none, others than the elected one wait and get the same value.
+    /// If it has expired, or there is none, everybody else waits, and gets the value that the elected caller has
+    /// built.
     ///
     /// # Blocking
     ///
@@ -253,9 +256,9 @@ impl<T, C: Clock> DogpileCell<T, C> {
     ///
     /// # Panics
     ///
-    /// A panic of `build` reaches its own caller only; the old value stays, or one of those who wait is elected
-    /// next. And if it is called from inside the build of the same cell while there is nothing to serve: it
-    /// would wait for itself.
+    /// If `build` panics. The panic reaches this caller only; the old value stays, or one of those who wait is elected
+    /// next. Also if it is called from inside the build of the same cell while there is nothing to serve: it would
+    /// wait for itself.
     ///
     /// # Examples
     ///
@@ -343,7 +346,7 @@ impl<T, C: Clock> DogpileCell<T, C> {
     ///
     /// # Panics
     ///
-    /// A panic of `build`. And if it is called from inside the build of the same cell.
+    /// If `build` panics, or if it is called from inside the build of the same cell.
     #[track_caller]
     pub fn get_fresh_or_refresh<F: FnOnce() -> T>(&self, build: F) -> Arc<T> {
         turn(&self.machine, Demand::Fresh, "get_fresh_or_refresh", || false).build(build)
@@ -351,13 +354,13 @@ impl<T, C: Clock> DogpileCell<T, C> {
 
     /// Rebuilds even if the value is fresh: returns a value whose build began after this call.
     ///
-    /// A build that runs already is waited for, since two at a time there never are; then the caller builds, or
-    /// shares the build of another that waited likewise. A value that was `set` after this call is as good. If
-    /// one is set during the caller's own build, the caller gets that.
+    /// If a build runs already, it is waited for, since there are never two at a time; then the caller builds, or
+    /// shares the build of another caller that waited too. A value that was `set` after this call is as good. If one
+    /// is set during the caller's own build, the caller gets that one.
     ///
     /// # Panics
     ///
-    /// A panic of `build`. And if it is called from inside the build of the same cell.
+    /// If `build` panics, or if it is called from inside the build of the same cell.
     #[track_caller]
     pub fn refresh<F: FnOnce() -> T>(&self, build: F) -> Arc<T> {
         let demand = Demand::After(self.machine.latest_origin());
@@ -381,11 +384,17 @@ impl<T, C: Clock> DogpileCell<T, C> {
 
     /// Looks at the cell: every other method is built on this one.
     ///
-    /// For what they do not cover: builds in the background, conditional builds, values that choose their own
-    /// time to live. Never blocks.
+    /// It is for what they do not cover: conditional builds, values that choose their own time to live, builds that
+    /// somebody else runs. Never blocks.
     #[inline]
     pub fn lookup(&self) -> Lookup<'_, T, C> {
         self.machine.lookup_for(Demand::Servable)
+    }
+
+    /// As [`lookup`](DogpileCell::lookup), for a cell in an [`Arc`]: the lease and the place among those who wait keep the
+    /// cell alive.
+    pub fn lookup_owned(self: &Arc<Self>) -> OwnedLookup<T, C> {
+        OwnedLookup::new(self, self.machine.lookup(Demand::Servable))
     }
 }
 
@@ -480,6 +489,109 @@ impl<T, C: Clock> DogpileCell<T, C> {
     /// The result of a build that runs now is not published: only its own caller gets it. A retry pause goes on.
     pub fn clear(&self) -> Option<Arc<T>> {
         self.machine.clear(|_| ())
+    }
+}
+
+/// Reads from async code (feature `async`).
+///
+/// The futures run on any executor. Tasks and threads share one cell and one lease: a task that is suspended and a thread
+/// that is blocked are woken by the same publish. A read that finds something to serve does not suspend the task and
+/// allocates nothing.
+///
+/// # Cancellation
+///
+/// A future can be dropped at any point. The elected one gives the lease back (one of those who wait is elected next),
+/// any other gives up its place. Nothing else is lost, so the executor's own timeout is all that is needed to limit a
+/// wait.
+#[cfg(feature = "async")]
+impl<T, C: Clock> DogpileCell<T, C> {
+    /// As [`get_or_refresh`](DogpileCell::get_or_refresh), with a build that is a future.
+    ///
+    /// # Panics
+    ///
+    /// As there. A call from inside the build of the same cell is noticed if the build makes it itself. A build that
+    /// waits for another task, which asks the same cell, waits for ever (unless a [`lease_timeout`] ends that).
+    ///
+    /// [`lease_timeout`]: crate::Policy::lease_timeout
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::DogpileCell;
+    /// use std::time::Duration;
+    ///
+    /// static RATES: DogpileCell<f64> = DogpileCell::new(Duration::from_secs(60));
+    ///
+    /// async fn download() -> f64 {
+    ///     1.07
+    /// }
+    ///
+    /// # futures_lite::future::block_on(async {
+    /// let rates = RATES.get_or_refresh_async(|| download()).await;
+    /// assert_eq!(*rates, 1.07);
+    /// # });
+    /// ```
+    #[track_caller]
+    pub fn get_or_refresh_async<F, Fut>(
+        &self,
+        build: F,
+    ) -> impl Future<Output = Arc<T>> + use<'_, T, C, F, Fut>
+    where
+        F: FnOnce() -> Fut,
+        Fut: Future<Output = T>,
+    {
+        let called = Location::caller();
+        async move {
+            match self.machine().serve() {
+                Some(value) => value,
+                None => {
+                    let turn =
+                        turn_async(self.machine(), Demand::Value, "get_or_refresh_async", called).await;
+                    turn.build_async(build).await
+                }
+            }
+        }
+    }
+
+    /// As [`try_get_or_refresh`](DogpileCell::try_get_or_refresh), with a build that is a future.
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub async fn try_get_or_refresh_async<E, F, Fut>(&self, build: F) -> Result<Arc<T>, RefreshError<E>>
+    where
+        E: Send + Sync + 'static,
+        F: FnOnce() -> Fut,
+        Fut: Future<Output = Result<T, E>>,
+    {
+        if let Some(value) = self.machine().serve() {
+            return Ok(value);
+        }
+        match try_turn_async(self.machine()).await? {
+            Turn::Served(value) => Ok(value),
+            Turn::Elected(held) => self.machine().or_instead(held.try_build_async(build).await),
+        }
+    }
+
+    /// As [`get_fresh_or_refresh`](DogpileCell::get_fresh_or_refresh), with a build that is a future.
+    ///
+    /// # Panics
+    ///
+    /// As [`get_or_refresh_async`](DogpileCell::get_or_refresh_async).
+    #[track_caller]
+    pub fn get_fresh_or_refresh_async<F, Fut>(
+        &self,
+        build: F,
+    ) -> impl Future<Output = Arc<T>> + use<'_, T, C, F, Fut>
+    where
+        F: FnOnce() -> Fut,
+        Fut: Future<Output = T>,
+    {
+        let called = Location::caller();
+        async move {
+            let turn = turn_async(self.machine(), Demand::Fresh, "get_fresh_or_refresh_async", called).await;
+            turn.build_async(build).await
+        }
     }
 }
 

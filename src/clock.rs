@@ -59,8 +59,8 @@ pub(crate) fn deadline<C: Clock>(clock: &C, wait: Duration) -> u64 {
 /// A monotonic clock.
 ///
 /// Only [`now`](Clock::now) has to be written. No method is ever called while the cell holds a lock, and
-/// [`now`](Clock::now) must not go backwards, on one thread or between threads that synchronise. The last tick there is
-/// counts as the one before it, so that nothing that never ends has an end.
+/// [`now`](Clock::now) must not go backwards, on one thread or between threads that synchronise. A clock that shows
+/// the last tick there is (584 years) is taken to show the one before it, since the last one stands for "never".
 ///
 /// # Examples
 ///
@@ -195,8 +195,8 @@ const ANCHOR_TRIES: u32 = 100;
 
 /// The operating system's monotonic clock; the default. Takes no space.
 ///
-/// On Linux and Android the coarse reading is `CLOCK_MONOTONIC_COARSE`, elsewhere it is the exact one.
-/// It does not advance while the machine is suspended where [`std::time::Instant`] does not.
+/// On Linux and Android the coarse reading is `CLOCK_MONOTONIC_COARSE`, elsewhere it is the exact one. Where
+/// [`std::time::Instant`] stands still while the machine is suspended, so does this clock.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct SystemClock;
 

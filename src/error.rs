@@ -18,7 +18,8 @@ pub enum RefreshError<E> {
     /// There is nothing to serve, somebody else builds, and the wait for that build took longer than allowed.
     WaitTimeout,
     /// There is nothing to serve, and the caller would have waited for itself: it was called from inside the build of
-    /// the same cell, or by a thread that reads what a build under the write lock waits for.
+    /// the same cell, or by a thread that holds a `ReadGuard` for which a build that has asked for the write lock
+    /// waits.
     Reentrant,
 }
 

@@ -1,4 +1,21 @@
-//! The guide: the pages of the folder `docs`, whose examples are compiled and run.
+//! The guide. Its examples are compiled and run by the crate's tests.
+//!
+//! To begin with: [choosing a policy](policy), [errors, and old values instead](errors), [statics](statics),
+//! [testing your code](manual_clock), [pitfalls](pitfalls).
+//!
+//! As the need comes up: [invalidation and the fence](invalidation), [conditional builds](conditional),
+//! [background builds and `Refresher`](background), [files and `SyncReaderCell`](sync_reader), [async],
+//! [many keys](many_keys), [monitoring](monitoring).
+//!
+//! Coming from: [Python's dogpile](coming_from_python_dogpile), [a lock](coming_from_rwlock),
+//! [`cached`](coming_from_cached), [`moka`](coming_from_moka), [Caffeine](coming_from_caffeine),
+//! [`singleflight`](coming_from_singleflight).
+//!
+#![cfg_attr(feature = "async", doc = "[async]: asynchronous")]
+#![cfg_attr(
+    not(feature = "async"),
+    doc = "[async]: https://docs.rs/dogpile/latest/dogpile/guide/asynchronous/"
+)]
 
 /// A page. Its links to other pages lead to files where it is read as a file, and to modules here: of two definitions of a
 /// link the first one counts. The same for a picture, which here is an address that contains it (`tests/it/pages.rs`).

@@ -62,7 +62,8 @@ impl<T, F, C> LazyDogpile<T, F, C> {
     ///
     /// # Examples
     ///
-    /// The type of the build has to be said where it cannot be inferred through the call:
+    /// In a `static` the type of the build must be spelled out, since it is not inferred through this call:
+    /// `<LazyDogpile<u32>>::new(..)`, or `download_limit as fn() -> u32`.
     ///
     /// ```
     /// use dogpile::LazyDogpile;

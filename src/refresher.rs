@@ -60,23 +60,25 @@ impl<T> From<T> for Refreshed<T> {
 /// builds succeed, and take less than `ahead` and than half of the value's time to live. (Slower ones are served stale
 /// meanwhile.)
 ///
-/// It builds at once if there is no value or a stale one, and then `ahead` of the end of each value's freshness, but not
-/// before half of it is over. (Where values are published for less than a millisecond, as by a source that says "do not keep
-/// it", every 100 ms.) An [`invalidate`](crate::DogpileCell::invalidate) or a [`clear`](crate::DogpileCell::clear) wakes it early.
+/// It builds at once if there is no value or a stale one, and then `ahead` of the end of each value's time to live,
+/// but not before half of that is over. (A value that is published for less than a millisecond, because its source
+/// says "do not keep it", is rebuilt after 100 ms.) An [`invalidate`](crate::DogpileCell::invalidate) or a
+/// [`clear`](crate::DogpileCell::clear) wakes it early.
 ///
 /// # What readers observe
 ///
-/// The cell is used as before. While a refresher is attached, readers leave building to it as long as they can be served;
-/// so with staleness that is not bounded ([`Policy::stale_while_refresh`](crate::Policy::stale_while_refresh)) a read
-/// consults no clock at all (but for those that tell fresh from stale: `lookup`, `freshness`, `snapshot`,
-/// `get_fresh_or_refresh`). A reader that finds nothing to serve builds, or waits for the refresher's build.
+/// The cell is used as before. While a refresher is attached, readers leave building to it as long as they can be
+/// served. So if staleness is not bounded ([`Policy::stale_while_refresh`](crate::Policy::stale_while_refresh)), a
+/// read consults no clock at all, except for those reads that tell fresh from stale: `lookup`, `freshness`,
+/// `snapshot`, `get_fresh_or_refresh`. A reader that finds nothing to serve builds, or waits for the refresher's
+/// build.
 ///
 /// # Failures
 ///
 /// After a build that fails or panics the value stays, [`last_error`](Refresher::last_error) and
-/// [`consecutive_failures`](Refresher::consecutive_failures) tell, and the next attempt waits for the policy's retry pause
-/// ([`Policy::retry_backoff`](crate::Policy::retry_backoff)); without one, for 100 ms, doubled with each failure up to
-/// 10 s. A panic is reported by the panic hook and goes no further.
+/// [`consecutive_failures`](Refresher::consecutive_failures) show it, and the next attempt waits for the policy's
+/// retry pause ([`Policy::retry_backoff`](crate::Policy::retry_backoff)); without one, for 100 ms, doubled with each
+/// failure up to 10 s. A panic is reported by the panic hook and goes no further.
 ///
 /// A build that never ends keeps the lease. With a [`lease_timeout`](crate::Policy::lease_timeout) another caller can be
 /// elected in its place: one that asks for a fresh value, or any, once the value has expired. Bound the staleness, if
@@ -84,9 +86,9 @@ impl<T> From<T> for Refreshed<T> {
 ///
 /// # Dropping
 ///
-/// Stops it and joins its thread; also in the middle of a sleep. Waits for a build that runs, which is published. If it is
-/// dropped from inside its own build, it stops when that has ended. An async one is told to stop: readers build again at
-/// once; but if a build runs, it has the lease until it is dropped, when the task is next polled.
+/// Stops it and joins its thread, waking it if it sleeps. A build that runs is waited for, and published. If it is
+/// dropped from inside its own build, it stops when that has ended. An async one is told to stop: readers build again
+/// at once; but if a build runs, it has the lease until it is dropped, when the task is next polled.
 ///
 /// Given an [`Arc`], it does not keep the cell alive: when the last user drops it, the refresher ends by itself. Drop it
 /// before you take the cell out of its `Arc` ([`Arc::try_unwrap`]): it cannot find a cell that has moved, whose readers go on
@@ -103,10 +105,11 @@ impl<T> From<T> for Refreshed<T> {
 /// # fn main() -> io::Result<()> {
 /// let keys = Arc::new(DogpileCell::new(Duration::from_secs(600)));
 /// let (built, builds) = mpsc::channel();
-/// let refresher = Refresher::spawn(&keys, Duration::from_secs(60), move |previous: Option<&Arc<u32>>| {
+/// let build = move |previous: Option<&Arc<u32>>| {
 ///     built.send(()).ok();
 ///     Ok::<u32, io::Error>(previous.map_or(1, |number| **number + 1))
-/// })?;
+/// };
+/// let refresher = Refresher::spawn(&keys, Duration::from_secs(60), build)?;
 /// builds.recv().unwrap();
 /// assert_eq!(*keys.get_or_refresh(|| unreachable!("the refresher builds")), 1);
 ///
@@ -145,8 +148,9 @@ struct Status {
 impl Refresher {
     /// Starts a refresher on a thread of its own, `dogpile-refresher`.
     ///
-    /// `build` gets the previous value, to find out whether it is still right, and returns a new value or a
-    /// [`Refreshed`]. It needs `build` until it is dropped, and calls it again after it has panicked.
+    /// `build` is given the previous value, to find out whether that is still right, and returns a new value or a
+    /// [`Refreshed`]. It is kept until the refresher is dropped, and called again even after it has panicked. Returns
+    /// at once, perhaps before the first build has ended.
     ///
     /// # Errors
     ///

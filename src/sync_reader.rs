@@ -9,8 +9,6 @@
 //! writer    builds that need the old value for themselves              G12
 //! ```
 
-#[cfg(feature = "async")]
-mod asynchronous;
 mod drain;
 mod held;
 mod reader;
@@ -32,12 +30,19 @@ use crate::policy::{Freshness, Policy};
 use crate::stats::Stats;
 use crate::sync::Arc;
 
+#[cfg(feature = "async")]
+use {
+    crate::cell::{try_turn_async, turn_async},
+    std::panic::Location,
+};
+
 use drain::{Room, Tracked};
 
 /// A [`DogpileCell`] that hands each replaced value to a finalizer, when its last reader has left.
 ///
 /// For values that stand for something outside: a data file to be deleted, a mapping to be unmapped, a connection to
-/// be closed, a buffer to be used again. The heir of the ancestor's `SyncReaderDogpile`.
+/// be closed, a buffer to be used again. The model is `SyncReaderDogpile` of Python's dogpile; the
+/// [guide](crate::guide::sync_reader) compares the two.
 ///
 /// # What readers observe
 ///
@@ -46,26 +51,28 @@ use drain::{Room, Tracked};
 ///
 /// # The finalizer
 ///
-/// Gets every replaced value by value, exactly once, after its last reader has left; in the order in which the values
-/// were replaced, never two at a time, also when the cell is dropped before. It runs without a lock, in a caller that
-/// replaces a value or waits to, or on a thread of the cell's own, `dogpile-finalizer`, which is started when it is first
-/// needed (if it cannot be started, in the last reader). See [`Drain`].
+/// It gets every replaced value, by value, exactly once, after its last reader has left: in the order in which the
+/// values were replaced, and never two at a time, even if the cell is dropped first. It runs without a lock: in a
+/// caller that replaces a value, in one that waits for the readers, or on a thread of the cell's own,
+/// `dogpile-finalizer`, which is started when it is first needed. (If that cannot be started, it runs in the last
+/// reader.) See [`Drain`].
 ///
-/// A value that the fence kept out of the cell (see [`clear`](SyncReaderCell::clear)) is finalised too, when the
-/// caller that built it has let go of it; it has no place in the order.
+/// A value that the fence kept out of the cell (see [`DogpileCell::clear`]) is finalised too, when the caller that
+/// built it has let go of it; it has no place in the order.
 ///
 /// The value that is in the cell when the cell is dropped is dropped, not finalised: a file that is current must
 /// survive a restart.
 ///
-/// If the finalizer panics, the panic hook reports it and the next value has its turn. It may look at the cell, but
-/// must not wait for it: a writer that needs the room empty waits for the finalizer in turn.
+/// If the finalizer panics, the panic hook reports it and the next value has its turn. A finalizer may look at the
+/// cell but must not wait for it: a build that has asked for the write lock waits for the finalizer.
 ///
 /// # Deadlocks
 ///
-/// A build that has asked for the write lock waits for all readers, and new readers wait for that build. So a thread that
-/// holds a [`ReaderArc`] must not call what may wait for a build ([`get_or_refresh`](SyncReaderCell::get_or_refresh),
-/// [`set`](SyncReaderCell::set) and their kin) of a cell whose builds take the write lock. With a [`ReadGuard`], which
-/// stays on its thread, this is known, and told by a panic or [`RefreshError::Reentrant`].
+/// A build that has asked for the write lock waits for all readers, and new readers wait for that build. So a thread
+/// that holds a [`ReaderArc`] must not call what may wait for a build
+/// ([`get_or_refresh`](SyncReaderCell::get_or_refresh), [`set`](SyncReaderCell::set) and their kin) of a cell whose
+/// builds take the write lock. With a [`ReadGuard`], which stays on its thread, the cell notices: the call panics, or
+/// returns [`RefreshError::Reentrant`].
 ///
 /// # Dropping
 ///
@@ -159,7 +166,7 @@ impl<T, C> SyncReaderCell<T, C> {
 
 /// Reads that may build.
 impl<T, C: Clock> SyncReaderCell<T, C> {
-    /// As [`DogpileCell::get_or_refresh`]: the old value for everybody but the one caller that builds.
+    /// As [`DogpileCell::get_or_refresh`]: everybody but the one caller that builds gets the old value.
     ///
     /// # Blocking
     ///
@@ -347,7 +354,7 @@ impl<T, C: Clock> SyncReaderCell<T, C> {
 
 /// Reads that never build and never block.
 impl<T, C: Clock> SyncReaderCell<T, C> {
-    /// What may be served now, fresh or stale. `None` too while a writer is inside.
+    /// What may be served now, fresh or stale. Also `None` while a build waits for the write lock or holds it.
     #[must_use]
     #[inline]
     pub fn get(&self) -> Option<ReaderArc<T>> {
@@ -413,7 +420,7 @@ impl<T, C: Clock> SyncReaderCell<T, C> {
     ///
     /// # Deadlocks
     ///
-    /// A thread that holds a [`ReaderArc`] of such a value waits for itself, which cannot be known.
+    /// A thread that holds a [`ReaderArc`] of such a value waits for itself, and the cell cannot notice.
     #[track_caller]
     pub fn synchronize(&self) {
         if let Err(reason) = self.room.synchronize(&self.machine().clock, FOREVER) {
@@ -441,7 +448,7 @@ impl<T, C: Clock> SyncReaderCell<T, C> {
     ///
     /// # Blocking
     ///
-    /// While a writer is inside: until that build ends.
+    /// If a build has asked for the write lock: until that build ends.
     ///
     /// # Panics
     ///
@@ -466,10 +473,123 @@ impl<T, C: Clock> SyncReaderCell<T, C> {
 
     /// As [`DogpileCell::clear`]. The value is retired, and let go of as the cell's [`Drain`] says.
     ///
-    /// While a writer is inside, it sees to it that the old value is retired instead of put back.
+    /// If a build has asked for the write lock, the old value is retired instead of being put back.
     pub fn clear(&self) {
         let cleared = self.machine().clear(|old| self.room.cleared(old));
         self.room.let_go(cleared, None, self.drain, &self.machine().clock);
+    }
+}
+
+/// Reads from async code (feature `async`). As those of [`DogpileCell`](DogpileCell), with the old value's drain
+/// awaited, not blocked on: a task that is elected under [`Drain::Wait`](crate::Drain::Wait) is suspended until the
+/// readers have left. If it is dropped meanwhile, the drain goes on in the background.
+///
+/// The finalizer runs where it does without async, perhaps in the task that is elected: one that takes long belongs on a
+/// thread for blocking work. So does a build that needs the write lock
+/// ([`get_or_refresh_with`](SyncReaderCell::get_or_refresh_with)): it blocks until the readers have left.
+///
+/// # Deadlocks
+///
+/// A task that holds a [`ReaderArc`] or a [`ReadGuard`](crate::ReadGuard) while it waits for a build that needs the write
+/// lock waits for itself. (A thread is told so where it holds a `ReadGuard`; among tasks it may be another one's.)
+#[cfg(feature = "async")]
+impl<T, C: Clock> SyncReaderCell<T, C> {
+    /// As [`DogpileCell::get_or_refresh_async`](crate::DogpileCell::get_or_refresh_async).
+    ///
+    /// # Panics
+    ///
+    /// As there.
+    #[track_caller]
+    pub fn get_or_refresh_async<F, Fut>(
+        &self,
+        build: F,
+    ) -> impl Future<Output = ReaderArc<T>> + use<'_, T, C, F, Fut>
+    where
+        F: FnOnce() -> Fut,
+        Fut: Future<Output = T>,
+    {
+        let called = Location::caller();
+        async move {
+            match self.machine().serve() {
+                Some(value) => ReaderArc(value),
+                None => self.refresh_async(Demand::Value, "get_or_refresh_async", called, build).await,
+            }
+        }
+    }
+
+    /// As [`DogpileCell::try_get_or_refresh_async`](crate::DogpileCell::try_get_or_refresh_async).
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub async fn try_get_or_refresh_async<E, F, Fut>(&self, build: F) -> Result<ReaderArc<T>, RefreshError<E>>
+    where
+        E: Send + Sync + 'static,
+        F: FnOnce() -> Fut,
+        Fut: Future<Output = Result<T, E>>,
+    {
+        if let Some(value) = self.machine().serve() {
+            return Ok(ReaderArc(value));
+        }
+        let held = match try_turn_async(self.machine()).await? {
+            Turn::Served(value) => return Ok(ReaderArc(value)),
+            Turn::Elected(held) => held,
+        };
+        let writer = Writer::new(&self.room, held);
+        let result = match writer.held().run_async(build).await {
+            Ok(value) => Ok(writer.publish_async(value, self.drain).await),
+            Err(error) => Err(writer.fail(error)),
+        };
+        self.machine().or_instead(result).map(ReaderArc)
+    }
+
+    /// As [`DogpileCell::get_fresh_or_refresh_async`](crate::DogpileCell::get_fresh_or_refresh_async).
+    ///
+    /// # Panics
+    ///
+    /// As there.
+    #[track_caller]
+    pub fn get_fresh_or_refresh_async<F, Fut>(
+        &self,
+        build: F,
+    ) -> impl Future<Output = ReaderArc<T>> + use<'_, T, C, F, Fut>
+    where
+        F: FnOnce() -> Fut,
+        Fut: Future<Output = T>,
+    {
+        self.refresh_async(Demand::Fresh, "get_fresh_or_refresh_async", Location::caller(), build)
+    }
+
+    /// As [`synchronize`](SyncReaderCell::synchronize), for a task.
+    ///
+    /// # Deadlocks
+    ///
+    /// A task that holds a [`ReaderArc`] or a [`ReadGuard`](crate::ReadGuard) of a value that has been replaced waits
+    /// for itself; so does a finalizer that blocks on this. Unlike [`synchronize`](SyncReaderCell::synchronize) it
+    /// does not notice.
+    pub async fn synchronize_async(&self) {
+        self.room.synchronize_async(&self.machine().clock).await;
+    }
+
+    async fn refresh_async<F, Fut>(
+        &self,
+        demand: Demand,
+        name: &str,
+        called: &'static Location<'static>,
+        build: F,
+    ) -> ReaderArc<T>
+    where
+        F: FnOnce() -> Fut,
+        Fut: Future<Output = T>,
+    {
+        match turn_async(self.machine(), demand, name, called).await {
+            Turn::Served(value) => ReaderArc(value),
+            Turn::Elected(held) => {
+                let writer = Writer::new(&self.room, held);
+                let value = writer.held().run_async(build).await;
+                ReaderArc(writer.publish_async(value, self.drain).await)
+            }
+        }
     }
 }
 

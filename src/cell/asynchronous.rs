@@ -7,11 +7,9 @@ use std::panic::Location;
 use std::pin::{Pin, pin};
 use std::task::Poll;
 
-use crate::clock::Clock;
 use crate::error::RefreshError;
 use crate::sync::Arc;
 
-use super::DogpileCell;
 use super::lease::Held;
 use super::machine::{Decision, Demand, Home};
 use super::pending::{Ended, Waiting};
@@ -118,108 +116,6 @@ impl<H: Home> Held<H> {
         match self.run_async(build).await {
             Ok(value) => Ok(self.publish(value, None)),
             Err(error) => Err(self.fail(error)),
-        }
-    }
-}
-
-/// Reads from async code (feature `async`).
-///
-/// The futures run on any executor. Tasks and threads share one cell and one lease: a task that is suspended and a thread
-/// that is blocked are woken by the same publish. A read that finds something to serve does not suspend the task and
-/// allocates nothing.
-///
-/// # Cancellation
-///
-/// A future can be dropped at any point. The elected one gives the lease back (one of those who wait is elected next), any
-/// other one gives up its place. Nothing is lost by it, and a timeout of the executor's is all that is needed to limit a
-/// wait.
-impl<T, C: Clock> DogpileCell<T, C> {
-    /// As [`get_or_refresh`](DogpileCell::get_or_refresh), with a build that is a future.
-    ///
-    /// # Panics
-    ///
-    /// As there. That it is called from inside the build of the same cell is known while that build is polled; a build
-    /// that waits for another task which asks the same cell waits for ever (a [`lease_timeout`] ends that).
-    ///
-    /// [`lease_timeout`]: crate::Policy::lease_timeout
-    ///
-    /// # Examples
-    ///
-    /// ```
-    /// use dogpile::DogpileCell;
-    /// use std::time::Duration;
-    ///
-    /// static RATES: DogpileCell<f64> = DogpileCell::new(Duration::from_secs(60));
-    ///
-    /// async fn download() -> f64 {
-    ///     1.07
-    /// }
-    ///
-    /// # futures_lite::future::block_on(async {
-    /// let rates = RATES.get_or_refresh_async(|| download()).await;
-    /// assert_eq!(*rates, 1.07);
-    /// # });
-    /// ```
-    #[track_caller]
-    pub fn get_or_refresh_async<F, Fut>(
-        &self,
-        build: F,
-    ) -> impl Future<Output = Arc<T>> + use<'_, T, C, F, Fut>
-    where
-        F: FnOnce() -> Fut,
-        Fut: Future<Output = T>,
-    {
-        let called = Location::caller();
-        async move {
-            match self.machine().serve() {
-                Some(value) => value,
-                None => {
-                    let turn =
-                        turn_async(self.machine(), Demand::Value, "get_or_refresh_async", called).await;
-                    turn.build_async(build).await
-                }
-            }
-        }
-    }
-
-    /// As [`try_get_or_refresh`](DogpileCell::try_get_or_refresh), with a build that is a future.
-    ///
-    /// # Errors
-    ///
-    /// As there.
-    pub async fn try_get_or_refresh_async<E, F, Fut>(&self, build: F) -> Result<Arc<T>, RefreshError<E>>
-    where
-        E: Send + Sync + 'static,
-        F: FnOnce() -> Fut,
-        Fut: Future<Output = Result<T, E>>,
-    {
-        if let Some(value) = self.machine().serve() {
-            return Ok(value);
-        }
-        match try_turn_async(self.machine()).await? {
-            Turn::Served(value) => Ok(value),
-            Turn::Elected(held) => self.machine().or_instead(held.try_build_async(build).await),
-        }
-    }
-
-    /// As [`get_fresh_or_refresh`](DogpileCell::get_fresh_or_refresh), with a build that is a future.
-    ///
-    /// # Panics
-    ///
-    /// As [`get_or_refresh_async`](DogpileCell::get_or_refresh_async).
-    #[track_caller]
-    pub fn get_fresh_or_refresh_async<F, Fut>(
-        &self,
-        build: F,
-    ) -> impl Future<Output = Arc<T>> + use<'_, T, C, F, Fut>
-    where
-        F: FnOnce() -> Fut,
-        Fut: Future<Output = T>,
-    {
-        let called = Location::caller();
-        async move {
-            let turn = turn_async(self.machine(), Demand::Fresh, "get_fresh_or_refresh_async", called).await;
-            turn.build_async(build).await
         }
     }
 }

@@ -9,7 +9,7 @@ use crate::sync::Arc;
 
 use super::DogpileCell;
 use super::lease::{Held, lease_methods};
-use super::machine::{Decision, Demand, Home, Machine};
+use super::machine::{Decision, Home, Machine};
 use super::pending::{Waited, Waiting, pending_methods};
 
 impl<T, C: Clock> Home for Arc<DogpileCell<T, C>> {
@@ -60,7 +60,7 @@ pub struct OwnedPending<T, C: Clock = SystemClock>(Waiting<Arc<DogpileCell<T, C>
 pending_methods!(OwnedPending);
 
 /// A [`Lookup`](crate::Lookup) whose lease and place keep the cell alive.
-#[must_use = "an elected caller that does not build keeps nobody from building, but has asked for nothing"]
+#[must_use = "if the caller was elected, this holds its lease, and dropping it gives the lease back"]
 pub enum OwnedLookup<T, C: Clock = SystemClock> {
     /// A fresh value.
     Fresh(Arc<T>),
@@ -74,19 +74,14 @@ pub enum OwnedLookup<T, C: Clock = SystemClock> {
     Failed(SharedError),
 }
 
-impl<T, C: Clock> DogpileCell<T, C> {
-    /// As [`lookup`](DogpileCell::lookup), for a cell in an [`Arc`]: the lease and the place own it.
-    pub fn lookup_owned(self: &Arc<Self>) -> OwnedLookup<T, C> {
-        match self.machine.lookup(Demand::Servable) {
-            Decision::Fresh(value) => OwnedLookup::Fresh(value),
-            Decision::Stale(value) => OwnedLookup::Stale(value),
-            Decision::Elected(ticket) => {
-                OwnedLookup::Elected(OwnedLease(Held::new(Arc::clone(self), ticket)))
-            }
-            Decision::Pending(wait) => {
-                OwnedLookup::Pending(OwnedPending(Waiting::new(Arc::clone(self), wait)))
-            }
-            Decision::Failed(error) => OwnedLookup::Failed(error),
+impl<T, C: Clock> OwnedLookup<T, C> {
+    pub(super) fn new(cell: &Arc<DogpileCell<T, C>>, decision: Decision<T>) -> Self {
+        match decision {
+            Decision::Fresh(value) => Self::Fresh(value),
+            Decision::Stale(value) => Self::Stale(value),
+            Decision::Elected(ticket) => Self::Elected(OwnedLease(Held::new(Arc::clone(cell), ticket))),
+            Decision::Pending(wait) => Self::Pending(OwnedPending(Waiting::new(Arc::clone(cell), wait))),
+            Decision::Failed(error) => Self::Failed(error),
         }
     }
 }

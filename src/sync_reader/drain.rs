@@ -61,7 +61,7 @@ pub enum Drain {
     #[default]
     Background,
     /// It waits for the readers of the replaced value, at most for so long, and runs the finalizer itself. What is
-    /// left then goes to the background. [`Duration::MAX`] waits without end, as the ancestor did.
+    /// left then goes to the background. [`Duration::MAX`] waits without end, as Python's dogpile did.
     ///
     /// Readers of the new value do not wait. The lease stays taken meanwhile, so at most two generations are alive.
     ///
@@ -75,8 +75,8 @@ pub enum Drain {
 /// The readers have not left within the time allowed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DrainTimeout {
-    /// How many `ReaderArc`s of values that are to go there still are; leaked ones are among them. 0 if nobody was in
-    /// the way but the caller itself (a writer that has been overtaken, or a call from inside the finalizer).
+    /// How many `ReaderArc`s of the values that were waited for are left, leaked ones included. 0 if nobody was in the
+    /// way but the caller itself (a build that has been overtaken, or a call from inside the finalizer).
     pub readers: usize,
 }
 

@@ -18,7 +18,7 @@ use crate::sync::Arc;
 
 use super::drain::{Drain, DrainTimeout, Room, Tracked};
 
-/// What a build gets that may need the old value for itself. See
+/// What a build is given that may need the old value for itself. See
 /// [`SyncReaderCell::get_or_refresh_with`](crate::SyncReaderCell::get_or_refresh_with).
 pub struct Writer<'a, T, C: Clock = SystemClock> {
     room: &'a Arc<Room<T>>,
@@ -40,7 +40,7 @@ struct Published<T> {
     number: Option<u64>,
 }
 
-/// Under it nobody reads. The room stays empty until the build ends, also when this is dropped before.
+/// While a build holds it, nobody reads. It is held until the build ends, even if this value is dropped earlier.
 #[must_use = "the write lock is held until the build ends"]
 pub struct WriteLock<'w, T> {
     old: Option<&'w mut T>,
@@ -92,8 +92,8 @@ impl<'a, T, C: Clock> Writer<'a, T, C> {
     ///
     /// # Deadlocks
     ///
-    /// A thread that holds a [`ReaderArc`](crate::ReaderArc) of the cell waits for itself, which cannot be known,
-    /// since such a handle may have been sent elsewhere. So does one whose `ReaderArc` was leaked. See
+    /// A thread that holds a [`ReaderArc`](crate::ReaderArc) of the cell waits for itself. The cell cannot notice,
+    /// since such a handle may have been sent elsewhere. A `ReaderArc` that was leaked is waited for for ever. See
     /// [`acquire_write_lock_timeout`](Writer::acquire_write_lock_timeout).
     #[track_caller]
     pub fn acquire_write_lock(&mut self) -> WriteLock<'_, T> {
@@ -119,9 +119,9 @@ impl<'a, T, C: Clock> Writer<'a, T, C> {
     ///
     /// # Errors
     ///
-    /// The readers have not left in time, or one of the reasons for which the other one panics. The old value is back in
-    /// service; the build goes on. If it has been overtaken, what it returns is fenced off, and its caller gets what is
-    /// in the cell.
+    /// The readers have not left in time, or there is one of the reasons for which
+    /// [`acquire_write_lock`](Writer::acquire_write_lock) panics. The old value is back in service; the build goes on.
+    /// If it has been overtaken, what it returns is fenced off, and its caller gets what is in the cell.
     pub fn acquire_write_lock_timeout(&mut self, wait: Duration) -> Result<WriteLock<'_, T>, DrainTimeout> {
         if self.room.is_read_at_all_by_this_thread() || self.room.is_finalized_by_this_thread() {
             return Err(DrainTimeout { readers: self.room.readers().max(1) });

@@ -184,6 +184,28 @@ fn a_link_that_leads_nowhere_is_seen() {
     assert_eq!(led_to, expected.iter().map(PathBuf::from).collect());
 }
 
+/// In rustdoc the pages of the guide are modules, and links to files lead nowhere.
+#[test]
+fn pages_of_the_guide_link_only_to_each_other() {
+    let guide = fs::read_to_string(root().join("src/guide.rs")).unwrap();
+    let pages: Vec<&str> = guide
+        .split("page!(")
+        .filter_map(|rest| Some(rest.split_once("\"../")?.1.split_once('"')?.0))
+        .collect();
+    assert!(pages.len() > 15, "{pages:?}");
+    for page in pages {
+        let text = fs::read_to_string(root().join(page)).unwrap();
+        let prose = prose(&text);
+        assert!(!prose.contains("]("), "{page}: write the link as [text][name], and [name] in src/guide.rs");
+        for name in prose.split("][").skip(1).map(|rest| rest.split(']').next().unwrap()) {
+            assert!(
+                guide.contains(&format!("[{name}]: ")) || name == "life",
+                "{page}: {name} is not in src/guide.rs"
+            );
+        }
+    }
+}
+
 /// The section under a heading, links taken out, and each run of white space one space.
 fn section(text: &str, heading: &str) -> String {
     let mut in_code = false;
