@@ -210,21 +210,22 @@ static ANCHOR: PlainOnceCell<Anchor> = PlainOnceCell::new();
 
 impl Anchor {
     fn get() -> &'static Self {
-        ANCHOR.get_or_init(|| {
-            // Between two coarse readings that are close together, so that a pause of this thread cannot shift the
-            // anchor.
-            let mut tick = kernel_coarse();
-            for _ in 0..ANCHOR_TRIES {
-                let instant = std::time::Instant::now();
-                let after = kernel_coarse();
-                if after - tick < ANCHOR_SLACK {
-                    return Self::at(instant, tick);
-                }
-                tick = after;
+        ANCHOR.get_or_init(|| Self::take(kernel_coarse))
+    }
+
+    /// Between two coarse readings that are close together, so that a pause of this thread cannot shift the anchor.
+    fn take(mut coarse: impl FnMut() -> u64) -> Self {
+        let mut tick = coarse();
+        for _ in 0..ANCHOR_TRIES {
+            let instant = std::time::Instant::now();
+            let after = coarse();
+            if after - tick < ANCHOR_SLACK {
+                return Self::at(instant, tick);
             }
-            // A machine as busy as that is given what it has.
-            Self::at(std::time::Instant::now(), tick)
-        })
+            tick = after;
+        }
+        // A machine as busy as that is given what it has.
+        Self::at(std::time::Instant::now(), tick)
     }
 
     /// `coarse`: what the coarse clock showed just before `instant`. It is late by what that clock lags and by
@@ -487,22 +488,93 @@ mod tests {
         }
     }
 
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    #[test]
+    fn the_kernels_coarse_clock_is_read_in_nanoseconds() {
+        let outer = std::time::Instant::now();
+        let before = kernel_coarse();
+        let inner = std::time::Instant::now();
+        // Several times what it lags.
+        std::thread::sleep(Duration::from_millis(120));
+        let at_least = inner.elapsed() / 2;
+        let passed = Duration::from_nanos(kernel_coarse() - before);
+        assert!(passed >= at_least && passed <= 2 * outer.elapsed(), "{passed:?} for {:?}", outer.elapsed());
+    }
+
+    #[test]
+    fn the_anchor_is_taken_between_readings_that_are_close_together() {
+        // A pause of just too long, then none.
+        let mut readings = [7, 7 + ANCHOR_SLACK, 8 + ANCHOR_SLACK].into_iter();
+        let anchor = Anchor::take(|| readings.next().expect("two close readings are enough"));
+        assert_eq!(anchor.tick, Anchor::at(anchor.instant, 7 + ANCHOR_SLACK).tick);
+        // Nothing but pauses: the last reading.
+        let mut reading = 0;
+        let anchor = Anchor::take(|| {
+            reading += ANCHOR_SLACK;
+            reading
+        });
+        assert_eq!(anchor.tick, Anchor::at(anchor.instant, u64::from(ANCHOR_TRIES + 1) * ANCHOR_SLACK).tick);
+    }
+
+    /// The exact time line is ahead of the coarse reading that it was tied to, and a later one may lag as much as the kernel
+    /// lets it, while that one did not.
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    #[test]
+    fn the_lag_that_is_stated_is_the_greatest_that_there_can_be() {
+        let ahead = Anchor::at(std::time::Instant::now(), 0).tick;
+        assert!(ahead > KERNEL_LAG);
+        assert_eq!(SystemClock.coarse_lag(), Duration::from_nanos(ahead + KERNEL_LAG));
+        // That of the other one: several of its thread's rounds.
+        assert!(TickClock.coarse_lag() >= Duration::from_millis(5));
+    }
+
+    #[test]
+    fn the_tick_clock_answers_as_it_reads() {
+        assert!(TickClock.coarse_now() < Tick(FOREVER));
+        while TICK.load(Ordering::Relaxed) == FOREVER {
+            std::thread::yield_now();
+        }
+        assert!(TickClock.is_coarsely_before(Tick(FOREVER)));
+        for _ in 0..1000 {
+            let coarse = TickClock.coarse_now();
+            assert!(!TickClock.is_coarsely_before(coarse));
+            assert!(!TickClock.is_coarsely_before(Tick(coarse.0 - 1)));
+        }
+    }
+
     #[test]
     fn a_manual_clock_wakes_its_sleepers() {
         let clock = ManualClock::new();
+        // Not one that comes too late.
+        clock.park_until(Tick(0), Tick(0));
         let sleeper = {
             let clock = clock.clone();
             std::thread::spawn(move || {
+                let mut parked = 0;
                 while clock.now() < Tick(10) {
                     clock.park_until(Tick(10), clock.now());
+                    parked += 1;
                 }
+                parked
             })
         };
         while clock.shared.sleepers.lock().those(|()| true).next().is_none() {
             std::thread::yield_now();
         }
+        // Time for many rounds, if it did not sleep.
+        for _ in 0..1000 {
+            std::thread::yield_now();
+        }
         clock.advance(Duration::from_nanos(10));
-        sleeper.join().unwrap();
+        let parked = sleeper.join().unwrap();
+        assert!(parked < 100, "it slept {parked} times");
         assert!(clock.shared.sleepers.lock().those(|()| true).next().is_none());
+    }
+
+    #[test]
+    fn a_manual_clock_shows_its_time() {
+        let clock = ManualClock::new();
+        clock.advance(Duration::from_nanos(7));
+        assert_eq!(format!("{clock:?}"), "ManualClock { now: Tick(7), .. }");
     }
 }

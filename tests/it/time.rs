@@ -248,6 +248,98 @@ fn a_lagging_coarse_clock_lengthens_no_life() {
     }
 }
 
+/// A `Reader` asks it once, too, and away from the deadline nothing else.
+#[test]
+fn a_readers_read_away_from_the_deadline_asks_the_coarse_clock_once() {
+    let (cell, clock) = counting_cell(Policy::ttl(TTL));
+    let mut reader = cell.reader();
+    reader.get_or_refresh(|| unreachable!());
+    clock.asked();
+    assert_eq!(**reader.get_or_refresh(|| unreachable!()), 1);
+    assert_eq!(reader.get().map(|value| **value), Some(1));
+    assert_eq!(clock.asked(), (0, 2));
+}
+
+/// Answers nothing that a default would, and notes what it is asked.
+#[derive(Default)]
+struct Peculiar(std::sync::Mutex<Vec<&'static str>>);
+
+impl Peculiar {
+    fn note<R>(&self, asked: &'static str, answer: R) -> R {
+        self.0.lock().unwrap().push(asked);
+        answer
+    }
+}
+
+impl Clock for Peculiar {
+    fn now(&self) -> Tick {
+        self.note("now", Tick::from_nanos(7))
+    }
+    fn coarse_now(&self) -> Tick {
+        self.note("coarse_now", Tick::from_nanos(5))
+    }
+    fn coarse_lag(&self) -> Duration {
+        self.note("coarse_lag", Duration::from_nanos(3))
+    }
+    fn is_coarsely_before(&self, tick: Tick) -> bool {
+        self.note("is_coarsely_before", tick == Tick::from_nanos(1))
+    }
+    fn park_until(&self, _: Tick, _: Tick) {
+        self.note("park_until", ());
+    }
+    #[cfg(feature = "async")]
+    fn sleep_until(&self, _: Tick, _: Tick) -> std::pin::Pin<Box<dyn Future<Output = ()> + Send + Sync>> {
+        self.note("sleep_until", Box::pin(std::future::ready(())))
+    }
+}
+
+#[test]
+fn a_clock_behind_a_pointer_is_that_clock() {
+    fn check(clock: impl Clock, told: &Peculiar) {
+        let tick = Tick::from_nanos;
+        assert_eq!((clock.now(), clock.coarse_now()), (tick(7), tick(5)));
+        assert_eq!(clock.coarse_lag(), Duration::from_nanos(3));
+        assert!(clock.is_coarsely_before(tick(1)) && !clock.is_coarsely_before(tick(9)));
+        clock.park_until(tick(9), tick(7));
+        let mut expected =
+            vec!["now", "coarse_now", "coarse_lag", "is_coarsely_before", "is_coarsely_before", "park_until"];
+        #[cfg(feature = "async")]
+        {
+            drop(clock.sleep_until(tick(9), tick(7)));
+            expected.push("sleep_until");
+        }
+        assert_eq!(*told.0.lock().unwrap(), expected);
+    }
+    let clock = Peculiar::default();
+    check(&clock, &clock);
+    let clock = Arc::new(Peculiar::default());
+    check(Arc::clone(&clock), &clock);
+}
+
+/// By default a wait that has a timeout sleeps: it does not look at the clock again and again.
+#[test]
+fn a_wait_by_a_clock_of_ones_own_sleeps() {
+    struct Counted(AtomicU64);
+    impl Clock for Counted {
+        fn now(&self) -> Tick {
+            self.0.fetch_add(1, Ordering::Relaxed);
+            SystemClock.now()
+        }
+    }
+    let clock = Counted(AtomicU64::new(0));
+    let cell: DogpileCell<u32, _> = DogpileCell::with_clock(Policy::never_expires(), &clock);
+    let lease = cell.lookup().elected();
+    let Lookup::Pending(pending) = cell.lookup() else { panic!("there is nothing to serve") };
+    std::thread::scope(|scope| {
+        // By another thread, since this one is known to hold the lease.
+        scope.spawn(|| assert!(pending.wait_timeout(Duration::from_millis(50)).is_err()));
+    });
+    // Once for the deadline, and once or twice for each time that the system wakes it.
+    let asked = clock.0.load(Ordering::Relaxed);
+    assert!(asked < 100, "looked at the clock {asked} times");
+    drop(lease);
+}
+
 #[test]
 fn the_clocks_of_the_system_work() {
     fn check<C: Clock>(clock: C) {
