@@ -95,10 +95,6 @@ impl Drop for End {
     }
 }
 
-/// Why the local cell has elected this caller, only to be told that it is going to look more closely.
-#[derive(Debug)]
-struct Due;
-
 /// A value and what belongs to it.
 #[non_exhaustive]
 pub struct FleetSnapshot<T> {
@@ -170,7 +166,7 @@ where
     #[inline]
     #[track_caller]
     pub fn get_or_refresh<F: FnOnce() -> T>(&self, build: F) -> Arc<T> {
-        match self.serve() {
+        match self.local.get_unless_due() {
             Some(value) => value,
             None => self.build(build),
         }
@@ -212,19 +208,10 @@ where
         E: Send + Sync + 'static,
         F: FnOnce(&BuildContext<'_, T>) -> Result<Built<T>, E>,
     {
-        match self.serve() {
+        match self.local.get_unless_due() {
             Some(value) => Ok(value),
             None => self.try_build(build),
         }
-    }
-
-    /// What the local cell serves without a question: a fresh value, or a stale one that is being dealt with.
-    ///
-    /// It has no method for that; but it has one that is exactly this followed by an election, and an election that is
-    /// given back changes nothing.
-    #[inline]
-    fn serve(&self) -> Option<Arc<T>> {
-        self.local.try_get_or_refresh_timeout(Duration::ZERO, || Err(Due)).ok()
     }
 
     #[cold]
@@ -284,23 +271,22 @@ where
                     }
                 }
                 OwnedLookup::Elected(lease) => {
-                    let step = if self.local.load().is_some() && node.needs_store() {
-                        let patience = node.policy.patience;
-                        match node.worker.elected(node, lease, caller, patience) {
-                            Some(step) => step,
-                            None => {
+                    let step = match node.elected_here(lease, caller) {
+                        Ok(step) => step,
+                        Err(lease) if node.can_serve() => {
+                            let patience = node.policy.patience;
+                            node.worker.elected(node, lease, caller, patience).unwrap_or_else(|| {
                                 node.counters.impatient.count();
-                                match self.local.get() {
-                                    Some(value) => return Ok(value),
-                                    None => continue,
-                                }
-                            }
+                                Step::Again
+                            })
                         }
-                    } else {
-                        node.elected(lease, caller)
+                        Err(lease) => node.acquire(lease, caller),
                     };
                     match step {
-                        Step::Again => continue,
+                        Step::Again => match self.local.get() {
+                            Some(value) => return Ok(value),
+                            None => continue,
+                        },
                         Step::Backoff(Backoff { left }) => return Err(FleetError::Backoff { left }),
                         Step::Build(ticket) => {
                             return node.build(ticket, build).or_else(|error| self.instead_of(error));
@@ -328,8 +314,6 @@ where
             Ok(backoff) if *caller == Caller::Tries => {
                 return Some(Err(FleetError::Backoff { left: backoff.left }));
             }
-            // Somebody was elected only to be told that it is going to look more closely.
-            Err(error) if error.is::<Due>() => {}
             Ok(_) => {}
             // It means nothing to this caller, which builds, pause or not.
             Err(_) => *caller = Caller::Insists,
@@ -395,6 +379,7 @@ where
         let told = self.node.try_ask(|store, name| store.invalidate(name, Invalidation::Soft));
         // After the store: nobody can take the old value over as a fresh one any more.
         self.local.invalidate();
+        self.node.worker.look();
         told
     }
 
@@ -407,6 +392,7 @@ where
     pub fn clear(&self) -> Result<(), Arc<StoreError>> {
         let told = self.node.try_ask(|store, name| store.invalidate(name, Invalidation::Hard));
         drop(self.local.clear());
+        self.node.worker.look();
         told
     }
 
@@ -457,19 +443,15 @@ where
 
     /// As [`FleetCell::get_or_refresh`].
     ///
-    /// Costs more than [`get`](FleetReader::get): it also asks whether the value is still fresh.
-    ///
     /// # Panics
     ///
     /// As there.
     #[track_caller]
     pub fn get_or_refresh<F: FnOnce() -> T>(&mut self, build: F) -> Arc<T> {
-        if self.cell.local.freshness() == Freshness::Fresh
-            && let Some(value) = self.reader.get()
-        {
-            return Arc::clone(value);
+        match self.reader.get_unless_due() {
+            Some(value) => Arc::clone(value),
+            None => self.cell.build(build),
         }
-        self.cell.get_or_refresh(build)
     }
 
     /// Lets go of the value that the handle keeps.

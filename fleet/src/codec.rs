@@ -197,9 +197,13 @@ pub(crate) enum Opened<T> {
     Foreign,
 }
 
-/// The payload of a value.
+/// The payload of a value. A codec that panics cannot write it.
 pub(crate) fn seal<T>(codec: &dyn Codec<T>, value: &T) -> Result<Vec<u8>, CodecError> {
-    let bytes = codec.encode(value)?;
+    let encode = std::panic::AssertUnwindSafe(|| codec.encode(value));
+    let bytes = match std::panic::catch_unwind(encode) {
+        Ok(bytes) => bytes?,
+        Err(_) => return Err(CodecError::new("the codec has panicked: see its message")),
+    };
     let schema = codec.schema().to_le_bytes();
     let mut payload = Vec::with_capacity(ENVELOPE + bytes.len());
     payload.extend(MARK);

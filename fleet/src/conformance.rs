@@ -13,8 +13,8 @@ use dogpile::{Clock, ManualClock};
 use crate::draw;
 use crate::rules::{Entry, Micros};
 use crate::store::{
-    Acquire, Current, Fence, Invalidation, LONGEST, Poll, Publication, Publish, RefreshStore, Request, Token,
-    Value, Version,
+    Acquire, Current, Epoch, Fence, Invalidation, LONGEST, Poll, Publication, Publish, RefreshStore, Request,
+    Token, Value, Version,
 };
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -105,7 +105,10 @@ const CHECKS: &[(&str, Check)] = &[
     ("empty", |s| {
         let poll = s.poll(None);
         let empty = Current::Nothing { cleared: false };
-        assert_eq!(poll, Poll { current: empty, lease_left: Duration::ZERO, retry_left: Duration::ZERO });
+        let (epoch, zero) = (Epoch::default(), Duration::ZERO);
+        assert_eq!(poll, Poll { current: empty, epoch, lease_left: zero, retry_left: zero });
+        let nobody = Token { fence: Fence { incarnation: 0, number: 0 }, epoch: 0 };
+        assert_eq!(s.publish(&nobody, b"x", HOUR, HOUR), Publish::Invalidated, "{}: nobody's", s.name);
         let token = Token { fence: Fence { incarnation: 7, number: 1 }, epoch: 0 };
         assert_eq!(s.publish(&token, b"x", HOUR, HOUR), Publish::Invalidated, "{}: made up", s.name);
         assert!(!s.store.fail(s.name, &token, HOUR).unwrap());
@@ -188,6 +191,8 @@ const CHECKS: &[(&str, Check)] = &[
         (s.pass_time)(Duration::from_millis(25));
         assert!(s.poll(None).lease_left.is_zero());
         s.stored(s.publish(&token, b"late", HOUR, HOUR));
+        let age = s.value(s.poll(None).current).age;
+        assert!(age >= Duration::from_millis(25), "{}: a value is as old as its build: {age:?}", s.name);
     }),
     ("heart-beat", |s| {
         let token = s.win(Duration::from_millis(20));
@@ -245,13 +250,30 @@ const CHECKS: &[(&str, Check)] = &[
             }
             other => differs!(s, other),
         }
-        assert_eq!(s.value(s.poll(None).current).payload, b"value");
+        let value = s.value(s.poll(None).current);
+        assert_eq!(value.payload, b"value");
+        assert!(value.age < HOUR / 2);
+    }),
+    ("epoch", |s| {
+        let token = s.win(HOUR);
+        let before = s.poll(None).epoch;
+        assert_eq!(before, token.epoch(), "{}: an election is of the present epoch", s.name);
+        s.stored(s.publish(&token, b"value", HOUR, HOUR));
+        assert_eq!(s.poll(None).epoch, before, "{}: a publication begins no epoch", s.name);
+        for (number, how) in [(1, Invalidation::Soft), (2, Invalidation::Soft), (3, Invalidation::Hard)] {
+            s.invalidate(how);
+            assert_eq!(s.poll(None).epoch, Epoch { number, ..before });
+        }
+        assert_eq!(s.win(HOUR).epoch(), s.poll(None).epoch);
     }),
     ("backoff", |s| {
         let token = s.win(HOUR);
         assert!(s.store.fail(s.name, &token, HOUR).unwrap());
         match s.acquire(HOUR, None) {
-            Acquire::Backoff { left, .. } => assert!(left > HOUR / 2),
+            Acquire::Backoff { left, epoch, .. } => {
+                assert!(left > HOUR / 2);
+                assert_eq!(epoch, token.epoch());
+            }
             other => differs!(s, other),
         }
         assert!(s.poll(None).retry_left > HOUR / 2);
@@ -454,8 +476,12 @@ impl Replay {
                 let got = store.poll(name, theirs).expect("poll");
                 let expected = self.entry.poll(now, ours);
                 self.learn_current(&got.current, &expected.current);
+                if got.epoch.incarnation != 0 && expected.epoch.incarnation != 0 {
+                    self.names.entry(got.epoch.incarnation).or_insert(expected.epoch.incarnation);
+                }
+                let epoch = Epoch { incarnation: self.name(got.epoch.incarnation), ..got.epoch };
                 (
-                    Answer::Poll(Poll { current: self.rename_current(got.current), ..got }),
+                    Answer::Poll(Poll { current: self.rename_current(got.current), epoch, ..got }),
                     Answer::Poll(expected),
                 )
             }
@@ -560,8 +586,9 @@ impl Replay {
                 }
             }
             Acquire::Busy { left, current } => Acquire::Busy { left, current: self.rename_current(current) },
-            Acquire::Backoff { left, current } => {
-                Acquire::Backoff { left, current: self.rename_current(current) }
+            Acquire::Backoff { left, epoch, current } => {
+                let epoch = Epoch { incarnation: self.name(epoch.incarnation), ..epoch };
+                Acquire::Backoff { left, epoch, current: self.rename_current(current) }
             }
         }
     }

@@ -3,6 +3,8 @@
 use std::hash::{BuildHasher, RandomState};
 use std::time::Duration;
 
+use crate::store::LONGEST;
+
 /// A new incarnation: from 1 to 2^63 - 1, which every store can keep.
 pub(crate) fn incarnation() -> u64 {
     (number() >> 1).max(1)
@@ -13,12 +15,12 @@ pub(crate) fn number() -> u64 {
     RandomState::new().hash_one(0)
 }
 
-/// `duration`, made longer or shorter by up to `percent` percent.
+/// `duration`, made longer or shorter by up to `percent` percent; at most [`LONGEST`], which leaves room for that.
 pub(crate) fn around(duration: Duration, percent: u32) -> Duration {
     // 0 to 2^16 - 1.
     let draw = u32::try_from(number() >> 48).unwrap_or(0);
     let share = f64::from(draw) / 32_768.0 - 1.0;
-    duration.mul_f64(1.0 + share * f64::from(percent.min(100)) / 100.0)
+    duration.min(LONGEST).mul_f64(1.0 + share * f64::from(percent.min(100)) / 100.0)
 }
 
 #[cfg(test)]

@@ -26,8 +26,7 @@ use dogpile::{Clock, Tick};
 use crate::draw;
 use crate::rules::{Entry, Micros, Stored};
 use crate::store::{
-    Acquire, Current, Invalidation, Poll, Publication, Publish, RefreshStore, Request, StoreError, Token,
-    Version,
+    Acquire, Invalidation, Poll, Publication, Publish, RefreshStore, Request, StoreError, Token, Version,
 };
 
 /// A [`RefreshStore`] in a directory, for the processes of one host. Needs no server.
@@ -231,8 +230,7 @@ fn is_taken(error: &fs4::TryLockError) -> bool {
 
 impl<C: Clock> RefreshStore for FileStore<C> {
     fn poll(&self, name: &str, known: Option<Version>) -> Result<Poll, StoreError> {
-        let nothing = Current::Nothing { cleared: false };
-        let lost = Poll { current: nothing, lease_left: Duration::ZERO, retry_left: Duration::ZERO };
+        let lost = Entry::default().poll(0, known);
         let Some(mut file) = self.open_state(name)? else { return Ok(lost) };
         let mut bytes = [0; Header::LENGTH];
         match file.read_exact(&mut bytes) {
@@ -322,8 +320,8 @@ fn hex(digit: u8) -> char {
 
 /// The beginning of a state file. All numbers are little-endian.
 struct Header {
-    /// Era, incarnation, epoch, fence, version, lease, pause, published, soft, hard, length of the payload.
-    numbers: [u64; 11],
+    /// Era, incarnation, epoch, fence, version, lease, pause, elected, began, soft, hard, length of the payload.
+    numbers: [u64; 12],
     failures: u32,
     has_value: bool,
     has_tag: bool,
@@ -335,7 +333,7 @@ struct Header {
 const MAGIC: &[u8; 8] = b"dogpile1";
 
 impl Header {
-    const NUMBERS: usize = 8 + 11 * 8;
+    const NUMBERS: usize = 8 + 12 * 8;
     const LENGTH: usize = Self::NUMBERS + 5 * 4;
 
     fn encode(entry: &Entry, era: u64) -> Vec<u8> {
@@ -350,7 +348,8 @@ impl Header {
             entry.version,
             entry.lease_until,
             entry.retry_at,
-            value.map_or(0, |value| value.published),
+            entry.elected,
+            value.map_or(0, |value| value.began),
             value.map_or(0, |value| value.soft_until),
             value.map_or(0, |value| value.hard_until),
             payload.len() as u64,
@@ -379,7 +378,7 @@ impl Header {
         if !bytes.starts_with(MAGIC) || crc32fast::hash(bytes).to_le_bytes() != rest {
             return None;
         }
-        let mut numbers = [0; 11];
+        let mut numbers = [0; 12];
         for (number, bytes) in numbers.iter_mut().zip(bytes[8..Self::NUMBERS].chunks_exact(8)) {
             *number = u64::from_le_bytes(bytes.try_into().ok()?);
         }
@@ -401,7 +400,7 @@ impl Header {
 
     /// Tag and payload. `None` if they are damaged.
     fn body(&self, bytes: &[u8]) -> Option<(String, Vec<u8>)> {
-        let length = u64::from(self.tag_length).checked_add(self.numbers[10])?;
+        let length = u64::from(self.tag_length).checked_add(self.numbers[11])?;
         if bytes.len() as u64 != length || crc32fast::hash(bytes) != self.body_checksum {
             return None;
         }
@@ -410,14 +409,14 @@ impl Header {
     }
 
     fn entry(&self, body: Option<(String, Vec<u8>)>, now_era: u64) -> Entry {
-        let [era, incarnation, epoch, fence, version, lease_until, retry_at, published, soft, hard, _] =
+        let [era, incarnation, epoch, fence, version, lease_until, retry_at, elected, began, soft, hard, _] =
             self.numbers;
         // Times of another era say nothing.
         let time = |time: Micros| if era == now_era { time } else { 0 };
         let value = body.filter(|_| self.has_value).map(|(tag, payload)| Stored {
             payload,
             tag: self.has_tag.then_some(tag),
-            published: time(published),
+            began: time(began),
             soft_until: time(soft),
             hard_until: time(hard),
         });
@@ -425,6 +424,7 @@ impl Header {
             incarnation,
             epoch,
             fence,
+            elected: time(elected),
             version,
             value,
             cleared: self.cleared,

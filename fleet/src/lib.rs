@@ -81,8 +81,8 @@ pub use postgres::PostgresStore;
 pub use redis::RedisStore;
 pub use stats::FleetStats;
 pub use store::{
-    Acquire, Current, Fence, Hint, Invalidation, LONGEST, Poll, Publication, Publish, RefreshStore, Request,
-    StoreError, Subscription, Token, Value, Version,
+    Acquire, Current, Epoch, Fence, Hint, Invalidation, LONGEST, Poll, Publication, Publish, RefreshStore,
+    Request, StoreError, Subscription, Token, Value, Version,
 };
 
 /// The examples of the README and of the guide are compiled and run.

@@ -60,10 +60,11 @@ impl PostgresStore {
     incarnation bigint NOT NULL,
     epoch bigint NOT NULL DEFAULT 0,
     fence bigint NOT NULL DEFAULT 0,
+    elected bigint NOT NULL DEFAULT 0,
     version bigint NOT NULL DEFAULT 0,
     payload bytea,
     tag text,
-    published bigint NOT NULL DEFAULT 0,
+    began bigint NOT NULL DEFAULT 0,
     soft_until bigint NOT NULL DEFAULT 0,
     hard_until bigint NOT NULL DEFAULT 0,
     cleared boolean NOT NULL DEFAULT false,
@@ -186,7 +187,7 @@ impl PostgresStore {
         let value = row.get::<_, bool>("has_value").then(|| Stored {
             payload: row.get::<_, Option<Vec<u8>>>("payload").unwrap_or_default(),
             tag: row.get("tag"),
-            published: number("published"),
+            began: number("began"),
             soft_until: number("soft_until"),
             hard_until: number("hard_until"),
         });
@@ -194,6 +195,7 @@ impl PostgresStore {
             incarnation: number("incarnation"),
             epoch: number("epoch"),
             fence: number("fence"),
+            elected: number("elected"),
             version: number("version"),
             value,
             cleared: row.get("cleared"),
@@ -250,7 +252,7 @@ const NOW: &str = "(extract(epoch FROM clock_timestamp()) * 1000000)::bigint";
 macro_rules! columns {
     () => {
         concat!(
-            "incarnation, epoch, fence, version, published, soft_until, hard_until, cleared, lease_until, retry_at, ",
+            "incarnation, epoch, fence, elected, version, began, soft_until, hard_until, cleared, lease_until, retry_at, ",
             "failures, tag, payload IS NOT NULL AS has_value, ",
             "CASE WHEN incarnation = $3 AND version = $4 THEN NULL ELSE payload END AS payload, ",
             "coalesce($2::bigint, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint) AS now"
@@ -279,6 +281,7 @@ fn acquire_statement() -> String {
                 retry_at = CASE WHEN {back} THEN 0 ELSE retry_at END,
                 failures = CASE WHEN {back} THEN 0 ELSE failures END,
                 fence = fence + 1,
+                elected = {now},
                 lease_until = {now} + $5
             WHERE name = $1 AND ({back} OR (
                 (payload IS NULL OR soft_until <= {now} OR {refused}) AND lease_until <= {now} AND retry_at <= {now}
@@ -383,7 +386,7 @@ impl RefreshStore for PostgresStore {
         let now = GIVEN_NOW;
         let statement = told(
             &format!(
-                "UPDATE dogpile_fleet SET version = version + 1, payload = $8, tag = $9, published = {now},
+                "UPDATE dogpile_fleet SET version = version + 1, payload = $8, tag = $9, began = elected,
                     soft_until = {now} + $6, hard_until = {now} + $7, cleared = false, lease_until = 0, retry_at = 0,
                     failures = 0
                 WHERE name = $1 AND incarnation = $3 AND fence = $4 AND epoch = $5 RETURNING version"
@@ -420,7 +423,7 @@ impl RefreshStore for PostgresStore {
         let now = GIVEN_NOW;
         let statement = told(
             &format!(
-                "UPDATE dogpile_fleet SET published = {now}, soft_until = {now} + $6, hard_until = {now} + $7,
+                "UPDATE dogpile_fleet SET began = elected, soft_until = {now} + $6, hard_until = {now} + $7,
                     lease_until = 0, retry_at = 0, failures = 0
                 WHERE name = $1 AND incarnation = $3 AND fence = $4 AND epoch = $5 AND payload IS NOT NULL
                 RETURNING version"

@@ -14,7 +14,7 @@ use redis::{Client, Connection, ErrorKind, RedisError, Script, ScriptInvocation}
 use crate::draw;
 use crate::rules::micros;
 use crate::store::{
-    Acquire, Current, Fence, Hint, Invalidation, Poll, Publication, Publish, RefreshStore, Request,
+    Acquire, Current, Epoch, Fence, Hint, Invalidation, Poll, Publication, Publish, RefreshStore, Request,
     StoreError, Subscription, Token, Value, Version,
 };
 
@@ -124,13 +124,13 @@ if now < 0 then
 end
 -- Lua's own way to write numbers loses digits.
 local function whole(number) return string.format('%.0f', number) end
-local fields = redis.call('HMGET', key, 'incarnation', 'epoch', 'fence', 'version', 'published', 'soft', 'hard',
-  'lease', 'retry', 'failures', 'cleared')
+local fields = redis.call('HMGET', key, 'incarnation', 'epoch', 'fence', 'version', 'began', 'soft', 'hard',
+  'lease', 'retry', 'failures', 'cleared', 'elected')
 local incarnation = fields[1] or '0'
 local function number(index) return tonumber(fields[index] or '0') end
 local epoch, fence, version = number(2), number(3), number(4)
-local published, soft, hard, lease, retry, failures = number(5), number(6), number(7), number(8), number(9), number(10)
-local cleared = fields[11] or '0'
+local began, soft, hard, lease, retry, failures = number(5), number(6), number(7), number(8), number(9), number(10)
+local cleared, elected = fields[11] or '0', number(12)
 local has_value = redis.call('HEXISTS', key, 'payload') == 1
 local function left(till) return whole(math.max(till - now, 0)) end
 local function gone_back(known, known_version)
@@ -146,14 +146,14 @@ local function current(reply, known, known_version)
   else
     local value = redis.call('HMGET', key, 'payload', 'tag')
     for _, part in ipairs({'newer', incarnation, whole(version), value[1], value[2] and '1' or '0', value[2] or '',
-        whole(math.max(now - published, 0)), left(soft), left(hard)}) do
+        whole(math.max(now - began, 0)), left(soft), left(hard)}) do
       table.insert(reply, part)
     end
   end
   return reply
 end
 local function refusal(of_incarnation, of_fence, of_epoch)
-  if of_incarnation ~= incarnation or tonumber(of_epoch) ~= epoch then return {'invalidated'} end
+  if incarnation == '0' or of_incarnation ~= incarnation or tonumber(of_epoch) ~= epoch then return {'invalidated'} end
   if tonumber(of_fence) ~= fence then return {'superseded'} end
 end
 local function is_newest(of_incarnation, of_fence)
@@ -164,7 +164,7 @@ local function tell() redis.call('PUBLISH', key, '') end
 
 /// known incarnation, known version
 const POLL: &str = r"
-return current({left(lease), left(retry)}, ARGV[2], ARGV[3])
+return current({incarnation, whole(epoch), left(lease), left(retry)}, ARGV[2], ARGV[3])
 ";
 
 /// lease, known incarnation, known version, refused incarnation, refused version, a random number
@@ -184,9 +184,9 @@ local refused = has_value and ARGV[5] == incarnation and tonumber(ARGV[6]) == ve
 local fresh = has_value and soft > now and not gone_back(known, known_version)
 if fresh and not refused then return current({'fresh'}, known, known_version) end
 if lease > now then return current({'busy', left(lease)}, known, known_version) end
-if retry > now then return current({'backoff', left(retry)}, known, known_version) end
+if retry > now then return current({'backoff', left(retry), incarnation, whole(epoch)}, known, known_version) end
 fence = fence + 1
-redis.call('HSET', key, 'fence', whole(fence), 'lease', whole(now + tonumber(ARGV[2])))
+redis.call('HSET', key, 'fence', whole(fence), 'elected', whole(now), 'lease', whole(now + tonumber(ARGV[2])))
 local tag = has_value and redis.call('HGET', key, 'tag')
 return current({'won', incarnation, whole(fence), whole(epoch), tag and '1' or '0', tag or '', whole(failures)},
   known, known_version)
@@ -197,7 +197,7 @@ const PUBLISH: &str = r"
 local refused = refusal(ARGV[2], ARGV[3], ARGV[4])
 if refused then return refused end
 version = version + 1
-redis.call('HSET', key, 'version', whole(version), 'published', whole(now), 'soft', whole(now + tonumber(ARGV[5])),
+redis.call('HSET', key, 'version', whole(version), 'began', whole(elected), 'soft', whole(now + tonumber(ARGV[5])),
   'hard', whole(now + tonumber(ARGV[6])), 'payload', ARGV[7], 'lease', '0', 'retry', '0', 'failures', '0', 'cleared', '0')
 if ARGV[8] == '1' then redis.call('HSET', key, 'tag', ARGV[9]) else redis.call('HDEL', key, 'tag') end
 tell()
@@ -209,7 +209,7 @@ const UNCHANGED: &str = r"
 local refused = refusal(ARGV[2], ARGV[3], ARGV[4])
 if refused then return refused end
 if not has_value then return {'invalidated'} end
-redis.call('HSET', key, 'published', whole(now), 'soft', whole(now + tonumber(ARGV[5])),
+redis.call('HSET', key, 'began', whole(elected), 'soft', whole(now + tonumber(ARGV[5])),
   'hard', whole(now + tonumber(ARGV[6])), 'lease', '0', 'retry', '0', 'failures', '0')
 tell()
 return {'stored', incarnation, whole(version)}
@@ -285,8 +285,9 @@ fn token_arguments(arguments: &mut ScriptInvocation<'_>, token: &Token) {
 impl RefreshStore for RedisStore {
     fn poll(&self, name: &str, known: Option<Version>) -> Result<Poll, StoreError> {
         let mut reply = self.run(name, &SCRIPTS.poll, |arguments| version_arguments(arguments, known))?;
+        let epoch = Epoch { incarnation: reply.number()?, number: reply.number()? };
         let (lease_left, retry_left) = (reply.duration()?, reply.duration()?);
-        Ok(Poll { lease_left, retry_left, current: reply.current()? })
+        Ok(Poll { epoch, lease_left, retry_left, current: reply.current()? })
     }
 
     fn acquire(&self, name: &str, request: &Request) -> Result<Acquire, StoreError> {
@@ -300,7 +301,11 @@ impl RefreshStore for RedisStore {
         match &*reply.word()? {
             "fresh" => Ok(Acquire::Fresh(reply.current()?)),
             "busy" => Ok(Acquire::Busy { left: reply.duration()?, current: reply.current()? }),
-            "backoff" => Ok(Acquire::Backoff { left: reply.duration()?, current: reply.current()? }),
+            "backoff" => {
+                let left = reply.duration()?;
+                let epoch = Epoch { incarnation: reply.number()?, number: reply.number()? };
+                Ok(Acquire::Backoff { left, epoch, current: reply.current()? })
+            }
             "won" => {
                 let fence = Fence { incarnation: reply.number()?, number: reply.number()? };
                 let token = Token { fence, epoch: reply.number()? };

@@ -18,7 +18,7 @@
 use std::time::Duration;
 
 use crate::store::{
-    Acquire, Current, Fence, Invalidation, LONGEST, Poll, Publication, Publish, Request, Token, Value,
+    Acquire, Current, Epoch, Fence, Invalidation, LONGEST, Poll, Publication, Publish, Request, Token, Value,
     Version,
 };
 
@@ -40,6 +40,8 @@ pub struct Entry {
     pub epoch: u64,
     /// The newest fence that was granted.
     pub fence: u64,
+    /// When it was granted.
+    pub elected: Micros,
     /// Publications.
     pub version: u64,
     /// The value.
@@ -61,8 +63,8 @@ pub struct Stored {
     pub payload: Vec<u8>,
     /// The builder's note.
     pub tag: Option<String>,
-    /// When it was published or last found unchanged.
-    pub published: Micros,
+    /// When its builder was elected, or the one who found it unchanged.
+    pub began: Micros,
     /// When it stops being fresh.
     pub soft_until: Micros,
     /// When it stops being served.
@@ -75,6 +77,7 @@ impl Entry {
     pub fn poll(&self, now: Micros, known: Option<Version>) -> Poll {
         Poll {
             current: self.current(now, known),
+            epoch: self.epoch(),
             lease_left: left(self.lease_until, now),
             retry_left: left(self.retry_at, now),
         }
@@ -103,9 +106,10 @@ impl Entry {
             return Acquire::Busy { left: left(self.lease_until, now), current };
         }
         if self.retry_at > now {
-            return Acquire::Backoff { left: left(self.retry_at, now), current };
+            return Acquire::Backoff { left: left(self.retry_at, now), epoch: self.epoch(), current };
         }
         self.fence += 1;
+        self.elected = now;
         self.lease_until = now + micros(request.lease);
         let fence = Fence { incarnation: self.incarnation, number: self.fence };
         Acquire::Won {
@@ -125,7 +129,7 @@ impl Entry {
         self.value = Some(Stored {
             payload: publication.payload.to_vec(),
             tag: publication.tag.map(ToOwned::to_owned),
-            published: now,
+            began: self.elected,
             soft_until: now + micros(publication.soft),
             hard_until: now + micros(publication.hard.max(publication.soft)),
         });
@@ -139,7 +143,7 @@ impl Entry {
             return refusal;
         }
         let Some(value) = &mut self.value else { return Publish::Invalidated };
-        value.published = now;
+        value.began = self.elected;
         value.soft_until = now + micros(soft);
         value.hard_until = now + micros(hard.max(soft));
         self.conclude()
@@ -202,11 +206,15 @@ impl Entry {
                 version,
                 payload: value.payload.clone(),
                 tag: value.tag.clone(),
-                age: left(now, value.published),
+                age: left(now, value.began),
                 soft_left,
                 hard_left,
             })
         }
+    }
+
+    fn epoch(&self) -> Epoch {
+        Epoch { incarnation: self.incarnation, number: self.epoch }
     }
 
     fn value_version(&self) -> Option<Version> {
@@ -223,7 +231,7 @@ impl Entry {
 
     /// Why a publication with this token is not accepted.
     fn refusal(&self, token: &Token) -> Option<Publish> {
-        if token.fence.incarnation != self.incarnation || token.epoch != self.epoch {
+        if self.incarnation == 0 || token.epoch() != self.epoch() {
             Some(Publish::Invalidated)
         } else if token.fence.number != self.fence {
             Some(Publish::Superseded)

@@ -23,6 +23,16 @@ pub struct Version {
     pub number: u64,
 }
 
+/// How often an entry has been invalidated. Whoever finds another epoch than before has missed an invalidation, or the
+/// loss of the entry, which counts as one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Epoch {
+    /// The incarnation of the entry; 0 if there is none.
+    pub incarnation: u64,
+    /// The number of invalidations.
+    pub number: u64,
+}
+
 /// The number of an election: each one has a higher fence than those before, within one incarnation.
 ///
 /// Displayed, it is fit for a part of a file's name, and unique among all incarnations.
@@ -32,6 +42,14 @@ pub struct Fence {
     pub incarnation: u64,
     /// The number of the election.
     pub number: u64,
+}
+
+impl Token {
+    /// The epoch of the election.
+    #[must_use]
+    pub fn epoch(&self) -> Epoch {
+        Epoch { incarnation: self.fence.incarnation, number: self.epoch }
+    }
 }
 
 impl fmt::Display for Fence {
@@ -58,7 +76,8 @@ pub struct Value {
     pub payload: Vec<u8>,
     /// What the builder noted about it, such as an `ETag`.
     pub tag: Option<String>,
-    /// The time since it was published or found unchanged.
+    /// The time since the election of its builder, or of the one who found it unchanged: what it was built from was read
+    /// after that.
     pub age: Duration,
     /// For how long it is still fresh.
     pub soft_left: Duration,
@@ -122,6 +141,8 @@ impl Current {
 pub struct Poll {
     /// What the store has.
     pub current: Current,
+    /// The present epoch.
+    pub epoch: Epoch,
     /// How long the running build's lease lasts; zero if there is none.
     pub lease_left: Duration,
     /// How long the pause after a failed build lasts; zero if there is none.
@@ -135,7 +156,8 @@ pub struct Request {
     pub lease: Duration,
     /// What the node has.
     pub known: Option<Version>,
-    /// A version that is of no use to the node, because its payload is damaged: counts as due.
+    /// A version that is of no use to the node, because its payload is damaged or older than what the node has had: counts
+    /// as due.
     pub refuse: Option<Version>,
 }
 
@@ -166,6 +188,8 @@ pub enum Acquire {
     Backoff {
         /// How long the pause lasts.
         left: Duration,
+        /// The present epoch, for who builds all the same, for itself.
+        epoch: Epoch,
         /// The value that is there, perhaps too old to be served.
         current: Current,
     },

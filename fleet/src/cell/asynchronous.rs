@@ -46,7 +46,7 @@ where
         F: FnOnce() -> B,
         B: Future<Output = T>,
     {
-        if let Some(value) = self.serve() {
+        if let Some(value) = self.local.get_unless_due() {
             return value;
         }
         let build = async |_: &BuildContext<'_, T>| Ok::<_, Infallible>(build().await.into());
@@ -90,7 +90,7 @@ where
         E: Send + Sync + 'static,
         F: AsyncFnOnce(&BuildContext<'_, T>) -> Result<Built<T>, E>,
     {
-        match self.serve() {
+        match self.local.get_unless_due() {
             Some(value) => Ok(value),
             None => self.look_async(Caller::Tries, build).await,
         }
@@ -119,13 +119,15 @@ where
                     }
                 }
                 OwnedLookup::Elected(lease) => {
-                    let step = if node.needs_store() {
-                        node.worker.elected_async(node, lease, caller).await
-                    } else {
-                        node.elected(lease, caller)
+                    let step = match node.elected_here(lease, caller) {
+                        Ok(step) => step,
+                        Err(lease) => node.worker.elected_async(node, lease, caller).await,
                     };
                     match step {
-                        Step::Again => continue,
+                        Step::Again => match self.local.get() {
+                            Some(value) => return Ok(value),
+                            None => continue,
+                        },
                         Step::Backoff(_) if caller == Caller::Insists => continue,
                         Step::Backoff(Backoff { left }) => return Err(FleetError::Backoff { left }),
                         Step::Build(ticket) => {

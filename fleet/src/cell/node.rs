@@ -36,8 +36,8 @@ use crate::codec::{Codec, Opened, open, seal};
 use crate::policy::FleetPolicy;
 use crate::stats::Counters;
 use crate::store::{
-    Acquire, Current, LONGEST, Poll, Publication, Publish, RefreshStore, Request, StoreError, Token, Value,
-    Version,
+    Acquire, Current, Epoch, LONGEST, Poll, Publication, Publish, RefreshStore, Request, StoreError, Token,
+    Value, Version,
 };
 
 pub(crate) struct Node<T, C: Clock> {
@@ -57,6 +57,8 @@ pub(crate) struct Node<T, C: Clock> {
     orphans: Mutex<Vec<Token>>,
     /// Nobody asks the store for the right to build before this tick.
     backoff_until: AtomicU64,
+    /// The epoch that the store told last.
+    epoch: Mutex<Option<Epoch>>,
     pub(crate) last_error: Mutex<Option<Arc<StoreError>>>,
 }
 
@@ -68,8 +70,10 @@ pub(crate) struct Known {
     pub(crate) version: Option<Version>,
     /// The store has this version, but it cannot be read here: the value was built for this node alone.
     foreign: Option<Version>,
-    /// When the build for this node alone began.
-    local_since: Option<Tick>,
+    /// When the build for this node alone had ended.
+    local_until: Option<Tick>,
+    /// The epoch in which that build began, as far as it was known.
+    local_epoch: Option<Epoch>,
     /// When it stopped or stops being fresh, unless it was invalidated.
     pub(crate) soft_end: Tick,
     /// When it must not be served any more, if that is earlier than the local cell knows.
@@ -80,6 +84,16 @@ impl Known {
     /// What the store is told to be known.
     pub(crate) fn to_store(self) -> Option<Version> {
         self.version.or(self.foreign)
+    }
+
+    /// Whether the value was built for this node alone, and the store has nothing that could tell whether it still counts.
+    fn is_alone(self) -> bool {
+        self.local_until.is_some() && self.foreign.is_none()
+    }
+
+    /// Whether the value was built for this node alone, and something may have been invalidated since.
+    fn has_missed(self, epoch: Epoch) -> bool {
+        self.is_alone() && self.local_epoch != Some(epoch)
     }
 }
 
@@ -135,7 +149,8 @@ enum Taken<T, C: Clock> {
     /// It is older than what this node has built for itself.
     Older(OwnedLease<T, C>),
     Damaged(OwnedLease<T, C>),
-    Foreign(OwnedLease<T, C>),
+    /// Not for this node, for as long as it is fresh.
+    Foreign(OwnedLease<T, C>, Version, Duration),
 }
 
 impl<T, C> Node<T, C>
@@ -164,6 +179,7 @@ where
             stash: Mutex::new(None),
             orphans: Mutex::default(),
             backoff_until: AtomicU64::new(0),
+            epoch: Mutex::new(None),
             last_error: Mutex::new(None),
         }
     }
@@ -207,12 +223,10 @@ where
             *registered = Known { generation: snapshot.generation, ..known };
         }
         drop(registered);
-        if bounded || self.policy.poll.is_some() {
-            // From now on there is something to look after.
-            self.worker.start(self);
-            if bounded {
-                self.worker.kick();
-            }
+        // From now on there is something to look after.
+        self.worker.start(self);
+        if bounded {
+            self.worker.kick();
         }
     }
 
@@ -246,51 +260,64 @@ where
 
     pub(crate) fn poll(&self, known: Option<Version>) -> Option<Poll> {
         self.counters.polls.count();
-        self.ask(|store, name| store.poll(name, known))
+        let poll = self.ask(|store, name| store.poll(name, known))?;
+        self.is_epoch(poll.epoch);
+        Some(poll)
+    }
+
+    fn is_epoch(&self, epoch: Epoch) {
+        *self.epoch.lock().unwrap_or_else(PoisonError::into_inner) = Some(epoch);
+    }
+
+    fn epoch(&self) -> Option<Epoch> {
+        *self.epoch.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn since(&self, tick: Tick) -> Duration {
         self.clock.now().saturating_duration_since(tick)
     }
 
-    /// Whether the election can be decided without the store, or else how long an answer may take.
-    pub(crate) fn needs_store(&self) -> bool {
-        let now = self.clock.now();
-        self.breaker.open_until(now).is_none()
-            && now.as_nanos() >= self.backoff_until.load(Ordering::Relaxed)
-            && self.stash.lock().unwrap_or_else(PoisonError::into_inner).is_none()
-    }
-
     /// The local cell has elected a caller: what is it to do?
     pub(crate) fn elected(self: &Arc<Self>, lease: OwnedLease<T, C>, caller: Caller) -> Step<T, C> {
+        self.elected_here(lease, caller).unwrap_or_else(|lease| self.acquire(lease, caller))
+    }
+
+    /// The same, as far as it can be decided without the store; else the lease comes back.
+    pub(crate) fn elected_here(
+        self: &Arc<Self>,
+        lease: OwnedLease<T, C>,
+        caller: Caller,
+    ) -> Result<Step<T, C>, OwnedLease<T, C>> {
         let now = self.clock.now();
         if self.known().hard_end.is_some_and(|end| end <= now) {
             // The lease from before this gives no right to publish any more.
             drop(lease);
             drop(self.local.clear());
-            return Step::Again;
+            return Ok(Step::Again);
         }
         if let Some(won) = self.unstash() {
-            return Step::Build(Ticket { lease: Some(lease), won: Some(won), foreign: None });
+            return Ok(Step::Build(Ticket { lease: Some(lease), won: Some(won), foreign: None }));
         }
         if self.breaker.open_until(now).is_some() {
-            return self.without_store(lease);
+            return Ok(self.without_store(lease));
         }
         // Relaxed: only a hint that saves a question.
         let backoff_until = Tick::from_nanos(self.backoff_until.load(Ordering::Relaxed));
         if now < backoff_until {
-            return self.back_off(Some(lease), backoff_until.saturating_duration_since(now), caller);
+            let left = backoff_until.saturating_duration_since(now);
+            return Ok(self.back_off(Some(lease), left, caller));
         }
-        self.acquire(lease, caller)
+        Err(lease)
     }
 
-    fn acquire(self: &Arc<Self>, mut lease: OwnedLease<T, C>, caller: Caller) -> Step<T, C> {
+    pub(crate) fn acquire(self: &Arc<Self>, mut lease: OwnedLease<T, C>, caller: Caller) -> Step<T, C> {
         let mut refuse = None;
-        // A second time only if the payload turns out to be damaged, and a third time if the next one is as well.
+        // A second time only if the payload turns out to be of no use, and a third time if the next one is as well.
         for _ in 0..3 {
             let asked = self.clock.now();
             self.counters.acquires.count();
-            let request = Request { lease: self.policy.lease, known: self.known().to_store(), refuse };
+            let known = self.known();
+            let request = Request { lease: self.policy.lease, known: known.to_store(), refuse };
             let Some(answer) = self.ask(|store, name| store.acquire(name, &request)) else {
                 return self.without_store(lease);
             };
@@ -300,33 +327,39 @@ where
                 }
                 Acquire::Busy { left, current } => {
                     self.counters.busy.count();
-                    if let Some(lease) = self.take_stale(lease, current, asked) {
-                        self.watch(lease, left);
+                    if let Some(lease) = self.take_stale(lease, current, None, asked) {
+                        self.watch(lease, left, false);
                     }
                     return Step::Again;
                 }
-                Acquire::Backoff { left, current } => {
+                Acquire::Backoff { left, epoch, current } => {
                     self.counters.backoffs.count();
-                    let lease = self.take_stale(lease, current, asked);
+                    self.is_epoch(epoch);
+                    let lease = self.take_stale(lease, current, Some(epoch), asked);
                     self.set_backoff(left);
                     return self.back_off(lease, left, caller);
                 }
                 Acquire::Fresh(current) => {
-                    let Some(value) = self.fetch(current) else { return self.without_store(lease) };
-                    let (version, soft_left) = (value.version, value.soft_left);
-                    match self.take_over(lease, &value, asked) {
+                    let soft_left = current.soft_left();
+                    let version = current.newer().map(|value| value.version);
+                    match self.take_fresh(lease, current, known, asked) {
                         Taken::Over(_) => return Step::Again,
-                        Taken::Older(lease) => {
-                            self.watch(lease, soft_left);
+                        Taken::Older(lease) if self.can_serve() => {
+                            self.watch(lease, soft_left, true);
                             return Step::Again;
                         }
-                        Taken::Foreign(lease) => {
-                            let foreign = Some((version, soft_left));
+                        // It is no use any more to have something newer.
+                        Taken::Older(returned) => {
+                            lease = returned;
+                            refuse = version;
+                        }
+                        Taken::Foreign(lease, version, left) => {
+                            let foreign = Some((version, left));
                             return Step::Build(Ticket { lease: Some(lease), won: None, foreign });
                         }
                         Taken::Damaged(returned) => {
                             lease = returned;
-                            refuse = Some(version);
+                            refuse = version;
                         }
                     }
                 }
@@ -335,14 +368,46 @@ where
         self.without_store(lease)
     }
 
-    /// The fresh value of the store, fetched once more if the node has it already: a value that is in the local cell
-    /// cannot be given another time to live.
-    fn fetch(&self, current: Current) -> Option<Value> {
-        let current = match current {
-            Current::Same { .. } => self.poll(None)?.current,
-            other => other,
+    /// Takes over the store's fresh value. `known` is what the store was told.
+    fn take_fresh(
+        &self,
+        lease: OwnedLease<T, C>,
+        current: Current,
+        known: Known,
+        asked: Tick,
+    ) -> Taken<T, C> {
+        let (soft_left, hard_left) = match current {
+            Current::Newer(value) => return self.take_over(lease, &value, asked),
+            Current::Same { soft_left, hard_left } => (soft_left, hard_left),
+            Current::Nothing { .. } => (Duration::ZERO, Duration::ZERO),
         };
-        if let Current::Newer(value) = current { Some(value) } else { None }
+        if let (None, Some(version)) = (known.version, known.foreign) {
+            return Taken::Foreign(lease, version, soft_left);
+        }
+        // It is here already, and has been found unchanged.
+        match lease.renew_for(soft_left.saturating_sub(self.since(asked))) {
+            Ok(served) => {
+                self.counters.adopted.count();
+                self.took_over(&served, known.version, asked, soft_left, hard_left);
+                Taken::Over(served)
+            }
+            // Or it was, a moment ago.
+            Err(lease) => Taken::Older(lease),
+        }
+    }
+
+    fn took_over(
+        &self,
+        served: &Arc<T>,
+        version: Option<Version>,
+        asked: Tick,
+        soft_left: Duration,
+        hard_left: Duration,
+    ) {
+        let soft_end = asked.saturating_add(soft_left);
+        let hard_end = self.bound(soft_left, hard_left, asked);
+        self.register(served, Known { version, soft_end, hard_end, ..Known::default() });
+        self.backoff_until.store(0, Ordering::Relaxed);
     }
 
     fn won(
@@ -355,6 +420,7 @@ where
         asked: Tick,
     ) -> Ticket<T, C> {
         self.counters.fleet_builds.count();
+        self.is_epoch(token.epoch());
         let mut won =
             Won { token, tag: None, failures, previous: lease.previous().cloned(), has_value: false };
         let mut lease = Some(lease);
@@ -380,13 +446,14 @@ where
                     };
                 }
             }
-            Current::Nothing { cleared: true } => {
-                drop(lease.take());
-                drop(self.local.clear());
-                won.previous = None;
-                lease = self.elect();
+            Current::Nothing { cleared } => {
+                if cleared && self.concerns(Some(token.epoch())) {
+                    drop(lease.take());
+                    drop(self.local.clear());
+                    won.previous = None;
+                    lease = self.elect();
+                }
             }
-            Current::Nothing { cleared: false } => {}
         }
         if won.has_value {
             won.tag = tag;
@@ -404,10 +471,18 @@ where
         opened
     }
 
-    /// Whether this node has built something for itself after `value` was published.
+    /// Whether this node has built something for itself, and `value` may be from an older reading of the source: its
+    /// builder was elected before that build had ended.
     fn is_older(&self, value: &Value, asked: Tick) -> bool {
-        let built = self.known().local_since.filter(|_| self.can_serve());
+        let built = self.known().local_until;
         built.is_some_and(|built| value.age > asked.saturating_duration_since(built))
+    }
+
+    /// Whether it is this node's value that was cleared, in `epoch` at the latest: what it has built for itself since then
+    /// was not. An epoch that is not known will be at the next look.
+    fn concerns(&self, epoch: Option<Epoch>) -> bool {
+        let known = self.known();
+        !known.is_alone() || epoch.is_some_and(|epoch| known.has_missed(epoch))
     }
 
     fn elect(&self) -> Option<OwnedLease<T, C>> {
@@ -427,18 +502,11 @@ where
                     return Taken::Over(self.publish_stale(lease, opened, value, asked).0);
                 }
                 let served = lease.publish_for(opened, left);
-                let known = Known {
-                    version: Some(value.version),
-                    soft_end: asked.saturating_add(value.soft_left),
-                    hard_end: self.bound(value, asked),
-                    ..Known::default()
-                };
-                self.register(&served, known);
-                self.backoff_until.store(0, Ordering::Relaxed);
+                self.took_over(&served, Some(value.version), asked, value.soft_left, value.hard_left);
                 Taken::Over(served)
             }
             Opened::Damaged => Taken::Damaged(lease),
-            Opened::Foreign => Taken::Foreign(lease),
+            Opened::Foreign => Taken::Foreign(lease, value.version, value.soft_left),
         }
     }
 
@@ -451,7 +519,7 @@ where
         asked: Tick,
     ) -> (Arc<T>, Option<OwnedLease<T, C>>) {
         let served = lease.publish_for(opened, Duration::ZERO);
-        let hard_end = self.bound(value, asked);
+        let hard_end = self.bound(value.soft_left, value.hard_left, asked);
         self.register(
             &served,
             Known { version: Some(value.version), soft_end: asked, hard_end, ..Known::default() },
@@ -462,10 +530,9 @@ where
     }
 
     /// When a value stops being servable, if that is earlier than the local cell would know by its own policy.
-    fn bound(&self, value: &Value, asked: Tick) -> Option<Tick> {
-        let known_to_cell = value.soft_left.saturating_add(self.policy.stale);
-        (value.hard_left < known_to_cell && value.hard_left < LONGEST / 2)
-            .then(|| asked.saturating_add(value.hard_left))
+    fn bound(&self, soft_left: Duration, hard_left: Duration, asked: Tick) -> Option<Tick> {
+        let known_to_cell = soft_left.saturating_add(self.policy.stale);
+        (hard_left < known_to_cell && hard_left < LONGEST / 2).then(|| asked.saturating_add(hard_left))
     }
 
     /// Takes over what the store has besides "somebody else builds". `None`: the lease is in other hands.
@@ -473,6 +540,7 @@ where
         &self,
         lease: OwnedLease<T, C>,
         current: Current,
+        epoch: Option<Epoch>,
         asked: Tick,
     ) -> Option<OwnedLease<T, C>> {
         match current {
@@ -484,7 +552,7 @@ where
                 self.counters.adopted.count();
                 self.publish_stale(lease, opened, &value, asked).1
             }
-            Current::Nothing { cleared: true } => {
+            Current::Nothing { cleared: true } if self.concerns(epoch) => {
                 drop(lease);
                 drop(self.local.clear());
                 self.elect()
@@ -493,13 +561,13 @@ where
         }
     }
 
-    fn watch(self: &Arc<Self>, lease: OwnedLease<T, C>, left: Duration) {
-        self.worker.watch(self, Watch::new(lease, self.clock.now(), left));
+    fn watch(self: &Arc<Self>, lease: OwnedLease<T, C>, left: Duration, is_idle: bool) {
+        self.worker.watch(self, Watch::new(lease, self.clock.now(), left, is_idle));
     }
 
     fn without_store(self: &Arc<Self>, lease: OwnedLease<T, C>) -> Step<T, C> {
         if self.can_serve() {
-            self.watch(lease, Duration::ZERO);
+            self.watch(lease, Duration::ZERO, false);
             return Step::Again;
         }
         Step::Build(Ticket { lease: Some(lease), won: None, foreign: None })
@@ -513,7 +581,7 @@ where
     ) -> Step<T, C> {
         let Some(lease) = lease else { return Step::Again };
         if self.can_serve() {
-            self.watch(lease, left);
+            self.watch(lease, left, true);
             Step::Again
         } else if caller == Caller::Insists {
             Step::Build(Ticket { lease: Some(lease), won: None, foreign: None })
@@ -556,6 +624,18 @@ where
         None
     }
 
+    /// The cell is gone: all that it holds in the store is given back, as far as that is possible at once.
+    pub(crate) fn give_back(&self) {
+        let stashed = self.stash.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let mut tokens = std::mem::take(&mut *self.orphans.lock().unwrap_or_else(PoisonError::into_inner));
+        tokens.extend(stashed.map(|(won, _)| won.token));
+        for token in tokens {
+            if self.breaker.open_until(self.clock.now()).is_none() {
+                self.ask(|store, name| store.fail(name, &token, Duration::ZERO));
+            }
+        }
+    }
+
     /// Runs a build.
     pub(crate) fn build<E: Send + Sync + 'static>(
         self: &Arc<Self>,
@@ -567,7 +647,7 @@ where
         let Some(ticket) = running.ticket.take() else { unreachable!("taken only here") };
         running.stop_beat();
         match result {
-            Ok(result) => Ok(self.conclude(ticket, result, running.began)),
+            Ok(result) => Ok(self.conclude(ticket, result, running.epoch)),
             Err(error) => Err(self.fail(ticket, error)),
         }
     }
@@ -599,9 +679,9 @@ where
         };
         let Some(ticket) = running.ticket.take() else { unreachable!("taken only here") };
         running.stop_beat();
-        let began = running.began;
+        let epoch = running.epoch;
         match result {
-            Ok(result) => Ok(self.worker.run(self, move |node| node.conclude(ticket, result, began)).await),
+            Ok(result) => Ok(self.worker.run(self, move |node| node.conclude(ticket, result, epoch)).await),
             Err(error) => Err(self.worker.run(self, move |node| node.fail(ticket, error)).await),
         }
     }
@@ -626,11 +706,11 @@ where
     }
 
     /// A build has brought something.
-    fn conclude(self: &Arc<Self>, ticket: Ticket<T, C>, built: Built<T>, began: Tick) -> Arc<T> {
+    fn conclude(self: &Arc<Self>, ticket: Ticket<T, C>, built: Built<T>, epoch: Option<Epoch>) -> Arc<T> {
         let Ticket { lease, won, foreign } = ticket;
         let Some(won) = won else {
             let previous = lease.as_ref().and_then(|lease| lease.previous().cloned());
-            return self.publish_locally(lease, built, previous, foreign, began);
+            return self.publish_locally(lease, built, previous, foreign, epoch);
         };
         let (soft, hard) = (self.policy.ttl, self.policy.hard());
         let payload = match &built {
@@ -653,7 +733,7 @@ where
         if let Some((Err(_), _)) = &payload {
             self.counters.not_encoded.count();
             self.ask(|store, name| store.fail(name, &won.token, Duration::ZERO));
-            return self.publish_locally(lease, built, won.previous, None, began);
+            return self.publish_locally(lease, built, won.previous, None, epoch);
         }
         // Once more if it fails: whether it has taken effect is not known, and it may be repeated.
         let answer = publish().or_else(|_| publish());
@@ -684,7 +764,7 @@ where
             }
             Err(_) => {
                 self.orphaned(won.token);
-                self.publish_locally(lease, built, won.previous, None, began)
+                self.publish_locally(lease, built, won.previous, None, epoch)
             }
         }
     }
@@ -737,7 +817,7 @@ where
         let Some(previous) = previous else { unreachable!("{NOTHING_UNCHANGED}") };
         let Some(lease) = lease.or_else(|| self.elect()) else { return previous };
         if lease.previous().is_some_and(|held| Arc::ptr_eq(held, &previous)) {
-            return match lease.renew() {
+            return match lease.renew_for(self.policy.ttl.saturating_sub(self.since(asked))) {
                 Ok(served) => {
                     self.register(&served, known);
                     served
@@ -764,7 +844,7 @@ where
                     return served;
                 }
             }
-            (Some(Current::Nothing { cleared: true }), lease) => {
+            (Some(Current::Nothing { cleared: true }), lease) if self.concerns(self.epoch()) => {
                 drop(lease);
                 drop(self.local.clear());
             }
@@ -783,16 +863,18 @@ where
         built: Built<T>,
         previous: Option<Arc<T>>,
         foreign: Option<(Version, Duration)>,
-        began: Tick,
+        epoch: Option<Epoch>,
     ) -> Arc<T> {
         self.counters.local_builds.count();
         // Up to a quarter shorter, so that the nodes of a fleet without a store do not build at the same time.
         let ttl = crate::draw::around(self.policy.ttl.mul_f64(0.875), 12);
         let ttl = foreign.map_or(ttl, |(_, left)| left.min(self.policy.ttl));
+        let now = self.clock.now();
         let known = Known {
             foreign: foreign.map(|(version, _)| version),
-            local_since: Some(began).filter(|_| foreign.is_none()),
-            soft_end: self.clock.now().saturating_add(ttl),
+            local_until: Some(now),
+            local_epoch: epoch,
+            soft_end: now.saturating_add(ttl),
             ..Known::default()
         };
         let lease = lease.or_else(|| self.elect());
@@ -803,7 +885,7 @@ where
                 served
             }
             (Built::New { value, .. }, None) => Arc::new(value),
-            (Built::Unchanged, lease) => match (lease.map(OwnedLease::renew), previous) {
+            (Built::Unchanged, lease) => match (lease.map(|lease| lease.renew_for(ttl)), previous) {
                 (Some(Ok(served)), _) => {
                     self.register(&served, known);
                     served
@@ -817,28 +899,39 @@ where
     /// A look at the store while there is no election, because other nodes may have invalidated or rebuilt the value.
     pub(crate) fn look(self: &Arc<Self>) {
         let Some(snapshot) = self.local.snapshot() else { return };
-        if self.local.is_refreshing() || self.breaker.open_until(self.clock.now()).is_some() {
+        if self.breaker.open_until(self.clock.now()).is_some() {
             return;
         }
         let known = self.known();
         let asked = self.clock.now();
         let Some(poll) = self.poll(known.to_store()) else { return };
+        let has_missed = known.has_missed(poll.epoch);
         let is_fresh = snapshot.freshness == Freshness::Fresh;
         match poll.current {
+            // Also while this node builds: what it builds from before will be refused.
+            Current::Nothing { cleared: true } if has_missed || !known.is_alone() => {
+                if self.local.generation() == snapshot.generation {
+                    drop(self.local.clear());
+                }
+            }
+            // All else its build will find out.
+            _ if self.local.is_refreshing() => {}
             Current::Same { soft_left, .. } if soft_left.is_zero() && is_fresh => {
                 self.outdated(snapshot.generation);
             }
-            Current::Nothing { cleared: true } => drop(self.local.clear()),
             Current::Nothing { cleared: false } if known.to_store().is_some() && is_fresh => {
                 self.outdated(snapshot.generation);
             }
             Current::Newer(value) if !self.is_older(&value, asked) => {
                 self.outdated(snapshot.generation);
-                if let Some(lease) = self.elect() {
+                if value.hard_left > self.since(asked)
+                    && let Some(lease) = self.elect()
+                {
                     // If it cannot be read, the next caller finds that out too, and builds.
                     drop(self.take_over(lease, &value, asked));
                 }
             }
+            _ if has_missed && is_fresh => self.outdated(snapshot.generation),
             _ => {}
         }
     }
@@ -867,20 +960,20 @@ where
                 watch
             });
         }
-        let Some(Poll { current, lease_left, retry_left }) = self.poll(self.known().to_store()) else {
+        let known = self.known();
+        let Some(Poll { current, epoch, lease_left, retry_left }) = self.poll(known.to_store()) else {
             watch.next = now.saturating_add(longest);
             return Some(watch).filter(|_| self.can_serve());
         };
         let mut lease = watch.lease;
         if current.soft_left() > Duration::ZERO {
-            let value = self.fetch(current)?;
-            match self.take_over(lease, &value, now) {
-                Taken::Older(returned) => lease = returned,
+            match self.take_fresh(lease, current, known, now) {
+                Taken::Older(returned) if self.can_serve() => lease = returned,
                 // What cannot be used is for the next caller to deal with.
                 _ => return None,
             }
         } else {
-            lease = self.take_stale(lease, current, now)?;
+            lease = self.take_stale(lease, current, Some(epoch), now)?;
             let is_paused = !retry_left.is_zero() && lease_left.is_zero();
             if (lease_left.is_zero() && !is_paused) || (is_paused && !self.can_serve()) {
                 // The next caller is elected, and gets the right to build.
@@ -892,7 +985,7 @@ where
         }
         let left = if lease_left.is_zero() { retry_left } else { lease_left };
         let left = if left.is_zero() { longest } else { left };
-        Some(Watch { lease, next: now, ..watch }.later(now, left.min(longest)))
+        Some(Watch { lease, next: now, is_idle: lease_left.is_zero(), ..watch }.later(now, left.min(longest)))
     }
 }
 
@@ -906,7 +999,8 @@ where
 {
     node: &'a Arc<Node<T, C>>,
     ticket: Option<Ticket<T, C>>,
-    began: Tick,
+    /// What was known of invalidations when it began.
+    epoch: Option<Epoch>,
     done: Arc<AtomicBool>,
     lost: Arc<AtomicBool>,
     /// Not a thread, which may be kept waiting.
@@ -920,10 +1014,11 @@ where
 {
     fn new(node: &'a Arc<Node<T, C>>, ticket: Ticket<T, C>, is_task: bool) -> Self {
         let began = node.clock.now();
+        let won = ticket.won.as_ref().map(|won| won.token.epoch());
         let running = Self {
             node,
+            epoch: won.or_else(|| node.epoch()),
             ticket: Some(ticket),
-            began,
             done: Arc::new(AtomicBool::new(false)),
             lost: Arc::new(AtomicBool::new(false)),
             is_task,

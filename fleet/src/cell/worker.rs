@@ -25,12 +25,14 @@ pub(crate) struct Watch<T, C: Clock> {
     /// When to look next.
     pub(crate) next: Tick,
     pub(crate) pause: Duration,
+    /// Nobody builds: a pause runs, or this node has something newer than the store.
+    pub(crate) is_idle: bool,
 }
 
 impl<T, C: Clock> Watch<T, C> {
     /// To be looked after soon, when `left` is over at the latest.
-    pub(crate) fn new(lease: OwnedLease<T, C>, now: Tick, left: Duration) -> Self {
-        Self { lease, next: now, pause: Duration::from_millis(2) }.later(now, left)
+    pub(crate) fn new(lease: OwnedLease<T, C>, now: Tick, left: Duration, is_idle: bool) -> Self {
+        Self { lease, next: now, pause: Duration::from_millis(2), is_idle }.later(now, left)
     }
 
     /// The same, to be looked after later, but when `left` is over at the latest.
@@ -61,8 +63,10 @@ enum Job<T, C: Clock> {
     Elected(OwnedLease<T, C>, Caller, Reply<Step<T, C>>),
     #[cfg(feature = "async")]
     Run(Task<T, C>),
-    /// Look at what is watched.
+    /// Somebody waits.
     Kick,
+    /// Look at what is watched.
+    Look,
 }
 
 /// What wakes the thread and ends it; knows nothing of the value.
@@ -153,15 +157,26 @@ where
         }
     }
 
+    /// This node has changed what is in the store.
+    pub(crate) fn look(&self) {
+        if self.signals.thread.lock().unwrap_or_else(PoisonError::into_inner).is_some() {
+            self.jobs().push_back(Job::Look);
+            self.signals.wake();
+        }
+    }
+
     /// Has the thread deal with an election. `None` if it took longer than `patience`; then whatever it comes to is kept for
     /// the next caller.
     pub(crate) fn elected(
         &self,
-        node: &Node<T, C>,
+        node: &Arc<Node<T, C>>,
         lease: OwnedLease<T, C>,
         caller: Caller,
         patience: Duration,
     ) -> Option<Step<T, C>> {
+        if !self.start(node) {
+            return Some(node.elected(lease, caller));
+        }
         let (reply, awaited) = reply();
         self.submit(node, Job::Elected(lease, caller, reply));
         match awaited.wait(patience) {
@@ -175,10 +190,13 @@ where
     #[cfg(feature = "async")]
     pub(crate) async fn elected_async(
         &self,
-        node: &Node<T, C>,
+        node: &Arc<Node<T, C>>,
         lease: OwnedLease<T, C>,
         caller: Caller,
     ) -> Step<T, C> {
+        if !self.start(node) {
+            return node.elected(lease, caller);
+        }
         let (reply, awaited) = reply();
         let mut claim = Claim { node, awaited };
         self.submit(node, Job::Elected(lease, caller, reply));
@@ -269,6 +287,7 @@ where
         }
         // Acquire: pairs with the Release in `close`.
         if signals.closed.load(Ordering::Acquire) {
+            node.give_back();
             return;
         }
         let next = state.tick(node, hinted || std::mem::take(&mut unhinted));
@@ -305,11 +324,16 @@ where
             #[cfg(feature = "async")]
             Job::Run(run) => run(node),
             Job::Kick => {
-                // While the store works there is nothing to be done for those who wait but to wait.
+                // While another node builds there is nothing to be done for those who wait but to wait.
                 if let Some(watch) = &mut self.watch
                     && !node.can_serve()
-                    && node.breaker.open_until(node.clock.now()).is_some()
+                    && (watch.is_idle || node.breaker.open_until(node.clock.now()).is_some())
                 {
+                    watch.next = Tick::from_nanos(0);
+                }
+            }
+            Job::Look => {
+                if let Some(watch) = &mut self.watch {
                     watch.next = Tick::from_nanos(0);
                 }
             }

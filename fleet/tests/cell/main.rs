@@ -4,6 +4,7 @@ mod damage;
 mod down;
 mod failure;
 mod fence;
+mod regressions;
 mod sharing;
 mod support;
 #[cfg(feature = "async")]

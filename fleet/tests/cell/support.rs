@@ -1,6 +1,6 @@
 //! Nodes that share a store in memory and a clock that stands still.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -57,6 +57,8 @@ impl Fleet {
             store: Arc::clone(&self.store),
             down: AtomicBool::new(false),
             hints: AtomicBool::new(true),
+            delay: AtomicU64::new(0),
+            clock: self.clock.clone(),
             gate: Mutex::new(None),
         });
         (self.node_with(policy, Arc::clone(&store)), store)
@@ -68,6 +70,9 @@ pub(crate) struct Disturbed {
     store: Arc<MemoryStore<ManualClock>>,
     pub(crate) down: AtomicBool,
     pub(crate) hints: AtomicBool,
+    /// How many seconds the answer to a publication is on its way.
+    pub(crate) delay: AtomicU64,
+    clock: ManualClock,
     /// The next `acquire` reports here when it has begun, and then waits.
     gate: Mutex<Option<(Sender<()>, Receiver<()>)>>,
 }
@@ -104,7 +109,9 @@ impl RefreshStore for Disturbed {
         token: &Token,
         publication: &Publication<'_>,
     ) -> Result<Publish, StoreError> {
-        self.way()?.publish(name, token, publication)
+        let answer = self.way()?.publish(name, token, publication);
+        self.clock.advance(Duration::from_secs(self.delay.load(Ordering::SeqCst)));
+        answer
     }
     fn unchanged(
         &self,
@@ -113,7 +120,9 @@ impl RefreshStore for Disturbed {
         soft: Duration,
         hard: Duration,
     ) -> Result<Publish, StoreError> {
-        self.way()?.unchanged(name, token, soft, hard)
+        let answer = self.way()?.unchanged(name, token, soft, hard);
+        self.clock.advance(Duration::from_secs(self.delay.load(Ordering::SeqCst)));
+        answer
     }
     fn fail(&self, name: &str, token: &Token, pause: Duration) -> Result<bool, StoreError> {
         self.way()?.fail(name, token, pause)
@@ -136,6 +145,17 @@ pub(crate) fn eventually(what: &str, condition: impl Fn() -> bool) {
     while !condition() {
         assert!(std::time::Instant::now() < hang, "never: {what}");
         std::thread::yield_now();
+    }
+}
+
+/// Runs something that may hang.
+#[track_caller]
+pub(crate) fn at_once<R: Send + 'static>(what: &str, run: impl FnOnce() -> R + Send + 'static) -> R {
+    let (done, is_done) = channel();
+    std::thread::spawn(move || done.send(run()));
+    match is_done.recv_timeout(Duration::from_secs(60)) {
+        Ok(result) => result,
+        Err(error) => panic!("{what}: {error}"),
     }
 }
 

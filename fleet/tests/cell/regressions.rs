@@ -1,0 +1,309 @@
+//! Faults that were found by looking for them, each under the name of its symptom.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use dogpile::{Freshness, ManualClock};
+use dogpile_fleet::{Built, FleetCell, FleetError, FleetPolicy, Functions};
+
+use crate::support::*;
+
+/// Fresh for a thousand seconds; looks every second.
+const LONG: FleetPolicy = FleetPolicy::ttl(Duration::from_secs(1000))
+    .stale_while_refresh(Duration::from_secs(100))
+    .patience(Duration::from_secs(3600))
+    .breaker(Duration::from_secs(1), Duration::from_secs(4))
+    .poll(SECOND);
+
+/// Lets time pass until the node has looked into the store so many times.
+fn looks(fleet: &Fleet, node: &Node, times: u64) {
+    let before = node.stats().polls;
+    eventually("it looks", || {
+        fleet.clock.advance(SECOND / 10);
+        node.stats().polls >= before + times
+    });
+}
+
+fn get(node: &Node) -> Option<String> {
+    node.get().map(|value| value.to_string())
+}
+
+#[test]
+fn what_a_node_built_for_itself_stayed_fresh_through_an_invalidation() {
+    let fleet = Fleet::new();
+    let writer = fleet.quiet(LONG);
+    let (node, way) = fleet.disturbed(LONG);
+    way.hints.store(false, Ordering::SeqCst);
+    writer.get_or_refresh(|| text("shared"));
+    assert_eq!(served(&node), "shared");
+    looks(&fleet, &node, 2);
+    way.down.store(true, Ordering::SeqCst);
+    node.clear().unwrap_err();
+    assert_eq!(*node.get_or_refresh(|| text("local")), "local");
+    way.down.store(false, Ordering::SeqCst);
+    looks(&fleet, &node, 3);
+    assert_eq!(node.freshness(), Freshness::Fresh, "nothing has been invalidated");
+    writer.invalidate().unwrap();
+    looks(&fleet, &node, 3);
+    assert_eq!(node.freshness(), Freshness::Stale);
+    assert_eq!(*node.get_or_refresh(|| text("new")), "new");
+    assert_eq!(node.stats().fleet_builds, 1);
+}
+
+#[test]
+fn a_node_that_came_to_a_store_that_was_down_missed_what_was_invalidated_meanwhile() {
+    let fleet = Fleet::new();
+    let writer = fleet.quiet(LONG);
+    let (node, way) = fleet.disturbed(LONG);
+    way.down.store(true, Ordering::SeqCst);
+    writer.get_or_refresh(|| text("shared"));
+    fleet.clock.advance(SECOND);
+    assert_eq!(*node.get_or_refresh(|| text("local")), "local");
+    writer.invalidate().unwrap();
+    way.down.store(false, Ordering::SeqCst);
+    looks(&fleet, &node, 2);
+    assert_eq!(node.freshness(), Freshness::Stale);
+}
+
+/// A build that was elected first may have read the source first, though it publishes last.
+#[test]
+fn a_node_went_back_to_a_build_that_had_begun_before_its_own() {
+    let fleet = Fleet::new();
+    let builder = fleet.quiet(LONG);
+    let (node, way) = fleet.disturbed(LONG);
+    builder.get_or_refresh(|| {
+        let read = text("early");
+        fleet.clock.advance(SECOND);
+        way.down.store(true, Ordering::SeqCst);
+        assert_eq!(*node.get_or_refresh(|| text("late")), "late");
+        way.down.store(false, Ordering::SeqCst);
+        fleet.clock.advance(SECOND);
+        read
+    });
+    assert_eq!(get(&builder).as_deref(), Some("early"));
+    looks(&fleet, &node, 5);
+    assert_eq!(get(&node).as_deref(), Some("late"));
+    // Nor does it when its own has become too old to be served: it has a new one built.
+    let fast =
+        FleetPolicy::ttl(10 * SECOND).stale_while_refresh(Duration::ZERO).patience(100 * SECOND).no_poll();
+    let (node, way) = fleet.disturbed(fast);
+    way.down.store(true, Ordering::SeqCst);
+    assert_eq!(*node.get_or_refresh(|| text("late")), "late");
+    way.down.store(false, Ordering::SeqCst);
+    fleet.clock.advance(20 * SECOND);
+    assert!(node.get().is_none());
+    assert_eq!(*node.get_or_refresh(|| text("newest")), "newest");
+    looks(&fleet, &builder, 1);
+    assert_eq!(get(&builder).as_deref(), Some("newest"));
+}
+
+/// The store says at each look that the value was cleared, until there is a new one.
+#[test]
+fn what_a_node_built_for_itself_after_a_clear_was_thrown_away_at_each_look() {
+    let fleet = Fleet::new();
+    let policy = LONG.retry_backoff(500 * SECOND, 500 * SECOND);
+    let (other, node) = (fleet.quiet(policy), fleet.quiet(policy));
+    other.get_or_refresh(|| text("old"));
+    other.clear().unwrap();
+    other.try_get_or_refresh(|_| Err("no")).unwrap_err();
+    assert_eq!(*node.get_or_refresh(|| text("local")), "local");
+    looks(&fleet, &node, 10);
+    assert_eq!(get(&node).as_deref(), Some("local"));
+    assert_eq!(node.stats().local_builds, 1);
+    // The next one it obeys.
+    other.clear().unwrap();
+    eventually("it looks", || {
+        fleet.clock.advance(SECOND / 10);
+        get(&node).is_none()
+    });
+}
+
+#[test]
+fn a_value_found_unchanged_was_fresh_here_for_longer_than_the_store_said() {
+    let fleet = Fleet::new();
+    let (node, way) = fleet.disturbed(POLICY);
+    node.get_or_refresh(|| text("value"));
+    fleet.clock.advance(11 * SECOND);
+    way.delay.store(4, Ordering::SeqCst);
+    node.try_get_or_refresh::<(), _>(|_| Ok(Built::Unchanged)).unwrap();
+    assert_eq!(node.freshness(), Freshness::Fresh);
+    fleet.clock.advance(6 * SECOND + Duration::from_micros(1));
+    assert_eq!(node.freshness(), Freshness::Stale);
+}
+
+#[test]
+fn a_value_found_unchanged_elsewhere_was_fetched_once_more() {
+    let fleet = Fleet::new();
+    let (builder, other) = (fleet.quiet(POLICY), fleet.quiet(POLICY));
+    builder.get_or_refresh(|| text("value"));
+    assert_eq!(served(&other), "value");
+    let before = other.get().unwrap();
+    fleet.clock.advance(11 * SECOND);
+    builder.try_get_or_refresh::<(), _>(|_| Ok(Built::Unchanged)).unwrap();
+    let operations = other.stats().store_operations;
+    assert_eq!(served(&other), "value");
+    assert!(Arc::ptr_eq(&other.get().unwrap(), &before), "the same value, and not another one like it");
+    assert_eq!(other.stats().store_operations, operations + 1);
+    assert_eq!(other.snapshot().unwrap().version, builder.snapshot().unwrap().version);
+}
+
+#[test]
+fn a_node_that_does_not_poll_was_given_no_hints_until_it_built() {
+    let fleet = Fleet::new();
+    let (writer, other) = (fleet.node(POLICY), fleet.node(POLICY));
+    writer.get_or_refresh(|| text("old"));
+    assert_eq!(served(&other), "old");
+    writer.invalidate().unwrap();
+    eventually("a hint", || other.freshness() == Freshness::Stale);
+}
+
+#[test]
+fn the_longest_durations_overflowed() {
+    // Draws decide whether they do.
+    for _ in 0..20 {
+        use_the_longest_durations(&Fleet::new());
+    }
+}
+
+fn use_the_longest_durations(fleet: &Fleet) {
+    let max = Duration::MAX;
+    let policy = FleetPolicy::ttl(max)
+        .stale_while_refresh(max)
+        .stale_if_error(max)
+        .retry_backoff(max, max)
+        .lease(max)
+        .build_limit(max)
+        .poll(max)
+        .patience(max)
+        .breaker(max, max);
+    let (node, way) = fleet.disturbed(policy);
+    node.get_or_refresh(|| text("value"));
+    node.invalidate().unwrap();
+    assert_eq!(*node.try_get_or_refresh(|_| Err("no")).unwrap(), "value");
+    fleet.clock.advance(100 * SECOND);
+    assert_eq!(*node.try_get_or_refresh::<(), _>(|_| panic!("a pause runs")).unwrap(), "value");
+    way.down.store(true, Ordering::SeqCst);
+    node.clear().unwrap_err();
+    assert_eq!(*at_once("a build", move || node.get_or_refresh(|| text("local"))), "local");
+}
+
+/// The worker looks seldom by the time that the value becomes too old to be served.
+#[test]
+fn those_who_found_nothing_to_serve_in_a_pause_waited_for_the_next_look() {
+    let fleet = Fleet::new();
+    let policy = POLICY
+        .stale_while_refresh(Duration::from_secs(200))
+        .poll(3600 * SECOND)
+        .retry_backoff(5000 * SECOND, 5000 * SECOND);
+    let (one, node) = (fleet.quiet(policy), Arc::new(fleet.quiet(policy)));
+    one.get_or_refresh(|| text("old"));
+    assert_eq!(served(&node), "old");
+    fleet.clock.advance(11 * SECOND);
+    one.try_get_or_refresh(|_| Err("no")).unwrap_err();
+    assert_eq!(served(&node), "old");
+    // Its pauses grow to five seconds, a fifth more or less.
+    for _ in 0..32 {
+        let before = node.stats().polls;
+        fleet.clock.advance(6 * SECOND + Duration::from_millis(2));
+        eventually("it looks", || node.stats().polls > before);
+    }
+    // 203 seconds have passed; the next look is four seconds away at least.
+    assert_eq!(get(&node).as_deref(), Some("old"));
+    let step = 10 * SECOND + 200 * SECOND - (11 * SECOND + 32 * (6 * SECOND + Duration::from_millis(2)));
+    assert!(step < 8 * SECOND, "{step:?}");
+    let before = node.stats().polls;
+    fleet.clock.advance(step - 2 * SECOND);
+    eventually("it looks", || node.stats().polls > before);
+    fleet.clock.advance(2 * SECOND + Duration::from_millis(1));
+    let refused = at_once("an answer", move || node.try_get_or_refresh(|_| Err("built in a pause")));
+    assert!(matches!(refused, Err(FleetError::Backoff { .. })), "{refused:?}");
+}
+
+#[test]
+fn after_a_clear_of_their_own_node_callers_waited_for_a_build_in_vain() {
+    let fleet = Fleet::new();
+    let (builder, node) = (fleet.quiet(POLICY), Arc::new(fleet.quiet(POLICY)));
+    builder.get_or_refresh(|| text("old"));
+    assert_eq!(served(&node), "old");
+    fleet.clock.advance(11 * SECOND);
+    builder.get_or_refresh(|| {
+        assert_eq!(served(&node), "old");
+        node.clear().unwrap();
+        let node = Arc::clone(&node);
+        let value = at_once("a value", move || node.get_or_refresh(|| text("new")));
+        assert_eq!(*value, "new");
+        text("refused")
+    });
+    assert_eq!(builder.stats().invalidated, 1);
+}
+
+#[test]
+fn a_node_that_built_went_on_serving_what_was_cleared_elsewhere() {
+    let fleet = Fleet::new();
+    let policy = LONG.stale_while_refresh(Duration::MAX);
+    let (other, node) = (fleet.quiet(policy), fleet.quiet(policy));
+    other.get_or_refresh(|| text("old"));
+    assert_eq!(served(&node), "old");
+    fleet.clock.advance(1001 * SECOND);
+    let own = node.get_or_refresh(|| {
+        assert_eq!(get(&node).as_deref(), Some("old"));
+        other.clear().unwrap();
+        eventually("it looks", || {
+            fleet.clock.advance(SECOND / 10);
+            get(&node).is_none()
+        });
+        text("refused")
+    });
+    assert_eq!(*own, "refused", "its own caller gets it");
+    assert_eq!(get(&node), None);
+}
+
+#[test]
+fn a_codec_that_panicked_kept_the_fleet_waiting() {
+    let fleet = Fleet::new();
+    let codec = Functions::new(|_: &String| panic!("as intended"), |_: &[u8]| Ok(String::new()));
+    let policy = POLICY.lease(3600 * SECOND);
+    let node: FleetCell<String, ManualClock> =
+        FleetCell::with_clock(NAME, Arc::clone(&fleet.store), codec, policy, fleet.clock.clone());
+    assert_eq!(*node.get_or_refresh(|| text("value")), "value");
+    assert_eq!((node.stats().not_encoded, node.freshness()), (1, Freshness::Fresh));
+    assert_eq!(fleet.store.entry(NAME).lease_until, 0, "others may build");
+}
+
+#[test]
+fn a_value_was_taken_over_though_it_was_too_old_to_be_served() {
+    let fleet = Fleet::new();
+    let short = FleetPolicy::ttl(SECOND).stale_while_refresh(SECOND).patience(3600 * SECOND).no_poll();
+    let (writer, node) = (fleet.quiet(short), fleet.quiet(LONG.poll(5 * SECOND)));
+    node.get_or_refresh(|| text("long"));
+    writer.invalidate().unwrap();
+    writer.get_or_refresh(|| text("short"));
+    fleet.clock.advance(100 * SECOND);
+    looks(&fleet, &node, 2);
+    assert_eq!((get(&node).as_deref(), node.freshness()), (Some("long"), Freshness::Stale));
+}
+
+#[cfg(feature = "async")]
+#[test]
+fn a_task_that_ended_with_its_cell_kept_the_fleet_waiting() {
+    use std::future::Future;
+    use std::task::{Context, Waker};
+
+    for _ in 0..20 {
+        let fleet = Fleet::new();
+        let node = fleet.quiet(POLICY.lease(3600 * SECOND));
+        {
+            let begun = AtomicBool::new(false);
+            let mut read = Box::pin(node.get_or_refresh_async(|| async {
+                begun.store(true, Ordering::SeqCst);
+                std::future::pending().await
+            }));
+            while !begun.load(Ordering::SeqCst) {
+                assert!(read.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+            }
+        }
+        drop(node);
+        eventually("the lease is given back", || fleet.store.entry(NAME).lease_until == 0);
+    }
+}
