@@ -376,11 +376,7 @@ where
     ///
     /// If the store could not be told. This node's value is stale all the same.
     pub fn invalidate(&self) -> Result<(), Arc<StoreError>> {
-        let told = self.node.try_ask(|store, name| store.invalidate(name, Invalidation::Soft));
-        // After the store: nobody can take the old value over as a fresh one any more.
-        self.local.invalidate();
-        self.node.worker.look();
-        told
+        self.node.invalidate(Invalidation::Soft)
     }
 
     /// Takes the value away, on all nodes: what is being built now will not be accepted, and the next callers wait for a
@@ -390,10 +386,7 @@ where
     ///
     /// If the store could not be told. This node's value is gone all the same.
     pub fn clear(&self) -> Result<(), Arc<StoreError>> {
-        let told = self.node.try_ask(|store, name| store.invalidate(name, Invalidation::Hard));
-        drop(self.local.clear());
-        self.node.worker.look();
-        told
+        self.node.invalidate(Invalidation::Hard)
     }
 
     /// What this node has done so far.

@@ -331,9 +331,10 @@ const CHECKS: &[(&str, Check)] = &[
     }),
     ("names-\u{fc} %/..", |s| {
         s.store(b"value", HOUR, HOUR);
-        let other = format!("{}%", s.name);
-        let poll = s.store.poll(&other, None).expect("poll");
-        assert_eq!(poll.current, Current::Nothing { cleared: false }, "{other}: names are mixed up");
+        for other in [format!("{}%", s.name), s.name.to_uppercase(), s.name.replace('/', ".")] {
+            let poll = s.store.poll(&other, None).expect("poll");
+            assert_eq!(poll.current, Current::Nothing { cleared: false }, "{other}: names are mixed up");
+        }
     }),
 ];
 

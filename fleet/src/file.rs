@@ -129,7 +129,8 @@ impl<C: Clock> FileStore<C> {
     fn path(&self, name: &str, extension: &str) -> PathBuf {
         let mut file = String::with_capacity(name.len() + 8);
         for byte in name.bytes() {
-            if byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-' {
+            // No capitals: there are file systems that do not tell them from small letters.
+            if byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_' || byte == b'-' {
                 file.push(char::from(byte));
             } else {
                 file.extend(['%', hex(byte >> 4), hex(byte & 15)]);
@@ -161,12 +162,17 @@ impl<C: Clock> FileStore<C> {
     }
 
     fn lock(&self, name: &str) -> Result<File, StoreError> {
-        let file = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(self.path(name, "lock"))
-            .map_err(StoreError::new)?;
+        let path = self.path(name, "lock");
+        let open = || OpenOptions::new().create(true).truncate(false).write(true).open(&path);
+        let file = open().or_else(|error| {
+            if error.kind() != io::ErrorKind::NotFound {
+                return Err(error);
+            }
+            // Somebody has removed the whole directory.
+            fs::create_dir_all(&self.directory)?;
+            open()
+        });
+        let file = file.map_err(StoreError::new)?;
         // Not a lock that waits: its holder may have been stopped for good.
         let give_up = Instant::now() + self.timeout;
         let mut pause = Duration::from_micros(50);

@@ -5,16 +5,21 @@
 //! what the answer says is then worked out by the [rules](crate::rules) themselves from the row that came back.
 
 use std::fmt;
+use std::future::{Future, poll_fn};
+use std::panic::resume_unwind;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::task::{self, Context};
+use std::time::{Duration, Instant};
 
 use dogpile::Clock;
-use tokio::runtime::{Builder, Runtime};
+use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::task::JoinHandle;
 use tokio_postgres::error::{Severity, SqlState};
+use tokio_postgres::tls::{MakeTlsConnect, TlsConnect};
 use tokio_postgres::types::{ToSql, Type};
-use tokio_postgres::{AsyncMessage, Client, Config, NoTls, Row};
+use tokio_postgres::{AsyncMessage, CancelToken, Client, Config, NoTls, Row, Socket};
 
 use crate::draw;
 use crate::rules::{Entry, Micros, Stored, micros};
@@ -34,10 +39,13 @@ use crate::store::{
 /// [`invalidation`](PostgresStore::invalidation).
 ///
 /// The [table](PostgresStore::TABLE) is made when it is found missing, if the user may do so. No connection is made until
-/// the first operation, and a lost one is made again. Connections are not encrypted: over anything but the local host or
-/// a trusted network, use a tunnel.
+/// the first operation, and a lost one is made again. [`new`](PostgresStore::new) makes connections that are not
+/// encrypted; for others there is [`with_tls`](PostgresStore::with_tls).
+///
+/// Operations block the thread, also where that thread belongs to an executor: tasks use the cell's asynchronous methods.
 pub struct PostgresStore {
     config: Config,
+    connect: Arc<dyn Connect>,
     timeout: Duration,
     session: Mutex<Option<Session>>,
     /// For tests; else the server's.
@@ -52,6 +60,53 @@ struct Session {
 }
 
 type Parameter<'a> = (&'a (dyn ToSql + Sync), Type);
+
+/// A connection's messages; asking for them is what drives it.
+type Messages = Box<
+    dyn FnMut(&mut Context<'_>) -> task::Poll<Option<Result<AsyncMessage, tokio_postgres::Error>>> + Send,
+>;
+
+type Connecting<R> = Pin<Box<dyn Future<Output = Result<R, tokio_postgres::Error>> + Send>>;
+
+/// How connections are made, with or without encryption.
+trait Connect: Send + Sync {
+    fn connect(&self, config: &Config) -> Connecting<(Client, Messages)>;
+    /// Has the server stop what it does for a connection.
+    fn cancel(&self, token: CancelToken) -> Connecting<()>;
+}
+
+impl<M> Connect for M
+where
+    M: MakeTlsConnect<Socket> + Clone + Send + Sync + 'static,
+    M::Stream: Send + 'static,
+    M::TlsConnect: Send,
+    <M::TlsConnect as TlsConnect<Socket>>::Future: Send,
+{
+    fn connect(&self, config: &Config) -> Connecting<(Client, Messages)> {
+        let (config, tls) = (config.clone(), self.clone());
+        Box::pin(async move {
+            let (client, mut connection) = config.connect(tls).await?;
+            let messages: Messages = Box::new(move |context| connection.poll_message(context));
+            Ok((client, messages))
+        })
+    }
+
+    fn cancel(&self, token: CancelToken) -> Connecting<()> {
+        let tls = self.clone();
+        Box::pin(async move { token.cancel_query(tls).await })
+    }
+}
+
+/// Does something that blocks, on another thread if this one belongs to a runtime, which would not have it.
+fn outside<R: Send>(run: impl FnOnce() -> R + Send) -> R {
+    if Handle::try_current().is_err() {
+        return run();
+    }
+    std::thread::scope(|scope| match scope.spawn(run).join() {
+        Ok(result) => result,
+        Err(panic) => resume_unwind(panic),
+    })
+}
 
 impl PostgresStore {
     /// The table, and the channel for hints.
@@ -75,8 +130,33 @@ impl PostgresStore {
 
     /// A store at an address such as `postgres://user@127.0.0.1:5432/database`. Does not connect yet.
     pub fn new(address: &str) -> Result<Self, StoreError> {
-        let config = address.parse::<Config>().map_err(StoreError::new)?;
-        Ok(Self { config, timeout: Duration::from_secs(1), session: Mutex::new(None), clock: None })
+        Ok(Self::with_tls(address.parse::<Config>().map_err(StoreError::new)?, NoTls))
+    }
+
+    /// A store with a configuration and encryption of the user's own: `tls` is what `tokio-postgres` takes, from
+    /// `tokio-postgres-rustls`, `postgres-native-tls`, `postgres-openssl` and others; whether it is used is for the
+    /// configuration's `ssl_mode` to say. Does not connect yet.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile_fleet::PostgresStore;
+    /// use tokio_postgres::{Config, NoTls};
+    ///
+    /// let mut config = Config::new();
+    /// config.host("db.example").user("fleet").password("secret").application_name("prices");
+    /// let store = PostgresStore::with_tls(config, NoTls); // or a connector
+    /// ```
+    #[must_use]
+    pub fn with_tls<M>(config: Config, tls: M) -> Self
+    where
+        M: MakeTlsConnect<Socket> + Clone + Send + Sync + 'static,
+        M::Stream: Send + 'static,
+        M::TlsConnect: Send,
+        <M::TlsConnect as TlsConnect<Socket>>::Future: Send,
+    {
+        let (connect, timeout) = (Arc::new(tls), Duration::from_secs(1));
+        Self { config, connect, timeout, session: Mutex::new(None), clock: None }
     }
 
     /// How long connecting, and each answer, may take. Default: a second.
@@ -123,6 +203,10 @@ impl PostgresStore {
 
     /// Runs a statement. If the table is missing, it is made.
     fn query(&self, statement: &str, parameters: &[Parameter<'_>]) -> Result<Vec<Row>, StoreError> {
+        outside(|| self.query_here(statement, parameters))
+    }
+
+    fn query_here(&self, statement: &str, parameters: &[Parameter<'_>]) -> Result<Vec<Row>, StoreError> {
         let mut session = self.session.lock().unwrap_or_else(PoisonError::into_inner);
         let reused = session.is_some();
         let mut answer = self.query_once(&mut session, statement, parameters);
@@ -134,6 +218,13 @@ impl PostgresStore {
         {
             // Two that do this at the same time may get in each other's way; then it is there.
             let _ = self.query_once(&mut session, Self::TABLE, &[]);
+            answer = self.query_once(&mut session, statement, parameters);
+        }
+        // Where transactions are isolated from each other by default, one of two that meet has to begin again.
+        let start = Instant::now();
+        while matches!(&answer, Err(Failure::Server(error)) if error.code() == Some(&SqlState::T_R_SERIALIZATION_FAILURE))
+            && start.elapsed() < self.timeout
+        {
             answer = self.query_once(&mut session, statement, parameters);
         }
         answer.map_err(StoreError::new)
@@ -165,19 +256,26 @@ impl PostgresStore {
                 }
                 Err(Failure::Server(error))
             }
-            Err(_) => Err(Failure::Slow),
+            Err(_) => {
+                // Or it would wait for a lock for as long as that is held, and take effect then.
+                let cancel = self.connect.cancel(client.cancel_token());
+                let patience = self.timeout.min(Duration::from_millis(250));
+                let _ = runtime.block_on(async { tokio::time::timeout(patience, cancel).await });
+                Err(Failure::Slow)
+            }
         }
     }
 
     fn connect(&self) -> Result<Session, Failure> {
         let runtime = Builder::new_current_thread().enable_all().build().map_err(Failure::Runtime)?;
-        let connect = async { tokio::time::timeout(self.timeout, self.config.connect(NoTls)).await };
-        let (client, connection) = match runtime.block_on(connect) {
+        let connect = self.connect.connect(&self.config);
+        let connect = async { tokio::time::timeout(self.timeout, connect).await };
+        let (client, mut messages) = match runtime.block_on(connect) {
             Ok(Ok(connected)) => connected,
             Ok(Err(error)) => return Err(Failure::Server(error)),
             Err(_) => return Err(Failure::Slow),
         };
-        let driver = runtime.spawn(async { drop(connection.await) });
+        let driver = runtime.spawn(async move { while let Some(Ok(_)) = poll_fn(&mut messages).await {} });
         Ok(Session { runtime, client, driver })
     }
 
@@ -235,10 +333,12 @@ impl Drop for PostgresStore {
     fn drop(&mut self) {
         let session = self.session.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(Session { runtime, client, driver }) = session {
-            // Says good-bye to the server, if that is quick.
-            drop(client);
-            let _ =
-                runtime.block_on(async { tokio::time::timeout(Duration::from_millis(100), driver).await });
+            outside(move || {
+                // Says good-bye to the server, if that is quick.
+                drop(client);
+                let driver = async { tokio::time::timeout(Duration::from_millis(100), driver).await };
+                let _ = runtime.block_on(driver);
+            });
         }
     }
 }
@@ -509,6 +609,7 @@ impl RefreshStore for PostgresStore {
         let ended = Arc::new(AtomicBool::new(false));
         let listener = Listener {
             config: self.config.clone(),
+            connect: Arc::clone(&self.connect),
             name: name.to_owned(),
             timeout: self.timeout,
             ended: Arc::clone(&ended),
@@ -531,6 +632,7 @@ impl Drop for EndWhenDropped {
 
 struct Listener {
     config: Config,
+    connect: Arc<dyn Connect>,
     name: String,
     timeout: Duration,
     ended: Arc<AtomicBool>,
@@ -552,14 +654,11 @@ impl Listener {
     }
 
     async fn listen_once(&self) -> Result<(), Failure> {
-        let connected = tokio::time::timeout(self.timeout, self.config.connect(NoTls));
-        let (client, mut connection) =
-            connected.await.map_err(|_| Failure::Slow)?.map_err(Failure::Server)?;
+        let connected = tokio::time::timeout(self.timeout, self.connect.connect(&self.config));
+        let (client, mut messages) = connected.await.map_err(|_| Failure::Slow)?.map_err(Failure::Server)?;
         let (name, hint) = (self.name.clone(), Arc::clone(&self.hint));
         let driver = tokio::spawn(async move {
-            while let Some(Ok(message)) =
-                std::future::poll_fn(|context| connection.poll_message(context)).await
-            {
+            while let Some(Ok(message)) = poll_fn(&mut messages).await {
                 if matches!(&message, AsyncMessage::Notification(told) if told.payload() == name) {
                     hint();
                 }

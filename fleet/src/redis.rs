@@ -29,7 +29,10 @@ use crate::store::{
 /// waiting. The server should not evict the keys (`maxmemory-policy noeviction` or `volatile-*`); if it does, the value
 /// is rebuilt.
 ///
-/// No connection is made until the first operation, and a lost one is made again.
+/// In a cluster the address has to be that of the node which has the key `dogpile:<name>`: redirections are not followed.
+///
+/// No connection is made until the first operation, and a lost one is made again. For encrypted connections give the
+/// `redis` crate one of its TLS features, and use `rediss://` or [`with_client`](RedisStore::with_client).
 pub struct RedisStore {
     client: Client,
     timeout: Duration,
@@ -41,8 +44,23 @@ pub struct RedisStore {
 impl RedisStore {
     /// A store at an address such as `redis://127.0.0.1:6379/0`. Does not connect yet.
     pub fn new(address: &str) -> Result<Self, StoreError> {
-        let client = Client::open(address).map_err(StoreError::new)?;
-        Ok(Self { client, timeout: Duration::from_secs(1), connection: Mutex::new(None), clock: None })
+        Ok(Self::with_client(Client::open(address).map_err(StoreError::new)?))
+    }
+
+    /// A store with a client of the user's own: with certificates, with a password from elsewhere. Does not connect yet.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile_fleet::RedisStore;
+    ///
+    /// let client = redis::Client::open("redis://cache.example/")?; // or `redis::Client::build_with_tls`
+    /// let store = RedisStore::with_client(client);
+    /// # Ok::<(), redis::RedisError>(())
+    /// ```
+    #[must_use]
+    pub fn with_client(client: Client) -> Self {
+        Self { client, timeout: Duration::from_secs(1), connection: Mutex::new(None), clock: None }
     }
 
     /// How long connecting, and each answer, may take. Default: a second.
@@ -428,14 +446,14 @@ impl Listener {
         while !self.end.is_reached() {
             // What goes wrong here is no harm: the cell polls.
             let _ = self.listen_once(hint);
-            self.end.pause(draw::around(self.timeout, 25));
+            self.end.pause(draw::around(self.timeout.min(Duration::from_secs(1)), 25));
         }
     }
 
     fn listen_once(&self, hint: &Hint) -> Result<(), RedisError> {
         let mut connection = self.client.get_connection_with_timeout(self.timeout)?;
         let mut messages = connection.as_pubsub();
-        messages.set_read_timeout(Some(self.timeout))?;
+        messages.set_read_timeout(Some(self.timeout.min(Duration::from_secs(1))))?;
         messages.subscribe(&self.channel)?;
         // What happened before.
         hint();

@@ -263,7 +263,7 @@ pub type Subscription = Box<dyn Send + Sync>;
 /// [conformance suite](crate::conformance) checks a store against them. Operations must come back within bounded time:
 /// a cell whose store is slow goes on without it, but only after the operation has failed.
 ///
-/// Names are short strings; two cells with the same name in the same store share their builds.
+/// Names are short strings, of 64 bytes at most and without NUL, or not every store can keep them; two cells with the same name in the same store share their builds.
 pub trait RefreshStore: Send + Sync {
     /// What there is. Changes nothing.
     fn poll(&self, name: &str, known: Option<Version>) -> Result<Poll, StoreError>;

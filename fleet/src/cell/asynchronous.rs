@@ -13,6 +13,7 @@ use dogpile::{Clock, OwnedLookup, Waited};
 use super::build::{BuildContext, Built};
 use super::node::{Backoff, Caller, Step};
 use super::{FleetCell, FleetError};
+use crate::store::{Invalidation, StoreError};
 
 impl<T, C> FleetCell<T, C>
 where
@@ -94,6 +95,24 @@ where
             Some(value) => Ok(value),
             None => self.look_async(Caller::Tries, build).await,
         }
+    }
+
+    /// As [`invalidate`](FleetCell::invalidate), for tasks. Once begun it goes on, also if the future is dropped.
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub async fn invalidate_async(&self) -> Result<(), Arc<StoreError>> {
+        self.node.worker.run(&self.node, |node| node.invalidate(Invalidation::Soft)).await
+    }
+
+    /// As [`clear`](FleetCell::clear), for tasks. Once begun it goes on, also if the future is dropped.
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub async fn clear_async(&self) -> Result<(), Arc<StoreError>> {
+        self.node.worker.run(&self.node, |node| node.invalidate(Invalidation::Hard)).await
     }
 
     async fn look_async<E, F>(&self, mut caller: Caller, build: F) -> Result<Arc<T>, FleetError<E>>

@@ -36,8 +36,8 @@ use crate::codec::{Codec, Opened, open, seal};
 use crate::policy::FleetPolicy;
 use crate::stats::Counters;
 use crate::store::{
-    Acquire, Current, Epoch, LONGEST, Poll, Publication, Publish, RefreshStore, Request, StoreError, Token,
-    Value, Version,
+    Acquire, Current, Epoch, Invalidation, LONGEST, Poll, Publication, Publish, RefreshStore, Request,
+    StoreError, Token, Value, Version,
 };
 
 pub(crate) struct Node<T, C: Clock> {
@@ -348,16 +348,12 @@ where
                             self.watch(lease, soft_left, true);
                             return Step::Again;
                         }
-                        // It is no use any more to have something newer.
-                        Taken::Older(returned) => {
-                            lease = returned;
-                            refuse = version;
-                        }
                         Taken::Foreign(lease, version, left) => {
                             let foreign = Some((version, left));
                             return Step::Build(Ticket { lease: Some(lease), won: None, foreign });
                         }
-                        Taken::Damaged(returned) => {
+                        // Damaged, or older than what this node does not serve any more.
+                        Taken::Older(returned) | Taken::Damaged(returned) => {
                             lease = returned;
                             refuse = version;
                         }
@@ -909,10 +905,10 @@ where
         let is_fresh = snapshot.freshness == Freshness::Fresh;
         match poll.current {
             // Also while this node builds: what it builds from before will be refused.
-            Current::Nothing { cleared: true } if has_missed || !known.is_alone() => {
-                if self.local.generation() == snapshot.generation {
-                    drop(self.local.clear());
-                }
+            Current::Nothing { cleared: true }
+                if (has_missed || !known.is_alone()) && self.local.generation() == snapshot.generation =>
+            {
+                drop(self.local.clear());
             }
             // All else its build will find out.
             _ if self.local.is_refreshing() => {}
@@ -934,6 +930,18 @@ where
             _ if has_missed && is_fresh => self.outdated(snapshot.generation),
             _ => {}
         }
+    }
+
+    /// Invalidates the value, in the store and here.
+    pub(crate) fn invalidate(&self, how: Invalidation) -> Result<(), Arc<StoreError>> {
+        let told = self.try_ask(|store, name| store.invalidate(name, how));
+        // After the store: nobody can take the old value over as a fresh one any more.
+        match how {
+            Invalidation::Soft => self.local.invalidate(),
+            Invalidation::Hard => drop(self.local.clear()),
+        }
+        self.worker.look();
+        told
     }
 
     /// What was seen under `generation` is not fresh any more.

@@ -108,3 +108,29 @@ fn a_new_file_that_was_never_moved_into_place_is_ignored() {
     assert_eq!(stored(&store, b"new"), 2);
     assert_eq!(store.damaged(), 0);
 }
+
+#[test]
+fn a_directory_that_was_removed_was_an_error_for_ever() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = FileStore::open(directory.path().join("store")).unwrap();
+    stored(&store, b"value");
+    fs::remove_dir_all(directory.path().join("store")).unwrap();
+    assert_eq!(store.poll("name", None).unwrap().current, Current::Nothing { cleared: false });
+    assert_eq!(stored(&store, b"again"), 1);
+}
+
+#[test]
+fn names_in_capitals_shared_a_file_where_capitals_do_not_count() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = FileStore::open(directory.path()).unwrap();
+    for name in ["name", "Name", "NAME"] {
+        store.invalidate(name, Invalidation::Soft).unwrap();
+    }
+    let mut files: Vec<String> = fs::read_dir(directory.path())
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().to_string_lossy().to_lowercase())
+        .collect();
+    files.sort();
+    files.dedup();
+    assert_eq!(files.len(), 6, "{files:?}");
+}

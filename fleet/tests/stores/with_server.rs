@@ -7,14 +7,14 @@ use std::time::Duration;
 use dogpile::ManualClock;
 use dogpile_fleet::conformance;
 use dogpile_fleet::{
-    Acquire, Current, Invalidation, PostgresStore, Publication, Publish, RedisStore, RefreshStore, Request,
-    Token,
+    Acquire, Current, FleetCell, FleetPolicy, Invalidation, Plain, PostgresStore, Publication, Publish,
+    RedisStore, RefreshStore, Request, Token,
 };
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 
 use crate::operations::operations;
-use crate::servers::{Kind, Server, query, redis_command, server_or_skip};
+use crate::servers::{Kind, Server, certificate, free_port, query, redis_command, server_or_skip, skip};
 
 const HOUR: Duration = Duration::from_secs(3600);
 const REQUEST: Request = Request { lease: HOUR, known: None, refuse: None };
@@ -255,4 +255,165 @@ fn an_invalidation_joins_a_transaction() {
     invalidate(Invalidation::Hard, true);
     assert_eq!(store.poll("name", None).unwrap().current, Current::Nothing { cleared: true });
     assert_eq!(win(&*store, "name").epoch, 1);
+}
+
+/// It brings a runtime of its own, and one must not be started, or dropped, within another.
+#[test]
+fn postgres_panicked_on_a_thread_of_a_runtime() {
+    let server = server_or_skip!(Kind::Postgres);
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let store = store(&server, Kind::Postgres);
+        let cell = FleetCell::new("name", Arc::clone(&store), Plain, FleetPolicy::ttl(HOUR));
+        assert_eq!(*cell.get_or_refresh(|| String::from("value")), "value");
+        cell.invalidate().unwrap();
+        #[cfg(feature = "async")]
+        {
+            cell.invalidate_async().await.unwrap();
+            assert_eq!(store.poll("name", None).unwrap().epoch.number, 2);
+            assert_eq!(*cell.get_or_refresh_async(async || String::from("new")).await, "new");
+            cell.clear_async().await.unwrap();
+            assert_eq!(store.poll("name", None).unwrap().current, Current::Nothing { cleared: true });
+            assert!(cell.get().is_none());
+        }
+        // The last owner but the cell's thread, and without that the last one.
+        drop(cell);
+        let alone = PostgresStore::new(&server.address()).unwrap();
+        alone.poll("name", None).unwrap();
+        drop(alone);
+    });
+}
+
+/// Not every database has `read committed` as its default.
+#[test]
+fn postgres_failed_where_transactions_are_isolated() {
+    let server = server_or_skip!(Kind::Postgres);
+    for level in ["repeatable read", "serializable"] {
+        let default = format!("ALTER DATABASE postgres SET default_transaction_isolation = '{level}'");
+        query(&server.address(), &default).unwrap();
+        elects_one(Kind::Postgres, &server);
+        query(&server.address(), "TRUNCATE dogpile_fleet").unwrap();
+    }
+    conformance::check(&*store(&server, Kind::Postgres), std::thread::sleep);
+}
+
+/// Somebody's transaction holds the row for longer than an operation may take.
+#[test]
+fn postgres_elected_who_had_long_given_up() {
+    let server = server_or_skip!(Kind::Postgres);
+    let patient = store(&server, Kind::Postgres);
+    patient.invalidate("name", Invalidation::Soft).unwrap();
+    let hasty = PostgresStore::new(&server.address()).unwrap().timeout(Duration::from_millis(200));
+    hasty.poll("name", None).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let (mut client, connection) =
+        runtime.block_on(tokio_postgres::connect(&server.address(), tokio_postgres::NoTls)).unwrap();
+    runtime.spawn(connection);
+    let transaction = runtime.block_on(client.transaction()).unwrap();
+    let invalidate = PostgresStore::invalidation(Invalidation::Soft);
+    runtime.block_on(transaction.execute(&*invalidate, &[&"name"])).unwrap();
+    hasty.acquire("name", &REQUEST).unwrap_err();
+    let waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'";
+    let hang = std::time::Instant::now() + Duration::from_secs(60);
+    while runtime.block_on(transaction.query_one(waiting, &[])).unwrap().get::<_, i64>(0) > 0 {
+        assert!(std::time::Instant::now() < hang, "the server still waits on its behalf");
+    }
+    runtime.block_on(transaction.commit()).unwrap();
+    assert!(patient.poll("name", None).unwrap().lease_left.is_zero());
+    assert_eq!(win(&*patient, "name").fence.number, 1);
+}
+
+#[test]
+fn postgres_over_an_encrypted_connection() {
+    let ssl = |directory: &std::path::Path| {
+        let [key, certificate] = certificate(directory)?;
+        Ok(["ssl=on".to_owned(), format!("ssl_key_file={key}"), format!("ssl_cert_file={certificate}")]
+            .into_iter()
+            .flat_map(|setting| ["-c".to_owned(), setting])
+            .collect())
+    };
+    let server = match Server::start_with(Kind::Postgres, ssl) {
+        Ok(server) => server,
+        Err(reason) => return skip(Kind::Postgres, &reason),
+    };
+    let certificate = std::fs::read(server.file("certificate.pem")).unwrap();
+    let certificate = native_tls::Certificate::from_pem(&certificate).unwrap();
+    let connector = |trusts: bool| {
+        let mut connector = native_tls::TlsConnector::builder();
+        if trusts {
+            connector.add_root_certificate(certificate.clone());
+        }
+        postgres_native_tls::MakeTlsConnector::new(connector.build().unwrap())
+    };
+    // By the name that the certificate is for, at the address where it listens.
+    let mut by_name = tokio_postgres::Config::new();
+    by_name.user("postgres").dbname("postgres").host("localhost").port(server.port);
+    by_name.hostaddr(std::net::Ipv4Addr::LOCALHOST.into());
+    by_name.ssl_mode(tokio_postgres::config::SslMode::Require);
+    let plain = PostgresStore::with_tls(by_name.clone(), tokio_postgres::NoTls);
+    plain.poll("name", None).expect_err("not without encryption");
+    let suspicious = PostgresStore::with_tls(by_name.clone(), connector(false));
+    suspicious.poll("name", None).expect_err("not with a certificate that nobody knows");
+    let store = PostgresStore::with_tls(by_name, connector(true)).timeout(Duration::from_secs(30));
+    conformance::check(&store, std::thread::sleep);
+    gives_a_hint(&store);
+}
+
+#[test]
+fn redis_over_an_encrypted_connection() {
+    let port = free_port();
+    let tls = |directory: &std::path::Path| {
+        let [key, certificate] = certificate(directory)?;
+        let port = port.to_string();
+        let words = ["--tls-port", &port, "--tls-key-file", &key, "--tls-cert-file", &certificate];
+        Ok([&words[..], &["--tls-ca-cert-file", &certificate, "--tls-auth-clients", "no"]]
+            .concat()
+            .into_iter()
+            .map(ToOwned::to_owned)
+            .collect())
+    };
+    let _server = match Server::start_with(Kind::Redis, tls) {
+        Ok(server) => server,
+        Err(reason) => return skip(Kind::Redis, &reason),
+    };
+    let plain = RedisStore::new(&format!("redis://127.0.0.1:{port}/")).unwrap();
+    plain.poll("name", None).expect_err("not without encryption");
+    // Nobody has signed its certificate: that is not what is tested here.
+    let client = redis::Client::open(format!("rediss://127.0.0.1:{port}/#insecure")).unwrap();
+    let store = RedisStore::with_client(client).timeout(Duration::from_secs(30));
+    conformance::check(&store, std::thread::sleep);
+    gives_a_hint(&store);
+}
+
+fn gives_a_hint(store: &dyn RefreshStore) {
+    let (hint, hints) = channel();
+    let hint = std::sync::Mutex::new(hint);
+    let subscription =
+        store.subscribe("name", Box::new(move || hint.lock().unwrap().send(()).unwrap_or(()))).unwrap();
+    hints.recv_timeout(Duration::from_secs(60)).expect("a hint at the beginning");
+    store.invalidate("name", Invalidation::Soft).unwrap();
+    hints.recv_timeout(Duration::from_secs(60)).expect("a hint at an invalidation");
+    drop(subscription);
+}
+
+/// A cluster of one, which checks as strictly as others that a script touches one slot only.
+#[test]
+fn redis_as_a_cluster() {
+    let cluster = |_: &std::path::Path| {
+        let port = free_port().to_string();
+        Ok(["--cluster-enabled", "yes", "--cluster-port", &port].map(ToOwned::to_owned).to_vec())
+    };
+    let server = match Server::start_with(Kind::Redis, cluster) {
+        Ok(server) => server,
+        Err(reason) => return skip(Kind::Redis, &reason),
+    };
+    redis_command(&server.address(), &["CLUSTER", "ADDSLOTSRANGE", "0", "16383"]);
+    let store = store(&server, Kind::Redis);
+    let hang = std::time::Instant::now() + Duration::from_secs(60);
+    while let Err(error) = store.poll("name", None) {
+        assert!(std::time::Instant::now() < hang, "{error}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    conformance::check(&*store, std::thread::sleep);
+    gives_a_hint(&*store);
 }

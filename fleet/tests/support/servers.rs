@@ -6,6 +6,7 @@
 #![allow(dead_code)]
 
 use std::fmt::Write as _;
+use std::io::Write as _;
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -29,6 +30,8 @@ pub(crate) struct Server {
     pub(crate) port: u16,
     directory: TempDir,
     process: Option<Child>,
+    /// More arguments.
+    arguments: Vec<String>,
 }
 
 /// What the tests do where a server cannot be started.
@@ -37,14 +40,20 @@ macro_rules! server_or_skip {
         match $crate::servers::Server::start($kind) {
             Ok(server) => server,
             Err(reason) => {
-                assert!(std::env::var("CI").as_deref() != Ok("true"), "no {:?} server: {reason}", $kind);
-                println!("SKIPPED: no {:?} server: {reason}", $kind);
+                $crate::servers::skip($kind, &reason);
                 return;
             }
         }
     };
 }
 pub(crate) use server_or_skip;
+
+/// Says so where it is seen: what a test prints is shown only if it fails.
+pub(crate) fn skip(kind: Kind, reason: &str) {
+    assert!(std::env::var("CI").as_deref() != Ok("true"), "no {kind:?} server: {reason}");
+    let test = std::thread::current().name().unwrap_or_default().to_owned();
+    let _ = writeln!(std::io::stderr(), "SKIPPED: {test}: no {kind:?} server: {reason}");
+}
 
 /// A port that was free a moment ago.
 pub(crate) fn free_port() -> u16 {
@@ -56,11 +65,20 @@ pub(crate) fn free_port() -> u16 {
 
 impl Server {
     pub(crate) fn start(kind: Kind) -> Result<Self, String> {
+        Self::start_with(kind, |_| Ok(Vec::new()))
+    }
+
+    /// With more arguments, for which files may be made in the folder.
+    pub(crate) fn start_with(
+        kind: Kind,
+        arguments: impl Fn(&Path) -> Result<Vec<String>, String>,
+    ) -> Result<Self, String> {
         let mut reasons = String::new();
         // Another process may take the port before the server does.
         for _ in 0..3 {
             let directory = tempfile::tempdir().map_err(|error| error.to_string())?;
-            let mut server = Self { kind, port: free_port(), directory, process: None };
+            let arguments = arguments(directory.path())?;
+            let mut server = Self { kind, port: free_port(), directory, process: None, arguments };
             let started = match kind {
                 Kind::Redis => server.run(),
                 Kind::Postgres => copy_database(&server.data()).and_then(|()| server.run()),
@@ -96,6 +114,7 @@ impl Server {
                 command
             }
         };
+        command.args(&self.arguments);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         let child = command.spawn().map_err(|error| format!("{command:?}: {error}"))?;
         self.process = Some(child);
@@ -127,6 +146,11 @@ impl Server {
                 TcpStream::connect(("127.0.0.1", self.port)).is_ok() && query(&address, "SELECT 1").is_ok()
             }
         }
+    }
+
+    /// The path of a file in its folder.
+    pub(crate) fn file(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
     }
 
     pub(crate) fn address(&self) -> String {
@@ -202,6 +226,23 @@ pub(crate) fn query(address: &str, sql: &str) -> Result<(), tokio_postgres::Erro
         let _ = driver.await;
         done
     })
+}
+
+/// A key and a certificate that it has signed itself, for `localhost`, in the folder. Returns their paths.
+pub(crate) fn certificate(directory: &Path) -> Result<[String; 2], String> {
+    let [key, certificate] =
+        ["key.pem", "certificate.pem"].map(|file| directory.join(file).display().to_string());
+    let mut command = Command::new("openssl");
+    command.args(["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]);
+    command.args(["-addext", "subjectAltName=DNS:localhost", "-keyout", &key, "-out", &certificate]);
+    let output = command.output().map_err(|error| format!("{command:?}: {error}"))?;
+    if !output.status.success() {
+        return Err(String::from_utf8_lossy(&output.stderr).into_owned());
+    }
+    if rustix::process::geteuid().is_root() {
+        let _ = Command::new("chown").arg("postgres").arg(&key).status();
+    }
+    Ok([key, certificate])
 }
 
 fn signal(process: &Child, signal: Signal) {
