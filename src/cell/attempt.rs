@@ -141,3 +141,29 @@ impl<T> Drop for TaskSeat<T> {
         self.attempt.leave(self.nap.number());
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::ManualClock;
+
+    #[test]
+    fn who_gives_up_leaves_the_list() {
+        let attempt = Attempt::<u32>::open();
+        assert!(attempt.wait(&ManualClock::new(), 0).is_none());
+        assert!(attempt.waiters.lock().take_all().is_empty());
+        // After the end there is nothing to leave, and the outcome is there at once.
+        attempt.settle(Outcome::Abandoned);
+        assert!(matches!(attempt.wait(&ManualClock::new(), 0), Some(Outcome::Abandoned)));
+    }
+
+    #[cfg(feature = "async")]
+    #[test]
+    fn a_task_that_gives_up_leaves_the_list() {
+        let attempt = Attempt::<u32>::open();
+        let seat = TaskSeat::take(&attempt, &ManualClock::new(), 1, Waker::noop());
+        assert_eq!(attempt.waiters.lock().those(|()| true).count(), 1);
+        drop(seat);
+        assert!(attempt.waiters.lock().take_all().is_empty());
+    }
+}

@@ -1020,6 +1020,21 @@ mod tests {
         assert!(machine.give_back(ticket, false, None).rejected.is_none());
     }
 
+    #[test]
+    fn the_place_of_a_value_is_known_while_the_cell_holds_it() {
+        let (machine, _clock) = machine();
+        let (first, second) = (Arc::new(1), Arc::new(1));
+        assert_eq!(machine.place_of(&first), None);
+        drop(machine.set(Arc::clone(&first), |_, _| ()).unwrap_or_else(|_| unreachable!()));
+        let place = machine.place_of(&first);
+        assert_eq!(place, Some((machine.sequence(), 11)));
+        assert_eq!(machine.place_of(&second), None);
+        drop(machine.set(second, |_, _| ()).unwrap_or_else(|_| unreachable!()));
+        assert_eq!(machine.place_of(&first), None);
+        let sequence = machine.sequence();
+        assert!(sequence.is_multiple_of(2) && Some(sequence) > place.map(|(before, _)| before));
+    }
+
     /// A clock that, when it is looked at for the first time since it was armed, sees to it that a new value has been set
     /// and the lock is taken: as if by a thread that is just setting the next one.
     #[derive(Default)]

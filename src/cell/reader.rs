@@ -162,3 +162,33 @@ impl<T, C> fmt::Debug for Reader<'_, T, C> {
         f.debug_struct("Reader").field("holds_a_value", &self.value.is_some()).finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::ManualClock;
+    use crate::policy::Policy;
+    use std::time::Duration;
+
+    /// What it is there for: a read after which nothing has changed looks at nothing but the sequence.
+    #[test]
+    fn a_value_that_was_read_is_current_until_something_changes() {
+        let clock = ManualClock::new();
+        for policy in [Policy::ttl(Duration::from_nanos(10)), Policy::never_expires()] {
+            let machine = Machine::new(policy, &clock);
+            let mut reader = Reader::new(&machine);
+            assert!(!reader.is_current());
+            reader.get_or_refresh(|| 1);
+            assert!(reader.is_current());
+            drop(machine.set(Arc::new(2), |_, _| ()).unwrap_or_else(|_| unreachable!()));
+            assert!(!reader.is_current());
+            assert_eq!(reader.get().map(|value| **value), Some(2));
+            assert!(reader.is_current());
+            reader.release();
+            assert!(!reader.is_current());
+            machine.invalidate();
+            assert_eq!(reader.get_unless_due(), None);
+            assert!(!reader.is_current());
+        }
+    }
+}

@@ -1,5 +1,6 @@
 //! The cell that keeps its build.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use dogpile::{LazyDogpile, ManualClock, Policy};
@@ -36,7 +37,12 @@ fn a_closure_may_capture() {
     assert_eq!((**reader.get(), *lazy.load()), (1, 1));
     lazy.cell().invalidate();
     assert_eq!(*lazy.get(), 2);
+    let kept = Arc::downgrade(reader.get());
+    lazy.cell().set(3);
+    assert!(kept.upgrade().is_some(), "the reader keeps what it has seen");
     reader.release();
-    assert_eq!(**reader.get(), 2);
-    assert!(format!("{lazy:?} {reader:?}").contains("generation: 3"));
+    assert!(kept.upgrade().is_none());
+    assert_eq!(**reader.get(), 3);
+    assert!(format!("{lazy:?}").contains("generation: 4"));
+    assert_eq!(format!("{reader:?}"), "LazyReader { reader: Reader { holds_a_value: true, .. }, .. }");
 }

@@ -1,0 +1,35 @@
+#!/usr/bin/env bash
+# Mutations: does a test notice if a piece of the code is not there, or is another one?
+#
+#   tools/mutants.sh                      all of src: an hour and a half
+#   tools/mutants.sh -f src/policy.rs     one file; anything that `cargo mutants` takes
+#
+# In two rounds, since most mutants are killed by the tests that are quickest to build: first the unit tests and tests/it, then
+# all tests for those that are left. Needs `cargo install --locked cargo-mutants`.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+if ! cargo mutants --version >/dev/null 2>&1; then
+    echo "SKIPPED: cargo mutants is not installed (cargo install --locked cargo-mutants)"
+    exit 0
+fi
+
+out=${OUT:-target/mutants}
+mkdir -p "$out"
+rm -rf "$out"/mutants.out{,.old}
+# A mutant is a change of one line: only what hangs on it is compiled again.
+export CARGO_INCREMENTAL=1 CARGO_PROFILE_DEV_DEBUG=0 CARGO_PROFILE_TEST_DEBUG=0 RUST_BACKTRACE=0
+# As many cases as find a mutant, if they find it at all.
+export PROPTEST_CASES=${PROPTEST_CASES:-200}
+rounds=(-p dogpile -o "$out" --iterate --colors never --build-timeout 300 "$@")
+failed() { (($? == 2 || $? == 3)); } # some were missed; some hung
+
+cargo mutants --baseline skip --timeout 20 -j 3 "${rounds[@]}" --cargo-arg=--lib --cargo-arg=--test=it || failed
+cargo mutants --baseline skip --timeout 240 -j 2 "${rounds[@]}" --cargo-arg=--tests || failed
+
+# What the rounds before this one had, cargo-mutants keeps under another name.
+count() { cat "$out"/mutants.out{,.old}/"$1".txt 2>/dev/null | wc -l; }
+killed=$(($(count caught) + $(count timeout)))
+missed=$(wc -l <"$out/mutants.out/missed.txt")
+cat "$out/mutants.out/missed.txt"
+echo "$killed of $((killed + missed)) mutants were killed ($(count timeout) of them made a test hang), $(count unviable) did not compile"
