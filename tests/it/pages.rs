@@ -206,6 +206,21 @@ fn pages_of_the_guide_link_only_to_each_other() {
     }
 }
 
+/// They are to be read in one go.
+#[test]
+fn the_small_examples_are_small() {
+    let folder = root().join("examples/patterns/src/bin");
+    let mut programs: Vec<PathBuf> =
+        fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    programs
+        .extend(["keyset", "axum-report"].map(|name| root().join("examples").join(name).join("src/main.rs")));
+    assert!(programs.len() > 6, "{programs:?}");
+    for program in programs {
+        let lines = fs::read_to_string(&program).unwrap().lines().count();
+        assert!(lines < 80, "{}: {lines} lines", program.display());
+    }
+}
+
 /// The section under a heading, links taken out, and each run of white space one space.
 fn section(text: &str, heading: &str) -> String {
     let mut in_code = false;

@@ -10,8 +10,7 @@ use std::time::{Duration, Instant};
 const MS: Duration = Duration::from_millis(1);
 const TTL: Duration = Duration::from_millis(500);
 const AHEAD: Duration = Duration::from_millis(100);
-const POLICY: Policy = Policy::ttl(TTL).retry_backoff(Duration::from_millis(100), Duration::from_millis(400));
-
+const POLICY: Policy = Policy::ttl(TTL).retry_backoff(AHEAD, Duration::from_millis(400));
 static KEYS: DogpileCell<KeySet> = DogpileCell::with_policy(POLICY).named("keys");
 
 fn main() -> anyhow::Result<()> {
@@ -72,9 +71,7 @@ fn main() -> anyhow::Result<()> {
 fn read(stopped: &mpsc::Receiver<()>) -> (u64, Vec<String>) {
     let (mut reads, mut seen) = (0, Vec::new());
     while stopped.recv_timeout(MS) == Err(mpsc::RecvTimeoutError::Timeout) {
-        seen.push(
-            KEYS.get_or_refresh(|| unreachable!("there is always something to serve")).keys[0].kid.clone(),
-        );
+        seen.push(KEYS.get_or_refresh(|| unreachable!("there is always one")).keys[0].kid.clone());
         seen.dedup();
         reads += 1;
     }

@@ -1,62 +1,79 @@
-//! A price table whose source goes down: old prices instead of errors, pauses that grow between the attempts, and prices
-//! again as soon as the source is back. Time is a `ManualClock`, so an hour takes no time.
+//! A price table whose source is killed: old prices instead of errors, pauses that grow between the attempts, and prices
+//! again when the source is back. The source is a process of its own (this program, called with `serve`), time is a
+//! `ManualClock`, so ten minutes take no time.
 
-use std::cell::Cell;
-use std::io;
-use std::sync::Arc;
+use std::error::Error;
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use dogpile::{DogpileCell, ManualClock, Policy, RefreshError};
+use dogpile::{DogpileCell, ManualClock, Policy};
 
 const SECOND: Duration = Duration::from_secs(1);
-const MINUTE: Duration = Duration::from_secs(60);
-
-const POLICY: Policy = Policy::ttl(MINUTE)
+const POLICY: Policy = Policy::ttl(Duration::from_secs(60))
+    .stale_while_refresh(Duration::from_secs(600))
     .stale_if_error(Duration::from_secs(600))
-    .retry_backoff(Duration::from_secs(1), Duration::from_secs(30));
+    .retry_backoff(SECOND, Duration::from_secs(30));
 
-struct Source {
-    is_up: Cell<bool>,
-    attempts: Cell<u32>,
-    price: Cell<f64>,
+/// The source: whoever connects is told the price.
+fn serve(port: &str, price: &str) -> Result<(), Box<dyn Error>> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port.parse()?))?;
+    println!("{}", listener.local_addr()?.port());
+    Ok(listener.incoming().try_for_each(|stream| stream?.write_all(price.as_bytes()))?)
 }
 
+struct Source(Child);
+
 impl Source {
-    fn fetch(&self) -> io::Result<f64> {
-        self.attempts.set(self.attempts.get() + 1);
-        if self.is_up.get() { Ok(self.price.get()) } else { Err(io::Error::other("connection refused")) }
+    /// Returns it with its port, when it listens.
+    fn start(port: u16, price: &str) -> Result<(Self, u16), Box<dyn Error>> {
+        let mut program = Command::new(std::env::current_exe()?);
+        let program = program.args(["serve", &port.to_string(), price]).stdout(Stdio::piped());
+        let (mut source, mut line) = (Self(program.spawn()?), String::new());
+        BufReader::new(source.0.stdout.take().ok_or("no output")?).read_line(&mut line)?;
+        Ok((source, line.trim().parse()?))
     }
 }
 
-fn main() {
+impl Drop for Source {
+    fn drop(&mut self) {
+        self.0.kill().and_then(|()| self.0.wait()).expect("it runs until it is killed");
+    }
+}
+
+fn fetch(port: u16) -> io::Result<f64> {
+    let price = io::read_to_string(TcpStream::connect((Ipv4Addr::LOCALHOST, port))?.take(100))?;
+    price.parse().map_err(io::Error::other)
+}
+
+fn main() -> Result<(), Box<dyn Error>> {
+    if let [_, _, port, price] = &*std::env::args().collect::<Vec<_>>() {
+        return serve(port, price);
+    }
     let clock = ManualClock::new();
     let prices = DogpileCell::with_clock(POLICY, clock.clone()).named("prices");
-    let source = Source { is_up: Cell::new(true), attempts: Cell::new(0), price: Cell::new(9.5) };
-    let price =
-        || -> Result<Arc<f64>, RefreshError<io::Error>> { prices.try_get_or_refresh(|| source.fetch()) };
-    assert_eq!(price().ok().as_deref(), Some(&9.5));
-
-    source.is_up.set(false);
-    println!("the source is killed; a request each second:");
-    clock.advance(MINUTE);
+    let (source, port) = Source::start(0, "9.5")?;
+    let price = || prices.try_get_or_refresh(|| fetch(port));
+    println!("the source is there: {}", price()?);
+    drop(source);
+    println!("the source has been killed; a minute later, a request each second:");
+    clock.advance(60 * SECOND);
     let (mut last, mut served) = (0, 0);
     for second in 1..=620 {
         clock.advance(SECOND);
-        let before = source.attempts.get();
-        let answer = price();
+        let (attempts, answer) = (prices.stats().builds, price());
         served += u32::from(answer.is_ok());
-        if source.attempts.get() != before {
-            let outcome = answer.map_or_else(|error| error.to_string(), |price| format!("old price {price}"));
-            if !(70..=590).contains(&second) {
-                println!("{second:4} s: an attempt, {:2} s after the last one: {outcome}", second - last);
-            }
+        if prices.stats().builds != attempts {
+            let outcome =
+                answer.map_or_else(|error| format!("{error:?}"), |price| format!("{price}, the old price"));
+            println!("{second:4} s: an attempt, {:2} s after the last one: {}", second - last, outcome);
             last = second;
         }
     }
-    println!("{} attempts for 620 requests, {served} of which got a price", source.attempts.get() - 1);
-
-    source.price.set(9.9);
-    source.is_up.set(true);
+    println!("{} attempts for 620 requests, {served} of which got a price", prices.stats().failed);
+    let (_source, _) = Source::start(port, "9.9")?;
     clock.advance(30 * SECOND);
-    println!("the source is back: {}", price().expect("it answers again"));
+    println!("the source is back: {}", price()?);
+    Ok(())
 }
