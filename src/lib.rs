@@ -201,6 +201,7 @@
     not(feature = "async"),
     doc = "[async]: https://docs.rs/dogpile/latest/dogpile/guide/asynchronous/"
 )]
+#![cfg_attr(docsrs, feature(doc_cfg), doc(auto_cfg(hide(dogpile_loom, dogpile_shuttle, doc, doctest))))]
 
 mod background;
 mod cell;
