@@ -28,6 +28,7 @@ pub(crate) mod sealed {
     }
 
     /// Keeps the cell alive.
+    #[allow(unreachable_pub)] // as `Home`
     pub trait Owned: Home<Value: Send + Sync, Clock: 'static> + Send + Sync + 'static {
         /// Does not keep it alive.
         type Weak: Clone + Send + Sync + 'static;

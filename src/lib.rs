@@ -104,7 +104,7 @@
 //! assert_eq!(*LIMIT.get(), 7);
 //! ```
 //!
-//! **The policy is known at run time only**: with `once_cell`, or `std::sync::LazyLock` in its place.
+//! **The policy is known at run time only**: with `once_cell` (`cargo add once_cell`), or `std::sync::LazyLock` in its place.
 //!
 //! ```rust
 //! use std::time::Duration;
