@@ -203,17 +203,18 @@ fn those_who_found_nothing_to_serve_in_a_pause_waited_for_the_next_look() {
     one.try_get_or_refresh(|_| Err("no")).unwrap_err();
     assert_eq!(served(&node), "old");
     // Its pauses grow to five seconds, a fifth more or less.
-    for _ in 0..32 {
+    let step = 6 * SECOND + Duration::from_millis(2);
+    for _ in 0..31 {
         let before = node.stats().polls;
-        fleet.clock.advance(6 * SECOND + Duration::from_millis(2));
+        fleet.clock.advance(step);
         eventually("it looks", || node.stats().polls > before);
     }
-    // 203 seconds have passed; the next look is four seconds away at least.
     assert_eq!(get(&node).as_deref(), Some("old"));
-    let step = 10 * SECOND + 200 * SECOND - (11 * SECOND + 32 * (6 * SECOND + Duration::from_millis(2)));
-    assert!(step < 8 * SECOND, "{step:?}");
+    // Once more, two seconds before the value's end; the next time is four seconds away at least.
+    let left = 210 * SECOND - (11 * SECOND + 31 * step);
+    assert!(left - 2 * SECOND > step, "{left:?}");
     let before = node.stats().polls;
-    fleet.clock.advance(step - 2 * SECOND);
+    fleet.clock.advance(left - 2 * SECOND);
     eventually("it looks", || node.stats().polls > before);
     fleet.clock.advance(2 * SECOND + Duration::from_millis(1));
     let refused = at_once("an answer", move || node.try_get_or_refresh(|_| Err("built in a pause")));
