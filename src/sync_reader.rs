@@ -480,8 +480,8 @@ impl<T, C: Clock> SyncReaderCell<T, C> {
     }
 }
 
-/// Reads from async code (feature `async`). As those of [`DogpileCell`](DogpileCell), with the old value's drain
-/// awaited, not blocked on: a task that is elected under [`Drain::Wait`](crate::Drain::Wait) is suspended until the
+/// Reads from async code (feature `async`). As those of [`DogpileCell`], with the old value's drain
+/// awaited, not blocked on: a task that is elected under [`Drain::Wait`] is suspended until the
 /// readers have left. If it is dropped meanwhile, the drain goes on in the background.
 ///
 /// The finalizer runs where it does without async, perhaps in the task that is elected: one that takes long belongs on a
@@ -490,11 +490,11 @@ impl<T, C: Clock> SyncReaderCell<T, C> {
 ///
 /// # Deadlocks
 ///
-/// A task that holds a [`ReaderArc`] or a [`ReadGuard`](crate::ReadGuard) while it waits for a build that needs the write
+/// A task that holds a [`ReaderArc`] or a [`ReadGuard`] while it waits for a build that needs the write
 /// lock waits for itself. (A thread is told so where it holds a `ReadGuard`; among tasks it may be another one's.)
 #[cfg(feature = "async")]
 impl<T, C: Clock> SyncReaderCell<T, C> {
-    /// As [`DogpileCell::get_or_refresh_async`](crate::DogpileCell::get_or_refresh_async).
+    /// As [`DogpileCell::get_or_refresh_async`].
     ///
     /// # Panics
     ///
@@ -517,7 +517,7 @@ impl<T, C: Clock> SyncReaderCell<T, C> {
         }
     }
 
-    /// As [`DogpileCell::try_get_or_refresh_async`](crate::DogpileCell::try_get_or_refresh_async).
+    /// As [`DogpileCell::try_get_or_refresh_async`].
     ///
     /// # Errors
     ///
@@ -543,7 +543,7 @@ impl<T, C: Clock> SyncReaderCell<T, C> {
         self.machine().or_instead(result).map(ReaderArc)
     }
 
-    /// As [`DogpileCell::get_fresh_or_refresh_async`](crate::DogpileCell::get_fresh_or_refresh_async).
+    /// As [`DogpileCell::get_fresh_or_refresh_async`].
     ///
     /// # Panics
     ///
@@ -564,7 +564,7 @@ impl<T, C: Clock> SyncReaderCell<T, C> {
     ///
     /// # Deadlocks
     ///
-    /// A task that holds a [`ReaderArc`] or a [`ReadGuard`](crate::ReadGuard) of a value that has been replaced waits
+    /// A task that holds a [`ReaderArc`] or a [`ReadGuard`] of a value that has been replaced waits
     /// for itself; so does a finalizer that blocks on this. Unlike [`synchronize`](SyncReaderCell::synchronize) it
     /// does not notice.
     pub async fn synchronize_async(&self) {

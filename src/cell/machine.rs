@@ -47,10 +47,12 @@ use crate::sync::{Arc, AtomicBool, Mutex, MutexGuard, Ordering, SlotGuard, const
 use crate::trace::{Beginning, Cause, Ending};
 
 use super::attempt::{Attempt, Outcome, Publication};
-use super::slot::{Reading, Record, Slot};
+use super::slot::{Key, Reading, Record, Slot};
 
 /// What the lock guards. What readers need of it is mirrored in the [`Slot`].
 pub(crate) struct State<T> {
+    /// Opens the slot to whoever has the lock.
+    key: Key,
     lease: Option<Held>,
     /// Numbers builds and `set`s, in the order in which they began.
     origins: u64,
@@ -86,6 +88,7 @@ pub(crate) struct Failure {
 impl<T> State<T> {
     const fn new() -> Self {
         Self {
+            key: Key::new(),
             lease: None,
             origins: 0,
             origin: 0,
@@ -485,7 +488,7 @@ impl<T, C: Clock> Machine<T, C> {
         seen: u64,
         now: u64,
     ) -> Decision<T> {
-        let record = self.slot.record(&state);
+        let record = self.slot.record(&state.key);
         let held = self.slot.load_full();
         if let Some(value) = &held {
             let fresh = now < record.fresh_end;
@@ -543,10 +546,13 @@ impl<T, C: Clock> Machine<T, C> {
 
     /// Mirrors the state into what is read without the lock.
     fn mirror(&self, state: &mut State<T>) {
-        let quiet_end =
-            if self.slot.is_empty(state) { 0 } else { self.quiet_end(state, self.slot.record(state)) };
+        let quiet_end = if self.slot.is_empty(&state.key) {
+            0
+        } else {
+            self.quiet_end(state, self.slot.record(&state.key))
+        };
         if self.slot.quiet_end() != quiet_end {
-            self.slot.set_quiet_end(state, quiet_end);
+            self.slot.set_quiet_end(&mut state.key, quiet_end);
         }
         // Release: pairs with the Acquire in `is_refreshing`.
         self.refreshing.store(state.lease.is_some(), Ordering::Release);
@@ -593,7 +599,7 @@ impl<T, C: Clock> Machine<T, C> {
         self.counters.build_took(nanos);
         let (ending, instead, aftermath) = if !holds {
             // Superseded.
-            let record = self.slot.record(&state);
+            let record = self.slot.record(&state.key);
             let meets_demand = match ticket.demand {
                 Demand::Servable | Demand::Value => {
                     now < self.policy.stale_end(record.lapse).max(self.quiet_end(&state, record))
@@ -608,7 +614,7 @@ impl<T, C: Clock> Machine<T, C> {
             let settle = Self::take_waiters(&mut state, Outcome::Abandoned);
             (Ending::Displaced, self.slot.load_full(), Aftermath::settle(settle))
         } else {
-            let generation = self.slot.record(&state).generation + 1;
+            let generation = self.slot.record(&state.key).generation + 1;
             let (ending, record) = if state.invalidations == ticket.invalidations {
                 (Ending::Published, Record::fresh(generation, now, ttl))
             } else {
@@ -720,11 +726,11 @@ impl<T, C: Clock> Machine<T, C> {
         });
         let quiet_end = self.quiet_end(state, record);
         note(&value, &self.slot);
-        let replaced = if self.slot.holds(state, &value) {
-            self.slot.amend(state, record, quiet_end);
+        let replaced = if self.slot.holds(&state.key, &value) {
+            self.slot.amend(&mut state.key, record, quiet_end);
             Some(value)
         } else {
-            self.slot.replace(state, Some(value), record, quiet_end)
+            self.slot.replace(&mut state.key, Some(value), record, quiet_end)
         };
         Aftermath { settle, leftover: Leftover { replaced, _failure: failure } }
     }
@@ -793,7 +799,7 @@ impl<T, C: Clock> Machine<T, C> {
         }
         state.displacements += 1;
         let origin = state.next_origin();
-        let record = Record::fresh(self.slot.record(&state).generation + 1, now, ttl);
+        let record = Record::fresh(self.slot.record(&state.key).generation + 1, now, ttl);
         let aftermath = self.make_visible(&mut state, value, record, origin, note);
         Ok(aftermath.finish(state))
     }
@@ -803,9 +809,9 @@ impl<T, C: Clock> Machine<T, C> {
         let mut state = self.state.lock();
         state.invalidations += 1;
         if self.slot.load().is_some() {
-            let record = self.slot.record(&state).lapsed(now);
+            let record = self.slot.record(&state.key).lapsed(now);
             let quiet_end = self.quiet_end(&state, record);
-            self.slot.amend(&mut state, record, quiet_end);
+            self.slot.amend(&mut state.key, record, quiet_end);
         }
         drop(Aftermath::settle(None).finish(state));
     }
@@ -815,8 +821,8 @@ impl<T, C: Clock> Machine<T, C> {
         let mut state = self.state.lock();
         state.displacements += 1;
         note(self.slot.load().as_ref());
-        let record = self.slot.record(&state);
-        let cleared = self.slot.replace(&mut state, None, record, 0);
+        let record = self.slot.record(&state.key);
+        let cleared = self.slot.replace(&mut state.key, None, record, 0);
         drop(Aftermath::settle(None).finish(state));
         cleared
     }
@@ -865,9 +871,9 @@ impl<T, C: Clock> Machine<T, C> {
         if let Some(retry_at) = state.pause(now) {
             return Plan::Wait(retry_at);
         }
-        let Record { published, fresh_end, .. } = self.slot.record(&state);
+        let Record { published, fresh_end, .. } = self.slot.record(&state.key);
         // What was declared stale has a `fresh_end` of 0.
-        let due = if self.slot.is_empty(&state) || fresh_end == 0 {
+        let due = if self.slot.is_empty(&state.key) || fresh_end == 0 {
             0
         } else if fresh_end == FOREVER {
             FOREVER
@@ -889,14 +895,14 @@ impl<T, C: Clock> Machine<T, C> {
     /// `None` if the build has been overtaken: superseded, or by a `set`, whose value is not its to replace (G4).
     pub(crate) fn withhold(&self, ticket: &Ticket<T>) -> Option<Withheld<T>> {
         let mut state = self.state.lock();
-        if state.displacements != ticket.displacements && !self.slot.is_empty(&state) {
+        if state.displacements != ticket.displacements && !self.slot.is_empty(&state.key) {
             return None;
         }
         let lease = state.lease.as_mut().filter(|lease| lease.origin == ticket.origin)?;
         lease.withholds = true;
         let supersede_at = std::mem::replace(&mut lease.supersede_at, FOREVER);
-        let record = self.slot.record(&state);
-        let value = self.slot.replace(&mut state, None, record, 0);
+        let record = self.slot.record(&state.key);
+        let value = self.slot.replace(&mut state.key, None, record, 0);
         let place = Place {
             record,
             supersede_at,
@@ -932,7 +938,7 @@ impl<T, C: Clock> Machine<T, C> {
         let invalidated = state.invalidations != place.invalidations;
         let record = if invalidated { place.record.lapsed(now) } else { place.record };
         let quiet_end = self.quiet_end(state, record);
-        self.slot.replace(state, Some(value), record, quiet_end)
+        self.slot.replace(&mut state.key, Some(value), record, quiet_end)
     }
 }
 

@@ -12,7 +12,8 @@
 //!
 //! # Who may write, and in which order
 //!
-//! Only who holds the cell's lock: the methods that write take the [`State`](super::machine::State) it guards.
+//! Only who holds the cell's lock: the methods that write, and those that read without a check, take the [`Key`] that lies
+//! under it.
 //! A change of the record goes
 //!
 //! 1. `sequence` becomes odd,
@@ -37,7 +38,14 @@
 use crate::clock::FOREVER;
 use crate::sync::{Arc, ArcSlot, AtomicU64, AtomicUsize, Ordering, SlotGuard, const_fn};
 
-use super::machine::State;
+/// Lies under the cell's lock: whoever can show it holds that lock.
+pub(crate) struct Key(());
+
+impl Key {
+    pub(crate) const fn new() -> Self {
+        Self(())
+    }
+}
 
 /// What is known of a publication. All times are ticks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -204,7 +212,7 @@ impl<T> Slot<T> {
     /// Makes `value` with its `record` visible and returns what it replaces, to be dropped after unlocking.
     pub(crate) fn replace(
         &self,
-        _locked: &mut State<T>,
+        _locked: &mut Key,
         value: Option<Arc<T>>,
         record: Record,
         quiet_end: u64,
@@ -214,7 +222,7 @@ impl<T> Slot<T> {
     }
 
     /// Changes the record of the value that is there.
-    pub(crate) fn amend(&self, _locked: &mut State<T>, record: Record, quiet_end: u64) {
+    pub(crate) fn amend(&self, _locked: &mut Key, record: Record, quiet_end: u64) {
         let address = self.current_bank().address.load(Ordering::Relaxed);
         self.write(address, record, quiet_end, || ());
     }
@@ -241,7 +249,7 @@ impl<T> Slot<T> {
     }
 
     /// The record of the value that is there.
-    pub(crate) fn record(&self, _locked: &State<T>) -> Record {
+    pub(crate) fn record(&self, _locked: &Key) -> Record {
         // Relaxed, here and below: only holders of the lock write it, and it orders them.
         let bank = self.current_bank();
         Record {
@@ -252,7 +260,7 @@ impl<T> Slot<T> {
         }
     }
 
-    pub(crate) fn set_quiet_end(&self, _locked: &mut State<T>, tick: u64) {
+    pub(crate) fn set_quiet_end(&self, _locked: &mut Key, tick: u64) {
         // Relaxed: only holders of the lock write it, and it orders them.
         let sequence = self.sequence.load(Ordering::Relaxed);
         // Release: as in `write`.
@@ -264,12 +272,12 @@ impl<T> Slot<T> {
     }
 
     /// Whether `value` is the one that is there.
-    pub(crate) fn holds(&self, _locked: &State<T>, value: &Arc<T>) -> bool {
+    pub(crate) fn holds(&self, _locked: &Key, value: &Arc<T>) -> bool {
         self.current_bank().address.load(Ordering::Relaxed) == address_of(Some(value))
     }
 
     /// Whether there is no value.
-    pub(crate) fn is_empty(&self, _locked: &State<T>) -> bool {
+    pub(crate) fn is_empty(&self, _locked: &Key) -> bool {
         // Relaxed: only holders of the lock write it, and it orders them.
         self.current_bank().address.load(Ordering::Relaxed) == 0
     }
