@@ -182,7 +182,8 @@ impl Policy {
     /// The pause after the `failures`-th failure in a row, with its jitter; zero if there is none.
     pub(crate) fn retry_pause(&self, failures: u32, draw: u64) -> u64 {
         let doublings = failures.saturating_sub(1);
-        let pause = if doublings >= self.backoff_first.leading_zeros() {
+        // Up to there no bit is lost.
+        let pause = if doublings > self.backoff_first.leading_zeros().min(63) {
             self.backoff_max
         } else {
             (self.backoff_first << doublings).min(self.backoff_max)
@@ -235,6 +236,16 @@ mod tests {
         assert_eq!(pauses, [1, 2, 4, 5, 5]);
         assert_eq!(policy.retry_pause(u32::MAX, 0), 5 * SECOND);
         assert_eq!(Policy::never_expires().retry_pause(7, u64::MAX), 0);
+    }
+
+    #[test]
+    fn a_first_pause_of_three_hundred_years_is_not_the_longest() {
+        let first = Duration::from_nanos(1 << 63);
+        let policy = Policy::never_expires().retry_backoff(first, Duration::MAX);
+        assert_eq!(policy.retry_pause(1, 0), 1 << 63);
+        assert_eq!(policy.retry_pause(2, 0), FOREVER);
+        let policy = Policy::never_expires().retry_backoff(Duration::from_nanos(1 << 62), Duration::MAX);
+        assert_eq!(policy.retry_pause(2, 0), 1 << 63);
     }
 
     #[test]
@@ -292,5 +303,101 @@ mod tests {
     #[should_panic(expected = "lease_timeout: must be longer than zero")]
     fn a_lease_timeout_of_zero_is_refused() {
         let _ = Policy::never_expires().lease_timeout(Duration::ZERO);
+    }
+
+    /// Against arithmetic that cannot overflow, with times of every length, the longest and the shortest above all.
+    #[cfg(not(miri))] // Pure functions, and slow there.
+    mod properties {
+        use proptest::prelude::*;
+
+        use super::*;
+
+        fn edge() -> impl Strategy<Value = u64> {
+            let near_the_end = (0..4_u64).prop_map(|less| u64::MAX - less);
+            prop_oneof![0..4_u64, near_the_end, 0..1_000_000_u64, any::<u64>()]
+        }
+
+        fn window() -> impl Strategy<Value = Duration> {
+            let seconds = (any::<u64>(), 0..SECOND).prop_map(|(whole, nanos)| {
+                Duration::from_secs(whole).saturating_add(Duration::from_nanos(nanos))
+            });
+            prop_oneof![4 => edge().prop_map(Duration::from_nanos), 1 => seconds, 1 => Just(Duration::MAX)]
+        }
+
+        fn not_zero() -> impl Strategy<Value = Duration> {
+            window().prop_map(|window| window.max(Duration::from_nanos(1)))
+        }
+
+        /// In nanoseconds; what does not fit is for ever.
+        fn exact(window: Duration) -> u128 {
+            window.as_nanos().min(u128::from(u64::MAX))
+        }
+
+        fn clamped(nanos: u128) -> u64 {
+            u64::try_from(nanos).unwrap_or(u64::MAX)
+        }
+
+        proptest! {
+            #[test]
+            fn windows_end_when_they_should(
+                (ttl, stale, error, lease) in (window(), window(), window(), not_zero()),
+                moment in edge(),
+            ) {
+                let policy =
+                    Policy::ttl(ttl).stale_while_refresh(stale).stale_if_error(error).lease_timeout(lease);
+                let moment_and = |nanos: u128| clamped(u128::from(moment) + nanos);
+                prop_assert_eq!(u128::from(policy.default_ttl()), exact(ttl));
+                prop_assert_eq!(policy.stale_end(moment), moment_and(exact(stale)));
+                prop_assert_eq!(policy.error_end(moment), moment_and(exact(error)));
+                prop_assert_eq!(policy.pause_end(moment), moment_and(exact(stale).max(exact(error))));
+                // The first tick at which it is older than the timeout.
+                prop_assert_eq!(policy.supersede_at(moment), moment_and(exact(lease) + 1));
+                let default = Policy::ttl(ttl);
+                prop_assert_eq!(default.stale_end(moment), FOREVER);
+                prop_assert_eq!(default.error_end(moment), moment);
+                prop_assert_eq!(default.supersede_at(moment), FOREVER);
+            }
+
+            #[test]
+            fn jitter_takes_its_share_of_a_ttl(
+                (ttl, percent) in (edge(), 0..=100_u8),
+                (less, more) in (any::<u64>(), any::<u64>()).prop_map(|(a, b)| (a.min(b), a.max(b))),
+            ) {
+                let policy = Policy::never_expires().jitter(percent);
+                let most = u128::from(ttl) * u128::from(percent) / 100;
+                let drawn = |draw| policy.jittered_ttl(ttl, draw);
+                if ttl == FOREVER {
+                    prop_assert_eq!(drawn(more), FOREVER);
+                } else {
+                    prop_assert_eq!(drawn(0), ttl);
+                    prop_assert_eq!(u128::from(drawn(u64::MAX)), u128::from(ttl) - most);
+                    prop_assert!(drawn(more) <= drawn(less), "{} > {}", drawn(more), drawn(less));
+                    // Uniform: at half of the draws, half of the share.
+                    let half = u128::from(ttl - drawn(u64::MAX / 2));
+                    prop_assert!((most / 2).abs_diff(half) <= 1, "{half} of {most}");
+                }
+            }
+
+            #[test]
+            fn pauses_double_up_to_the_longest(
+                (first, max) in (not_zero(), window()).prop_map(|(first, max)| (first, first.max(max))),
+                failures in prop_oneof![1..70_u32, any::<u32>()],
+                (percent, draw) in (0..=100_u8, any::<u64>()),
+            ) {
+                let mut pause = exact(first);
+                for _ in 1..failures.min(70) {
+                    pause = (pause * 2).min(exact(max));
+                }
+                let policy = Policy::never_expires().retry_backoff(first, max).jitter(percent);
+                let most = pause * u128::from(percent) / 100;
+                // No failure has the pause of the first.
+                prop_assert_eq!(policy.retry_pause(0, 0), clamped(exact(first)));
+                prop_assert_eq!(policy.retry_pause(failures, 0), clamped(pause));
+                prop_assert_eq!(policy.retry_pause(failures, u64::MAX), clamped(pause + most));
+                let drawn = policy.retry_pause(failures, draw);
+                prop_assert!((clamped(pause)..=clamped(pause + most)).contains(&drawn), "{drawn}");
+                prop_assert_eq!(Policy::never_expires().jitter(percent).retry_pause(failures, draw), 0);
+            }
+        }
     }
 }

@@ -94,6 +94,7 @@ pub(crate) enum Patience {
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct View {
     pub(crate) get: Option<Number>,
+    pub(crate) unless_due: Option<Number>,
     pub(crate) load: Option<Number>,
     pub(crate) freshness: Freshness,
     pub(crate) snapshot: Option<Shot>,
@@ -294,6 +295,7 @@ impl Model {
     pub(crate) fn view(&self) -> View {
         View {
             get: self.get(),
+            unless_due: self.get_unless_due(),
             load: self.get(),
             freshness: self.freshness(),
             snapshot: self.value.map(|value| Shot {
@@ -314,6 +316,12 @@ impl Model {
             Freshness::Fresh | Freshness::Stale => self.value.map(|value| value.value),
             Freshness::Empty | Freshness::Expired => None,
         }
+    }
+
+    /// The same, unless something is to be done about it, and nobody does.
+    pub(crate) fn get_unless_due(&self) -> Option<Number> {
+        let is_dealt_with = self.lease_is_held() || self.pause_runs() || self.refresher.is_some();
+        self.get().filter(|_| is_dealt_with || self.freshness() == Freshness::Fresh)
     }
 
     /// The value, whether it may be served or not.
@@ -580,9 +588,9 @@ impl Model {
     }
 
     /// "Not modified." `None`: there is nothing to renew, and the build goes on.
-    pub(crate) fn renew(&mut self, build: BuildId) -> Option<Number> {
+    pub(crate) fn renew(&mut self, build: BuildId, ttl: Option<Duration>) -> Option<Number> {
         let previous = self.previous(build)?;
-        Some(self.publish(build, previous, None))
+        Some(self.publish(build, previous, ttl))
     }
 
     pub(crate) fn fail(&mut self, build: BuildId, fault: Fault) {
@@ -883,7 +891,7 @@ impl Model {
 
     pub(crate) fn conclude_not_modified(&mut self) {
         let build = self.end_refreshers_build();
-        if self.renew(build).is_some() {
+        if self.renew(build, None).is_some() {
             self.meet("refresher: found nothing to modify");
             self.note(None);
         } else {

@@ -48,6 +48,7 @@ pub(crate) enum Operation {
     /// Drops one of the kept places.
     Leave(usize),
     ReaderGet(usize),
+    ReaderGetUnlessDue(usize),
     ReaderRelease(usize),
     Set,
     Invalidate,
@@ -116,6 +117,7 @@ pub(crate) enum End {
     Publish,
     PublishFor(Duration),
     Renew,
+    RenewFor(Duration),
     Fail(Kind),
     Drop,
     DropInAPanic,

@@ -193,7 +193,7 @@ struct State {
     alive: BTreeSet<Number>,
     /// What the refresher tells.
     trouble: Trouble,
-    /// Whether `get` or `load` has asked a clock without need.
+    /// Whether `get`, `get_unless_due` or `load` has asked a clock without need.
     asks_a_clock: bool,
 }
 
@@ -237,6 +237,7 @@ impl Runner<'_> {
             Operation::Wait(which, patience) => self.wait(*which, *patience),
             Operation::Leave(which) => drop(take(&self.pendings, *which)),
             Operation::ReaderGet(which) => self.reader_get(*which),
+            Operation::ReaderGetUnlessDue(which) => self.reader_get_unless_due(*which),
             Operation::ReaderRelease(which) => self.reader_release(*which),
             Operation::Set => {
                 let value = self.ledger.value();
@@ -298,10 +299,11 @@ impl Runner<'_> {
 
     fn state(&self) -> State {
         let cell = self.cell;
-        let ((get, load), asks) = asking(|| (cell.get(), cell.load()));
+        let ((get, unless_due, load), asks) = asking(|| (cell.get(), cell.get_unless_due(), cell.load()));
         State {
             view: View {
                 get: get.map(|value| self.number(&value)),
+                unless_due: unless_due.map(|value| self.number(&value)),
                 load: load.map(|guard| guard.number),
                 freshness: cell.freshness(),
                 snapshot: cell.snapshot().map(|shot| Shot {
@@ -539,6 +541,14 @@ impl Runner<'_> {
         reader.keeps.set(got);
     }
 
+    fn reader_get_unless_due(&self, which: usize) {
+        let reader = &self.readers[which];
+        let Ok(mut handle) = reader.reader.try_borrow_mut() else { return };
+        let got = handle.get_unless_due().map(|value| self.number(value));
+        assert_eq!(got, self.model.borrow().get_unless_due(), "Reader::get_unless_due");
+        reader.keeps.set(got);
+    }
+
     fn reader_release(&self, which: usize) {
         let reader = &self.readers[which];
         let Ok(mut handle) = reader.reader.try_borrow_mut() else { return };
@@ -597,11 +607,14 @@ impl<'a> Runner<'a> {
                 let got = either!(Lease, lease, lease => lease.publish_for(value, ttl));
                 assert_eq!(self.number(&got), expected, "publish_for");
             }
-            End::Renew => {
-                let expected = self.model.borrow_mut().renew(build);
-                let renewed = match lease {
-                    Lease::Borrowed(lease) => lease.renew().map_err(Lease::Borrowed),
-                    Lease::Owned(lease) => lease.renew().map_err(Lease::Owned),
+            End::Renew | End::RenewFor(_) => {
+                let ttl = if let End::RenewFor(ttl) = end { Some(ttl) } else { None };
+                let expected = self.model.borrow_mut().renew(build, ttl);
+                let renewed = match (lease, ttl) {
+                    (Lease::Borrowed(lease), None) => lease.renew().map_err(Lease::Borrowed),
+                    (Lease::Owned(lease), None) => lease.renew().map_err(Lease::Owned),
+                    (Lease::Borrowed(lease), Some(ttl)) => lease.renew_for(ttl).map_err(Lease::Borrowed),
+                    (Lease::Owned(lease), Some(ttl)) => lease.renew_for(ttl).map_err(Lease::Owned),
                 };
                 match renewed {
                     Ok(got) => assert_eq!(Some(self.number(&got)), expected, "renew"),

@@ -94,6 +94,7 @@ fn operation(depth: u32) -> BoxedStrategy<Operation> {
         4 => (0..4_usize, patience()).prop_map(|(which, patience)| Operation::Wait(which, patience)),
         1 => (0..4_usize).prop_map(Operation::Leave),
         2 => (0..READERS).prop_map(Operation::ReaderGet),
+        1 => (0..READERS).prop_map(Operation::ReaderGetUnlessDue),
         1 => (0..READERS).prop_map(Operation::ReaderRelease),
         2 => Just(Operation::Set),
         2 => Just(Operation::Invalidate),
@@ -143,7 +144,8 @@ fn end() -> impl Strategy<Value = End> {
     prop_oneof![
         4 => Just(End::Publish),
         3 => window().prop_map(End::PublishFor),
-        3 => Just(End::Renew),
+        2 => Just(End::Renew),
+        1 => window().prop_map(End::RenewFor),
         3 => kind().prop_map(End::Fail),
         1 => Just(End::Drop),
         1 => Just(End::DropInAPanic),

@@ -22,12 +22,14 @@ pub(crate) fn holds<Case>(
 where
     Case: Debug + Send + Sync + 'static,
 {
+    // The defaults are what the environment says, where it does.
     let default = Config::default();
+    let unless_said = |variable, said, ours| if std::env::var_os(variable).is_some() { said } else { ours };
     let config = Config {
-        cases: if std::env::var_os("PROPTEST_CASES").is_some() { default.cases } else { usual },
-        max_shrink_iters: 100_000,
+        cases: unless_said("PROPTEST_CASES", default.cases, usual),
+        max_shrink_iters: unless_said("PROPTEST_MAX_SHRINK_ITERS", default.max_shrink_iters, 100_000),
         // In milliseconds. What does not happen at all is waited for each time.
-        max_shrink_time: 60_000,
+        max_shrink_time: unless_said("PROPTEST_MAX_SHRINK_TIME", default.max_shrink_time, 60_000),
         // The default would be a folder beside the one of the tests.
         failure_persistence: Some(Box::new(FileFailurePersistence::WithSource("regressions"))),
         source_file: Some(file),

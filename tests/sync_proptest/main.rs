@@ -2,9 +2,10 @@
 //! value with a plain model of the contract.
 //!
 //! One thread, a clock that moves only when it is told to, and the cell's own thread, which is given the time that
-//! it needs. So the contract leaves exactly one answer to every question. The [model](model) is written from the
-//! contract, not from the implementation: it keeps a list of who reads which value, and a line of those that were
-//! replaced.
+//! it needs. Where the one thread waits, for readers and for so long, the clock lets happen what another thread would do:
+//! a reader leaves, or the time is up. So the contract leaves exactly one answer to every question. The [model](model)
+//! is written from the contract, not from the implementation: it keeps a list of who reads which value, and a line of
+//! those that were replaced.
 //!
 //! # What is checked
 //!
@@ -17,14 +18,18 @@
 //!   (and whose line it blames);
 //! * whether the build ran at all, whether it got the write lock (G12), and over which old value, or else how many
 //!   readers `DrainTimeout` names;
-//! * `get`, `load`, `freshness`, `generation`, `is_refreshing`, `readers`, `retired`, and what `stats` counts of builds.
+//! * that nobody waits who does not have to, or for longer than he has to: when a value is replaced
+//!   ([`Drain::Wait`](dogpile::Drain)), for the write lock, to synchronize;
+//! * `get`, `load`, `freshness`, `generation`, `is_refreshing`, `readers`, `retired` and all of `stats`.
 //!
 //! Then the cell is dropped, with readers alive, who go on for a while. At the end nothing is alive, and no thread of
 //! the cells is left. The finalizer panics over every eighth value.
 //!
 //! # What is left out
 //!
-//! * Whatever takes a second thread, or blocks: `tests/it/sync_reader`, `tests/stress.rs`.
+//! * Whatever takes a second thread, or waits without end: `tests/it/sync_reader`, `tests/stress.rs`. So during
+//!   `synchronize_timeout`, which leaves the finalizer to others, no reader leaves.
+//! * What is async: `tests/async/sync_reader.rs`.
 //! * What the inner cell promises, as far as values and readers do not come into it: `tests/proptest`.
 //! * `ReadGuard`s are not counted before their value is replaced, except where they came by way of a `ReaderArc`;
 //!   which way `load_or_refresh` takes is its own affair. So here `readers` has bounds.
@@ -35,6 +40,8 @@
 //! in a run of the usual length. A failure is shrunk and its seed is written to `main.regressions` beside this file,
 //! to be committed and run first from then on. A seed means something only to the strategies that it was found with,
 //! so what it has shown also becomes a test by name in `tests/it/sync_reader/regressions.rs`.
+//!
+//! The fuzz target `sync_reader` (`fuzz/`) has the same model and runner, and draws the operations from bytes.
 
 mod model;
 mod operations;

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use dogpile::{Drain, Freshness};
+use dogpile::{Drain, Freshness, Stats};
 
 pub(crate) type Number = usize;
 pub(crate) type BuildId = usize;
@@ -20,6 +20,8 @@ pub(crate) struct Settings {
     pub(crate) ttl: Duration,
     pub(crate) stale_while_refresh: Option<Duration>,
     pub(crate) stale_if_error: Option<Duration>,
+    /// The first pause and the longest.
+    pub(crate) retry_backoff: Option<(Duration, Duration)>,
     pub(crate) lease_timeout: Option<Duration>,
     pub(crate) drain: Drain,
 }
@@ -27,6 +29,8 @@ pub(crate) struct Settings {
 /// What a caller asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Want {
+    /// What may be served, or that the latest build failed, while a retry pause runs.
+    ValueOrError,
     /// What may be served.
     Value,
     Fresh,
@@ -41,6 +45,8 @@ pub(crate) enum Seen {
     Elected(BuildId),
     /// There is nothing to serve, and somebody builds.
     Pending,
+    /// There is nothing to serve, and a retry pause runs.
+    Failed,
 }
 
 /// How a value is held.
@@ -86,17 +92,7 @@ pub(crate) struct View {
     pub(crate) generation: u64,
     pub(crate) is_refreshing: bool,
     pub(crate) retired: usize,
-    pub(crate) counts: Counts,
-}
-
-/// What `Stats` counts of builds.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Counts {
-    pub(crate) builds: u64,
-    pub(crate) failed: u64,
-    pub(crate) panicked: u64,
-    pub(crate) superseded: u64,
-    pub(crate) fenced: u64,
+    pub(crate) stats: Stats,
 }
 
 /// A value that was published.
@@ -121,6 +117,24 @@ struct Build {
     section: Option<Section>,
 }
 
+/// The failures since the latest publication.
+#[derive(Clone, Copy, Debug)]
+struct Failures {
+    count: u32,
+    latest_at: Duration,
+    /// It was an error, not a panic.
+    is_error: bool,
+}
+
+/// What has happened while the one thread waited.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Event {
+    /// Somebody who read this has left.
+    Left(Number),
+    /// The clock moved on to the end of the wait.
+    TimeIsUp,
+}
+
 /// A build has the write lock, and the old value.
 #[derive(Clone, Copy, Debug)]
 struct Section {
@@ -134,8 +148,8 @@ pub(crate) struct Model {
     settings: Settings,
     now: Duration,
     value: Option<Publication>,
-    generation: u64,
-    counts: Counts,
+    stats: Stats,
+    failures: Option<Failures>,
     builds: Vec<Build>,
     /// Who holds the lease.
     lease: Option<BuildId>,
@@ -155,16 +169,22 @@ pub(crate) struct Model {
     /// Something has been left for the cell's own thread to finalise.
     background: bool,
     marks: BTreeMap<Number, u32>,
+    /// What has happened during the wait that the model is to follow.
+    events: VecDeque<Event>,
     /// What has come up, and how often.
     pub(crate) met: BTreeMap<&'static str, u64>,
 }
 
 /// What must come up in a run that is worth anything.
-pub(crate) const WORTH_MEETING: [&str; 43] = [
+pub(crate) const WORTH_MEETING: [&str; 50] = [
     "build: elected",
     "build: elected over a value",
     "build: superseding another",
     "build: not elected, would wait for itself",
+    "build: not elected, a retry pause runs",
+    "drain: given up",
+    "drain: the readers have left",
+    "drain: would wait for a guard of its own",
     "drop: an empty cell",
     "drop: the value goes with the cell",
     "drop: the value is still read",
@@ -183,6 +203,8 @@ pub(crate) const WORTH_MEETING: [&str; 43] = [
     "finalised: several at once",
     "finalised: a stray",
     "guard: not counted",
+    "lock: given up",
+    "lock: the readers have left",
     "lock: granted over an old value",
     "lock: granted over an expired value",
     "lock: granted over nothing",
@@ -201,6 +223,7 @@ pub(crate) const WORTH_MEETING: [&str; 43] = [
     "section: cleared, and fenced",
     "section: a set from inside",
     "synchronize: done",
+    "synchronize: given up",
     "synchronize: readers",
     "synchronize: would wait for a guard of its own",
     "synchronize: would wait for its own section",
@@ -213,8 +236,8 @@ impl Model {
             settings,
             now: Duration::ZERO,
             value: None,
-            generation: 0,
-            counts: Counts::default(),
+            stats: Stats::default(),
+            failures: None,
             builds: Vec::new(),
             lease: None,
             closures: 0,
@@ -226,6 +249,7 @@ impl Model {
             orphan: None,
             background: false,
             marks: BTreeMap::new(),
+            events: VecDeque::new(),
             met: BTreeMap::new(),
         }
     }
@@ -235,10 +259,10 @@ impl Model {
             get: self.get(),
             load: self.get(),
             freshness: self.freshness(),
-            generation: self.generation,
+            generation: self.stats.published,
             is_refreshing: self.lease.is_some(),
             retired: self.retired(),
-            counts: self.counts,
+            stats: self.stats,
         }
     }
 
@@ -314,9 +338,15 @@ impl Model {
 
     fn freshness(&self) -> Freshness {
         let Some(value) = &self.value else { return Freshness::Empty };
+        // While a retry pause runs a value may be served for as long as either window allows.
+        let window = if self.pause_runs() {
+            self.stale_window().max(self.error_window())
+        } else {
+            self.stale_window()
+        };
         match self.lateness(value) {
             Duration::ZERO => Freshness::Fresh,
-            lateness if lateness <= self.stale_window() => Freshness::Stale,
+            lateness if lateness <= window => Freshness::Stale,
             _ => Freshness::Expired,
         }
     }
@@ -334,6 +364,20 @@ impl Model {
         self.settings.stale_while_refresh.unwrap_or(Duration::MAX)
     }
 
+    fn error_window(&self) -> Duration {
+        self.settings.stale_if_error.unwrap_or(Duration::ZERO)
+    }
+
+    fn pause_runs(&self) -> bool {
+        self.failures.is_some_and(|failures| self.now - failures.latest_at < self.pause(failures.count))
+    }
+
+    /// The pause after so many failures in a row.
+    fn pause(&self, failures: u32) -> Duration {
+        let Some((first, max)) = self.settings.retry_backoff else { return Duration::ZERO };
+        (1..failures).fold(first, |pause, _| (pause * 2).min(max))
+    }
+
     /// Whether somebody else may be elected in its place. Not under the write lock.
     fn is_overdue(&self, build: BuildId) -> bool {
         let Build { began, section, .. } = &self.builds[build];
@@ -347,8 +391,7 @@ impl Model {
 
     /// What the caller of a build that failed gets instead of the error.
     fn instead_of_error(&self) -> Option<Number> {
-        let window = self.settings.stale_if_error.unwrap_or(Duration::ZERO);
-        self.value.filter(|value| self.lateness(value) <= window).map(|value| value.value)
+        self.value.filter(|value| self.lateness(value) <= self.error_window()).map(|value| value.value)
     }
 
     /// The moments, yet to come, at which something changes by itself.
@@ -360,6 +403,9 @@ impl Model {
             let windows = [self.settings.stale_while_refresh, self.settings.stale_if_error];
             moments.insert(end);
             moments.extend(windows.into_iter().flatten().map(|window| late_since.saturating_add(window)));
+        }
+        if let Some(failures) = &self.failures {
+            moments.insert(failures.latest_at.saturating_add(self.pause(failures.count)));
         }
         if let (Some(build), Some(timeout)) = (self.lease, self.settings.lease_timeout) {
             moments.insert(self.builds[build].began.saturating_add(timeout));
@@ -386,11 +432,11 @@ impl Model {
     }
 
     pub(crate) fn leave(&mut self, number: Number, hold: Hold) {
-        let position = self.readers.iter().position(|reader| *reader == (number, hold));
-        self.readers.swap_remove(position.expect("it reads this"));
+        self.forget_reader(number, hold);
         if self.settle() > 0 {
             self.meet("finalised: when its last reader left");
         }
+        self.leave_to_the_background();
         if self.orphan == Some(number) && !self.is_read(number) {
             self.orphan = None;
         }
@@ -413,7 +459,6 @@ impl Model {
             self.meet("finalised: a stray");
             self.finalized_strays.extend(gone);
         }
-        self.background |= !self.line.is_empty() || !self.strays.is_empty();
         let count = self.finalized.len() - before;
         if count > 1 {
             self.meet("finalised: several at once");
@@ -421,10 +466,72 @@ impl Model {
         count
     }
 
-    /// Something was replaced, and its caller sees to it as far as that goes at once.
-    fn let_go(&mut self) {
+    /// What cannot be finalised yet.
+    fn leave_to_the_background(&mut self) {
+        self.background |= !self.line.is_empty() || !self.strays.is_empty();
+    }
+
+    /// This was replaced, if anything was, and its caller sees to it as far as that goes at once, or waits for its readers
+    /// if it is to: but not for itself.
+    fn let_go(&mut self, replaced: Option<Number>) {
         if self.settle() > 0 {
             self.meet("finalised: at once when it was replaced");
+        }
+        if let Drain::Wait(patience) = self.settings.drain
+            && let Some(replaced) = replaced
+            && let Some(place) = self.line.iter().position(|number| *number == replaced)
+        {
+            let is_ahead = |number: &Number| self.line.iter().take(place + 1).any(|ahead| ahead == number);
+            let is_own_guard = |(number, hold): &(Number, Hold)| *hold != Hold::Arc && is_ahead(number);
+            if self.readers.iter().any(is_own_guard) {
+                self.meet("drain: would wait for a guard of its own");
+            } else {
+                let end = self.now + patience;
+                while self.line.contains(&replaced) && self.now < end {
+                    self.let_happen(end);
+                }
+                self.meet(if self.line.contains(&replaced) {
+                    "drain: given up"
+                } else {
+                    "drain: the readers have left"
+                });
+            }
+        }
+        self.leave_to_the_background();
+    }
+
+    /// What the runner has seen happen during a wait that comes now.
+    pub(crate) fn has_seen(&mut self, events: impl IntoIterator<Item = Event>) {
+        self.events.extend(events);
+    }
+
+    /// There was no reason to wait for more than that.
+    pub(crate) fn check_events(&self) {
+        assert!(self.events.is_empty(), "it waits longer than it has to: {:?} is left", self.events);
+    }
+
+    /// The next thing that happens during a wait until `end`, which has a reason.
+    fn let_happen(&mut self, end: Duration) {
+        match self.events.pop_front().expect("it does not wait, or not long enough") {
+            Event::TimeIsUp => self.now = end,
+            Event::Left(number) => {
+                self.forget_reader(number, Hold::Arc);
+                self.settle();
+            }
+        }
+    }
+
+    fn forget_reader(&mut self, number: Number, hold: Hold) {
+        let position = self.readers.iter().position(|reader| *reader == (number, hold));
+        self.readers.swap_remove(position.expect("it reads this"));
+    }
+
+    /// The readers have not left in time.
+    pub(crate) fn synchronize_until(&mut self, patience: Duration) {
+        let end = self.now + patience;
+        if self.now < end {
+            self.let_happen(end);
+            self.meet("synchronize: given up");
         }
     }
 
@@ -452,8 +559,9 @@ impl Model {
         let freshness = self.freshness();
         if let Some(value) = self.value {
             let may_be_served = match want {
-                Want::Value => {
-                    freshness == Freshness::Fresh || (freshness == Freshness::Stale && self.lease_is_held())
+                Want::ValueOrError | Want::Value => {
+                    let is_dealt_with = self.lease_is_held() || self.pause_runs();
+                    freshness == Freshness::Fresh || (freshness == Freshness::Stale && is_dealt_with)
                 }
                 Want::Fresh => freshness == Freshness::Fresh,
                 Want::New => false,
@@ -466,16 +574,24 @@ impl Model {
             self.meet("build: not elected, would wait for itself");
             return Seen::Pending;
         }
+        if want == Want::ValueOrError
+            && self.pause_runs()
+            && self.failures.is_some_and(|failures| failures.is_error)
+            && freshness != Freshness::Stale
+        {
+            self.meet("build: not elected, a retry pause runs");
+            return Seen::Failed;
+        }
         self.meet(if self.value.is_some() { "build: elected over a value" } else { "build: elected" });
-        self.counts.builds += 1;
+        self.stats.builds += 1;
         if self.lease.is_some() {
             self.meet("build: superseding another");
-            self.counts.superseded += 1;
+            self.stats.superseded += 1;
         }
         self.builds.push(Build {
             want,
             began: self.now,
-            generation: self.generation,
+            generation: self.stats.published,
             invalidated: false,
             displaced: false,
             section: None,
@@ -493,15 +609,33 @@ impl Model {
         self.closures -= 1;
     }
 
-    pub(crate) fn lock(&mut self, build: BuildId) -> Locked {
+    /// Whether what is in the cell is not for this build to replace.
+    fn is_overtaken(&self, build: BuildId) -> bool {
+        self.lease != Some(build) || (self.builds[build].displaced && self.value.is_some())
+    }
+
+    /// Whose readers the lock has to wait for.
+    fn in_the_way(&self) -> [(&'static str, bool); 3] {
         let current = self.value.map(|value| value.value);
-        let is_overtaken = self.lease != Some(build) || (self.builds[build].displaced && current.is_some());
         let are_read = |numbers: &dyn Fn(Number) -> bool| self.readers.iter().any(|reader| numbers(reader.0));
-        let readers = [
+        [
             ("lock: readers of the current value", are_read(&|number| Some(number) == current)),
             ("lock: readers of a retired value", are_read(&|number| self.line.contains(&number))),
             ("lock: readers of a stray", are_read(&|number| self.strays.contains(&number))),
-        ];
+        ]
+    }
+
+    /// Whether [`lock`](Model::lock) would have to wait.
+    pub(crate) fn would_block(&self, build: BuildId) -> bool {
+        self.guards() == 0
+            && self.builds[build].section.is_none()
+            && !self.is_overtaken(build)
+            && self.in_the_way().iter().any(|(_, are_there)| *are_there)
+    }
+
+    pub(crate) fn lock(&mut self, build: BuildId) -> Locked {
+        let is_overtaken = self.is_overtaken(build);
+        let readers = self.in_the_way();
         let readers = readers.into_iter().filter_map(|(met, are_there)| are_there.then_some(met));
         let readers = readers.collect::<Vec<_>>();
         let (met, locked) = if self.guards() > 0 {
@@ -533,6 +667,24 @@ impl Model {
         locked
     }
 
+    /// Waits for the lock.
+    pub(crate) fn lock_within(&mut self, build: BuildId, patience: Duration) -> Locked {
+        let end = self.now + patience;
+        let mut locked = self.lock(build);
+        let has_waited = matches!(locked, Locked::StillRead(_)) && self.now < end;
+        while matches!(locked, Locked::StillRead(_)) && self.now < end {
+            self.let_happen(end);
+            locked = self.lock(build);
+        }
+        if has_waited {
+            self.meet(match locked {
+                Locked::StillRead(_) => "lock: given up",
+                _ => "lock: the readers have left",
+            });
+        }
+        locked
+    }
+
     fn enter_section(&mut self, build: BuildId) -> (&'static str, Locked) {
         let met = match self.freshness() {
             Freshness::Empty => "lock: granted over nothing",
@@ -554,8 +706,10 @@ impl Model {
     /// A build ends with a value. What its caller gets, and holds.
     pub(crate) fn publish(&mut self, build: BuildId, value: Number, hold: Hold) -> Number {
         let has_the_lease = self.end(build);
-        let Build { invalidated, displaced, .. } = self.builds[build];
+        let Build { began, invalidated, displaced, .. } = self.builds[build];
+        self.stats.last_build = Some(self.now - began);
         let section = self.builds[build].section.take();
+        let mut replaced = section.and_then(|section| section.old).map(|old| old.value);
         let served = if !has_the_lease {
             self.strays.insert(value);
             self.meet("end: superseded");
@@ -566,7 +720,7 @@ impl Model {
             served.unwrap_or(value)
         } else if displaced {
             self.strays.insert(value);
-            self.counts.fenced += 1;
+            self.stats.fenced += 1;
             self.put_back(section);
             self.meet(match (section, &self.value) {
                 (Some(section), _) if section.cleared => "section: cleared, and fenced",
@@ -582,14 +736,15 @@ impl Model {
                 }
                 None => self.value,
             };
-            self.line.extend(old.map(|old| old.value));
+            replaced = old.map(|old| old.value);
+            self.line.extend(replaced);
             self.meet(if invalidated { "end: published as stale" } else { "end: published" });
-            self.counts.fenced += u64::from(invalidated);
+            self.stats.fenced += u64::from(invalidated);
             self.make_visible(value, invalidated.then_some(self.now));
             value
         };
         self.hold(served, hold);
-        self.let_go();
+        self.let_go(replaced);
         served
     }
 
@@ -598,18 +753,19 @@ impl Model {
     fn instead_of_a_late_result(&self, build: BuildId) -> Option<Number> {
         let Build { want, generation, .. } = self.builds[build];
         let is_what_it_asked_for = match want {
-            Want::Value => self.get().is_some(),
+            Want::ValueOrError | Want::Value => self.get().is_some(),
             Want::Fresh => self.freshness() == Freshness::Fresh,
             // A value that is newer than the call, of whatever age: it is handed over, as to one who has waited.
-            Want::New => self.generation > generation,
+            Want::New => self.stats.published > generation,
         };
         self.value.filter(|_| is_what_it_asked_for).map(|value| value.value)
     }
 
     /// A build ends with an error. What its caller gets instead, and holds.
     pub(crate) fn fail(&mut self, build: BuildId) -> Option<Number> {
-        self.counts.failed += 1;
-        self.give_up(build);
+        self.stats.failed += 1;
+        self.stats.last_build = Some(self.now - self.builds[build].began);
+        self.give_up(build, true);
         let instead = self.instead_of_error();
         if let Some(number) = instead {
             self.meet("end: error, and a stale value instead");
@@ -621,16 +777,21 @@ impl Model {
     }
 
     pub(crate) fn panic(&mut self, build: BuildId) {
-        self.counts.panicked += 1;
+        self.stats.panicked += 1;
         self.meet("end: panic");
-        self.give_up(build);
+        self.give_up(build, false);
     }
 
-    fn give_up(&mut self, build: BuildId) {
-        self.end(build);
+    fn give_up(&mut self, build: BuildId, is_error: bool) {
+        let has_the_lease = self.end(build);
         let section = self.builds[build].section.take();
         self.put_back(section);
-        self.let_go();
+        // A value that was set meanwhile is not the one that could not be replaced.
+        if has_the_lease && self.builds[build].generation == self.stats.published {
+            let count = self.failures.map_or(0, |failures| failures.count) + 1;
+            self.failures = Some(Failures { count, latest_at: self.now, is_error });
+        }
+        self.let_go(None);
     }
 
     /// What a section does with the old value that it does not replace.
@@ -653,7 +814,8 @@ impl Model {
     }
 
     fn make_visible(&mut self, value: Number, declared_stale: Option<Duration>) {
-        self.generation += 1;
+        self.stats.published += 1;
+        self.failures = None;
         self.value = Some(Publication { value, at: self.now, declared_stale });
     }
 }
@@ -676,10 +838,12 @@ impl Model {
         for build in &mut self.builds {
             build.displaced = true;
         }
-        self.line.extend(self.value.map(|old| old.value));
+        let replaced = self.value.map(|old| old.value);
+        self.line.extend(replaced);
         self.make_visible(value, None);
+        // Its caller gets it at the end of the wait, which nobody can tell.
         self.hold(value, Hold::Arc);
-        self.let_go();
+        self.let_go(replaced);
         true
     }
 
@@ -702,8 +866,9 @@ impl Model {
                 self.line.extend(section.old.map(|old| old.value));
             }
         }
-        self.line.extend(self.value.take().map(|old| old.value));
-        self.let_go();
+        let replaced = self.value.take().map(|old| old.value);
+        self.line.extend(replaced);
+        self.let_go(replaced);
     }
 
     /// The cell is dropped.

@@ -1,6 +1,4 @@
-//! What is done to a cell, and how it is drawn at random.
-//!
-//! Windows and steps of the clock are a few nanoseconds long, so that steps taken at random meet every boundary.
+//! What is done to a cell. [`strategies`](crate::strategies) draws it at random; so does the fuzz target.
 
 use std::fmt;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -12,6 +10,8 @@ use crate::model::{Settings, Want};
 pub(crate) struct Case {
     pub(crate) settings: Settings,
     pub(crate) operations: Vec<Operation>,
+    /// What happens, one after the other and then from the beginning, while the one thread waits.
+    pub(crate) meanwhile: Vec<Meanwhile>,
     /// What its readers do when the cell is gone.
     pub(crate) afterwards: Vec<Afterwards>,
     /// Which operation runs: for the watchdog, which cannot ask the thread that hangs.
@@ -51,8 +51,8 @@ pub(crate) enum Operation {
     Set(Keep),
     Invalidate,
     Clear,
-    /// `synchronize_timeout` of zero, and `synchronize` where that does not block.
-    Synchronize,
+    /// `synchronize_timeout`, and `synchronize` where that does not block.
+    Synchronize(Duration),
     Advance(Duration),
     /// To one of the next moments at which something changes by itself, and so many nanoseconds past it.
     AdvanceTo(usize, u64),
@@ -60,6 +60,15 @@ pub(crate) enum Operation {
 
 /// Whether the caller keeps what it got.
 pub(crate) type Keep = bool;
+
+/// As if somebody else did it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Meanwhile {
+    /// One of the kept `ReaderArc`s is dropped.
+    Leave(usize),
+    /// The time is up. (So it is if there is no such reader.)
+    TimePasses,
+}
 
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Afterwards {
@@ -73,8 +82,7 @@ pub(crate) enum By {
     GetOrRefreshWith,
     TryGetOrRefresh,
     TryGetOrRefreshWith,
-    /// Of zero.
-    TryGetOrRefreshTimeout,
+    TryGetOrRefreshTimeout(Duration),
     LoadOrRefresh,
     GetFreshOrRefresh,
     Refresh,
@@ -85,7 +93,10 @@ impl By {
         match self {
             By::GetFreshOrRefresh => Want::Fresh,
             By::Refresh => Want::New,
-            _ => Want::Value,
+            By::GetOrRefresh | By::GetOrRefreshWith | By::LoadOrRefresh => Want::Value,
+            By::TryGetOrRefresh | By::TryGetOrRefreshWith | By::TryGetOrRefreshTimeout(_) => {
+                Want::ValueOrError
+            }
         }
     }
 }
@@ -99,8 +110,8 @@ pub(crate) struct Build {
 
 #[derive(Clone, Debug)]
 pub(crate) enum Step {
-    /// Asks for the write lock: with a timeout of zero; or without one, where that does not block.
-    Lock { timed: bool },
+    /// Asks for the write lock: with a timeout; or without one, where that does not block.
+    Lock(Option<Duration>),
     /// Changes the old value in place, if the build has the lock.
     Mark,
     /// Does this to its own cell.

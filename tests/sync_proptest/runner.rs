@@ -1,20 +1,79 @@
 //! Does the operations of a case, to a cell and to the model, and compares.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, RefCell, RefMut};
 use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use dogpile::{ManualClock, Policy, ReadGuard, ReaderArc, RefreshError, SyncReaderCell};
+use dogpile::{Clock, ManualClock, Policy, ReadGuard, ReaderArc, RefreshError, SyncReaderCell, Tick};
 
-use crate::model::{BuildId, Counts, Hold, Locked, Model, Number, Seen, Settings, Synchronized, View};
-use crate::operations::{Afterwards, Build, By, Case, Keep, Operation, Outcome, Step};
+use crate::model::{BuildId, Event, Hold, Locked, Model, Number, Seen, Settings, Synchronized, View};
+use crate::operations::{Afterwards, Build, By, Case, Keep, Meanwhile, Operation, Outcome, Step};
 use crate::panics::{Called, annotate, called, eventually, panic_as_planned};
 use crate::tokens::{Finalized, Ledger, Token};
 
-type TestCell = SyncReaderCell<Token, ManualClock>;
-type Writer<'w> = dogpile::Writer<'w, Token, ManualClock>;
+type TestCell = SyncReaderCell<Token, EventfulClock>;
+type Writer<'w> = dogpile::Writer<'w, Token, EventfulClock>;
+
+thread_local! {
+    /// What happens while this thread waits.
+    static EVENTS: RefCell<Option<Rc<Events>>> = const { RefCell::new(None) };
+}
+
+/// A `ManualClock` on which things happen as soon as somebody waits: there is no other thread to do them.
+struct EventfulClock(ManualClock);
+
+impl Clock for EventfulClock {
+    fn now(&self) -> Tick {
+        self.0.now()
+    }
+    fn park_until(&self, deadline: Tick, now: Tick) {
+        let events = EVENTS.with_borrow(Clone::clone).expect("nobody else waits on a clock");
+        let event = events.let_happen();
+        if event == Event::TimeIsUp {
+            self.0.advance(deadline.saturating_duration_since(now));
+        }
+        events.happened.borrow_mut().push(event);
+    }
+}
+
+/// What is to happen during waits, and what has.
+struct Events {
+    shared: Rc<Shared>,
+    planned: Vec<Meanwhile>,
+    next: Cell<usize>,
+    /// Nobody leaves: it would be for the cell's thread to finalise then, which nobody waits for here.
+    is_lonely: Cell<bool>,
+    happened: RefCell<Vec<Event>>,
+}
+
+impl Events {
+    fn let_happen(&self) -> Event {
+        let next = self.next.get();
+        self.next.set(next + 1);
+        match self.planned.get(next.checked_rem(self.planned.len()).unwrap_or(0)) {
+            Some(Meanwhile::Leave(which)) if !self.is_lonely.get() => match take(&self.shared.arcs, *which) {
+                Some((number, arc)) => {
+                    drop(arc);
+                    Event::Left(number)
+                }
+                None => Event::TimeIsUp,
+            },
+            _ => Event::TimeIsUp,
+        }
+    }
+}
+
+/// Takes the events away from the thread again.
+struct Uneventful;
+
+impl Drop for Uneventful {
+    fn drop(&mut self) {
+        EVENTS.take();
+    }
+}
 
 /// A thread has eight places for guards that are not counted; the cell needs some in passing.
 const MOST_GUARDS: usize = 5;
@@ -39,6 +98,7 @@ struct Runner<'a> {
     cell: &'a TestCell,
     clock: &'a ManualClock,
     shared: &'a Shared,
+    events: &'a Events,
     guards: RefCell<Vec<(Number, Hold, ReadGuard<'a, Token>)>>,
     /// Where the run is: the number of the operation, and of those inside its build.
     path: &'a RefCell<Vec<usize>>,
@@ -54,19 +114,35 @@ struct Shared {
 /// Runs a case; panics where cell and model part. Returns what has come up, and how often.
 pub(crate) fn run(case: &Case) -> BTreeMap<&'static str, u64> {
     let clock = ManualClock::new();
-    let shared = Shared {
+    let shared = Rc::new(Shared {
         ledger: Arc::default(),
         model: RefCell::new(Model::new(case.settings.clone())),
         arcs: RefCell::default(),
-    };
+    });
+    let events = Rc::new(Events {
+        shared: Rc::clone(&shared),
+        planned: case.meanwhile.clone(),
+        next: Cell::new(0),
+        is_lonely: Cell::new(false),
+        happened: RefCell::default(),
+    });
+    EVENTS.set(Some(Rc::clone(&events)));
+    let _uneventful = Uneventful;
     let path = RefCell::new(Vec::new());
     let _epitaph = Epitaph { path: &path, model: &shared.model };
     let settings = &case.settings;
     let finalizer = shared.ledger.finalizer();
-    let cell = SyncReaderCell::with_clock(policy(settings), clock.clone(), settings.drain, finalizer);
+    let cell =
+        SyncReaderCell::with_clock(policy(settings), EventfulClock(clock.clone()), settings.drain, finalizer);
 
-    let runner =
-        Runner { cell: &cell, clock: &clock, shared: &shared, guards: RefCell::default(), path: &path };
+    let runner = Runner {
+        cell: &cell,
+        clock: &clock,
+        shared: &shared,
+        events: &events,
+        guards: RefCell::default(),
+        path: &path,
+    };
     runner.compare();
     for (number, operation) in case.operations.iter().enumerate() {
         case.at.store(number, Ordering::Relaxed);
@@ -113,6 +189,9 @@ fn policy(settings: &Settings) -> Policy {
     }
     if let Some(window) = settings.stale_if_error {
         policy = policy.stale_if_error(window);
+    }
+    if let Some((first, max)) = settings.retry_backoff {
+        policy = policy.retry_backoff(first, max);
     }
     if let Some(timeout) = settings.lease_timeout {
         policy = policy.lease_timeout(timeout);
@@ -236,9 +315,10 @@ impl<'a> Runner<'a> {
             }
             Operation::Clear => {
                 self.cell.clear();
-                model.borrow_mut().clear();
+                self.model_with_events().clear();
+                self.shared.model.borrow().check_events();
             }
-            Operation::Synchronize => self.synchronize(),
+            Operation::Synchronize(wait) => self.synchronize(*wait),
             Operation::Advance(by) => {
                 let now = model.borrow().now();
                 self.advance_to(now + *by);
@@ -265,7 +345,6 @@ impl<'a> Runner<'a> {
         let cell = self.cell;
         self.shared.compare_values(self.retired());
         let model = self.shared.model.borrow();
-        let stats = cell.stats();
         let view = View {
             get: cell.get().map(|value| value.number),
             load: cell.load().map(|value| value.number),
@@ -273,13 +352,7 @@ impl<'a> Runner<'a> {
             generation: cell.generation(),
             is_refreshing: cell.is_refreshing(),
             retired: cell.retired(),
-            counts: Counts {
-                builds: stats.builds,
-                failed: stats.failed,
-                panicked: stats.panicked,
-                superseded: stats.superseded,
-                fenced: stats.fenced,
-            },
+            stats: cell.stats(),
         };
         assert_eq!(view, model.view(), "what can be seen of the cell");
         let readers = cell.readers();
@@ -291,6 +364,13 @@ impl<'a> Runner<'a> {
         for (number, _, guard) in &*self.guards.borrow() {
             self.shared.check(guard, *number);
         }
+    }
+
+    /// The model, with what has happened since the last time.
+    fn model_with_events(&self) -> RefMut<'_, Model> {
+        let mut model = self.shared.model.borrow_mut();
+        model.has_seen(self.events.happened.take());
+        model
     }
 
     fn retired(&self) -> impl Fn() -> Option<usize> {
@@ -348,7 +428,8 @@ impl<'a> Runner<'a> {
         let token = self.shared.ledger.token();
         let number = token.number;
         let set = called(|| self.cell.set(token));
-        let is_set = self.shared.model.borrow_mut().set(number);
+        let is_set = self.model_with_events().set(number);
+        self.shared.model.borrow().check_events();
         match set {
             Called::Returned(arc) => {
                 assert!(is_set, "a set from inside a section");
@@ -363,9 +444,17 @@ impl<'a> Runner<'a> {
         }
     }
 
-    fn synchronize(&self) {
+    fn synchronize(&self, wait: Duration) {
         let expected = self.shared.model.borrow_mut().synchronize();
-        let got = self.cell.synchronize_timeout(Duration::ZERO).map_err(|timeout| timeout.readers);
+        self.events.is_lonely.set(true);
+        let got = self.cell.synchronize_timeout(wait).map_err(|timeout| timeout.readers);
+        self.events.is_lonely.set(false);
+        let mut model = self.model_with_events();
+        if matches!(expected, Synchronized::Not(_)) {
+            model.synchronize_until(wait);
+        }
+        model.check_events();
+        drop(model);
         match (expected, got) {
             (Synchronized::Done, Ok(())) => self.cell.synchronize(),
             (Synchronized::Not(readers), Err(count)) if readers.contains(&count) => {}
@@ -404,9 +493,7 @@ impl Runner<'_> {
                 By::LoadOrRefresh => return Ok(Held::Guard(cell.load_or_refresh(|| value(None)))),
                 By::TryGetOrRefresh => cell.try_get_or_refresh(|| result(None)),
                 By::TryGetOrRefreshWith => cell.try_get_or_refresh_with(|writer| result(Some(writer))),
-                By::TryGetOrRefreshTimeout => {
-                    cell.try_get_or_refresh_timeout(Duration::ZERO, || result(None))
-                }
+                By::TryGetOrRefreshTimeout(wait) => cell.try_get_or_refresh_timeout(wait, || result(None)),
             };
             match got {
                 Ok(arc) => Ok(Held::Arc(arc)),
@@ -454,9 +541,9 @@ impl Runner<'_> {
         seen: Seen,
         made: Option<Number>,
     ) -> Called<Result<Number, Refused>> {
-        let mut model = self.shared.model.borrow_mut();
+        let mut model = self.model_with_events();
         let hold = hold_of(by);
-        match (seen, made) {
+        let expected = match (seen, made) {
             (Seen::Value(number), _) => {
                 model.hold(number, hold);
                 Called::Returned(Ok(number))
@@ -464,12 +551,13 @@ impl Runner<'_> {
             (Seen::Pending, _) => {
                 assert!(model.is_inside_a_build(), "nobody else could build");
                 match by {
-                    By::TryGetOrRefresh | By::TryGetOrRefreshWith | By::TryGetOrRefreshTimeout => {
+                    By::TryGetOrRefresh | By::TryGetOrRefreshWith | By::TryGetOrRefreshTimeout(_) => {
                         Called::Returned(Err(Refused::Reentrant))
                     }
                     _ => Called::WouldWait,
                 }
             }
+            (Seen::Failed, _) => Called::Returned(Err(Refused::Build)),
             (Seen::Elected(id), Some(value)) => Called::Returned(Ok(model.publish(id, value, hold))),
             (Seen::Elected(id), None) if build.outcome == Outcome::Error => {
                 Called::Returned(model.fail(id).ok_or(Refused::Build))
@@ -478,7 +566,9 @@ impl Runner<'_> {
                 model.panic(id);
                 Called::Panicked
             }
-        }
+        };
+        model.check_events();
+        expected
     }
 
     /// What the closures do. `None`: they are to fail or to panic.
@@ -495,9 +585,9 @@ impl Runner<'_> {
         for (number, step) in build.steps.iter().enumerate() {
             match (step, &mut writer) {
                 (Step::Do(operation), _) => self.step(number, operation),
-                (Step::Lock { timed }, Some(writer)) => self.lock(id, writer, *timed),
+                (Step::Lock(wait), Some(writer)) => self.lock(id, writer, *wait),
                 (Step::Mark, Some(writer)) => self.mark(id, writer),
-                (Step::Lock { .. } | Step::Mark, None) => {}
+                (Step::Lock(_) | Step::Mark, None) => {}
             }
             self.compare();
         }
@@ -509,10 +599,16 @@ impl Runner<'_> {
         })
     }
 
-    fn lock(&self, build: BuildId, writer: &mut Writer<'_>, timed: bool) {
-        let expected = self.shared.model.borrow_mut().lock(build);
-        if timed || matches!(expected, Locked::StillRead(_)) {
-            match (writer.acquire_write_lock_timeout(Duration::ZERO), expected) {
+    fn lock(&self, build: BuildId, writer: &mut Writer<'_>, wait: Option<Duration>) {
+        let would_block = self.shared.model.borrow().would_block(build);
+        if wait.is_some() || would_block {
+            let wait = wait.unwrap_or(Duration::ZERO);
+            let got = writer.acquire_write_lock_timeout(wait);
+            let mut model = self.model_with_events();
+            let expected = model.lock_within(build, wait);
+            model.check_events();
+            drop(model);
+            match (got, expected) {
                 (Ok(mut lock), Locked::Over(number)) => self.check_old(lock.old(), number),
                 (
                     Err(timeout),
@@ -525,6 +621,7 @@ impl Runner<'_> {
                 (got, expected) => panic!("acquire_write_lock_timeout: {got:?} instead of {expected:?}"),
             }
         } else {
+            let expected = self.shared.model.borrow_mut().lock(build);
             let got = called(|| {
                 let mut lock = writer.acquire_write_lock();
                 if let Locked::Over(number) = expected {

@@ -1,7 +1,7 @@
 //! How what is done to a cell is drawn at random.
 //!
 //! Windows and steps of the clock are a few nanoseconds long, so that steps taken at random meet every boundary exactly, just
-//! before and just after. Now and then they are a day or a century long, or for ever.
+//! before and just after.
 
 use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
@@ -12,13 +12,14 @@ use proptest::option;
 use proptest::prelude::*;
 
 use crate::model::Settings;
-use crate::operations::{Afterwards, Build, By, Case, Keep, Operation, Outcome, Step};
+use crate::operations::{Afterwards, Build, By, Case, Keep, Meanwhile, Operation, Outcome, Step};
 
 pub(crate) fn case() -> impl Strategy<Value = Case> {
-    (settings(), vec(operation(2), 1..60), vec(afterwards(), 0..12)).prop_map(
-        |(settings, operations, afterwards)| Case {
+    (settings(), vec(operation(2), 1..60), vec(meanwhile(), 0..6), vec(afterwards(), 0..12)).prop_map(
+        |(settings, operations, meanwhile, afterwards)| Case {
             settings,
             operations,
+            meanwhile,
             afterwards,
             at: AtomicUsize::new(usize::MAX),
         },
@@ -31,13 +32,16 @@ fn settings() -> impl Strategy<Value = Settings> {
         window(),
         option::weighted(0.3, window()),
         option::weighted(0.3, window()),
+        option::weighted(0.3, (1_u64..=6, 0_u64..=10)),
         option::weighted(0.5, lease_timeout),
-        prop_oneof![2 => Just(Drain::Background), 1 => Just(Drain::Wait(Duration::ZERO))],
+        prop_oneof![2 => Just(Drain::Background), 1 => patience().prop_map(Drain::Wait)],
     )
-        .prop_map(|(ttl, stale_while_refresh, stale_if_error, lease_timeout, drain)| Settings {
+        .prop_map(|(ttl, stale_while_refresh, stale_if_error, backoff, lease_timeout, drain)| Settings {
             ttl,
             stale_while_refresh,
             stale_if_error,
+            retry_backoff: backoff
+                .map(|(first, more)| (Duration::from_nanos(first), Duration::from_nanos(first + more))),
             lease_timeout,
             drain,
         })
@@ -49,6 +53,15 @@ fn window() -> impl Strategy<Value = Duration> {
         2 => Just(Duration::ZERO),
         9 => (1..=LONGEST_WINDOW).prop_map(Duration::from_nanos),
         1 => Just(Duration::MAX),
+    ]
+}
+
+/// How long a wait may last. It has an end: there is no other thread that could end it.
+fn patience() -> impl Strategy<Value = Duration> {
+    prop_oneof![
+        3 => Just(Duration::ZERO),
+        3 => (1..=LONGEST_WINDOW).prop_map(Duration::from_nanos),
+        1 => Just(Duration::from_secs(1)),
     ]
 }
 
@@ -68,7 +81,7 @@ fn operation(depth: u32) -> BoxedStrategy<Operation> {
         4 => keep().prop_map(Operation::Set),
         7 => Just(Operation::Invalidate),
         2 => Just(Operation::Clear),
-        2 => Just(Operation::Synchronize),
+        2 => patience().prop_map(Operation::Synchronize),
         3 => (1_u64..=6).prop_map(|nanos| Operation::Advance(Duration::from_nanos(nanos))),
         3 => (0..4_usize, 0..=1_u64).prop_map(|(which, past)| Operation::AdvanceTo(which, past)),
     ]
@@ -82,7 +95,7 @@ fn refresh(depth: u32) -> impl Strategy<Value = Operation> {
         1 => Just(By::GetFreshOrRefresh),
         1 => Just(By::Refresh),
     ];
-    let fallible = prop_oneof![Just(By::TryGetOrRefresh), Just(By::TryGetOrRefreshTimeout)];
+    let fallible = prop_oneof![Just(By::TryGetOrRefresh), window().prop_map(By::TryGetOrRefreshTimeout)];
     let value_or_panic = || prop_oneof![5 => Just(Outcome::Value), 1 => Just(Outcome::Panic)];
     let any_outcome =
         || prop_oneof![3 => Just(Outcome::Value), 3 => Just(Outcome::Error), 1 => Just(Outcome::Panic)];
@@ -102,7 +115,7 @@ fn refresh(depth: u32) -> impl Strategy<Value = Operation> {
 fn steps(depth: u32) -> BoxedStrategy<Vec<Step>> {
     let lock = || {
         prop_oneof![
-            4 => any::<bool>().prop_map(|timed| Step::Lock { timed }),
+            4 => option::of(patience()).prop_map(Step::Lock),
             1 => Just(Step::Mark),
         ]
     };
@@ -119,7 +132,7 @@ fn steps(depth: u32) -> BoxedStrategy<Vec<Step>> {
         1 => Just(Step::Mark),
         1 => Just(Step::Do(Operation::Clear)),
         1 => Just(Step::Do(Operation::Invalidate)),
-        1 => Just(Step::Do(Operation::Synchronize)),
+        1 => patience().prop_map(|wait| Step::Do(Operation::Synchronize(wait))),
         1 => keep().prop_map(|keep| Step::Do(Operation::Set(keep))),
         2 => inside(),
     ];
@@ -133,6 +146,10 @@ fn steps(depth: u32) -> BoxedStrategy<Vec<Step>> {
         1 => overtaken,
     ];
     vec(steps, 0..6).prop_map(|steps| steps.concat()).boxed()
+}
+
+fn meanwhile() -> impl Strategy<Value = Meanwhile> {
+    prop_oneof![3 => which().prop_map(Meanwhile::Leave), 1 => Just(Meanwhile::TimePasses)]
 }
 
 fn afterwards() -> impl Strategy<Value = Afterwards> {

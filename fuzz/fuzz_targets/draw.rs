@@ -1,0 +1,66 @@
+//! What the targets draw alike, and how they run a case.
+
+use std::fmt::Debug;
+use std::time::Duration;
+
+use arbitrary::{Result, Unstructured};
+
+use crate::panics::reported;
+
+const MILLISECOND: Duration = Duration::from_millis(1);
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// Runs a case. What the model finds is a panic outside of it, for libFuzzer.
+pub(crate) fn run<Case: Debug>(case: &Case, property: impl FnOnce(&Case)) {
+    if let Err(report) = reported(|| property(case)) {
+        panic!("{report}\n{case:?}");
+    }
+}
+
+/// A ttl, a window or a timeout: mostly a few nanoseconds, so that steps taken at random meet every boundary.
+pub(crate) fn window(u: &mut Unstructured<'_>) -> Result<Duration> {
+    Ok(match u.int_in_range(0..=19)? {
+        0..=1 => Duration::ZERO,
+        nanos @ 2..=12 => Duration::from_nanos(nanos - 1),
+        13..=15 => MILLISECOND / 2 * u.int_in_range(1..=10_u32)?,
+        16 => MILLISECOND - Duration::from_nanos(u.int_in_range(1..=2)?),
+        17 => DAY,
+        _ => Duration::MAX,
+    })
+}
+
+pub(crate) fn window_that_is_not_zero(u: &mut Unstructured<'_>) -> Result<Duration> {
+    Ok(window(u)?.max(Duration::from_nanos(1)))
+}
+
+pub(crate) fn perhaps<R>(
+    u: &mut Unstructured<'_>,
+    draw: impl FnOnce(&mut Unstructured<'_>) -> Result<R>,
+) -> Result<Option<R>> {
+    u.arbitrary::<bool>()?.then(|| draw(u)).transpose()
+}
+
+/// How far the clock moves.
+pub(crate) fn step(u: &mut Unstructured<'_>) -> Result<Duration> {
+    Ok(match u.int_in_range(0..=15)? {
+        nanos @ 0..=7 => Duration::from_nanos(nanos + 1),
+        8..=10 => MILLISECOND / 2 * u.int_in_range(1..=4_u32)?,
+        11..=12 => MILLISECOND * 100,
+        13 => DAY,
+        14 => DAY * 36_525,
+        _ => Duration::MAX,
+    })
+}
+
+/// As many as the bytes give, up to a bound.
+pub(crate) fn list<R>(
+    u: &mut Unstructured<'_>,
+    most: usize,
+    mut draw: impl FnMut(&mut Unstructured<'_>) -> Result<R>,
+) -> Result<Vec<R>> {
+    let mut list = Vec::new();
+    while list.len() < most && !u.is_empty() && u.ratio(15, 16)? {
+        list.push(draw(u)?);
+    }
+    Ok(list)
+}

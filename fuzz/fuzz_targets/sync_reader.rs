@@ -1,0 +1,142 @@
+//! The model and the runner of `tests/sync_proptest`, with operations drawn from bytes.
+#![no_main]
+// The property tests use all of it.
+#![allow(dead_code)]
+
+mod draw;
+#[path = "../../tests/sync_proptest/model.rs"]
+mod model;
+#[path = "../../tests/sync_proptest/operations.rs"]
+mod operations;
+#[path = "../../tests/shared/panics.rs"]
+mod panics;
+#[path = "../../tests/sync_proptest/runner.rs"]
+mod runner;
+#[path = "../../tests/sync_proptest/tokens.rs"]
+mod tokens;
+
+use std::sync::atomic::AtomicUsize;
+use std::time::Duration;
+
+use arbitrary::{Arbitrary, Result, Unstructured};
+use dogpile::Drain;
+use libfuzzer_sys::fuzz_target;
+
+use crate::draw::{list, perhaps};
+use crate::model::Settings;
+use crate::operations::{Afterwards, Build, By, Case, Keep, Meanwhile, Operation, Outcome, Step};
+
+fuzz_target!(|case: Case| draw::run(&case, |case| drop(runner::run(case))));
+
+impl<'a> Arbitrary<'a> for Case {
+    fn arbitrary(u: &mut Unstructured<'a>) -> Result<Self> {
+        Ok(Self {
+            settings: settings(u)?,
+            meanwhile: list(u, 6, |u| {
+                Ok(if u.ratio(1, 4)? { Meanwhile::TimePasses } else { Meanwhile::Leave(which(u)?) })
+            })?,
+            afterwards: list(u, 12, |u| {
+                Ok(if u.ratio(1, 4)? { Afterwards::Clone(which(u)?) } else { Afterwards::Leave(which(u)?) })
+            })?,
+            operations: list(u, 150, |u| operation(u, 2))?,
+            at: AtomicUsize::new(usize::MAX),
+        })
+    }
+}
+
+fn settings(u: &mut Unstructured<'_>) -> Result<Settings> {
+    Ok(Settings {
+        ttl: window(u)?,
+        stale_while_refresh: perhaps(u, window)?,
+        stale_if_error: perhaps(u, window)?,
+        retry_backoff: perhaps(u, |u| {
+            let first = u.int_in_range(1..=6)?;
+            let most = first + u.int_in_range(0..=10)?;
+            Ok((Duration::from_nanos(first), Duration::from_nanos(most)))
+        })?,
+        lease_timeout: perhaps(u, |u| Ok(window(u)?.max(Duration::from_nanos(1))))?,
+        drain: if u.arbitrary()? { Drain::Background } else { Drain::Wait(patience(u)?) },
+    })
+}
+
+/// A ttl, a window or a timeout: short, or without an end.
+fn window(u: &mut Unstructured<'_>) -> Result<Duration> {
+    Ok(match u.int_in_range(0..=11)? {
+        11 => Duration::MAX,
+        nanos => Duration::from_nanos(nanos),
+    })
+}
+
+/// How long a wait may last; it has an end.
+fn patience(u: &mut Unstructured<'_>) -> Result<Duration> {
+    Ok(match u.int_in_range(0..=15)? {
+        15 => Duration::from_secs(1),
+        nanos => Duration::from_nanos(nanos / 2),
+    })
+}
+
+/// `depth`: how many builds may run inside one another.
+fn operation(u: &mut Unstructured<'_>, depth: u32) -> Result<Operation> {
+    Ok(match u.int_in_range(0..=31)? {
+        0..=9 => {
+            let by = by(u)?;
+            Operation::Refresh(by, build(u, by, depth)?, keep(u)?)
+        }
+        10..=12 => Operation::Get,
+        13 => Operation::Load,
+        14 => Operation::Clone(which(u)?),
+        15..=18 => Operation::Leave(which(u)?),
+        19..=20 => Operation::LeaveGuard(which(u)?),
+        21 => Operation::LeaveAll,
+        22..=23 => Operation::Set(keep(u)?),
+        24..=26 => Operation::Invalidate,
+        27 => Operation::Clear,
+        28 => Operation::Synchronize(patience(u)?),
+        29 => Operation::Advance(Duration::from_nanos(u.int_in_range(1..=10)?)),
+        _ => Operation::AdvanceTo(which(u)?, u.int_in_range(0..=1)?),
+    })
+}
+
+fn which(u: &mut Unstructured<'_>) -> Result<usize> {
+    u.int_in_range(0..=5)
+}
+
+fn keep(u: &mut Unstructured<'_>) -> Result<Keep> {
+    u.ratio(1, 3)
+}
+
+fn by(u: &mut Unstructured<'_>) -> Result<By> {
+    Ok(match u.int_in_range(0..=11)? {
+        0..=1 => By::GetOrRefresh,
+        2..=4 => By::GetOrRefreshWith,
+        5 => By::TryGetOrRefresh,
+        6..=8 => By::TryGetOrRefreshWith,
+        9 => By::TryGetOrRefreshTimeout(window(u)?),
+        10 => By::LoadOrRefresh,
+        _ => match u.arbitrary()? {
+            true => By::GetFreshOrRefresh,
+            false => By::Refresh,
+        },
+    })
+}
+
+fn build(u: &mut Unstructured<'_>, by: By, depth: u32) -> Result<Build> {
+    let may_fail =
+        matches!(by, By::TryGetOrRefresh | By::TryGetOrRefreshWith | By::TryGetOrRefreshTimeout(_));
+    let steps = list(u, 6, |u| step(u, depth))?;
+    let outcome = match u.int_in_range(0..=8)? {
+        0 => Outcome::Panic,
+        1..=4 if may_fail => Outcome::Error,
+        _ => Outcome::Value,
+    };
+    Ok(Build { steps, outcome })
+}
+
+fn step(u: &mut Unstructured<'_>, depth: u32) -> Result<Step> {
+    Ok(match u.int_in_range(0..=7)? {
+        0..=1 => Step::Lock(perhaps(u, patience)?),
+        2 => Step::Mark,
+        _ if depth == 0 => Step::Mark,
+        _ => Step::Do(operation(u, depth - 1)?),
+    })
+}
