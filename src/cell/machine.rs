@@ -1052,7 +1052,7 @@ mod tests {
     impl Clock for Meddler {
         fn now(&self) -> crate::Tick {
             if self.is_armed.swap(false, Ordering::Relaxed)
-                && let Some(machine) = self.machine.get()
+                && let Some(&machine) = self.machine.get()
             {
                 drop(machine.set(Arc::new(2), |_, _| ()).unwrap_or_else(|_| unreachable!()));
                 std::mem::forget(machine.state.lock());
@@ -1073,6 +1073,46 @@ mod tests {
             Decision::Fresh(value) => assert_eq!(*value, 2),
             Decision::Stale(value) => panic!("{value} has just been set and is called stale"),
             _ => panic!("there is a value to serve"),
+        }
+    }
+
+    /// A clock that, when it is looked at, has another thread take the lock, for a while.
+    #[derive(Default)]
+    struct Intruder {
+        machine: PlainOnceCell<&'static Machine<u32, Intruder>>,
+        is_armed: AtomicBool,
+    }
+
+    impl Clock for Intruder {
+        fn now(&self) -> crate::Tick {
+            if self.is_armed.swap(false, Ordering::Relaxed)
+                && let Some(&machine) = self.machine.get()
+            {
+                let (taken, is_taken) = std::sync::mpsc::channel();
+                std::thread::spawn(move || {
+                    let _locked = machine.state.lock();
+                    taken.send(()).unwrap();
+                    for _ in 0..1000 {
+                        std::thread::yield_now();
+                    }
+                });
+                is_taken.recv().unwrap();
+            }
+            crate::Tick::from_nanos(5)
+        }
+    }
+
+    /// Only who may be served the old value goes away with it if the lock is taken.
+    #[test]
+    fn a_look_for_a_fresh_value_that_finds_the_lock_taken_waits_for_it() {
+        for demand in [Demand::Fresh, Demand::After(1)] {
+            let machine: &Machine<_, Intruder> =
+                Box::leak(Box::new(Machine::new(Policy::never_expires(), Intruder::default())));
+            drop(machine.set(Arc::new(1), |_, _| ()).unwrap_or_else(|_| unreachable!()));
+            machine.invalidate();
+            assert!(machine.clock.machine.set(machine).is_ok());
+            machine.clock.is_armed.store(true, Ordering::Relaxed);
+            assert!(matches!(machine.lookup(demand), Decision::Elected(_)));
         }
     }
 

@@ -86,6 +86,33 @@ fn g1_the_late_winner_does_not_build_again() {
     assert_eq!(*cell.get_or_refresh(|| 3), 3);
 }
 
+/// The same for one that wants a fresh value: it takes what has arrived, as if it had waited for it (G6), unless that was
+/// declared stale.
+#[test]
+fn g1_the_late_winner_of_a_fresh_value_takes_what_has_arrived() {
+    for is_invalidated in [false, true] {
+        let clock = Arc::new(GatedClock::default());
+        let cell = DogpileCell::with_clock(Policy::ttl(Duration::ZERO), Arc::clone(&clock));
+        cell.set(1);
+        clock.manual.advance(TICK);
+        let (stop, keeper) = gate();
+        thread::scope(|scope| {
+            let late = scope.spawn(|| {
+                clock.stop_at(thread::current().id(), stop);
+                cell.get_fresh_or_refresh(|| 3)
+            });
+            keeper.wait_for_arrival();
+            cell.set(2);
+            if is_invalidated {
+                cell.invalidate();
+            }
+            clock.manual.advance(TICK);
+            keeper.open();
+            assert_eq!(*late.join().unwrap(), if is_invalidated { 3 } else { 2 });
+        });
+    }
+}
+
 #[test]
 fn g2_while_somebody_builds_everybody_else_reads_the_old_value() {
     let (cell, _clock) = stale_cell(1);

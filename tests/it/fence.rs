@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use dogpile::{Freshness, Lookup, Policy};
+use dogpile::{DogpileCell, Freshness, Lookup, ManualClock, Policy};
 
 use crate::support::{LookupExt, TICK, TTL, cell, cell_with, eventually, stale_cell};
 
@@ -186,6 +186,32 @@ fn g4_a_superseded_build_without_a_successor_yet_is_for_its_own_caller() {
     assert!(cell.is_refreshing());
     quick.publish(2);
     assert_eq!(cell.get().as_deref(), Some(&2));
+}
+
+/// If its successor's value is one that its caller may be served when it ends, at the last moment too; else its own.
+#[test]
+fn g4_a_superseded_build_gets_what_its_caller_may_be_served() {
+    const SECOND: Duration = Duration::from_secs(1);
+    type Read = fn(&DogpileCell<u32, ManualClock>, &mut dyn FnMut() -> u32) -> Arc<u32>;
+    let reads: [(Read, Duration); 3] = [
+        (|cell, build| cell.get_or_refresh(build), TTL + SECOND),
+        (|cell, build| cell.get_fresh_or_refresh(build), TTL),
+        // Any whose build began after the call.
+        (|cell, build| cell.refresh(build), 1000 * TTL),
+    ];
+    for (number, (read, until)) in reads.into_iter().enumerate() {
+        for (age, expected) in [(until, 2), (until + TICK, if number == 2 { 2 } else { 1 })] {
+            let policy = Policy::ttl(TTL).stale_while_refresh(SECOND).lease_timeout(SECOND);
+            let (cell, clock) = cell_with(policy);
+            let value = read(&cell, &mut || {
+                clock.advance(SECOND + TICK);
+                cell.lookup().elected().publish(2);
+                clock.advance(age);
+                1
+            });
+            assert_eq!(*value, expected, "read {number}, at the age of {age:?}");
+        }
+    }
 }
 
 #[test]

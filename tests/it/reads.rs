@@ -168,8 +168,10 @@ fn looking_at_a_cell_in_a_debugger_shows_no_value_and_does_not_block() {
     let (cell, _clock) = cell();
     let lease = cell.lookup().elected();
     let text = format!("{cell:?} {lease:?} {:?} {:?}", cell.lookup(), cell.reader());
-    assert!(text.contains("is_refreshing: true"), "{text}");
+    assert!(text.contains("has_value: false, is_refreshing: true"), "{text}");
     lease.publish(Opaque);
+    assert!(format!("{cell:?}").contains("has_value: true, is_refreshing: false"));
+    assert_eq!(format!("{:?}", cell.load().unwrap()), "Guard { .. }");
     let text = format!("{:?} {:?} {:?}", cell.lookup(), cell.load().unwrap(), cell.snapshot().unwrap());
     assert!(text.contains("generation: 1"), "{text}");
 }
