@@ -1076,6 +1076,58 @@ mod tests {
         }
     }
 
+    /// When a keeper that builds `ahead` of the end is to look again; `None`: it is to build at once.
+    fn next(machine: &Machine<u32, ManualClock>, ahead: u64, now: u64) -> Option<u64> {
+        match machine.plan(ahead, now) {
+            Plan::Wait(until) => Some(until),
+            Plan::Build(_) => None,
+        }
+    }
+
+    #[test]
+    fn a_plan_names_the_tick_from_which_there_is_something_to_do() {
+        const TTL: u64 = 1_000_000_000;
+        let clock = ManualClock::new();
+        let ms = |number: u64| Duration::from_millis(number);
+        let policy = Policy::ttl(ms(1000)).lease_timeout(ms(10)).retry_backoff(ms(20), ms(20));
+        let machine = Machine::new(policy, clock.clone());
+        assert_eq!(next(&machine, 100, 0), None, "there is no value");
+
+        let value = Arc::new(1);
+        drop(machine.set(Arc::clone(&value), |_, _| ()).unwrap_or_else(|_| unreachable!()));
+        // Fresh up to and including its ttl.
+        let end = TTL + 1;
+        assert_eq!(next(&machine, 100, 0), Some(end - 100));
+        assert_eq!(next(&machine, 100, end - 101), Some(end - 100));
+        assert_eq!(next(&machine, 100, end - 100), None);
+        assert_eq!(next(&machine, TTL, 0), Some(end / 2), "not before half of its life");
+        machine.invalidate();
+        assert_eq!(next(&machine, 100, 0), None, "it is stale");
+
+        // Somebody builds, until the tick at which it may be superseded.
+        let Decision::Elected(mut ticket) = machine.lookup(Demand::Fresh) else { panic!("nobody builds") };
+        assert_eq!(next(&machine, 100, 0), Some(10_000_001));
+        assert_eq!(next(&machine, 100, 10_000_000), Some(10_000_001));
+        assert_eq!(next(&machine, 100, 10_000_001), None);
+        // It fails, and a pause runs.
+        let error = SharedError::new(Arc::new("no"));
+        assert!(machine.fail(&mut ticket, error, &mut None).rejected.is_none());
+        assert_eq!(next(&machine, 100, 0), Some(20_000_000));
+        assert_eq!(next(&machine, 100, 20_000_000), None);
+        drop(ticket);
+
+        // Values that are published for less than a millisecond are rebuilt ten times a second.
+        clock.advance(ms(20));
+        for (ttl, expected) in [(999_998, 120_000_000), (999_999, 20_500_000), (FOREVER, FOREVER)] {
+            let Decision::Elected(mut ticket) = machine.lookup(Demand::After(machine.latest_origin())) else {
+                panic!("nobody builds")
+            };
+            let concluded = machine.conclude(&mut ticket, Arc::new(2), Some(ttl), true, |_, _| ());
+            drop(concluded.leftover);
+            assert_eq!(next(&machine, TTL - 1, 20_000_000), Some(expected));
+        }
+    }
+
     /// A clock that, when it is looked at, has another thread take the lock, for a while.
     #[derive(Default)]
     struct Intruder {
