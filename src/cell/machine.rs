@@ -183,7 +183,6 @@ pub(crate) struct Withheld<T> {
 pub(crate) struct Place {
     record: Record,
     supersede_at: u64,
-    invalidations: u64,
     displacements: u64,
 }
 
@@ -654,7 +653,7 @@ impl<T, C: Clock> Machine<T, C> {
         let nanos = now.saturating_sub(ticket.began);
         self.counters.failed.count_locked();
         self.counters.build_took(nanos);
-        let rejected = withheld.take().and_then(|withheld| self.restore(&mut state, withheld, now));
+        let rejected = withheld.take().and_then(|withheld| self.restore(&mut state, withheld));
         let aftermath = if state.release(ticket) {
             let outcome = Outcome::Failed(error.clone());
             self.record_failure(&mut state, ticket, Some(error), outcome, now, draw)
@@ -681,7 +680,7 @@ impl<T, C: Clock> Machine<T, C> {
         if !ticket.concluded {
             if panicked { &self.counters.panicked } else { &self.counters.abandoned }.count_locked();
         }
-        let rejected = withheld.and_then(|withheld| self.restore(&mut state, withheld, now));
+        let rejected = withheld.and_then(|withheld| self.restore(&mut state, withheld));
         let aftermath = if !state.release(&ticket) {
             Aftermath::settle(None)
         } else if panicked && !ticket.concluded {
@@ -903,12 +902,7 @@ impl<T, C: Clock> Machine<T, C> {
         let supersede_at = std::mem::replace(&mut lease.supersede_at, FOREVER);
         let record = self.slot.record(&state.key);
         let value = self.slot.replace(&mut state.key, None, record, 0);
-        let place = Place {
-            record,
-            supersede_at,
-            invalidations: state.invalidations,
-            displacements: state.displacements,
-        };
+        let place = Place { record, supersede_at, displacements: state.displacements };
         // Those who wait look again, and see for whom they wait.
         let settle = Self::take_waiters(&mut state, Outcome::Abandoned);
         drop(Aftermath::settle(settle).finish(state));
@@ -917,16 +911,15 @@ impl<T, C: Clock> Machine<T, C> {
 
     /// Puts a withheld value back into service; the build goes on. Returns it if it has been cleared meanwhile.
     pub(crate) fn put_back(&self, withheld: Withheld<T>) -> Option<Arc<T>> {
-        let now = self.now();
         let mut state = self.state.lock();
-        let rejected = self.restore(&mut state, withheld, now);
+        let rejected = self.restore(&mut state, withheld);
         // Those who wait may be served again; they look.
         let settle = Self::take_waiters(&mut state, Outcome::Abandoned);
         drop(Aftermath::settle(settle).finish(state));
         rejected
     }
 
-    fn restore(&self, state: &mut State<T>, withheld: Withheld<T>, now: u64) -> Option<Arc<T>> {
+    fn restore(&self, state: &mut State<T>, withheld: Withheld<T>) -> Option<Arc<T>> {
         let Withheld { value, place } = withheld;
         if let Some(lease) = state.lease.as_mut().filter(|lease| lease.withholds) {
             (lease.withholds, lease.supersede_at) = (false, place.supersede_at);
@@ -935,10 +928,9 @@ impl<T, C: Clock> Machine<T, C> {
         if state.displacements != place.displacements {
             return Some(value);
         }
-        let invalidated = state.invalidations != place.invalidations;
-        let record = if invalidated { place.record.lapsed(now) } else { place.record };
-        let quiet_end = self.quiet_end(state, record);
-        self.slot.replace(&mut state.key, Some(value), record, quiet_end)
+        // It was stale when the build was elected, or it would not have been: an `invalidate` since then changes nothing.
+        let quiet_end = self.quiet_end(state, place.record);
+        self.slot.replace(&mut state.key, Some(value), place.record, quiet_end)
     }
 }
 
