@@ -197,3 +197,21 @@ fn waiters_take_the_place_of_a_leaked_lease() {
     assert_eq!(builds.into_inner(), 1);
     assert_eq!(cell.stats().superseded, 1);
 }
+
+/// A limit of its own that is later does not keep a waiter from looking again when the build may be superseded.
+#[test]
+fn a_waiter_with_time_left_supersedes_a_build_that_hangs() {
+    const LIMIT: Duration = Duration::from_secs(1);
+    let (cell, clock) = cell_with(Policy::ttl(TTL).lease_timeout(LIMIT));
+    let hangs = cell.lookup().elected();
+    let pending = cell.lookup().pending();
+    thread::scope(|scope| {
+        let waiter = scope.spawn(|| cell.try_get_or_refresh_timeout(10 * LIMIT, || Ok::<u32, ()>(2)));
+        let looker = scope.spawn(|| pending.wait_timeout(10 * LIMIT));
+        eventually("both wait", || cell.stats().waits == 2);
+        clock.advance(LIMIT + TICK);
+        assert_eq!(waiter.join().unwrap().ok().as_deref(), Some(&2));
+        assert!(matches!(looker.join().unwrap(), Ok(Waited::Abandoned | Waited::Published(_))));
+    });
+    drop(hangs);
+}
