@@ -53,7 +53,7 @@ use super::slot::{Key, Reading, Record, Slot};
 pub(crate) struct State<T> {
     /// Opens the slot to whoever has the lock.
     key: Key,
-    lease: Option<Held>,
+    lease: Option<Grant>,
     /// Numbers builds and `set`s, in the order in which they began.
     origins: u64,
     /// Where the value in the slot comes from.
@@ -69,7 +69,7 @@ pub(crate) struct State<T> {
 }
 
 /// The lease, as the cell sees it.
-struct Held {
+struct Grant {
     origin: u64,
     supersede_at: u64,
     /// The holder has taken the value out of the slot, to put it back or another one in its place.
@@ -528,7 +528,7 @@ impl<T, C: Clock> Machine<T, C> {
             Some(_) => Cause::Expired,
         };
         let origin = state.next_origin();
-        state.lease = Some(Held { origin, supersede_at: self.policy.supersede_at(now), withholds: false });
+        state.lease = Some(Grant { origin, supersede_at: self.policy.supersede_at(now), withholds: false });
         self.mirror(&mut state);
         self.counters.builds.count_locked();
         Decision::Elected(Ticket {

@@ -470,7 +470,7 @@ impl<T> Room<T> {
     }
 
     /// Takes the value whose turn has come, if nobody finalises another one.
-    fn begin(&self) -> Option<(Turn<'_, T>, T)> {
+    fn begin(&self) -> Option<(Finalizing<'_, T>, T)> {
         let mut state = self.state.lock();
         if state.finalizing.is_some() {
             return None;
@@ -481,7 +481,7 @@ impl<T> Room<T> {
             None => (0, state.finalized, state.strays.pop()?),
         };
         state.finalizing = Some(current_thread().id());
-        Some((Turn { room: self, number, finalized }, value))
+        Some((Finalizing { room: self, number, finalized }, value))
     }
 
     /// The cell's own thread.
@@ -640,7 +640,7 @@ impl<T> Room<T> {
 }
 
 /// The right to run the finalizer; ends with the drop, also when the finalizer panics.
-struct Turn<'a, T> {
+struct Finalizing<'a, T> {
     room: &'a Room<T>,
     /// Of the value; 0 if it was never published.
     number: u64,
@@ -648,7 +648,7 @@ struct Turn<'a, T> {
     finalized: u64,
 }
 
-impl<T> Drop for Turn<'_, T> {
+impl<T> Drop for Finalizing<'_, T> {
     fn drop(&mut self) {
         let mut state = self.room.state.lock();
         state.finalizing = None;

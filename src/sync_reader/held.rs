@@ -9,14 +9,14 @@ use crate::sync::thread_local;
 
 const PLACES: usize = 16;
 
-struct Held {
+struct Guards {
     count: Cell<usize>,
     addresses: [Cell<usize>; PLACES],
 }
 
 thread_local! {
     /// Addresses of the values whose guards this thread holds, in the order in which it took them.
-    static HELD: Held = const { Held { count: Cell::new(0), addresses: [const { Cell::new(0) }; PLACES] } };
+    static HELD: Guards = const { Guards { count: Cell::new(0), addresses: [const { Cell::new(0) }; PLACES] } };
     /// Those that did not fit.
     static MORE: RefCell<Vec<usize>> = const { RefCell::new(Vec::new()) };
 }
@@ -65,7 +65,7 @@ fn enter_more(address: usize) {
 
 #[cold]
 #[inline(never)]
-fn leave_out_of_order(held: &Held, address: usize) {
+fn leave_out_of_order(held: &Guards, address: usize) {
     let taken = &held.addresses[..held.count.get()];
     if let Some(place) = taken.iter().rposition(|place| place.get() == address) {
         // Those that came later move down.
