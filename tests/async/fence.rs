@@ -121,3 +121,21 @@ fn a_task_that_is_polled_after_a_clear_builds() {
     cell.clear();
     assert_eq!(*task.ready(), 3);
 }
+
+#[test]
+fn a_task_that_is_polled_late_and_wants_a_fresh_value_takes_no_newer_one_that_is_stale() {
+    for (is_invalidated, expected) in [(false, 3), (true, 2)] {
+        let (cell, _clock) = cell();
+        let door = Door::default();
+        let mut builder = builder(&cell, &door);
+        let mut wants_fresh = Hand::new(cell.get_fresh_or_refresh_async(|| async { 2 }));
+        wants_fresh.pending();
+        door.open();
+        assert_eq!(*builder.ready(), 1);
+        cell.set(3);
+        if is_invalidated {
+            cell.invalidate();
+        }
+        assert_eq!(*wants_fresh.ready(), expected);
+    }
+}

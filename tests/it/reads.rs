@@ -5,7 +5,9 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use dogpile::{Clock, DogpileCell, Drain, Freshness, Guard, ManualClock, Policy, SyncReaderCell, Tick};
+use dogpile::{
+    Clock, DogpileCell, Drain, Freshness, Guard, ManualClock, Policy, SyncReaderCell, Tick, Waited,
+};
 
 use crate::support::{LookupExt, TICK, TTL, cell, cell_with, stale_cell};
 
@@ -174,6 +176,28 @@ fn looking_at_a_cell_in_a_debugger_shows_no_value_and_does_not_block() {
     assert_eq!(format!("{:?}", cell.load().unwrap()), "Guard { .. }");
     let text = format!("{:?} {:?} {:?}", cell.lookup(), cell.load().unwrap(), cell.snapshot().unwrap());
     assert!(text.contains("generation: 1"), "{text}");
+}
+
+#[test]
+fn what_a_look_finds_shows_what_it_is() {
+    let cell = Arc::new(cell::<u32>().0);
+    let text = |cell: &Arc<DogpileCell<u32, ManualClock>>| {
+        let (text, owned) = (format!("{:?}", cell.lookup()), format!("{:?}", cell.lookup_owned()));
+        assert_eq!(owned.replace("Owned", ""), text);
+        text
+    };
+    assert_eq!(text(&cell), "Elected(Lease { .. })");
+    let lease = cell.lookup().elected();
+    assert_eq!(text(&cell), "Pending(Pending { .. })");
+    lease.publish(1);
+    assert_eq!(text(&cell), "Fresh(..)");
+    cell.invalidate();
+    let lease = cell.lookup().elected();
+    assert_eq!(text(&cell), "Stale(..)");
+    drop(lease);
+
+    assert_eq!(format!("{:?}", Waited::Published(Arc::new(()))), "Published(..)");
+    assert_eq!(format!("{:?} {:?}", Waited::<()>::Abandoned, Waited::<()>::Reentrant), "Abandoned Reentrant");
 }
 
 /// A manual clock that knows how often it has been asked.
