@@ -101,15 +101,19 @@ fn blamed<R>(called: Called<R>) -> Called<R> {
     called
 }
 
-/// Looks until `condition` holds. Returns whether it ever did: real time, as a guard against a hang.
+/// Looks until `condition` holds. Returns whether it ever did: real time, as a guard against a hang; and looks, so that a
+/// machine that stands still for a while is not taken for one.
 pub(crate) fn eventually(condition: impl Fn() -> bool) -> bool {
+    const ENOUGH_LOOKS: u32 = 10_000;
     /// The verdict is in; what is left is shrinking, which tries the same many times.
     static IMPATIENT: AtomicBool = AtomicBool::new(false);
     // Relaxed: nothing hangs on it but time.
     let patience = Duration::from_secs(if IMPATIENT.load(Ordering::Relaxed) { 1 } else { 30 });
     let start = Instant::now();
+    let mut looks = 0;
     while !condition() {
-        if start.elapsed() > patience {
+        looks += 1;
+        if start.elapsed() > patience && looks > ENOUGH_LOOKS {
             IMPATIENT.store(true, Ordering::Relaxed);
             return false;
         }

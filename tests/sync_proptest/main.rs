@@ -27,8 +27,7 @@
 //!
 //! # What is left out
 //!
-//! * Whatever takes a second thread, or waits without end: `tests/it/sync_reader`, `tests/stress.rs`. So during
-//!   `synchronize_timeout`, which leaves the finalizer to others, no reader leaves.
+//! * Whatever takes a second thread, or waits without end: `tests/it/sync_reader`, `tests/stress.rs`.
 //! * What is async: `tests/async/sync_reader.rs`.
 //! * What the inner cell promises, as far as values and readers do not come into it: `tests/proptest`.
 //! * `ReadGuard`s are not counted before their value is replaced, except where they came by way of a `ReaderArc`;
@@ -64,16 +63,8 @@ const CASES: u32 = 1500;
 fn values_go_when_the_model_says() {
     holds_and_meets(CASES, file!(), &WORTH_MEETING, strategies::case(), runner::run);
     assert!(
-        eventually(|| finalizer_threads() == 0),
+        eventually(|| runner::finalizer_threads() == 0),
         "{} of the cells' threads are left",
-        finalizer_threads()
+        runner::finalizer_threads()
     );
-}
-
-/// How many threads of cells run in this process, where that can be found out.
-fn finalizer_threads() -> usize {
-    let Ok(threads) = std::fs::read_dir("/proc/self/task") else { return 0 };
-    let names = threads.filter_map(|thread| std::fs::read_to_string(thread.ok()?.path().join("comm")).ok());
-    // The kernel keeps fifteen bytes of a name.
-    names.filter(|name| name.trim_end() == "dogpile-finaliz").count()
 }

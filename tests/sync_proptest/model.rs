@@ -176,7 +176,7 @@ pub(crate) struct Model {
 }
 
 /// What must come up in a run that is worth anything.
-pub(crate) const WORTH_MEETING: [&str; 50] = [
+pub(crate) const WORTH_MEETING: [&str; 51] = [
     "build: elected",
     "build: elected over a value",
     "build: superseding another",
@@ -224,6 +224,7 @@ pub(crate) const WORTH_MEETING: [&str; 50] = [
     "section: a set from inside",
     "synchronize: done",
     "synchronize: given up",
+    "synchronize: the readers have left",
     "synchronize: readers",
     "synchronize: would wait for a guard of its own",
     "synchronize: would wait for its own section",
@@ -526,16 +527,25 @@ impl Model {
         self.readers.swap_remove(position.expect("it reads this"));
     }
 
-    /// The readers have not left in time.
-    pub(crate) fn synchronize_until(&mut self, patience: Duration) {
+    /// Waits until everything that is replaced by now is finalised.
+    pub(crate) fn synchronize_within(&mut self, patience: Duration) -> Synchronized {
         let end = self.now + patience;
-        if self.now < end {
+        let mut synchronized = self.synchronize();
+        let has_waited = matches!(synchronized, Synchronized::Not(_)) && self.now < end;
+        while matches!(synchronized, Synchronized::Not(_)) && self.now < end {
             self.let_happen(end);
-            self.meet("synchronize: given up");
+            synchronized = self.synchronize();
         }
+        if has_waited {
+            self.meet(match synchronized {
+                Synchronized::Done => "synchronize: the readers have left",
+                _ => "synchronize: given up",
+            });
+        }
+        synchronized
     }
 
-    pub(crate) fn synchronize(&mut self) -> Synchronized {
+    fn synchronize(&mut self) -> Synchronized {
         let is_of_retired = |reader: &(Number, Hold)| reader.1 != Hold::Arc && self.line.contains(&reader.0);
         let (met, synchronized) = if self.line.is_empty() {
             ("synchronize: done", Synchronized::Done)
