@@ -191,4 +191,30 @@ mod tests {
             assert!(!reader.is_current());
         }
     }
+    /// Lags by two nanoseconds, and might by four.
+    struct Lagging(ManualClock);
+
+    impl Clock for Lagging {
+        fn now(&self) -> Tick {
+            self.0.now()
+        }
+        fn coarse_now(&self) -> Tick {
+            Tick(self.0.now().0.saturating_sub(2))
+        }
+        fn coarse_lag(&self) -> Duration {
+            Duration::from_nanos(4)
+        }
+    }
+
+    #[test]
+    fn a_value_is_current_up_to_its_last_nanosecond() {
+        let clock = Lagging(ManualClock::new());
+        let machine = Machine::new(Policy::ttl(Duration::from_nanos(10)), &clock);
+        let mut reader = Reader::new(&machine);
+        reader.get_or_refresh(|| 1);
+        for age in 0..20 {
+            assert_eq!(reader.is_current(), age <= 10, "at the age of {age} ns");
+            clock.0.advance(Duration::from_nanos(1));
+        }
+    }
 }
