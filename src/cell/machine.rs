@@ -1132,15 +1132,18 @@ mod tests {
             if self.is_armed.swap(false, Ordering::Relaxed)
                 && let Some(&machine) = self.machine.get()
             {
-                let (taken, is_taken) = std::sync::mpsc::channel();
+                let is_taken = Arc::new(AtomicBool::new(false));
+                let taken = Arc::clone(&is_taken);
                 std::thread::spawn(move || {
                     let _locked = machine.state.lock();
-                    taken.send(()).unwrap();
+                    taken.store(true, Ordering::Release);
                     for _ in 0..1000 {
                         std::thread::yield_now();
                     }
                 });
-                is_taken.recv().unwrap();
+                while !is_taken.load(Ordering::Acquire) {
+                    std::thread::yield_now();
+                }
             }
             crate::Tick::from_nanos(5)
         }
