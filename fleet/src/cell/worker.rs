@@ -410,3 +410,39 @@ where
         drop(jobs);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::{FleetCell, FleetPolicy, MemoryStore, Plain};
+
+    /// As if no thread could be started, callers looked again and again, and neither built nor were served.
+    #[test]
+    fn without_a_thread_callers_hung() {
+        let store = Arc::new(MemoryStore::new());
+        let policy = FleetPolicy::ttl(Duration::from_secs(3600));
+        let node = || FleetCell::new("name", Arc::clone(&store), Plain, policy);
+        let (alone, other) = (node(), node());
+        *alone.node.worker.node.lock().unwrap() = Weak::new();
+        let (done, is_done) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            let mut values = vec![alone.get_or_refresh(|| String::from("first"))];
+            alone.invalidate().unwrap();
+            values.push(alone.get_or_refresh(|| String::from("second")));
+            other.get_or_refresh(|| panic!("it is in the store"));
+            alone.invalidate().unwrap();
+            other.invalidate().unwrap();
+            other.get_or_refresh(|| {
+                values.push(alone.get_or_refresh(|| panic!("another node builds")));
+                String::from("third")
+            });
+            values.push(alone.get_or_refresh(|| panic!("it is in the store")));
+            done.send(values).unwrap();
+        });
+        let values = is_done.recv_timeout(Duration::from_secs(60)).expect("nobody hangs");
+        let values: Vec<&str> = values.iter().map(|value| value.as_str()).collect();
+        assert_eq!(values, ["first", "second", "second", "third"]);
+    }
+}

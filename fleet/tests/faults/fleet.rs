@@ -88,8 +88,7 @@ impl Fleet {
                 NodeProcess::start(number, &settings)
             })
             .collect();
-        let mut fleet =
-            Self { nodes, store: open_store(address, Duration::from_secs(5)), source, _directory: directory };
+        let mut fleet = Self { nodes, store: open_store(address, HANG), source, _directory: directory };
         fleet.each(|node| drop(node.expect("ready")));
         fleet
     }

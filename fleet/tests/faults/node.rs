@@ -133,6 +133,7 @@ pub(crate) fn run(settings: &str) {
             }
             "progress" => node.await_progress(argument),
             "await" => Node::wait_until(|| node.source() >= Some(argument) && node.is_fresh()),
+            "stale" => Node::wait_until(|| node.cell.freshness() == Freshness::Stale),
             "polled" => {
                 let before = node.cell.stats().polls;
                 Node::wait_until(|| node.cell.stats().polls >= before + 2);

@@ -3,6 +3,7 @@
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::{Arc, Condvar, Mutex};
+use std::time::Duration;
 
 pub(crate) struct Proxy {
     pub(crate) port: u16,
@@ -19,6 +20,7 @@ struct Shared {
 struct State {
     cut: bool,
     held: bool,
+    slow: bool,
     ended: bool,
     streams: Vec<TcpStream>,
 }
@@ -54,9 +56,14 @@ impl Proxy {
         self.shared.state.lock().unwrap().held = true;
     }
 
+    /// Answers take longer than a caller has patience, but not as long as the node waits.
+    pub(crate) fn slow_down(&self) {
+        self.shared.state.lock().unwrap().slow = true;
+    }
+
     pub(crate) fn mend(&self) {
         let mut state = self.shared.state.lock().unwrap();
-        (state.cut, state.held) = (false, false);
+        (state.cut, state.held, state.slow) = (false, false, false);
         self.shared.changed.notify_all();
     }
 }
@@ -86,6 +93,12 @@ impl Shared {
         std::thread::spawn(move || {
             forward(server, client_copy, || {
                 let state = this.state.lock().unwrap();
+                if state.slow {
+                    drop(state);
+                    // Not to wait for anything: it is the fault.
+                    std::thread::sleep(Duration::from_millis(40));
+                    return;
+                }
                 drop(this.changed.wait_while(state, |state| state.held).unwrap());
             });
         });

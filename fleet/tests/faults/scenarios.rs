@@ -189,6 +189,41 @@ impl Fleet {
     }
 }
 
+/// The store stands still, and no operation ever gives up: whoever waits for it waits for as long as it does.
+fn nobody_waits_for(
+    setup: Setup,
+    address: &str,
+    of_node: &dyn Fn(usize) -> String,
+    stop: &dyn Fn(),
+    go_on: &dyn Fn(),
+) {
+    const HOUR: u64 = 3_600_000;
+    let mut fleet = Fleet::start(Setup { timeout: HOUR, ..setup }, address, of_node);
+    fleet.await_stored(|_| true);
+    fleet.all("await 1");
+    stop();
+    // Long enough for every node's value to expire, several times.
+    fleet.all("stale");
+    fleet.all("progress 200");
+    go_on();
+    fleet.recovers();
+    fleet.quit();
+}
+
+/// Everything that was stored is lost while a node builds.
+fn lost_while_building(fleet: &mut Fleet, lose: &dyn Fn()) {
+    let held = fleet.hold_a_builder();
+    let refused = fleet.nodes[held].report().invalidated;
+    lose();
+    fleet.await_stored(|_| true);
+    fleet.nodes[held].ask("release", "done");
+    let hang = Instant::now() + Duration::from_secs(60);
+    while fleet.nodes[held].report().invalidated == refused {
+        assert!(Instant::now() < hang, "a publication from before the loss was not refused");
+    }
+    fleet.recovers();
+}
+
 #[test]
 fn file() {
     let _turn = one_at_a_time();
@@ -196,6 +231,30 @@ fn file() {
     let path = directory.path().join("store");
     let address = path.display().to_string();
     node_faults(&address, || drop(std::fs::remove_dir_all(&path)));
+
+    // Somebody has the lock, and keeps it.
+    drop(std::fs::remove_dir_all(&path));
+    let lock = std::cell::RefCell::new(None);
+    let take = || {
+        let file = std::fs::File::create(path.join(format!("{NAME}.lock"))).unwrap();
+        rustix::fs::flock(&file, rustix::fs::FlockOperation::LockExclusive).unwrap();
+        *lock.borrow_mut() = Some(file);
+    };
+    nobody_waits_for(SETUP, &address, &|_| address.clone(), &take, &|| drop(lock.take()));
+    // For longer than the others wait for it.
+    let mut fleet = Fleet::start(DISTURBED, &address, |_| address.clone());
+    fleet.await_stored(|_| true);
+    take();
+    let hang = Instant::now() + Duration::from_secs(60);
+    while fleet.reports().iter().any(|node| node.store_errors == 0) {
+        assert!(Instant::now() < hang, "not every node has noticed");
+    }
+    fleet.all("progress 100");
+    drop(lock.take());
+    fleet.recovers();
+    // Somebody removes the directory; while it is being used that takes several attempts.
+    lost_while_building(&mut fleet, &|| while std::fs::remove_dir_all(&path).is_err() {});
+    fleet.quit();
 
     let state = path.join(format!("{NAME}.state"));
     for cut in [true, false] {
@@ -253,20 +312,17 @@ fn server_faults(kind: Kind, server: &mut Server) {
     let reports = fleet.recovers();
     assert!(reports.iter().all(|node| node.store_errors > 0), "{reports:?}");
 
-    // Everything is lost, while somebody builds.
-    let held = fleet.hold_a_builder();
-    server.flush();
-    fleet.await_stored(|_| true);
-    let refused = fleet.nodes[held].report().invalidated;
-    fleet.nodes[held].ask("release", "done");
-    let hang = Instant::now() + Duration::from_secs(60);
-    while fleet.nodes[held].report().invalidated == refused {
-        assert!(Instant::now() < hang, "a publication from before the loss was not refused");
-    }
-    fleet.recovers();
+    lost_while_building(&mut fleet, &|| server.flush());
     fleet.quit();
 
-    // Half of the nodes are cut off; then the answers to them are held back for longer than they wait.
+    // The answers to all nodes are held back.
+    server.flush();
+    let proxy = Proxy::start(server.port);
+    let through = |_| crate::servers::address(kind, proxy.port);
+    nobody_waits_for(SETUP, &address, &through, &|| proxy.hold(), &|| proxy.mend());
+
+    // Half of the nodes get their answers slowly, and keep up nevertheless; then they are cut off; then the answers to them
+    // are held back for longer than they wait.
     server.flush();
     let proxy = Proxy::start(server.port);
     let through =
@@ -274,6 +330,10 @@ fn server_faults(kind: Kind, server: &mut Server) {
     let mut fleet = Fleet::start(DISTURBED, &address, through);
     fleet.await_stored(|_| true);
     fleet.all("await 1");
+    proxy.slow_down();
+    fleet.all("progress 100");
+    fleet.recovers();
+    proxy.mend();
     for disturb in [Proxy::cut, Proxy::hold] {
         disturb(&proxy);
         fleet.all("progress 100");
@@ -296,6 +356,8 @@ fn redis() {
     server_faults(Kind::Redis, &mut server);
 
     // A server that stands still.
+    server.flush();
+    nobody_waits_for(SETUP, &address, &|_| address.clone(), &|| server.stop(), &|| server.go_on());
     server.flush();
     let mut fleet = Fleet::start(DISTURBED, &address, |_| address.clone());
     fleet.await_stored(|_| true);
