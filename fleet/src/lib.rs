@@ -28,7 +28,7 @@
 //! | the processes of one host, without a server | [`FileStore`] |
 //! | many hosts | `RedisStore` (feature `redis`), `PostgresStore` (feature `postgres`) |
 //! | tests | [`MemoryStore`] |
-//! | tasks | `FleetCell::get_or_refresh_async` (feature `async`) |
+//! | tasks | `FleetCell::get_or_refresh_async`, `FleetCell::invalidate_async` (feature `async`) |
 //! | the value as bytes | [`Plain`], [`Functions`], `Json` (feature `json`), `Postcard` (feature `postcard`), [`Codec`] |
 //! | a store of one's own | [`RefreshStore`], [`rules`], [`conformance`] |
 //!
@@ -40,7 +40,8 @@
 //!   one step. A process that was stopped, or cut off, and comes back later, changes nothing.
 //! * After an [`invalidate`](FleetCell::invalidate) has returned, a node that looks into the store does not serve an older
 //!   value as fresh.
-//! * What a node serves is never older than what it has served before.
+//! * What a node serves is never older than what it has served before. (A build that the store refuses is not served: its
+//!   own caller gets it, if there is nothing else.)
 //! * Nobody blocks while there is a value that may be served, whatever the store does; but the one caller that is elected
 //!   waits for the policy's [`patience`](FleetPolicy::patience), and for its own build.
 //! * A store that is down makes each process build for itself, one build at a time, once its value is too old to be served.

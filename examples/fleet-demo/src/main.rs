@@ -61,6 +61,8 @@ fn show(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     let directory = tempfile::tempdir()?;
     let in_file = directory.path().join("store").display().to_string();
     let store = arguments.store.clone().unwrap_or(in_file);
+    // A fleet goes on without its store, which would show nothing here.
+    node::open_store(&store)?.poll("fleet-demo", None)?;
     let kind = store.split_once(':').map_or("a file", |(scheme, _)| scheme);
     println!(
         "{PROCESSES} processes with {} threads each read a value that is fresh for {:?} and takes {:?} to build.\n\

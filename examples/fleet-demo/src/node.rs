@@ -8,7 +8,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use dogpile::DogpileCell;
-use dogpile_fleet::{CodecError, FileStore, FleetCell, FleetPolicy, Functions, PostgresStore, RedisStore};
+use dogpile_fleet::{
+    CodecError, FileStore, FleetCell, FleetPolicy, Functions, PostgresStore, RedisStore, RefreshStore,
+};
 
 use crate::log::{Writer, now};
 
@@ -51,20 +53,23 @@ impl Settings {
 /// The value: when it was read from its source, in microseconds since 1970.
 type Value = u64;
 
+pub(crate) fn open_store(store: &str) -> Result<Box<dyn RefreshStore>, Box<dyn Error>> {
+    Ok(if store.starts_with("redis") {
+        Box::new(RedisStore::new(store)?)
+    } else if store.starts_with("postgres") {
+        Box::new(PostgresStore::new(store)?)
+    } else {
+        Box::new(FileStore::open(store)?)
+    })
+}
+
 fn fleet_cell(settings: &Settings) -> Result<FleetCell<Value>, Box<dyn Error>> {
     let policy = FleetPolicy::ttl(TTL).lease(LEASE).poll(Duration::from_millis(100));
     let codec = Functions::new(
         |value: &Value| Ok(value.to_le_bytes().to_vec()),
         |bytes: &[u8]| Ok(Value::from_le_bytes(bytes.try_into().map_err(CodecError::new)?)),
     );
-    let Settings { store, name, .. } = settings;
-    Ok(if store.starts_with("redis:") {
-        FleetCell::new(name, RedisStore::new(store)?, codec, policy)
-    } else if store.starts_with("postgres") {
-        FleetCell::new(name, PostgresStore::new(store)?, codec, policy)
-    } else {
-        FleetCell::new(name, FileStore::open(store)?, codec, policy)
-    })
+    Ok(FleetCell::new(&*settings.name, open_store(&settings.store)?, codec, policy))
 }
 
 /// Reads with all threads until the standard input ends.

@@ -23,6 +23,17 @@ fn eight_processes_build_once_for_each_expiry_and_only_as_a_fleet() {
 }
 
 #[test]
+fn a_store_that_cannot_be_reached_is_an_error() {
+    for store in ["redis://127.0.0.1:1/", "postgres://user@127.0.0.1:1/database"] {
+        let output =
+            Command::new(env!("CARGO_BIN_EXE_fleet-demo")).args(["--store", store]).output().unwrap();
+        assert!(!output.status.success());
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(said.contains("the store could not be used"), "{said}");
+    }
+}
+
+#[test]
 fn a_wrong_argument_is_an_error() {
     let output = Command::new(env!("CARGO_BIN_EXE_fleet-demo")).arg("--stroe").output().unwrap();
     assert!(!output.status.success());

@@ -16,11 +16,16 @@ struct Shared {
     changed: Condvar,
 }
 
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Disturbance {
+    Cut,
+    Held,
+    Slow,
+}
+
 #[derive(Default)]
 struct State {
-    cut: bool,
-    held: bool,
-    slow: bool,
+    disturbed: Option<Disturbance>,
     ended: bool,
     streams: Vec<TcpStream>,
 }
@@ -45,7 +50,7 @@ impl Proxy {
     /// Cuts all connections, and each new one.
     pub(crate) fn cut(&self) {
         let mut state = self.shared.state.lock().unwrap();
-        state.cut = true;
+        state.disturbed = Some(Disturbance::Cut);
         for stream in state.streams.drain(..) {
             let _ = stream.shutdown(Shutdown::Both);
         }
@@ -53,17 +58,16 @@ impl Proxy {
 
     /// Answers are held back.
     pub(crate) fn hold(&self) {
-        self.shared.state.lock().unwrap().held = true;
+        self.shared.state.lock().unwrap().disturbed = Some(Disturbance::Held);
     }
 
     /// Answers take longer than a caller has patience, but not as long as the node waits.
     pub(crate) fn slow_down(&self) {
-        self.shared.state.lock().unwrap().slow = true;
+        self.shared.state.lock().unwrap().disturbed = Some(Disturbance::Slow);
     }
 
     pub(crate) fn mend(&self) {
-        let mut state = self.shared.state.lock().unwrap();
-        (state.cut, state.held, state.slow) = (false, false, false);
+        self.shared.state.lock().unwrap().disturbed = None;
         self.shared.changed.notify_all();
     }
 }
@@ -81,7 +85,7 @@ impl Shared {
     fn serve(self: &Arc<Self>, client: TcpStream, server: u16) {
         let Ok(server) = TcpStream::connect(("127.0.0.1", server)) else { return };
         let mut state = self.state.lock().unwrap();
-        if state.cut {
+        if state.disturbed == Some(Disturbance::Cut) {
             return;
         }
         let ends = (client.try_clone(), server.try_clone(), client.try_clone(), server.try_clone());
@@ -93,13 +97,17 @@ impl Shared {
         std::thread::spawn(move || {
             forward(server, client_copy, || {
                 let state = this.state.lock().unwrap();
-                if state.slow {
+                if state.disturbed == Some(Disturbance::Slow) {
                     drop(state);
                     // Not to wait for anything: it is the fault.
                     std::thread::sleep(Duration::from_millis(40));
                     return;
                 }
-                drop(this.changed.wait_while(state, |state| state.held).unwrap());
+                drop(
+                    this.changed
+                        .wait_while(state, |state| state.disturbed == Some(Disturbance::Held))
+                        .unwrap(),
+                );
             });
         });
     }
