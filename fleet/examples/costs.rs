@@ -271,13 +271,9 @@ fn until_used_on(store: &Subject, hints: bool) {
 
 impl fmt::Display for Counts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.all())?;
-        let mut separator = ": ";
-        for (name, count) in self.named().into_iter().filter(|(_, count)| *count > 0) {
-            write!(f, "{separator}{count} {name}")?;
-            separator = ", ";
-        }
-        Ok(())
+        let named = self.named().into_iter().filter(|(_, count)| *count > 0);
+        let named: Vec<String> = named.map(|(name, count)| format!("{count} {name}")).collect();
+        write!(f, "{} ({})", self.all(), named.join(", "))
     }
 }
 

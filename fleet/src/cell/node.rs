@@ -918,7 +918,10 @@ where
             Current::Nothing { cleared: false } if known.to_store().is_some() && is_fresh => {
                 self.outdated(snapshot.generation);
             }
-            Current::Newer(value) if !self.is_older(&value, asked) => {
+            // Unless it came by another way, and what is known about it has only been noted down since.
+            Current::Newer(value)
+                if self.known().version != Some(value.version) && !self.is_older(&value, asked) =>
+            {
                 self.outdated(snapshot.generation);
                 if value.hard_left > self.since(asked)
                     && let Some(lease) = self.elect()

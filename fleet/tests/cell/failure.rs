@@ -74,7 +74,7 @@ fn a_stale_value_is_served_while_the_pause_runs() {
 #[test]
 fn the_callers_of_a_failed_build_get_the_stale_value_if_the_policy_says_so() {
     let fleet = Fleet::new();
-    let node = fleet.node(POLICY.stale_if_error(5 * SECOND));
+    let node = fleet.quiet(POLICY.stale_if_error(5 * SECOND));
     node.get_or_refresh(|| text("old"));
     fleet.clock.advance(14 * SECOND);
     assert_eq!(*node.try_get_or_refresh(|_| Err("no")).unwrap(), "old");

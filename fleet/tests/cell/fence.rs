@@ -106,7 +106,7 @@ fn a_value_that_was_cleared_is_gone_from_every_node_that_looks() {
 #[test]
 fn a_build_that_is_overtaken_takes_over_what_overtook_it() {
     let fleet = Fleet::new();
-    let (builder, writer) = (fleet.node(POLICY), fleet.node(POLICY));
+    let (builder, writer) = (fleet.quiet(POLICY), fleet.quiet(POLICY));
     builder.get_or_refresh(|| text("old"));
     fleet.clock.advance(11 * SECOND);
     let value = builder.get_or_refresh(|| {

@@ -32,7 +32,7 @@ fn one_node_builds_and_the_others_take_it_over() {
 #[test]
 fn fresh_reads_do_not_talk_to_the_store() {
     let fleet = Fleet::new();
-    let node = fleet.node(POLICY);
+    let node = fleet.quiet(POLICY);
     node.get_or_refresh(|| text("value"));
     let before = node.stats();
     for _ in 0..100 {
@@ -306,7 +306,7 @@ fn a_build_beyond_its_limit_loses_its_lease() {
 #[test]
 fn a_build_that_calls_its_own_cell_is_served_or_told() {
     let fleet = Fleet::new();
-    let node = fleet.node(POLICY);
+    let node = fleet.quiet(POLICY);
     let value = node.get_or_refresh(|| {
         let inner = node.try_get_or_refresh::<(), _>(|_| panic!("two at a time"));
         assert!(matches!(inner, Err(FleetError::Reentrant)));
