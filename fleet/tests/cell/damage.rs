@@ -37,7 +37,7 @@ fn a_damaged_payload_is_rebuilt_for_all() {
 #[test]
 fn a_node_that_holds_a_good_value_keeps_it_until_the_damaged_one_is_rebuilt() {
     let fleet = Fleet::new();
-    let (one, other) = (fleet.node(POLICY), fleet.node(POLICY));
+    let (one, other) = (fleet.quiet(POLICY), fleet.node(POLICY));
     one.get_or_refresh(|| text("good"));
     assert_eq!(served(&other), "good");
     fleet.clock.advance(11 * SECOND);
