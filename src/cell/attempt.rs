@@ -166,4 +166,15 @@ mod tests {
         drop(seat);
         assert!(attempt.waiters.lock().take_all().is_empty());
     }
+
+    #[test]
+    fn g6_who_leaves_a_settled_attempt_takes_no_lock() {
+        let attempt = Attempt::<u32>::open();
+        let number = attempt.waiters.lock().take(Sleeper::this_thread(), ());
+        let seat = Seat { attempt: &attempt, number };
+        attempt.settle(Outcome::Abandoned);
+        let _locked = attempt.waiters.lock();
+        // It would hang.
+        drop(seat);
+    }
 }

@@ -23,7 +23,7 @@ fn g1_one_lease_at_a_time() {
 
 #[test]
 fn g1_of_many_cold_callers_one_builds() {
-    const CALLERS: usize = 16;
+    const CALLERS: usize = if cfg!(miri) { 4 } else { 16 };
     let (cell, _) = cell::<u32>();
     let builds = AtomicU32::new(0);
     let barrier = Barrier::new(CALLERS);
@@ -44,8 +44,8 @@ fn g1_of_many_cold_callers_one_builds() {
 
 #[test]
 fn g1_of_many_callers_at_expiry_one_builds() {
-    const CALLERS: usize = 16;
-    for _ in 0..50 {
+    const CALLERS: usize = if cfg!(miri) { 4 } else { 16 };
+    for _ in 0..if cfg!(miri) { 2 } else { 50 } {
         let (cell, _clock) = stale_cell(0);
         let builds = AtomicU32::new(0);
         let barrier = Barrier::new(CALLERS);

@@ -132,6 +132,7 @@ fn g7_when_a_first_build_panics_exactly_one_waiter_is_elected_next() {
             })
         });
         first_keeper.wait_for_arrival();
+        let pending = cell.lookup().pending();
         let waiters: Vec<_> = (0..WAITERS)
             .map(|_| {
                 scope.spawn(|| {
@@ -151,6 +152,7 @@ fn g7_when_a_first_build_panics_exactly_one_waiter_is_elected_next() {
         second_keeper.open();
         // The panic has reached its own caller only.
         assert_eq!(builder.join().unwrap(), "for my own caller");
+        assert!(matches!(pending.wait(), Waited::Abandoned));
         for waiter in waiters {
             assert_eq!(*waiter.join().unwrap(), 2);
         }

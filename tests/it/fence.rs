@@ -215,6 +215,16 @@ fn g4_a_superseded_build_gets_what_its_caller_may_be_served() {
 }
 
 #[test]
+fn g3_a_clear_does_not_begin_to_count_anew() {
+    let (cell, _clock) = cell();
+    cell.set(1);
+    cell.clear();
+    assert_eq!(cell.generation(), 1);
+    cell.set(2);
+    assert_eq!(cell.generation(), 2);
+}
+
+#[test]
 fn a_clear_of_an_empty_cell_and_an_invalidation_of_one_do_nothing() {
     let (cell, _clock) = cell::<u32>();
     assert_eq!(cell.clear(), None);

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use dogpile::{Clock, DogpileCell, Lookup, ManualClock, Policy, RefreshError, Tick, Waited};
 
-use crate::support::{LookupExt, TTL, cell, panic_message, stale_cell};
+use crate::support::{LookupExt, TTL, cell, cell_with, eventually, panic_message, stale_cell};
 
 #[test]
 fn g10_a_build_that_calls_back_gets_the_stale_value() {
@@ -82,6 +82,19 @@ fn g10_builds_of_other_cells_may_be_nested() {
         }) + 1
     });
     assert_eq!(*value, 2);
+}
+
+#[test]
+fn g10_inside_a_build_one_may_wait_for_another_cell() {
+    let (outer, _clock) = cell();
+    let (inner, _clock) = cell();
+    let lease = inner.lookup().elected();
+    thread::scope(|scope| {
+        let builder = scope.spawn(|| *outer.get_or_refresh(|| *inner.get_or_refresh(|| unreachable!()) + 1));
+        eventually("it waits", || inner.stats().waits == 1 || builder.is_finished());
+        lease.publish(1);
+        assert_eq!(builder.join().unwrap(), 2);
+    });
 }
 
 #[test]
@@ -290,11 +303,21 @@ fn g5_a_value_whose_drop_panics_strands_no_waiter() {
             assert!(self.0 != 1, "the drop of 1 panics");
         }
     }
-    let (cell, clock) = crate::support::cell_with(Policy::ttl(TTL).stale_while_refresh(Duration::ZERO));
+    let (cell, clock) = cell_with(Policy::ttl(TTL).stale_while_refresh(Duration::ZERO));
     cell.set(Bomb(1));
     clock.advance(2 * TTL);
     let lease = cell.lookup().elected();
     let pending = cell.lookup().pending();
     panic_message(|| lease.publish(Bomb(2)));
     assert!(matches!(pending.wait(), Waited::Published(value) if value.0 == 2));
+    cell.clear();
+
+    // A lease keeps the previous value until it has ended. Here the cell has the only reference.
+    let _lease = cell.lookup().elected();
+    cell.set(Bomb(1));
+    clock.advance(2 * TTL);
+    let pending = cell.lookup().pending();
+    panic_message(|| cell.set(Bomb(3)));
+    let waited = pending.wait_timeout(Duration::ZERO);
+    assert!(matches!(waited, Ok(Waited::Published(value)) if value.0 == 3));
 }

@@ -19,16 +19,13 @@ use dogpile::{
     RefreshError, Refreshed, Refresher, SharedCell, SharedError, Tick,
 };
 
-use crate::support::{LookupExt, TICK, TTL, eventually, panic_message};
+use crate::support::{LookupExt, PATIENCE, TICK, TTL, eventually, panic_message};
 
 /// How long before the end of a value the refresher of a [`Rig`] begins.
 const AHEAD: Duration = Duration::from_secs(4);
 /// The age at which that is: a value is fresh up to and including its ttl.
 const DUE: Duration = Duration::from_nanos(6_000_000_001);
 const SECOND: Duration = Duration::from_secs(1);
-
-/// Real time, as a guard against hangs.
-const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A manual clock that shows which refreshers sleep on it.
 #[derive(Clone, Default)]
@@ -1340,7 +1337,7 @@ fn dropping_it_waits_for_its_build_which_is_published() {
     rig.builds.ends_with(move || {
         about_to_drop.recv().unwrap();
         // Give whoever does not wait the time to be seen.
-        for _ in 0..1000 {
+        for _ in 0..if cfg!(miri) { 10 } else { 1000 } {
             thread::yield_now();
         }
         Ok(Refreshed::New(2))
@@ -1543,7 +1540,7 @@ fn it_runs_on_a_thread_of_its_own_name() {
 /// Builds, readers and everything that wakes it, all at once: no two builds at a time, no wake-up lost, an end.
 #[test]
 fn under_load_it_builds_after_each_invalidate() {
-    const ROUNDS: u32 = 300;
+    const ROUNDS: u32 = if cfg!(miri) { 3 } else { 300 };
     let cell = Arc::new(DogpileCell::<u32>::with_policy(Policy::never_expires()));
     let source = Arc::new(AtomicU64::new(0));
     let inside = Arc::new(AtomicBool::new(false));

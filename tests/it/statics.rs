@@ -9,7 +9,7 @@ use dogpile::{DogpileCell, Policy, TickClock};
 use once_cell::sync::Lazy;
 
 const MINUTE: Duration = Duration::from_secs(60);
-const THREADS: usize = 16;
+const THREADS: usize = if cfg!(miri) { 3 } else { 16 };
 
 static PLAIN: DogpileCell<String> = DogpileCell::new(MINUTE);
 static WITH_POLICY: DogpileCell<u32> = DogpileCell::with_policy(

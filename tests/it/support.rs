@@ -10,6 +10,8 @@ use dogpile::{Clock, DogpileCell, Lease, Lookup, ManualClock, Pending, Policy, T
 
 pub(crate) const TTL: Duration = Duration::from_secs(10);
 pub(crate) const TICK: Duration = Duration::from_nanos(1);
+/// Real time, as a guard against hangs.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(if cfg!(miri) { 1200 } else { 120 });
 
 /// A cell with a ttl of [`TTL`] and its clock.
 pub(crate) fn cell<T>() -> (DogpileCell<T, ManualClock>, ManualClock) {
@@ -33,7 +35,7 @@ pub(crate) fn stale_cell<T>(value: T) -> (DogpileCell<T, ManualClock>, ManualClo
 pub(crate) fn eventually(what: &str, condition: impl Fn() -> bool) {
     let start = Instant::now();
     while !condition() {
-        assert!(start.elapsed() < Duration::from_secs(120), "hangs: {what}");
+        assert!(start.elapsed() < PATIENCE, "hangs: {what}");
         thread::yield_now();
     }
 }
@@ -87,7 +89,7 @@ impl Gate {
 
 impl Gatekeeper {
     pub(crate) fn wait_for_arrival(&self) {
-        self.arrived.recv_timeout(Duration::from_secs(120)).expect("nobody arrives at the gate");
+        self.arrived.recv_timeout(PATIENCE).expect("nobody arrives at the gate");
     }
 
     pub(crate) fn open(&self) {

@@ -376,7 +376,7 @@ fn a_lease_that_timed_out_during_the_drain_let_a_third_generation_in() {
 /// who finalise.
 #[test]
 fn g11_a_value_that_was_never_published_was_sometimes_not_finalised() {
-    for _ in 0..2_000 {
+    for _ in 0..if cfg!(miri) { 3 } else { 2_000 } {
         let (cell, _clock, log) = background();
         let own = cell.get_or_refresh(|| {
             cell.clear();

@@ -1,0 +1,138 @@
+#!/usr/bin/env bash
+# Whether the tests see anything: breaks the crate on purpose, once for each patch in tools/breaks, and runs the test that
+# must go red.
+#
+#   tools/breaks.sh                all of them: a few seconds each
+#   tools/breaks.sh g04 g11-once   those whose names begin so
+#   tools/breaks.sh check          only whether each patch still applies
+#   tools/breaks.sh table          the table in docs/testing.md
+#
+# A patch begins with the promise and what is broken, then `Red:` and the test, once for each test. `Hangs.`: the test does
+# not fail but stands still, as that is what is broken. It is made in a copy; the working tree is left alone.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+root=$PWD
+
+mode=run
+case "${1:-}" in
+    check | table) mode=$1; shift ;;
+    -*) echo "usage: $0 [check|table] [name...]" >&2; exit 2 ;;
+esac
+
+patches=()
+for name in "${@:-}"; do
+    for patch in "$root"/tools/breaks/"$name"*.patch; do
+        [[ -e $patch ]] || { echo "FAILED: there is no patch whose name begins with $name"; exit 1; }
+        patches+=("$patch")
+    done
+done
+
+reds() { sed -n 's/^Red: //p' "$1"; }
+
+if [[ $mode == table ]]; then
+    echo "| promise | broken | red |"
+    echo "|---|---|---|"
+    for patch in "${patches[@]}"; do
+        IFS= read -r title <"$patch"
+        red=$(reds "$patch" | sed 's/^--\(test \)\{0,1\}\([a-z_]*\) \(.*\)/`\2`: `\3`/' | paste -sd ';' | sed 's/;/; /g')
+        grep -q '^Hangs\.$' "$patch" && red="$red (hangs)"
+        echo "| ${title%%,*} |${title#*,} | $red |"
+    done
+    exit
+fi
+
+# Always in the same place, where the next run finds what this one has built.
+export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$root/target}
+copy=$CARGO_TARGET_DIR/breaks
+rm -rf "$copy"
+mkdir -p "$copy"
+# With new times: what was built from the copy before this one may have been broken.
+git ls-files -z --cached --others --exclude-standard | while IFS= read -r -d '' file; do
+    if [[ -f $file ]]; then printf '%s\0' "$file"; fi
+done | xargs -0 cp --parents -t "$copy"
+cd "$copy"
+# A repository of its own, or `git apply` would look at the one around it.
+git init -q
+
+for patch in "${patches[@]}"; do
+    if ! git apply --check "$patch"; then
+        echo "FAILED: $(basename "$patch") does not apply any more"
+        exit 1
+    fi
+    if [[ -z $(reds "$patch") ]]; then
+        echo "FAILED: $(basename "$patch") names no test"
+        exit 1
+    fi
+done
+if [[ $mode == check ]]; then
+    echo "${#patches[@]} patches apply"
+    exit
+fi
+
+export CARGO_INCREMENTAL=1 CARGO_PROFILE_DEV_DEBUG=0 CARGO_PROFILE_TEST_DEBUG=0 RUST_BACKTRACE=0
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+
+build() { cargo test -q --features async "$@" --no-run >"$log" 2>&1; }
+# For how long at most; which tests: `--test it`, name.
+run() {
+    local limit=$1
+    shift
+    timeout "$limit" cargo test --features async "$@" >"$log" 2>&1
+}
+
+# First of all, unbroken, each of them is green.
+start=$SECONDS
+declare -A suites
+while read -r suite test; do
+    suites[$suite]+=" $test"
+done < <(for patch in "${patches[@]}"; do reds "$patch"; done | sed 's/^--test /--test=/' | sort -u)
+for suite in "${!suites[@]}"; do
+    read -ra tests <<<"${suites[$suite]}"
+    if ! build "$suite" || ! run 600 "$suite" -- --exact "${tests[@]}"; then
+        tail -40 "$log"
+        echo "FAILED: $suite, unbroken"
+        exit 1
+    fi
+    if ! grep -q "^test result: ok. ${#tests[@]} passed" "$log"; then
+        for test in "${tests[@]}"; do
+            grep -q "^test $test .*ok$" "$log" || echo "there is no test $test in $suite"
+        done
+        echo "FAILED: a test that a patch names is not there"
+        exit 1
+    fi
+done
+echo "unbroken: all green, $((SECONDS - start)) s"
+
+survived=0
+for patch in "${patches[@]}"; do
+    name=$(basename "$patch" .patch)
+    git apply "$patch"
+    while read -r suite test; do
+        start=$SECONDS
+        if ! build "$suite"; then
+            tail -40 "$log"
+            echo "FAILED: $name does not build"
+            exit 1
+        fi
+        result=0
+        if grep -q '^Hangs\.$' "$patch"; then
+            run 20 "$suite" -- --exact "$test" || result=$?
+            ((result == 124)) && seen="red, hangs" || seen=""
+        else
+            run 300 "$suite" -- --exact "$test" || result=$?
+            ((result != 0)) && grep -q "^test $test .*FAILED$" "$log" && seen=red || seen=""
+        fi
+        if [[ -z $seen ]]; then
+            ((result == 0)) && seen=GREEN || seen="ended with $result, which is not what the patch says"
+            survived=$((survived + 1))
+        fi
+        echo "$name: $seen: $suite $test, $((SECONDS - start)) s"
+    done < <(reds "$patch" | sed 's/^--test /--test=/')
+    git apply -R "$patch"
+done
+if ((survived > 0)); then
+    echo "FAILED: $survived breaks were not seen as they should be"
+    exit 1
+fi
+echo "${#patches[@]} breaks, each of them seen"
