@@ -145,7 +145,7 @@ mod checked {
     #[cfg(dogpile_shuttle)]
     use shuttle as checker;
 
-    use super::{Arc, Ordering, PlainOnceCell};
+    use super::{Arc, Ordering, PlainOnceCell, Weak};
 
     pub(crate) use checked_thread_local as thread_local;
     pub(crate) use checker::sync::MutexGuard;
@@ -207,11 +207,32 @@ mod checked {
     /// Stands for arc-swap: an `Option<Arc<T>>` under a lock that nobody waits for, as the checker runs one thread at a
     /// time and knows of no switch under it.
     ///
-    /// It switches at `turn`, which also gives the order that the crate relies on: a load sees the latest swap and
-    /// acquires it. It releases nothing, and so promises no more than arc-swap does.
+    /// It switches at each access, and promises less than arc-swap, whose operations are sequentially consistent: a load finds
+    /// what a load with Acquire might find. That is a former value too, as long as somebody still has it and nothing that
+    /// the thread has seen before tells of a later one.
     pub(crate) struct ArcSlot<T> {
+        /// Loom explores the order of two accesses of a thread and one of another for certain only if all three write.
+        accesses: AtomicUsize,
+        /// How often the value was swapped.
         turn: AtomicUsize,
-        value: parking_lot::Mutex<Option<Arc<T>>>,
+        values: parking_lot::Mutex<Values<T>>,
+    }
+
+    struct Values<T> {
+        current: Option<Arc<T>>,
+        /// By turn.
+        former: Vec<Option<Weak<T>>>,
+    }
+
+    impl<T> Values<T> {
+        /// What was there at this turn, if it still exists.
+        fn at(&self, turn: usize) -> Option<Option<Arc<T>>> {
+            match self.former.get(turn) {
+                Some(Some(value)) => value.upgrade().map(Some),
+                Some(None) => Some(None),
+                None => Some(self.current.clone()),
+            }
+        }
     }
 
     /// Holds a reference, which arc-swap's does only when it has to.
@@ -227,7 +248,12 @@ mod checked {
 
     impl<T> ArcSlot<T> {
         pub(crate) fn empty() -> Self {
-            Self { turn: AtomicUsize::new(0), value: parking_lot::Mutex::new(None) }
+            let values = Values { current: None, former: Vec::new() };
+            Self {
+                accesses: AtomicUsize::new(0),
+                turn: AtomicUsize::new(0),
+                values: parking_lot::Mutex::new(values),
+            }
         }
 
         pub(crate) fn load(&self) -> SlotGuard<T> {
@@ -235,18 +261,31 @@ mod checked {
         }
 
         pub(crate) fn load_full(&self) -> Option<Arc<T>> {
-            // Read-modify-write, to see the latest.
-            self.turn.fetch_add(0, Ordering::Acquire);
-            self.value.lock().clone()
+            // Relaxed: orders nothing.
+            self.accesses.fetch_add(1, Ordering::Relaxed);
+            // Acquire: pairs with the Release in `swap`.
+            let turn = self.turn.load(Ordering::Acquire);
+            let found = self.values.lock().at(turn);
+            found.unwrap_or_else(|| {
+                // It is gone: so the latest one, which only read-modify-write is sure to see.
+                self.turn.fetch_add(0, Ordering::Acquire);
+                self.values.lock().current.clone()
+            })
         }
 
         pub(crate) fn swap(&self, value: Option<Arc<T>>) -> Option<Arc<T>> {
+            // Relaxed: orders nothing.
+            self.accesses.fetch_add(1, Ordering::Relaxed);
+            // Release: pairs with the Acquire in `load_full`.
             self.turn.fetch_add(1, Ordering::AcqRel);
-            std::mem::replace(&mut *self.value.lock(), value)
+            let mut values = self.values.lock();
+            let former = std::mem::replace(&mut values.current, value);
+            values.former.push(former.as_ref().map(Arc::downgrade));
+            former
         }
 
         pub(crate) fn into_inner(self) -> Option<Arc<T>> {
-            self.value.into_inner()
+            self.values.into_inner().current
         }
     }
 
@@ -258,13 +297,13 @@ mod checked {
         guard.0
     }
 
-    thread_local! {
+    checked_thread_local! {
         static AS_IF_PANICKING: Cell<bool> = const { Cell::new(false) };
     }
 
     /// Threads of a model are coroutines of one thread, where a panic of one would look like a panic of all.
     pub(crate) fn panicking() -> bool {
-        AS_IF_PANICKING.with(Cell::get)
+        AS_IF_PANICKING.try_with(Cell::get).unwrap_or(false)
     }
 
     pub(crate) fn set_panicking(panicking: bool) {

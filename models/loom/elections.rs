@@ -1,11 +1,15 @@
 //! Elections, waiting, and the ends of builds: G1, G5, G6, G7.
 
+use std::cell::Cell;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use dogpile_under_test::{DogpileCell, ManualClock, OwnedLookup, Policy, RefreshError, Waited, model};
+use dogpile_under_test::{
+    Clock, DogpileCell, ManualClock, OwnedLookup, Policy, RefreshError, Tick, Waited, model,
+};
 
-use crate::support::{Model, NoonCell, cell, elect, fork, saw, stale_cell};
+use crate::support::{Model, Noon, NoonCell, cell, elect, fork, saw, stale_cell};
 
 pub(crate) const MODELS: &[Model] = &[
     Model {
@@ -15,20 +19,20 @@ pub(crate) const MODELS: &[Model] = &[
         sees: &["one waited", "two waited"],
     },
     Model {
-        name: "g1_three_callers_of_a_stale_cell_build_once",
-        preemptions: Some(1),
-        body: || callers_of_a_stale_cell_build_once(2),
+        name: "g1_two_callers_of_a_stale_cell_build_once",
+        preemptions: Some(2),
+        body: two_callers_of_a_stale_cell_build_once,
         sees: &["the old value", "the new value"],
     },
     Model {
-        name: "g1_two_callers_of_a_stale_cell_build_once",
-        preemptions: Some(3),
-        body: || callers_of_a_stale_cell_build_once(1),
-        sees: &["the old value", "the new value"],
+        name: "g1_a_late_winner_does_not_build",
+        preemptions: Some(1),
+        body: a_late_winner_does_not_build,
+        sees: &["elected first", "elected for the new value", "came too late to build"],
     },
     Model {
         name: "g5_a_build_that_panics_is_taken_over_by_one",
-        preemptions: Some(3),
+        preemptions: Some(2),
         body: || {
             taken_over(|lease| {
                 model::set_panicking(true);
@@ -40,21 +44,27 @@ pub(crate) const MODELS: &[Model] = &[
     },
     Model {
         name: "g5_a_build_that_is_abandoned_is_taken_over_by_one",
-        preemptions: Some(3),
+        preemptions: Some(2),
         body: || taken_over(drop),
         sees: &["both waited"],
     },
     Model {
         name: "g7_those_who_waited_share_the_error",
-        preemptions: Some(3),
+        preemptions: Some(2),
         body: those_who_waited_share_the_error,
         sees: &["shared", "built"],
     },
     Model {
         name: "g6_a_value_that_is_published_and_cleared_strands_nobody",
-        preemptions: Some(3),
+        preemptions: Some(1),
         body: published_and_cleared,
         sees: &["handed over", "built"],
+    },
+    Model {
+        name: "g6_a_value_that_has_expired_is_handed_to_all_who_waited",
+        preemptions: Some(2),
+        body: a_value_that_has_expired_is_handed_to_all_who_waited,
+        sees: &["two were handed it"],
     },
     Model {
         name: "g6_g8_a_wait_ends_with_the_value_or_in_time",
@@ -70,7 +80,7 @@ pub(crate) const MODELS: &[Model] = &[
     },
     Model {
         name: "g1_g4_a_build_that_is_late_is_published_or_superseded",
-        preemptions: None,
+        preemptions: Some(3),
         body: a_build_that_is_late_is_published_or_superseded,
         sees: &["published", "superseded, before there was another value", "superseded, and served"],
     },
@@ -92,24 +102,67 @@ fn three_callers_of_an_empty_cell_share_one_build() {
     }
 }
 
-/// The late winner: whoever saw the old value as stale, and is elected after it has been replaced, does not build.
-fn callers_of_a_stale_cell_build_once(others: usize) {
+/// Whoever saw the old value as stale, and gets the lock after it has been replaced, is served.
+fn two_callers_of_a_stale_cell_build_once() {
     let cell = stale_cell(0);
     let read = |cell: &NoonCell<u32>| match *cell.get_or_refresh(|| 1) {
         0 => saw("the old value"),
         _ => saw("the new value"),
     };
-    let others: Vec<_> = (0..others).map(|_| fork(&cell, move |cell| read(&cell))).collect();
+    let other = fork(&cell, move |cell| read(&cell));
     read(&cell);
-    for other in others {
-        other.join().unwrap();
-    }
+    other.join().unwrap();
     let stats = cell.stats();
     assert_eq!((stats.builds, stats.waits), (1, 0));
     assert_eq!(cell.get().as_deref(), Some(&1));
 }
 
-fn taken_over(end: fn(dogpile_under_test::OwnedLease<u32, crate::support::Noon>)) {
+loom::thread_local! {
+    static FIRST_LOOK: Cell<Option<u64>> = Cell::new(None);
+}
+
+/// A clock that moves on with each look at it, and notes the first one of each thread.
+#[derive(Clone, Default)]
+struct Ticking(Arc<AtomicU64>);
+
+impl Clock for Ticking {
+    fn now(&self) -> Tick {
+        // Not loom's: it is to order nothing, and to cost a model no step.
+        let tick = self.0.fetch_add(1, Ordering::Relaxed);
+        FIRST_LOOK.with(|look| look.set(look.get().or(Some(tick))));
+        Tick::from_nanos(tick)
+    }
+}
+
+/// Whoever saw the old value, and gets the lock after it has been replaced by one that is stale as well, does not build:
+/// what it would replace has not been there when it looked at the clock (G1).
+fn a_late_winner_does_not_build() {
+    let clock = Ticking::default();
+    let cell = Arc::new(DogpileCell::with_clock(Policy::never_expires(), clock.clone()));
+    cell.set(0);
+    cell.invalidate();
+    FIRST_LOOK.with(Cell::take);
+    let other = fork(&(Arc::clone(&cell), clock), |(cell, clock)| {
+        if let OwnedLookup::Elected(lease) = cell.lookup_owned() {
+            // So it is stale from the beginning.
+            cell.invalidate();
+            lease.publish(clock.now().as_nanos());
+        }
+    });
+    match cell.lookup_owned() {
+        OwnedLookup::Elected(lease) => {
+            let published_after = **lease.previous().expect("never empty");
+            let looked = FIRST_LOOK.with(Cell::get).expect("it is a question of time");
+            assert!(published_after <= looked, "a build because of what it has not seen");
+            saw(if published_after == 0 { "elected first" } else { "elected for the new value" });
+        }
+        OwnedLookup::Stale(value) if *value > 0 => saw("came too late to build"),
+        _ => {}
+    }
+    other.join().unwrap();
+}
+
+fn taken_over(end: fn(dogpile_under_test::OwnedLease<u32, Noon>)) {
     let cell = cell();
     let lease = elect(&cell);
     let others = [1, 2].map(|number| fork(&cell, move |cell| *cell.get_or_refresh(|| number)));
@@ -159,6 +212,35 @@ fn published_and_cleared() {
         1 => saw("handed over"),
         _ => saw("built"),
     }
+}
+
+fn a_value_that_has_expired_is_handed_to_all_who_waited() {
+    let policy = Policy::never_expires().stale_while_refresh(Duration::ZERO);
+    let cell = Arc::new(DogpileCell::with_clock(policy, Noon));
+    let lease = elect(&cell);
+    // So nobody may be served what is published, but those who wait for it.
+    cell.invalidate();
+    let others = [(); 2].map(|()| {
+        fork(&cell, |cell| match cell.lookup_owned() {
+            OwnedLookup::Pending(pending) => match pending.wait() {
+                Waited::Published(value) => {
+                    assert_eq!(*value, 1);
+                    true
+                }
+                // It waited for the other one.
+                Waited::Abandoned if cell.stats().builds == 2 => false,
+                other => panic!("{other:?}"),
+            },
+            // Too late: it was there before this one waited.
+            OwnedLookup::Elected(_) | OwnedLookup::Stale(_) => false,
+            other => panic!("{other:?}"),
+        })
+    });
+    lease.publish(1);
+    if others.map(|other| other.join().unwrap()) == [true; 2] {
+        saw("two were handed it");
+    }
+    assert!(cell.get().is_none());
 }
 
 const LIMIT: Duration = Duration::from_nanos(10);

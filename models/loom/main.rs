@@ -2,8 +2,10 @@
 //! model, and each value that a load may return by its ordering.
 //!
 //! ```text
-//! loom [--at-least N] [--preemptions N] [part of a name]
+//! loom [--list] [--at-least N] [--preemptions N] [parts of names]
 //! ```
+//!
+//! `--preemptions` raises the bound of each model that has a smaller one.
 //!
 //! What each shows, and what all of them leave out: `docs/testing.md`.
 //!
@@ -36,19 +38,25 @@ fn main() -> std::process::ExitCode {
     use std::process::ExitCode;
     use std::sync::Mutex;
 
-    let (mut at_least, mut preemptions, mut part) = (0, None, String::new());
+    let (mut at_least, mut preemptions, mut list, mut parts) = (0, None, false, Vec::new());
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
         let mut number = || arguments.next().and_then(|number| number.parse().ok()).expect("a number");
         match argument.as_str() {
             "--at-least" => at_least = number(),
             "--preemptions" => preemptions = Some(number()),
-            _ => part = argument,
+            "--list" => list = true,
+            _ => parts.push(argument),
         }
     }
     let all =
         [elections::MODELS, publications::MODELS, tasks::MODELS, drains::MODELS, refreshers::MODELS].concat();
-    let to_run = all.into_iter().filter(|model| model.name.contains(&part));
+    let is_named = |model: &support::Model| parts.iter().any(|part| model.name.contains(part));
+    let to_run = all.into_iter().filter(|model| parts.is_empty() || is_named(model));
+    if list {
+        to_run.for_each(|model| println!("{}", model.name));
+        return ExitCode::SUCCESS;
+    }
     let left = Mutex::new(to_run);
     // Per model: how many executions, if it has held.
     let ended: Mutex<Vec<Option<usize>>> = Mutex::default();

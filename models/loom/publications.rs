@@ -1,46 +1,65 @@
 //! What readers see while values are published, and the fence: G2, G3, G4.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use dogpile_under_test::Freshness;
+use dogpile_under_test::{DogpileCell, Freshness, Policy};
 use loom::sync::atomic::{AtomicUsize, Ordering};
 
-use crate::support::{Model, NoonCell, cell, elect, fork, saw, stale_cell};
+use crate::support::{Model, Noon, NoonCell, Still, cell, elect, fork, saw, stale_cell};
 
 pub(crate) const MODELS: &[Model] = &[
     Model {
         name: "g2_stale_reads_find_a_value_while_one_is_published",
-        preemptions: None,
+        preemptions: Some(3),
         body: stale_reads_find_a_value_while_one_is_published,
         sees: &["the old value", "the new value"],
     },
     Model {
+        name: "g2_an_expired_value_is_not_served_while_its_successor_is_published",
+        preemptions: Some(2),
+        body: an_expired_value_is_not_served_while_its_successor_is_published,
+        sees: &["nothing", "the new value"],
+    },
+    Model {
+        name: "g2_what_was_never_to_be_served_is_not_served",
+        preemptions: Some(1),
+        body: what_was_never_to_be_served_is_not_served,
+        sees: &["nothing", "the old value"],
+    },
+    Model {
         name: "g3_generations_do_not_go_back_for_one_thread",
-        preemptions: Some(3),
+        preemptions: Some(2),
         body: generations_do_not_go_back_for_one_thread,
         sees: &["old and new", "new and newer"],
     },
     Model {
         name: "g3_generations_do_not_go_back_between_threads_that_synchronise",
-        preemptions: Some(4),
+        preemptions: Some(3),
         body: generations_do_not_go_back_between_threads_that_synchronise,
         sees: &["told"],
     },
     Model {
         name: "g3_a_snapshot_is_of_one_publication",
-        preemptions: Some(3),
+        preemptions: Some(2),
         body: a_snapshot_is_of_one_publication,
         sees: &["the first", "the second", "the third"],
     },
     Model {
         name: "g3_a_reader_handle_keeps_up",
-        preemptions: Some(3),
+        preemptions: Some(2),
         body: a_reader_handle_keeps_up,
         sees: &["old and new", "cleared"],
     },
     Model {
+        name: "g3_a_reader_handle_keeps_up_with_elections",
+        preemptions: Some(1),
+        body: a_reader_handle_keeps_up_with_elections,
+        sees: &["old and new", "new and new"],
+    },
+    Model {
         name: "g3_who_sees_a_value_sees_what_led_to_it",
-        preemptions: Some(2),
+        preemptions: Some(1),
         body: who_sees_a_value_sees_what_led_to_it,
         sees: &["read", "handed over"],
     },
@@ -52,14 +71,26 @@ pub(crate) const MODELS: &[Model] = &[
     },
     Model {
         name: "g4_invalidate_against_a_running_build",
-        preemptions: Some(5),
+        preemptions: Some(3),
         body: invalidate_against_a_running_build,
         sees: &["published before", "published after"],
     },
     Model {
         name: "g4_invalidate_against_a_running_build_that_is_waited_for",
-        preemptions: Some(5),
+        preemptions: Some(3),
         body: invalidate_against_a_running_build_that_is_waited_for,
+        sees: &["waited"],
+    },
+    Model {
+        name: "g4_invalidate_against_a_build_that_renews",
+        preemptions: Some(3),
+        body: invalidate_against_a_build_that_renews,
+        sees: &["renewed before", "renewed after"],
+    },
+    Model {
+        name: "g4_refresh_against_a_running_build",
+        preemptions: Some(3),
+        body: refresh_against_a_running_build,
         sees: &["waited"],
     },
     Model {
@@ -94,6 +125,55 @@ fn stale_reads_find_a_value_while_one_is_published() {
         saw(if value == 1 { "the old value" } else { "the new value" });
     });
     lease.publish(2);
+    reader.join().unwrap();
+}
+
+const AGE: Duration = Duration::from_nanos(10);
+
+/// A cell that holds 1, which has expired.
+fn expired_cell() -> Arc<DogpileCell<u64, Still>> {
+    let clock = Still::default();
+    let policy = Policy::ttl(AGE / 2).stale_while_refresh(AGE / 5);
+    let cell = DogpileCell::with_clock(policy, clock.clone());
+    cell.set(1);
+    clock.advance(AGE);
+    Arc::new(cell)
+}
+
+/// The word that says until when to serve without a question is not taken for another value's.
+fn an_expired_value_is_not_served_while_its_successor_is_published() {
+    let cell = expired_cell();
+    let reader = fork(&cell, |cell| {
+        saw(match cell.get().as_deref() {
+            None => "nothing",
+            Some(2) => "the new value",
+            other => panic!("{other:?}"),
+        });
+    });
+    cell.set(2);
+    // Served as long as somebody builds.
+    cell.invalidate();
+    drop(elect(&cell));
+    reader.join().unwrap();
+}
+
+/// The same the other way round: fresh, then replaced by what is out of date when it comes.
+fn what_was_never_to_be_served_is_not_served() {
+    let policy = Policy::never_expires().stale_while_refresh(Duration::ZERO);
+    let cell = Arc::new(DogpileCell::with_clock(policy, Noon));
+    cell.set(1);
+    let reader = fork(&cell, |cell| {
+        saw(match cell.get().as_deref() {
+            None => "nothing",
+            Some(1) => "the old value",
+            other => panic!("{other:?}"),
+        });
+    });
+    let built = cell.refresh(|| {
+        cell.invalidate();
+        2
+    });
+    assert_eq!(*built, 2);
     reader.join().unwrap();
 }
 
@@ -141,12 +221,16 @@ fn generations_do_not_go_back_between_threads_that_synchronise() {
     writer.join().unwrap();
 }
 
+/// Each word of the record is another one for the first value than for those that come.
 fn a_snapshot_is_of_one_publication() {
-    let cell = numbered();
+    let cell = expired_cell();
     let reader = fork(&cell, |cell| {
         let snapshot = cell.snapshot().expect("never empty");
-        assert_eq!(*snapshot.value, snapshot.generation);
-        saw(["", "the first", "the second", "the third"][usize::try_from(snapshot.generation).unwrap()]);
+        let (value, generation) = (*snapshot.value, snapshot.generation);
+        let expected =
+            if value == 1 { (AGE, Freshness::Expired) } else { (Duration::ZERO, Freshness::Fresh) };
+        assert_eq!((generation, (snapshot.age, snapshot.freshness)), (value, expected));
+        saw(["the first", "the second", "the third"][usize::try_from(value - 1).unwrap()]);
     });
     cell.set(2);
     cell.set(3);
@@ -175,6 +259,27 @@ fn a_reader_handle_keeps_up() {
     });
     cell.set(2);
     cell.clear();
+    reader.join().unwrap();
+}
+
+/// An election changes until when the value may be served, and moves the sequence without a new value.
+fn a_reader_handle_keeps_up_with_elections() {
+    let cell = numbered();
+    let reader = fork(&cell, |cell| {
+        let mut reader = cell.reader();
+        let first = reader.get().map(|value| **value).expect("never empty");
+        let between = cell.get().map(|value| *value).expect("never empty");
+        let second = reader.get().map(|value| **value).expect("never empty");
+        assert!(first <= between && between <= second, "{first} {between} {second}");
+        match (first, second) {
+            (1, 2) => saw("old and new"),
+            (2, 2) => saw("new and new"),
+            _ => {}
+        }
+    });
+    cell.set(2);
+    cell.invalidate();
+    drop(elect(&cell));
     reader.join().unwrap();
 }
 
@@ -249,6 +354,34 @@ fn invalidate_against_a_running_build_that_is_waited_for() {
     });
     lease.publish(1);
     other.join().unwrap();
+}
+
+fn invalidate_against_a_build_that_renews() {
+    let cell = stale_cell(0);
+    let lease = elect(&cell);
+    let other = fork(&cell, |cell| {
+        let before = cell.freshness();
+        cell.invalidate();
+        assert_eq!(cell.freshness(), Freshness::Stale, "its build began before");
+        saw(if before == Freshness::Fresh { "renewed before" } else { "renewed after" });
+    });
+    assert!(lease.renew().is_ok_and(|value| *value == 0));
+    other.join().unwrap();
+    assert_eq!((cell.freshness(), cell.generation()), (Freshness::Stale, 2));
+}
+
+fn refresh_against_a_running_build() {
+    let cell = cell();
+    let lease = elect(&cell);
+    let other = fork(&cell, |cell| {
+        assert_eq!(*cell.refresh(|| 2), 2, "its build began before");
+        if cell.stats().waits > 0 {
+            saw("waited");
+        }
+    });
+    lease.publish(1);
+    other.join().unwrap();
+    assert_eq!(cell.get().as_deref(), Some(&2));
 }
 
 fn clear_against_a_running_build() {

@@ -3,12 +3,13 @@
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Instant;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use dogpile_under_test::{Clock, DogpileCell, OwnedLease, OwnedLookup, Policy, Tick};
 
-/// A program of at most three threads that keeps its promise in each of its executions.
+/// A program of at most three threads, and perhaps one that the cell starts, that keeps its promise in each of its
+/// executions.
 #[derive(Clone, Copy)]
 pub(crate) struct Model {
     /// Begins with the promise.
@@ -41,6 +42,7 @@ impl Model {
         let bound = self.preemptions.map(|own| own.max(preemptions.unwrap_or(0)));
         let mut builder = loom::model::Builder::new();
         builder.preemption_bound = bound;
+        builder.max_threads = 4;
         // Of steps in one execution. The number of executions has no limit: none is left out.
         builder.max_branches = 20_000;
         (builder.max_permutations, builder.max_duration) = (None, None);
@@ -86,6 +88,23 @@ pub(crate) struct Noon;
 impl Clock for Noon {
     fn now(&self) -> Tick {
         Tick::from_nanos(1_000_000)
+    }
+}
+
+/// A clock that is moved before there are threads, and costs a model no step.
+#[derive(Clone, Default)]
+pub(crate) struct Still(Arc<AtomicU64>);
+
+impl Still {
+    pub(crate) fn advance(&self, by: Duration) {
+        // Relaxed: of one thread.
+        self.0.fetch_add(by.as_nanos().try_into().expect("a short time"), Ordering::Relaxed);
+    }
+}
+
+impl Clock for Still {
+    fn now(&self) -> Tick {
+        Tick::from_nanos(self.0.load(Ordering::Relaxed))
     }
 }
 

@@ -19,13 +19,13 @@ pub(crate) const MODELS: &[Model] = &[
     },
     Model {
         name: "g5_a_task_that_waits_is_dropped",
-        preemptions: Some(3),
+        preemptions: Some(2),
         body: a_task_that_waits_is_dropped,
         sees: &["dropped as a waiter", "built"],
     },
     Model {
         name: "g5_a_task_that_builds_is_dropped",
-        preemptions: None,
+        preemptions: Some(3),
         body: a_task_that_builds_is_dropped,
         sees: &["handed on", "not elected"],
     },
@@ -60,7 +60,10 @@ pub(crate) fn block_on<F: Future>(future: F) -> F::Output {
     loop {
         match future.as_mut().poll(&mut Context::from_waker(&waker)) {
             Poll::Ready(output) => return output,
-            Poll::Pending => bell.0.wait(),
+            Poll::Pending => {
+                saw("suspended");
+                bell.0.wait();
+            }
         }
     }
 }

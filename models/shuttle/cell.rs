@@ -1,12 +1,13 @@
 //! `DogpileCell` with more threads than loom can explore: G1 to G7.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use dogpile_under_test::{
-    Clock, DogpileCell, Freshness, Guard, ManualClock, OwnedLookup, Policy, RefreshError, Refresher, Tick,
-    Waited, model,
+    Clock, DogpileCell, Freshness, Guard, ManualClock, OwnedLookup, Policy, Reader, RefreshError, Refresher,
+    Tick, Waited, model,
 };
 use shuttle::thread::yield_now;
 
@@ -15,21 +16,45 @@ use crate::support::{Scenario, below, block_on, fork, join_all, saw};
 pub(crate) const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "g1_g3_g4_readers_a_builder_an_invalidator_and_a_refresher",
-        executions: 25_000,
+        executions: 12_500,
         body: readers_a_builder_an_invalidator_and_a_refresher,
         sees: &["fresh", "stale", "cleared", "built by a reader", "built by the refresher"],
     },
     Scenario {
         name: "g5_g7_builds_that_fail_panic_and_are_dropped",
-        executions: 40_000,
+        executions: 20_000,
         body: builds_that_fail_panic_and_are_dropped,
         sees: &["published", "failed", "panicked", "abandoned", "shared an error", "task dropped", "waited"],
     },
     Scenario {
         name: "g1_g4_builds_that_hang_are_superseded",
-        executions: 40_000,
+        executions: 20_000,
         body: builds_that_hang_are_superseded,
         sees: &["superseded", "timed out", "waited"],
+    },
+    Scenario {
+        name: "g1_to_g7_everything_at_once",
+        executions: 10_000,
+        body: everything_at_once,
+        sees: &[
+            "abandoned",
+            "cleared",
+            "expired",
+            "failed",
+            "fresh",
+            "handed over",
+            "invalidated",
+            "panicked",
+            "published",
+            "published for a moment",
+            "refreshed",
+            "renewed",
+            "set",
+            "shared an error",
+            "stale",
+            "task dropped",
+            "timed out",
+        ],
     },
 ];
 
@@ -294,4 +319,261 @@ fn builds_that_hang_are_superseded() {
     assert_eq!(stats.published, 1, "whoever comes later finds it fresh");
     assert_eq!(stats.builds, 1 + stats.superseded);
     assert!(!cell.is_refreshing());
+}
+
+/// A value of [`everything_at_once`].
+struct Numbered {
+    /// Of its own.
+    name: u64,
+    /// Drawn when its build, or its `set`, or the build that renews it, had begun.
+    number: AtomicU64,
+    is_set: bool,
+}
+
+impl Numbered {
+    fn new(number: u64, is_set: bool) -> Self {
+        Self { name: number, number: AtomicU64::new(number), is_set }
+    }
+
+    /// Whether its build, if it comes from one, began after this number was drawn.
+    fn is_after(&self, number: u64) -> bool {
+        self.is_set || self.number.load(SeqCst) > number
+    }
+}
+
+/// What all threads of [`everything_at_once`] share.
+struct World {
+    cell: Arc<DogpileCell<Numbered, ManualClock>>,
+    numbers: AtomicU64,
+    sets: AtomicU64,
+    builders: Arc<AtomicUsize>,
+    /// Which value each generation was seen with.
+    generations: Mutex<BTreeMap<u64, u64>>,
+}
+
+impl World {
+    fn draw(&self) -> u64 {
+        self.numbers.fetch_add(1, SeqCst)
+    }
+
+    fn build(&self) -> Numbered {
+        let _turn = Turn::begin(Arc::clone(&self.builders));
+        let number = self.draw();
+        yield_now();
+        Numbered::new(number, false)
+    }
+}
+
+/// One thread of [`everything_at_once`], and what it knows.
+struct Actor {
+    world: Arc<World>,
+    /// Drawn before its latest `clear`: no build that began before is to be seen any more.
+    cleared: u64,
+    generation: u64,
+}
+
+impl Actor {
+    fn see(&self, value: &Numbered) {
+        assert!(value.is_after(self.cleared), "begun before a clear, and seen after it (G4)");
+    }
+
+    fn look(&mut self, invalidated: Option<u64>) {
+        let Some(snapshot) = self.world.cell.snapshot() else { return };
+        self.see(&snapshot.value);
+        assert!(snapshot.generation >= self.generation, "G3");
+        self.generation = snapshot.generation;
+        let name = snapshot.value.name;
+        let seen = *self.world.generations.lock().unwrap().entry(snapshot.generation).or_insert(name);
+        assert_eq!(seen, name, "two values of one generation (G3)");
+        match snapshot.freshness {
+            Freshness::Fresh => {
+                saw("fresh");
+                let is_after = invalidated.is_none_or(|before| snapshot.value.is_after(before));
+                assert!(is_after, "begun before an invalidate, and fresh (G4)");
+            }
+            Freshness::Stale => saw("stale"),
+            _ => saw("expired"),
+        }
+    }
+
+    fn lease(&self) {
+        match self.world.cell.lookup_owned() {
+            OwnedLookup::Elected(lease) => {
+                let value = self.world.build();
+                match below(6) {
+                    0 => {
+                        drop(lease);
+                        saw("abandoned");
+                    }
+                    1 => {
+                        model::set_panicking(true);
+                        drop(lease);
+                        model::set_panicking(false);
+                        saw("panicked");
+                    }
+                    2 => drop(lease.fail(7_u64)),
+                    3 => {
+                        if let Some(previous) = lease.previous() {
+                            previous.number.fetch_max(value.number.load(SeqCst), SeqCst);
+                        }
+                        match lease.renew() {
+                            Ok(value) => {
+                                self.see(&value);
+                                saw("renewed");
+                            }
+                            Err(lease) => self.see(&lease.publish(value)),
+                        }
+                    }
+                    4 => {
+                        self.see(&lease.publish_for(value, Duration::from_nanos(1)));
+                        saw("published for a moment");
+                    }
+                    _ => {
+                        self.see(&lease.publish(value));
+                        saw("published");
+                    }
+                }
+            }
+            OwnedLookup::Pending(pending) => {
+                let waited = match below(3) {
+                    0 => return,
+                    1 => pending.wait_timeout(LIMIT / 2),
+                    _ => Ok(pending.wait()),
+                };
+                match waited {
+                    Ok(Waited::Published(value)) => {
+                        self.see(&value);
+                        saw("handed over");
+                    }
+                    Ok(Waited::Failed(error)) => {
+                        assert_eq!(error.downcast::<u64>().ok().as_deref(), Some(&7));
+                        saw("shared an error");
+                    }
+                    Ok(_) => {}
+                    Err(_) => saw("timed out"),
+                }
+            }
+            OwnedLookup::Fresh(value) | OwnedLookup::Stale(value) => self.see(&value),
+            OwnedLookup::Failed(_) => unreachable!("there is no retry pause"),
+        }
+    }
+
+    fn try_to_build(&self, wait: Option<Duration>) {
+        let fails = below(2) == 0;
+        let build = || {
+            let value = self.world.build();
+            if fails { Err(7_u64) } else { Ok(value) }
+        };
+        let result = match wait {
+            Some(wait) => self.world.cell.try_get_or_refresh_timeout(wait, build),
+            None => self.world.cell.try_get_or_refresh(build),
+        };
+        match result {
+            Ok(value) => self.see(&value),
+            Err(RefreshError::Build(error)) => {
+                assert_eq!(*error, 7);
+                saw("failed");
+            }
+            Err(RefreshError::WaitTimeout) => saw("timed out"),
+            Err(other) => panic!("{other}"),
+        }
+    }
+
+    fn step(&mut self, world: &World, reader: &mut Reader<'_, Numbered, ManualClock>) {
+        let cell = &*world.cell;
+        match below(15) {
+            0 => drop(cell.get().map(|value| self.see(&value))),
+            1 => drop(cell.load().map(|guard| self.see(&guard))),
+            2 => self.see(&cell.get_or_refresh(|| world.build())),
+            3 => self.see(&cell.load_or_refresh(|| world.build())),
+            4 => self.see(&cell.get_fresh_or_refresh(|| world.build())),
+            5 => {
+                let before = world.draw();
+                let value = cell.refresh(|| world.build());
+                assert!(value.is_after(before), "begun before the refresh");
+                self.see(&value);
+                saw("refreshed");
+            }
+            6 => self.try_to_build(None),
+            7 => self.try_to_build(Some(LIMIT / 2)),
+            8 => self.lease(),
+            9 => {
+                let before = world.draw();
+                cell.invalidate();
+                saw("invalidated");
+                self.look(Some(before));
+            }
+            10 => {
+                let before = world.draw();
+                drop(cell.clear());
+                self.cleared = before;
+                saw("cleared");
+                self.look(None);
+            }
+            11 => {
+                world.sets.fetch_add(1, SeqCst);
+                drop(cell.set(Numbered::new(world.draw(), true)));
+                saw("set");
+            }
+            12 => {
+                if below(3) == 0 {
+                    reader.release();
+                }
+                match below(2) {
+                    0 => self.see(reader.get_or_refresh(|| world.build())),
+                    _ => drop(reader.get().map(|value| self.see(value))),
+                }
+            }
+            13 => {
+                let future = cell.get_or_refresh_async(|| async { world.build() });
+                match block_on(future, Some(below(2))) {
+                    Some(value) => self.see(&value),
+                    None => saw("task dropped"),
+                }
+            }
+            _ => self.look(None),
+        }
+        let generation = cell.generation();
+        assert!(generation >= self.generation, "G3");
+        self.generation = generation;
+    }
+}
+
+fn everything_at_once() {
+    let clock = ManualClock::new();
+    let policy = match below(3) {
+        0 => Policy::never_expires(),
+        1 => Policy::ttl(LIMIT).stale_while_refresh(LIMIT),
+        _ => Policy::ttl(LIMIT).stale_while_refresh(Duration::ZERO),
+    };
+    let world = Arc::new(World {
+        cell: Arc::new(DogpileCell::with_clock(policy, clock.clone())),
+        numbers: AtomicU64::new(1),
+        sets: AtomicU64::new(0),
+        builders: Arc::default(),
+        generations: Mutex::default(),
+    });
+    let actors = (0..5).map(|_| {
+        fork(&world, |world| {
+            let mut actor = Actor { world: Arc::clone(&world), cleared: 0, generation: 0 };
+            let mut reader = world.cell.reader();
+            for _ in 0..5 {
+                actor.step(&world, &mut reader);
+            }
+        })
+    });
+    let actors: Vec<_> = actors.collect();
+    let timer = fork(&clock, |clock| {
+        for _ in 0..4 {
+            clock.advance(LIMIT / 2);
+            yield_now();
+        }
+    });
+    join_all(actors);
+    join_all([timer]);
+    assert!(!world.cell.is_refreshing());
+    let stats = world.cell.stats();
+    let ended = stats.published + stats.failed + stats.panicked + stats.abandoned;
+    let displaced = stats.builds + world.sets.load(SeqCst) - ended;
+    assert!(displaced <= stats.fenced, "a build has gone astray: {stats:?}");
 }

@@ -5,7 +5,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::time::Duration;
 
-use dogpile_under_test::{Drain, Policy, SyncReaderCell};
+use dogpile_under_test::{Drain, ManualClock, Policy, RefreshError, SyncReaderCell};
 use shuttle::thread::yield_now;
 
 use crate::cell::Noon;
@@ -14,7 +14,7 @@ use crate::support::{Scenario, below, block_on, fork, join_all, saw};
 pub(crate) const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "g11_g12_a_writer_readers_and_tasks_that_are_dropped",
-        executions: 40_000,
+        executions: 20_000,
         body: a_writer_readers_and_tasks_that_are_dropped,
         sees: &[
             "locked",
@@ -29,9 +29,28 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "g11_the_cell_is_dropped_while_values_drain",
-        executions: 60_000,
+        executions: 30_000,
         body: the_cell_is_dropped_while_values_drain,
         sees: &["with readers", "without readers"],
+    },
+    Scenario {
+        name: "g11_g12_everything_at_once",
+        executions: 10_000,
+        body: everything_at_once,
+        sees: &[
+            "cleared",
+            "failed",
+            "failed under the lock",
+            "kept out",
+            "locked",
+            "no lock in time",
+            "not finalised in time",
+            "read",
+            "read by another thread",
+            "set",
+            "task dropped",
+            "timed out",
+        ],
     },
 ];
 
@@ -192,4 +211,146 @@ fn the_cell_is_dropped_while_values_drain() {
         yield_now();
     }
     assert_eq!(*log.finalized.lock().unwrap(), [0, 1, 2], "in order, and not the current one (G11)");
+}
+
+const LIMIT: Duration = Duration::from_nanos(10);
+
+/// What all threads of [`everything_at_once`] share.
+struct World {
+    cell: SyncReaderCell<Value, ManualClock>,
+    numbers: AtomicU64,
+}
+
+impl World {
+    fn value(&self) -> Value {
+        yield_now();
+        value(self.numbers.fetch_add(1, SeqCst))
+    }
+
+    fn replace_in_place(&self) {
+        let result = self.cell.try_get_or_refresh_with(|writer| {
+            let wait = if below(2) == 0 { LIMIT } else { Duration::MAX };
+            let Ok(mut lock) = writer.acquire_write_lock_timeout(wait) else {
+                saw("no lock in time");
+                return if below(2) == 0 { Ok(self.value()) } else { Err(()) };
+            };
+            saw("locked");
+            if let Some(old) = lock.old() {
+                old.is_out.store(true, SeqCst);
+                yield_now();
+                old.is_out.store(false, SeqCst);
+            }
+            if below(2) == 0 {
+                saw("failed under the lock");
+                return Err(());
+            }
+            Ok(self.value())
+        });
+        if let Ok(value) = result {
+            read(&value);
+        }
+    }
+
+    /// Nobody who holds a value waits for others, so nobody waits for ever.
+    fn step(&self, readers: &mut Vec<shuttle::thread::JoinHandle<()>>) {
+        let cell = &self.cell;
+        match below(12) {
+            0 => match cell.get() {
+                Some(reader) => read(&reader),
+                None => saw("kept out"),
+            },
+            1 => match cell.load() {
+                Some(guard) => read(&guard),
+                None => saw("kept out"),
+            },
+            2 => {
+                let reader = cell.get_or_refresh(|| self.value());
+                readers.push(fork(&reader, |reader| {
+                    read(&reader);
+                    saw("read by another thread");
+                }));
+            }
+            3 => read(&cell.get_fresh_or_refresh(|| self.value())),
+            4 => {
+                let result = cell.try_get_or_refresh_timeout(LIMIT / 2, || Err(()));
+                saw(match result {
+                    Ok(_) => "served",
+                    Err(RefreshError::Build(_)) => "failed",
+                    Err(RefreshError::WaitTimeout) => "timed out",
+                    Err(other) => panic!("{other}"),
+                });
+            }
+            5 => {
+                let future = cell.get_or_refresh_async(|| async { self.value() });
+                match block_on(future, Some(below(2))) {
+                    Some(value) => read(&value),
+                    None => saw("task dropped"),
+                }
+            }
+            6 => {
+                cell.clear();
+                saw("cleared");
+            }
+            7 => {
+                read(&cell.set(self.value()));
+                saw("set");
+            }
+            8 => {
+                if cell.synchronize_timeout(LIMIT).is_err() {
+                    saw("not finalised in time");
+                }
+            }
+            9 => cell.synchronize(),
+            _ => {
+                cell.invalidate();
+                self.replace_in_place();
+            }
+        }
+    }
+}
+
+fn everything_at_once() {
+    let drain = [Drain::Background, Drain::Wait(LIMIT), Drain::Wait(Duration::MAX)][below(3) as usize];
+    let policy = match below(3) {
+        0 => Policy::never_expires(),
+        1 => Policy::ttl(LIMIT),
+        _ => Policy::never_expires().lease_timeout(LIMIT),
+    };
+    let clock = ManualClock::new();
+    let log = Arc::new(Log::default());
+    let finalizer = {
+        let log = Arc::clone(&log);
+        move |value: Value| log.finalize(&value)
+    };
+    let cell = SyncReaderCell::with_clock(policy, clock.clone(), drain, finalizer);
+    let world = Arc::new(World { cell, numbers: AtomicU64::new(0) });
+    let actors = (0..4).map(|_| {
+        fork(&world, |world| {
+            let mut readers = Vec::new();
+            for _ in 0..4 {
+                world.step(&mut readers);
+            }
+            join_all(readers);
+        })
+    });
+    let actors: Vec<_> = actors.collect();
+    let timer = fork(&clock, |clock| {
+        for _ in 0..3 {
+            clock.advance(LIMIT);
+            yield_now();
+        }
+    });
+    join_all(actors);
+    join_all([timer]);
+    let cell = &world.cell;
+    cell.synchronize();
+    assert_eq!((cell.readers(), cell.retired(), cell.is_refreshing()), (0, 0, false));
+    let current = cell.get().map(|value| value.number);
+    let expected: Vec<u64> = (0..world.numbers.load(SeqCst)).collect();
+    // What was never published is waited for by nobody but the cell's own thread.
+    drop(world);
+    let mut all = log.finalized.lock().unwrap().clone();
+    all.extend(current);
+    all.sort_unstable();
+    assert_eq!(all, expected, "each value is finalised once, or current (G11)");
 }

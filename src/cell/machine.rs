@@ -749,7 +749,9 @@ impl<T, C: Clock> Machine<T, C> {
             return Aftermath::settle(settle);
         }
         let count = state.failure.as_ref().map_or(0, |failure| failure.count).saturating_add(1);
-        let retry_at = now.saturating_add(self.policy.retry_pause(count, draw));
+        // Never, without a pause: there are callers who looked at the clock before now.
+        let pause = self.policy.retry_pause(count, draw);
+        let retry_at = if pause == 0 { 0 } else { now.saturating_add(pause) };
         let failure = state.failure.replace(Box::new(Failure { count, retry_at, error }));
         Aftermath { settle, leftover: Leftover { replaced: None, _failure: failure } }
     }

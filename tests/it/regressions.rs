@@ -335,3 +335,36 @@ fn a_delayed_reader_was_served_a_value_that_never_was_to_be_served() {
         assert_eq!(reader.join().unwrap(), None);
     });
 }
+
+/// A clock that lets something happen between the look at it and the answer.
+#[derive(Default)]
+struct SlowClock {
+    manual: ManualClock,
+    meanwhile: Mutex<Option<Box<dyn FnOnce() + Send>>>,
+}
+
+impl Clock for SlowClock {
+    fn now(&self) -> Tick {
+        let now = self.manual.now();
+        let meanwhile = self.meanwhile.lock().unwrap().take();
+        if let Some(meanwhile) = meanwhile {
+            meanwhile();
+        }
+        now
+    }
+}
+
+/// A caller that was delayed after it had looked at the clock, while a build failed at a later tick.
+#[test]
+fn a_failure_was_shown_as_if_in_a_retry_pause_where_there_is_none() {
+    let clock = Arc::new(SlowClock::default());
+    let cell = Arc::new(DogpileCell::<u32, _>::with_clock(Policy::never_expires(), Arc::clone(&clock)));
+    let (other, manual) = (Arc::clone(&cell), clock.manual.clone());
+    *clock.meanwhile.lock().unwrap() = Some(Box::new(move || {
+        let lease = other.lookup().elected();
+        manual.advance(TICK);
+        lease.fail("no");
+    }));
+    assert!(matches!(cell.lookup(), Lookup::Elected(_)));
+    assert_eq!(cell.stats().failed, 1);
+}
