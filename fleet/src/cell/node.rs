@@ -23,6 +23,8 @@
 //! A store tells what is *left*. That is counted from before the question was asked, so that a slow answer makes a value
 //! expire early, never late.
 
+#![allow(clippy::result_large_err)] // with dogpile's feature `tracing`: a lease that comes back
+
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
