@@ -97,6 +97,26 @@ fn g6_a_waiter_is_not_woken_by_a_stray_token() {
     });
 }
 
+/// It would be `Abandoned`. A caller that loops could hide that.
+#[test]
+fn g6_a_place_among_those_who_wait_outlasts_a_stray_token() {
+    let (cell, _clock) = cell();
+    let lease = cell.lookup().elected();
+    thread::scope(|scope| {
+        let waiter = scope.spawn(|| {
+            thread::current().unpark();
+            cell.lookup().pending().wait()
+        });
+        eventually("it waits", || cell.stats().waits == 1);
+        for _ in 0..if cfg!(miri) { 5 } else { 100 } {
+            waiter.thread().unpark();
+            thread::yield_now();
+        }
+        lease.publish(1);
+        assert!(matches!(waiter.join().unwrap(), Waited::Published(value) if *value == 1));
+    });
+}
+
 #[test]
 fn a_timeout_follows_the_cells_clock() {
     let (cell, clock) = cell::<u32>();

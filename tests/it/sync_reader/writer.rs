@@ -215,6 +215,21 @@ fn g12_the_lock_waits_for_the_readers_of_older_values_too() {
 }
 
 #[test]
+fn g12_while_an_older_value_is_read_the_lock_is_not_given() {
+    let (cell, clock, log) = background();
+    let mut older = Some(cell.get_or_refresh(|| 1));
+    cell.set(2);
+    clock.advance(2 * TTL);
+    let value = cell.get_or_refresh_with(|writer| {
+        assert_eq!(writer.acquire_write_lock_timeout(Duration::ZERO).unwrap_err().readers, 1);
+        older = None;
+        assert_eq!((writer.acquire_write_lock().old(), log.entries()), (Some(&mut 2), vec![1]));
+        3
+    });
+    assert_eq!(*value, 3);
+}
+
+#[test]
 fn g12_set_waits_for_the_end_of_the_section() {
     let (cell, clock, log) = background();
     cell.set(1);
