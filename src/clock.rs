@@ -491,14 +491,18 @@ mod tests {
     #[cfg(any(target_os = "linux", target_os = "android"))]
     #[test]
     fn the_kernels_coarse_clock_is_read_in_nanoseconds() {
-        let outer = std::time::Instant::now();
-        let before = kernel_coarse();
-        let inner = std::time::Instant::now();
-        // Several times what it lags.
-        std::thread::sleep(Duration::from_millis(120));
-        let at_least = inner.elapsed() / 2;
-        let passed = Duration::from_nanos(kernel_coarse() - before);
-        assert!(passed >= at_least && passed <= 2 * outer.elapsed(), "{passed:?} for {:?}", outer.elapsed());
+        // Again if the machine stood still in between: another unit is never right, and the right one nearly always.
+        let agrees = (0..20).any(|_| {
+            let outer = std::time::Instant::now();
+            let before = kernel_coarse();
+            let inner = std::time::Instant::now();
+            // Several times what it lags.
+            std::thread::sleep(Duration::from_millis(120));
+            let at_least = inner.elapsed() / 2;
+            let passed = Duration::from_nanos(kernel_coarse() - before);
+            passed >= at_least && passed <= 2 * outer.elapsed()
+        });
+        assert!(agrees, "`CLOCK_MONOTONIC_COARSE` and `Instant` differ by more than a factor of two");
     }
 
     #[test]

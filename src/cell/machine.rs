@@ -930,7 +930,8 @@ impl<T, C: Clock> Machine<T, C> {
         if state.displacements != place.displacements {
             return Some(value);
         }
-        // It was stale when the build was elected, or it would not have been: an `invalidate` since then changes nothing.
+        // Only builds that were elected because the value was stale can withhold it, so an `invalidate` since then changes
+        // nothing. (Those of `refresh`, elected beside a fresh value, are given no `Writer`.)
         let quiet_end = self.quiet_end(state, place.record);
         self.slot.replace(&mut state.key, Some(value), place.record, quiet_end)
     }

@@ -108,7 +108,6 @@ impl<T, C: Clock> Reader<'_, T, C> {
     #[inline]
     pub fn get_unless_due(&mut self) -> Option<&Arc<T>> {
         if !self.is_current() {
-            self.forget();
             self.keep(self.machine.serve());
         }
         self.value.as_ref()
@@ -186,6 +185,8 @@ mod tests {
             assert!(reader.is_current());
             reader.release();
             assert!(!reader.is_current());
+            assert_eq!(reader.get_unless_due().map(|value| **value), Some(2));
+            assert!(reader.is_current());
             machine.invalidate();
             assert_eq!(reader.get_unless_due(), None);
             assert!(!reader.is_current());
