@@ -533,6 +533,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "Miri takes a thread that never ends for a fault")]
     fn the_tick_clock_answers_as_it_reads() {
         assert!(TickClock.coarse_now() < Tick(FOREVER));
         while TICK.load(Ordering::Relaxed) == FOREVER {

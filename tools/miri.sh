@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The tests under Miri: undefined behaviour, data races, leaks; with Tree Borrows and several schedules.
 #
-#   tools/miri.sh          a quarter of an hour: one schedule
+#   tools/miri.sh          three minutes: one schedule
 #   tools/miri.sh long     32 schedules
 #   SEEDS=100 tools/miri.sh
 #
@@ -15,7 +15,7 @@ case "${1:-short}" in
     *) echo "usage: $0 [short|long]" >&2; exit 2 ;;
 esac
 # Of each schedule. Fewer means that tests have got lost, not that they have passed.
-minimum=${MINIMUM:-36}
+minimum=${MINIMUM:-198}
 
 toolchain=${TOOLCHAIN:-nightly}
 if ! cargo "+$toolchain" miri --version >/dev/null 2>&1; then
@@ -39,10 +39,16 @@ trap 'rm -f "$log"' EXIT
 for ((seed = 0; seed < seeds; seed++)); do
     start=$SECONDS
     : >"$log"
-    for tests in --lib "--test linear" "--test stress"; do
+    for tests in --lib "--test linear" "--test stress" "--test it"; do
+        names=() leaks=""
+        if [[ $tests == "--test it" ]]; then
+            # Those that are quick. Some leave a thread of a cell's behind that ends after the process has, which counts as a leak.
+            names=(election:: failure:: fence:: lease:: reader:: sync_reader:: waiting::)
+            leaks=-Zmiri-ignore-leaks
+        fi
         # shellcheck disable=SC2086 # two words
-        if ! MIRIFLAGS="$flags -Zmiri-seed=$seed" DOGPILE_SEED=$seed \
-            cargo "+$toolchain" miri test $tests -- "${skip[@]}" >>"$log" 2>&1; then
+        if ! MIRIFLAGS="$flags $leaks -Zmiri-seed=$seed" DOGPILE_SEED=$seed \
+            cargo "+$toolchain" miri test $tests -- "${names[@]}" "${skip[@]}" >>"$log" 2>&1; then
             grep -vE '^ +Compiling|^test .*(ok|ignored)$' "$log" | tail -80
             echo "FAILED: Miri, seed $seed, $tests"
             exit 1

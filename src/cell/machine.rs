@@ -977,7 +977,7 @@ mod tests {
 
     use super::*;
     use crate::clock::ManualClock;
-    use crate::sync::PlainOnceCell;
+    use crate::sync::{PlainOnceCell, Weak};
 
     fn machine() -> (Machine<u32, ManualClock>, ManualClock) {
         let clock = ManualClock::new();
@@ -1040,14 +1040,14 @@ mod tests {
     /// and the lock is taken: as if by a thread that is just setting the next one.
     #[derive(Default)]
     struct Meddler {
-        machine: PlainOnceCell<&'static Machine<u32, Meddler>>,
+        machine: PlainOnceCell<Weak<Machine<u32, Meddler>>>,
         is_armed: AtomicBool,
     }
 
     impl Clock for Meddler {
         fn now(&self) -> crate::Tick {
             if self.is_armed.swap(false, Ordering::Relaxed)
-                && let Some(&machine) = self.machine.get()
+                && let Some(machine) = self.machine.get().and_then(Weak::upgrade)
             {
                 drop(machine.set(Arc::new(2), |_, _| ()).unwrap_or_else(|_| unreachable!()));
                 std::mem::forget(machine.state.lock());
@@ -1058,11 +1058,10 @@ mod tests {
 
     #[test]
     fn a_look_that_finds_the_lock_taken_calls_a_fresh_value_fresh() {
-        let machine: &Machine<_, Meddler> =
-            Box::leak(Box::new(Machine::new(Policy::never_expires(), Meddler::default())));
+        let machine = Arc::new(Machine::new(Policy::never_expires(), Meddler::default()));
         drop(machine.set(Arc::new(1), |_, _| ()).unwrap_or_else(|_| unreachable!()));
         machine.invalidate();
-        assert!(machine.clock.machine.set(machine).is_ok());
+        assert!(machine.clock.machine.set(Arc::downgrade(&machine)).is_ok());
         machine.clock.is_armed.store(true, Ordering::Relaxed);
         match machine.lookup(Demand::Servable) {
             Decision::Fresh(value) => assert_eq!(*value, 2),
@@ -1126,24 +1125,25 @@ mod tests {
     /// A clock that, when it is looked at, has another thread take the lock, for a while.
     #[derive(Default)]
     struct Intruder {
-        machine: PlainOnceCell<&'static Machine<u32, Intruder>>,
+        machine: PlainOnceCell<Weak<Machine<u32, Intruder>>>,
         is_armed: AtomicBool,
+        thread: Mutex<Option<std::thread::JoinHandle<()>>>,
     }
 
     impl Clock for Intruder {
         fn now(&self) -> crate::Tick {
             if self.is_armed.swap(false, Ordering::Relaxed)
-                && let Some(&machine) = self.machine.get()
+                && let Some(machine) = self.machine.get().and_then(Weak::upgrade)
             {
                 let is_taken = Arc::new(AtomicBool::new(false));
                 let taken = Arc::clone(&is_taken);
-                std::thread::spawn(move || {
+                *self.thread.lock() = Some(std::thread::spawn(move || {
                     let _locked = machine.state.lock();
                     taken.store(true, Ordering::Release);
                     for _ in 0..1000 {
                         std::thread::yield_now();
                     }
-                });
+                }));
                 while !is_taken.load(Ordering::Acquire) {
                     std::thread::yield_now();
                 }
@@ -1156,13 +1156,13 @@ mod tests {
     #[test]
     fn a_look_for_a_fresh_value_that_finds_the_lock_taken_waits_for_it() {
         for demand in [Demand::Fresh, Demand::After(1)] {
-            let machine: &Machine<_, Intruder> =
-                Box::leak(Box::new(Machine::new(Policy::never_expires(), Intruder::default())));
+            let machine = Arc::new(Machine::new(Policy::never_expires(), Intruder::default()));
             drop(machine.set(Arc::new(1), |_, _| ()).unwrap_or_else(|_| unreachable!()));
             machine.invalidate();
-            assert!(machine.clock.machine.set(machine).is_ok());
+            assert!(machine.clock.machine.set(Arc::downgrade(&machine)).is_ok());
             machine.clock.is_armed.store(true, Ordering::Relaxed);
             assert!(matches!(machine.lookup(demand), Decision::Elected(_)));
+            machine.clock.thread.lock().take().expect("it has looked at the clock").join().unwrap();
         }
     }
 
