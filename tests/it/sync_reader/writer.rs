@@ -424,14 +424,15 @@ fn g12_a_stream_of_readers_does_not_starve_a_writer() {
     thread::scope(|scope| {
         for _ in 0..3 {
             scope.spawn(|| {
-                // Each takes the next before it leaves the last.
-                let mut reader = cell.get_or_refresh(|| unreachable!());
+                // Each takes the next before it leaves the last. What is invalid may make a reader the one who builds.
+                let again = || *cell.get().unwrap();
+                let mut reader = cell.get_or_refresh(again);
                 while !done.load(Ordering::Relaxed) {
                     if let Some(next) = cell.get() {
                         reader = next;
                     } else {
                         drop(reader);
-                        reader = cell.get_or_refresh(|| *cell.get().unwrap());
+                        reader = cell.get_or_refresh(again);
                     }
                 }
             });
