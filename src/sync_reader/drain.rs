@@ -238,11 +238,6 @@ impl<T> RoomState<T> {
         }
     }
 
-    /// Whether something is still to be finalised.
-    fn is_busy(&self) -> bool {
-        self.finalized < self.last_retired() || !self.strays.is_empty() || self.finalizing.is_some()
-    }
-
     fn readers_of_retired(&self) -> usize {
         self.retired.values().map(|retired| retired.value.strong_count()).sum()
     }
@@ -330,9 +325,7 @@ impl<T> Room<T> {
         }
         let is_current = state.current.as_ref().is_some_and(|current| current.number == number);
         if state.closed && is_current {
-            state.current = None;
-            // Nothing comes after it, and it is not finalised.
-            state.published = number - 1;
+            // It is not finalised.
             drop(state);
             drop(value);
             return;
@@ -484,7 +477,7 @@ impl<T> Room<T> {
         Some((Finalizing { room: self, number, finalized }, value))
     }
 
-    /// The cell's own thread.
+    /// The cell's own thread. When the cell is gone it does not wait for readers: one that leaves later starts it again.
     fn run_thread(self: Arc<Self>) {
         loop {
             self.finalize_what_is_ready();
@@ -492,7 +485,7 @@ impl<T> Room<T> {
             if state.is_ready() {
                 continue;
             }
-            if state.closed && !state.is_busy() {
+            if state.closed {
                 state.thread = Background::NotStarted;
                 return;
             }
