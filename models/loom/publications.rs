@@ -17,7 +17,7 @@ pub(crate) const MODELS: &[Model] = &[
     },
     Model {
         name: "g2_an_expired_value_is_not_served_while_its_successor_is_published",
-        preemptions: Some(1),
+        preemptions: Some(3),
         body: an_expired_value_is_not_served_while_its_successor_is_published,
         sees: &["nothing", "the new value"],
     },
@@ -47,7 +47,7 @@ pub(crate) const MODELS: &[Model] = &[
     },
     Model {
         name: "g3_a_reader_handle_keeps_up",
-        preemptions: Some(1),
+        preemptions: Some(2),
         body: a_reader_handle_keeps_up,
         sees: &["old and new", "cleared"],
     },

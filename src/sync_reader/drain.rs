@@ -863,3 +863,59 @@ impl<T> Room<T> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sync_reader::SyncReaderCell;
+
+    fn cell() -> SyncReaderCell<u32> {
+        SyncReaderCell::new(Duration::MAX, drop)
+    }
+
+    fn is_thread_there(room: &Room<u32>) -> bool {
+        matches!(room.state.lock().thread, Background::Running(..))
+    }
+
+    #[test]
+    fn a_thread_is_started_for_values_that_are_read_and_before_their_readers_leave() {
+        let cell = cell();
+        for value in 0..10 {
+            cell.set(value);
+        }
+        assert!(!is_thread_there(&cell.room));
+        let reader = cell.get();
+        cell.set(10);
+        assert!(is_thread_there(&cell.room));
+        drop(reader);
+    }
+
+    #[test]
+    fn a_cell_that_is_gone_keeps_no_thread_for_a_reader() {
+        let cell = cell();
+        let room = Arc::clone(&cell.room);
+        let reader = cell.set(1);
+        cell.set(2);
+        assert!(is_thread_there(&room));
+        drop(cell);
+        while is_thread_there(&room) {
+            yield_now();
+        }
+        drop(reader);
+        while room.state.lock().finalized < 1 {
+            yield_now();
+        }
+    }
+
+    #[test]
+    fn values_that_were_never_published_are_forgotten_when_they_are_gone() {
+        let cell = cell();
+        for value in 0..10 {
+            cell.get_or_refresh(|| {
+                cell.clear();
+                value
+            });
+        }
+        assert_eq!(cell.room.state.lock().loose.len(), 1);
+    }
+}
