@@ -408,14 +408,14 @@ impl<T> Room<T> {
     /// Takes a value that a writer has withheld and replaced.
     pub(crate) fn take_in(&self, number: u64, value: T) -> u64 {
         let mut state = self.state.lock();
-        Self::forget_cleared(&mut state, number);
+        Self::forget_withheld(&mut state, number);
         let _ = Self::put_in_line(&mut state, number, value);
         number
     }
 
-    /// The value of this number has been taken away, and no writer withholds it any more.
-    fn forget_cleared(state: &mut RoomState<T>, number: u64) {
-        state.current.take_if(|current| current.is_cleared && current.number == number);
+    /// The value of this number, which a writer has withheld, is not going to come back into the slot.
+    fn forget_withheld(state: &mut RoomState<T>, number: u64) {
+        state.current.take_if(|current| current.number == number);
     }
 
     /// Returns since when it was retired.
@@ -850,7 +850,7 @@ impl<T> Room<T> {
     /// A withheld value does not come back into the slot: it was cleared.
     pub(crate) fn retire_withheld(&self, value: &Arc<Tracked<T>>) {
         let mut state = self.state.lock();
-        Self::forget_cleared(&mut state, value.number());
+        Self::forget_withheld(&mut state, value.number());
         Self::retire(&mut state, Some(value));
     }
 

@@ -501,3 +501,27 @@ fn g11_a_reader_of_a_value_that_is_cleared_while_a_writer_waits_for_it_is_counte
         assert_eq!((cell.readers(), cell.retired()), (0, 0));
     }
 }
+
+/// Not twice: it is retired, and in the slot's place no more.
+#[test]
+fn g11_readers_of_a_value_that_is_cleared_while_a_writer_gives_up_are_counted_once() {
+    let (cell, clock, log) = background();
+    let readers = (cell.set(1), cell.get().unwrap());
+    cell.invalidate();
+    thread::scope(|scope| {
+        let writer = scope.spawn(|| {
+            cell.get_or_refresh_with(|writer| {
+                assert_eq!(writer.acquire_write_lock_timeout(TTL).unwrap_err().readers, 2);
+                2
+            })
+        });
+        eventually("the writer waits", || cell.get().is_none());
+        cell.clear();
+        clock.advance(2 * TTL);
+        drop(writer.join().unwrap());
+    });
+    assert_eq!((cell.readers(), cell.retired()), (2, 1));
+    drop(readers);
+    cell.synchronize();
+    assert_eq!((cell.readers(), cell.retired(), log.entries().len()), (0, 0, 2));
+}
