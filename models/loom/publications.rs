@@ -28,6 +28,12 @@ pub(crate) const MODELS: &[Model] = &[
         sees: &["nothing", "the old value"],
     },
     Model {
+        name: "g2_what_is_set_for_a_value_is_not_taken_for_its_predecessor",
+        preemptions: None,
+        body: what_is_set_for_a_value_is_not_taken_for_its_predecessor,
+        sees: &["nothing", "the new value"],
+    },
+    Model {
         name: "g3_generations_do_not_go_back_for_one_thread",
         preemptions: Some(2),
         body: generations_do_not_go_back_for_one_thread,
@@ -50,6 +56,12 @@ pub(crate) const MODELS: &[Model] = &[
         preemptions: Some(2),
         body: a_reader_handle_keeps_up,
         sees: &["old and new", "cleared"],
+    },
+    Model {
+        name: "g5_a_reader_handle_hears_that_a_build_is_given_up",
+        preemptions: None,
+        body: a_reader_handle_hears_that_a_build_is_given_up,
+        sees: &["before", "after", "before and after"],
     },
     Model {
         name: "g3_who_sees_a_value_sees_what_led_to_it",
@@ -168,6 +180,25 @@ fn what_was_never_to_be_served_is_not_served() {
     reader.join().unwrap();
 }
 
+/// Nor if it is set again, by an election.
+fn what_is_set_for_a_value_is_not_taken_for_its_predecessor() {
+    let cell = expired_cell();
+    // So that a load may still find it.
+    let kept = cell.snapshot();
+    let reader = fork(&cell, |cell| {
+        saw(match cell.get_unless_due().as_deref() {
+            None => "nothing",
+            Some(2) => "the new value",
+            other => panic!("{other:?}"),
+        });
+    });
+    cell.set(2);
+    cell.invalidate();
+    let lease = elect(&cell);
+    reader.join().unwrap();
+    drop((lease, kept));
+}
+
 /// Values that are equal to their generation.
 fn numbered() -> Arc<NoonCell<u64>> {
     let cell = cell();
@@ -250,6 +281,29 @@ fn a_reader_handle_keeps_up() {
     });
     cell.set(2);
     cell.clear();
+    reader.join().unwrap();
+}
+
+/// While somebody builds, it serves what is stale. Not for longer.
+fn a_reader_handle_hears_that_a_build_is_given_up() {
+    let cell = stale_cell(1);
+    let lease = elect(&cell);
+    let told = Arc::new(AtomicUsize::new(0));
+    let reader = fork(&(Arc::clone(&cell), Arc::clone(&told)), |(cell, told)| {
+        let mut reader = cell.reader();
+        let is_served = reader.get_unless_due().is_some();
+        let is_over = told.load(Ordering::Acquire) == 1;
+        if is_over {
+            assert_eq!(reader.get_unless_due(), None);
+        }
+        match (is_served, is_over) {
+            (true, true) => saw("before and after"),
+            (true, false) => saw("before"),
+            (false, _) => saw("after"),
+        }
+    });
+    drop(lease);
+    told.store(1, Ordering::Release);
     reader.join().unwrap();
 }
 

@@ -22,8 +22,9 @@
 //! 4. `quiet_end` is set,
 //! 5. `sequence` becomes even, which makes that bank the current one.
 //!
-//! `quiet_end` alone also changes when the lease or a retry pause begins or ends; `sequence` moves with it, by twice as
-//! much, so that the same bank stays current. So as long as `sequence` stands still, everything does.
+//! `quiet_end` alone also changes when the lease or a retry pause begins or ends; `sequence` moves after it, by twice as
+//! much, so that the same bank stays current. It need not be odd before that: it is one word that changes, and who has
+//! read the new one under the old `sequence` has read what is true. So as long as `sequence` stands still, everything does.
 //!
 //! # Why a reader that never waits gets a matching pair
 //!
@@ -164,7 +165,8 @@ impl<T> Slot<T> {
         self.quiet_end.load(Ordering::Acquire)
     }
 
-    /// Even and unchanged: so are the value, its record and `quiet_end`. Odd: they may be changing.
+    /// Even and unchanged: so are the value and its record, and `quiet_end` but for a change that is not over yet. Odd:
+    /// they may be changing.
     #[inline]
     pub(crate) fn sequence(&self) -> u64 {
         // Acquire: pairs with the Release in `write`. A value loaded after this is at least as new.
@@ -261,13 +263,11 @@ impl<T> Slot<T> {
     }
 
     pub(crate) fn set_quiet_end(&self, _locked: &mut Key, tick: u64) {
-        // Relaxed: only holders of the lock write it, and it orders them.
-        let sequence = self.sequence.load(Ordering::Relaxed);
-        // Release: as in `write`.
-        self.sequence.store(sequence + 1, Ordering::Release);
         // Release: pairs with the Acquire in `quiet_end`.
         self.quiet_end.store(tick, Ordering::Release);
-        // Release: pairs with the Acquire in `sequence`. By four in all: the same bank stays current.
+        // Relaxed: only holders of the lock write it, and it orders them.
+        let sequence = self.sequence.load(Ordering::Relaxed);
+        // Release: pairs with the Acquire in `sequence`. Who reads the new number sees the new tick.
         self.sequence.store(sequence + 4, Ordering::Release);
     }
 

@@ -768,7 +768,8 @@ impl<T> Claiming<'_, T> {
         loop {
             let mut state = self.room.state.lock();
             let brought = state.claim.as_mut().and_then(|claim| claim.value.take());
-            if brought.is_none() && self.kept.is_none() {
+            if self.kept.is_none() {
+                // Not if it has been brought.
                 *self.kept = self.weak.upgrade();
             }
             if brought.is_some() || self.kept.is_some() {

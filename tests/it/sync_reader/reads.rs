@@ -161,3 +161,11 @@ fn g11_no_reader_ever_sees_a_finalised_value() {
     assert_eq!(graveyard.lock().unwrap().len(), VALUES);
     eventually("nothing is left", || cell.retired() == 0);
 }
+
+#[test]
+fn ptr_eq_is_of_the_value_not_of_what_it_is_equal_to() {
+    let (cell, _clock, _log) = background();
+    let first = cell.set(1);
+    assert!(ReaderArc::ptr_eq(&first, &cell.get().unwrap()));
+    assert!(!ReaderArc::ptr_eq(&first, &cell.set(1)));
+}

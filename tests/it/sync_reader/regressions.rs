@@ -525,3 +525,21 @@ fn g11_readers_of_a_value_that_is_cleared_while_a_writer_gives_up_are_counted_on
     cell.synchronize();
     assert_eq!((cell.readers(), cell.retired(), log.entries().len()), (0, 0, 2));
 }
+
+#[test]
+fn g10_a_guard_of_a_value_that_was_never_published_is_known_to_the_write_lock() {
+    let (cell, _clock, _log) = background();
+    let guard = cell.load_or_refresh(|| {
+        cell.clear();
+        1
+    });
+    let message = panic_message(|| {
+        cell.get_or_refresh_with(|writer| {
+            drop(writer.acquire_write_lock());
+            2
+        })
+    });
+    assert!(message.contains("this thread holds a ReadGuard"), "{message}");
+    drop(guard);
+    assert_eq!(*cell.get_or_refresh(|| 3), 3);
+}

@@ -3,7 +3,7 @@
 use std::thread;
 use std::time::Duration;
 
-use dogpile::{Drain, Freshness, Policy, RefreshError};
+use dogpile::{Drain, Freshness, Policy, RefreshError, SyncReaderCell};
 
 use super::{WAIT, background, logged};
 use crate::support::{TICK, TTL, eventually, gate, panic_message};
@@ -447,4 +447,58 @@ fn g12_a_stream_of_readers_does_not_starve_a_writer() {
         }
         done.store(true, Ordering::Relaxed);
     });
+}
+
+/// Readers of the value that was to be replaced, older ones, and those of values that were never published.
+#[test]
+fn g12_a_write_lock_that_is_not_had_in_time_tells_how_many_are_in_the_way() {
+    let (cell, _clock, _log) = background();
+    let loose = cell.get_or_refresh(|| {
+        cell.clear();
+        1
+    });
+    let older = [cell.set(2), cell.get().unwrap()];
+    let old = [cell.set(3), cell.get().unwrap(), cell.get().unwrap()];
+    cell.invalidate();
+    let in_the_way = |cell: &SyncReaderCell<u32, _>| {
+        let mut readers = 0;
+        let built = cell.try_get_or_refresh_with(|writer| {
+            readers = writer.acquire_write_lock_timeout(Duration::ZERO).unwrap_err().readers;
+            Err::<u32, ()>(())
+        });
+        assert!(built.is_err());
+        readers
+    };
+    assert_eq!((in_the_way(&cell), cell.readers()), (6, 5));
+    drop(older);
+    cell.synchronize();
+    // Put back, its readers are known as before.
+    assert_eq!((in_the_way(&cell), cell.readers()), (4, 3));
+    drop(loose);
+    assert_eq!(in_the_way(&cell), 3);
+    drop(old);
+    let built = cell.try_get_or_refresh_with(|writer| {
+        drop(writer.acquire_write_lock());
+        Err::<u32, ()>(())
+    });
+    assert!(built.is_err());
+    // It is in a new `Arc` now.
+    let again = [cell.get().unwrap(), cell.get().unwrap()];
+    assert_eq!(cell.readers(), 2);
+    drop(again);
+}
+
+#[test]
+fn looking_at_a_writer_shows_whether_it_has_the_lock() {
+    let (cell, _clock, _log) = background();
+    for has_old in [false, true] {
+        cell.invalidate();
+        cell.get_or_refresh_with(|writer| {
+            assert_eq!(format!("{writer:?}"), "Writer { locked: false, .. }");
+            let lock = writer.acquire_write_lock();
+            assert_eq!(format!("{lock:?}"), format!("WriteLock {{ has_old: {has_old}, .. }}"));
+            assert_eq!(format!("{writer:?}"), "Writer { locked: true, .. }");
+            1
+        });
+    }
 }
