@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
 # Mutations: does a test notice if a piece of the code is not there, or is another one?
 #
-#   tools/mutants.sh                      all of src: an hour and a half
+#   tools/mutants.sh                      all of src: an hour
 #   tools/mutants.sh -f src/policy.rs     one file; anything that `cargo mutants` takes
 #
 # In two rounds, since most mutants are killed by the tests that are quickest to build: first the unit tests and tests/it, then
 # all tests for those that are left. Needs `cargo install --locked cargo-mutants`.
+#
+# A test may take LIMIT seconds in the first round (12; they take one, if nothing hangs) and twenty times as many in the second.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -15,6 +17,7 @@ if ! cargo mutants --version >/dev/null 2>&1; then
 fi
 
 out=${OUT:-target/mutants}
+limit=${LIMIT:-12}
 mkdir -p "$out"
 rm -rf "$out"/mutants.out{,.old}
 # A mutant is a change of one line: only what hangs on it is compiled again.
@@ -26,12 +29,12 @@ failed() { (($? == 2 || $? == 3)); } # some were missed; some hung
 # What a round has had, of itself and of the one before it.
 count() { { cat "$out"/mutants.out{,.old}/"$1".txt 2>/dev/null || true; } | wc -l; }
 
-cargo mutants --baseline skip --timeout 20 -j 3 "${rounds[@]}" --cargo-arg=--lib --cargo-arg=--test=it || failed
+cargo mutants --baseline skip --timeout "$limit" -j 3 "${rounds[@]}" --cargo-arg=--lib --cargo-arg=--test=it || failed
 # A mutant that makes a test hang is killed, but `--iterate` would take it up again.
 hung=$(count timeout)
 cat "$out/mutants.out/timeout.txt" >>"$out/mutants.out/caught.txt"
 : >"$out/mutants.out/timeout.txt"
-cargo mutants --baseline skip --timeout 240 -j 2 "${rounds[@]}" --cargo-arg=--tests || failed
+cargo mutants --baseline skip --timeout "$((20 * limit))" -j 2 "${rounds[@]}" --cargo-arg=--tests || failed
 
 killed=$(($(count caught) + $(count timeout)))
 missed=$(wc -l <"$out/mutants.out/missed.txt")
