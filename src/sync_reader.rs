@@ -76,8 +76,8 @@ use drain::{Room, Tracked};
 ///
 /// # Dropping
 ///
-/// Values that have been replaced are still finalised after the cell is gone. If no reader is in the way, dropping the
-/// cell waits for that.
+/// Values that have been replaced are still finalised after the cell is gone. Dropping the cell waits for the finalizers
+/// whose turn has come, not for readers.
 ///
 /// # Examples
 ///

@@ -508,21 +508,19 @@ impl<T> Room<T> {
         self.state.lock().finalizing == Some(current_thread().id())
     }
 
-    /// The cell is being dropped: what is retired is still finalised, by its own thread, which is joined if that
-    /// does not mean waiting for readers.
+    /// The cell is being dropped: what is retired is still finalised, by its own thread. That is joined, since it does not
+    /// wait for readers any more.
     pub(crate) fn close(self: &Arc<Self>) {
         let mut state = self.state.lock();
         state.closed = true;
         if state.is_ready() {
             self.start_thread(&mut state);
         }
-        let waits_for_readers = !state.retired.is_empty();
         let Background::Running(thread, handle) = &mut state.thread else { return };
-        let is_me = thread.id() == current_thread().id();
         let (thread, handle) = (thread.clone(), handle.take());
         drop(state);
         thread.unpark();
-        if let Some(handle) = handle.filter(|_| !waits_for_readers && !is_me) {
+        if let Some(handle) = handle.filter(|_| thread.id() != current_thread().id()) {
             // It contains the panics of finalizers and has none of its own.
             let _ = handle.join();
         }

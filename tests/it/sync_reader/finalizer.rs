@@ -180,7 +180,7 @@ fn g11_what_is_retired_when_the_cell_is_dropped_is_still_finalised() {
 }
 
 #[test]
-fn g11_dropping_a_cell_waits_for_finalizers_that_no_reader_is_in_the_way_of() {
+fn g11_dropping_a_cell_waits_for_the_finalizer_that_runs_and_for_no_reader() {
     let (begun, has_begun) = channel();
     let (go, gone) = channel::<()>();
     let gone = std::sync::Mutex::new(gone);
@@ -194,17 +194,28 @@ fn g11_dropping_a_cell_waits_for_finalizers_that_no_reader_is_in_the_way_of() {
         })
     };
     let reader = cell.get_or_refresh(|| 1);
-    cell.set(2);
+    // Of the next value: it is in nobody's way.
+    let other = cell.set(2);
+    cell.set(3);
     drop(reader);
     has_begun.recv().unwrap();
+    let gone = AtomicBool::new(false);
     thread::scope(|scope| {
-        let dropper = scope.spawn(|| {
+        scope.spawn(|| {
             drop(cell);
+            gone.store(true, Ordering::SeqCst);
             assert!(done.load(Ordering::SeqCst), "the cell was gone before its finalizer had finished");
         });
+        // Long enough to see one that does not wait.
+        for _ in 0..1000 {
+            assert!(!gone.load(Ordering::SeqCst));
+            thread::yield_now();
+        }
         go.send(()).unwrap();
-        dropper.join().unwrap();
     });
+    drop(other);
+    has_begun.recv().unwrap();
+    go.send(()).unwrap();
 }
 
 #[test]
