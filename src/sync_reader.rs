@@ -77,7 +77,7 @@ use drain::{Room, Tracked};
 /// # Dropping
 ///
 /// Values that have been replaced are still finalised after the cell is gone. Dropping the cell waits for the finalizers
-/// whose turn has come, not for readers.
+/// whose turn has come, not for readers. (Dropped by a finalizer that runs on a cell's own thread, it does not wait.)
 ///
 /// # Examples
 ///

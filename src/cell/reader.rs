@@ -115,8 +115,9 @@ impl<T, C: Clock> Reader<'_, T, C> {
 
     /// Whether the value at hand is the cell's and may be served without another question.
     ///
-    /// One load: as long as the sequence stands still, everything does. If this thread has seen a newer value by
-    /// another way, it has moved, because it becomes odd before the value is swapped (G3).
+    /// One load: as long as the sequence stands still, everything does. (A tick that changes alone does so just before it: a
+    /// read between the two goes by the old one.) If this thread has seen a newer value by another way, it has moved,
+    /// because it becomes odd before the value is swapped (G3).
     #[inline]
     fn is_current(&self) -> bool {
         let sequence = self.machine.sequence();

@@ -24,7 +24,8 @@
 //!
 //! `quiet_end` alone also changes when the lease or a retry pause begins or ends; `sequence` moves after it, by twice as
 //! much, so that the same bank stays current. It need not be odd before that: it is one word that changes, and who has
-//! read the new one under the old `sequence` has read what is true. So as long as `sequence` stands still, everything does.
+//! read the new one under the old `sequence` has read what is true. So as long as `sequence` stands still, everything does,
+//! but for a tick whose change is not over yet.
 //!
 //! # Why a reader that never waits gets a matching pair
 //!

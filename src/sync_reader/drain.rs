@@ -34,6 +34,7 @@
 //! The room's lock may be taken under the cell's lock (by [`Room::published`] and [`Room::cleared`]), never the other
 //! way round. No user code runs under it.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::fmt;
@@ -45,7 +46,7 @@ use crate::contain::contain;
 use crate::seats::{Seats, Sleeper};
 use crate::sync::{
     Arc, AtomicU64, JoinHandle, Mutex, MutexGuard, OnceCell, Ordering, Thread, ThreadBuilder, ThreadId, Weak,
-    current_thread, park, yield_now,
+    current_thread, park, thread_local, yield_now,
 };
 use crate::trace::{self, Stamp};
 use crate::wait::wait_until;
@@ -90,6 +91,11 @@ impl fmt::Display for DrainTimeout {
 }
 
 impl Error for DrainTimeout {}
+
+thread_local! {
+    /// Whether this is a cell's own thread.
+    static FINALIZES: Cell<bool> = const { Cell::new(false) };
+}
 
 /// A value that knows where to go when its last reader has left.
 pub(crate) struct Tracked<T> {
@@ -341,7 +347,8 @@ impl<T> Room<T> {
         if !state.is_ready() {
             return;
         }
-        let mut finalizer = state.waiters.those(|until| until.helps).next();
+        // When the cell is gone nobody waits: a task that seems to has been leaked.
+        let mut finalizer = state.waiters.those(|until| until.helps).next().filter(|_| !state.closed);
         if finalizer.is_none() {
             self.start_thread(&mut state);
             if let Background::Running(thread, _) = &state.thread {
@@ -364,6 +371,8 @@ impl<T> Room<T> {
         drain: Drain,
         clock: &C,
     ) {
+        // If the clock panics, the value goes to the background.
+        let _handing_on = HandingOn(self);
         match drain {
             Drain::Background => self.release(value),
             Drain::Wait(wait) => {
@@ -479,6 +488,7 @@ impl<T> Room<T> {
 
     /// The cell's own thread. When the cell is gone it does not wait for readers: one that leaves later starts it again.
     fn run_thread(self: Arc<Self>) {
+        FINALIZES.with(|finalizes| finalizes.set(true));
         loop {
             self.finalize_what_is_ready();
             let mut state = self.state.lock();
@@ -509,7 +519,7 @@ impl<T> Room<T> {
     }
 
     /// The cell is being dropped: what is retired is still finalised, by its own thread. That is joined, since it does not
-    /// wait for readers any more.
+    /// wait for readers any more; but not by another cell's thread, which it may be about to join.
     pub(crate) fn close(self: &Arc<Self>) {
         let mut state = self.state.lock();
         state.closed = true;
@@ -520,7 +530,7 @@ impl<T> Room<T> {
         let (thread, handle) = (thread.clone(), handle.take());
         drop(state);
         thread.unpark();
-        if let Some(handle) = handle.filter(|_| thread.id() != current_thread().id()) {
+        if let Some(handle) = handle.filter(|_| !FINALIZES.with(Cell::get)) {
             // It contains the panics of finalizers and has none of its own.
             let _ = handle.join();
         }
@@ -652,6 +662,15 @@ impl<T> Drop for Finalizing<'_, T> {
     }
 }
 
+/// Sees to it, when dropped, that what has become ready is finalised by somebody.
+struct HandingOn<'a, T>(&'a Arc<Room<T>>);
+
+impl<T> Drop for HandingOn<'_, T> {
+    fn drop(&mut self) {
+        self.0.hand_on(self.0.state.lock());
+    }
+}
+
 /// A place among those who wait, given up when dropped.
 struct Seat<'a, T> {
     room: &'a Arc<Room<T>>,
@@ -700,6 +719,8 @@ impl<T> Room<T> {
         clock: &C,
         building: impl Fn() -> B,
     ) {
+        // If the clock panics, the value goes to the background.
+        let _handing_on = HandingOn(self);
         match drain {
             Drain::Background => self.release(value),
             Drain::Wait(wait) => {

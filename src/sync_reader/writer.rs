@@ -142,6 +142,7 @@ impl<'a, T, C: Clock> Writer<'a, T, C> {
         if let Section::Locked { .. } = self.section {
             return Ok(());
         }
+        self.end_wait();
         let machine = self.machine();
         let Some(Withheld { value, place }) = machine.withhold(self.held.ticket()) else {
             return Err(DrainTimeout { readers: self.room.readers() });
@@ -154,11 +155,19 @@ impl<'a, T, C: Clock> Writer<'a, T, C> {
                 Ok(())
             }
             Err(timeout) => {
-                if let Some(withheld) = self.take_withheld() {
-                    self.retire(machine.put_back(withheld));
-                }
+                self.end_wait();
                 Err(timeout)
             }
+        }
+    }
+
+    /// Puts back what is withheld without having been had: the time was up, or the clock panicked and the build has caught
+    /// that.
+    fn end_wait(&mut self) {
+        if let Section::Waiting { .. } = self.section
+            && let Some(withheld) = self.take_withheld()
+        {
+            self.retire(self.machine().put_back(withheld));
         }
     }
 
@@ -186,6 +195,7 @@ impl<'a, T, C: Clock> Writer<'a, T, C> {
     }
 
     fn conclude(&mut self, value: T, drain: Drain) -> Published<T> {
+        self.end_wait();
         let value = Arc::new(Tracked::new(value, self.room));
         let room = self.room;
         let hold = matches!(drain, Drain::Wait(_));

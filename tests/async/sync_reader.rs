@@ -149,6 +149,18 @@ fn a_task_that_is_cancelled_in_the_drain_releases_the_lease_and_leaves_the_rest_
     assert_eq!((Arc::strong_count(&wakes), wakes.count()), (1, 0));
 }
 
+/// Nobody else is there to be woken when the cell is gone.
+#[test]
+fn a_task_that_is_leaked_in_the_drain_of_a_cell_that_is_dropped_is_not_counted_on() {
+    let (cell, _clock, log) = logged(Drain::Wait(Duration::MAX));
+    let (task, reader) = draining(&cell);
+    std::mem::forget(task);
+    drop(cell);
+    drop(reader);
+    eventually("it is finalised", || log.entries() == [1]);
+    assert!(!log.is_of_this_thread());
+}
+
 /// The last reader has woken it, and it does not come: the wake-up is passed on.
 #[test]
 fn a_task_that_is_cancelled_when_the_readers_have_left_passes_the_wake_up_on() {

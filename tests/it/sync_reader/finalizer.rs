@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::mpsc::channel;
-use std::sync::{Arc, OnceLock, Weak};
+use std::sync::{Arc, Barrier, OnceLock, Weak};
 use std::thread;
 use std::time::Duration;
 
@@ -382,4 +382,31 @@ fn with_clear_the_value_is_retired_too() {
     cell.set(2);
     cell.clear();
     assert_eq!(log.entries(), [1, 2]);
+}
+
+#[test]
+fn g11_two_cells_that_are_dropped_by_each_others_finalizers_do_not_wait_for_each_other() {
+    struct Owner(Option<Arc<SyncReaderCell<Owner>>>);
+    let (done, is_done) = channel();
+    let both = Arc::new(Barrier::new(2));
+    let [first, second] = [(); 2].map(|()| {
+        let (done, both) = (done.clone(), Arc::clone(&both));
+        Arc::new(SyncReaderCell::new(TTL, move |Owner(other)| {
+            if other.is_some() {
+                both.wait();
+                drop(other);
+                done.send(()).unwrap();
+            }
+        }))
+    });
+    let readers = [(&first, &second), (&second, &first)].map(|(cell, other)| {
+        let reader = cell.set(Owner(Some(Arc::clone(other))));
+        cell.set(Owner(None));
+        reader
+    });
+    drop((first, second));
+    drop(readers);
+    for _ in 0..2 {
+        is_done.recv().unwrap();
+    }
 }

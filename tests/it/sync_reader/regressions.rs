@@ -6,9 +6,9 @@ use std::sync::{Arc, OnceLock, Weak};
 use std::thread;
 use std::time::Duration;
 
-use dogpile::{Drain, Policy, RefreshError, SyncReaderCell};
+use dogpile::{Clock, Drain, ManualClock, Policy, RefreshError, SyncReaderCell, Tick};
 
-use super::{Log, background, logged};
+use super::{Log, WAIT, background, logged};
 use crate::support::{GatedClock, TICK, TTL, eventually, gate, panic_message};
 
 /// A build that was overtaken by a `set` does not get at the value that was set.
@@ -96,7 +96,7 @@ fn g11_a_panic_whose_payload_panics_when_dropped_ended_the_thread() {
 }
 
 /// A cell that has the last reference to an error whose drop panics.
-fn with_an_error_that_panics(drain: Drain) -> (SyncReaderCell<u32, dogpile::ManualClock>, Log) {
+fn with_an_error_that_panics(drain: Drain) -> (SyncReaderCell<u32, ManualClock>, Log) {
     let (cell, _clock, log) = logged(Policy::ttl(TTL), drain);
     cell.set(1);
     cell.invalidate();
@@ -401,30 +401,36 @@ fn g11_a_value_that_was_never_published_was_sometimes_not_finalised() {
     }
 }
 
-#[test]
-fn a_clock_that_panics_while_a_writer_waits_loses_no_value() {
-    use std::sync::atomic::AtomicBool;
+/// Panics once: at the so manieth look from now on, or after a sleep.
+#[derive(Default)]
+struct Panicking {
+    time: ManualClock,
+    looks_left: AtomicU32,
+}
 
-    #[derive(Default)]
-    struct Panicking {
-        time: dogpile::ManualClock,
-        panics: AtomicBool,
+impl Clock for Panicking {
+    fn now(&self) -> Tick {
+        let left = self.looks_left.load(Ordering::SeqCst);
+        self.looks_left.store(left.saturating_sub(1), Ordering::SeqCst);
+        assert!(left != 1, "the clock panics");
+        self.time.now()
     }
-    impl dogpile::Clock for Panicking {
-        fn now(&self) -> dogpile::Tick {
-            assert!(!self.panics.swap(false, Ordering::SeqCst), "the clock panics");
-            self.time.now()
-        }
-        fn park_until(&self, deadline: dogpile::Tick, now: dogpile::Tick) {
-            self.panics.store(true, Ordering::SeqCst);
-            let _ = (deadline, now);
-        }
+    fn park_until(&self, _deadline: Tick, _now: Tick) {
+        self.looks_left.store(1, Ordering::SeqCst);
     }
+}
+
+fn panicking(drain: Drain) -> (SyncReaderCell<u32, Arc<Panicking>>, Arc<Panicking>, Log) {
     let clock = Arc::new(Panicking::default());
     let log = Log::default();
     let entries = Arc::clone(&log.0);
     let finalizer = move |value: u32| entries.lock().unwrap().push(value);
-    let cell = SyncReaderCell::with_clock(Policy::never_expires(), clock, Drain::Background, finalizer);
+    (SyncReaderCell::with_clock(Policy::never_expires(), Arc::clone(&clock), drain, finalizer), clock, log)
+}
+
+#[test]
+fn a_clock_that_panics_while_a_writer_waits_loses_no_value() {
+    let (cell, _clock, log) = panicking(Drain::Background);
     let reader = cell.set(1);
     cell.invalidate();
     let result = catch_unwind(AssertUnwindSafe(|| {
@@ -438,6 +444,62 @@ fn a_clock_that_panics_while_a_writer_waits_loses_no_value() {
     drop(reader);
     cell.set(3);
     assert_eq!(log.entries(), [1]);
+}
+
+#[test]
+fn g12_a_clock_that_panicked_while_a_writer_waited_lost_the_value_if_the_build_went_on() {
+    for succeeds in [false, true] {
+        let (cell, _clock, log) = panicking(Drain::Background);
+        let reader = cell.set(1);
+        cell.invalidate();
+        let built = cell.try_get_or_refresh_with(|writer| {
+            let lock = catch_unwind(AssertUnwindSafe(|| writer.acquire_write_lock_timeout(TTL).map(drop)));
+            assert!(lock.is_err());
+            if succeeds {
+                return Ok(2);
+            }
+            assert_eq!(writer.acquire_write_lock_timeout(Duration::ZERO).unwrap_err().readers, 1);
+            Err(())
+        });
+        let current = if succeeds { 2 } else { 1 };
+        assert_eq!((built.is_ok(), cell.get().as_deref()), (succeeds, Some(&current)));
+        assert_eq!(
+            (cell.readers(), cell.retired(), log.entries()),
+            (1 + usize::from(succeeds), usize::from(succeeds), vec![])
+        );
+        drop((built, reader));
+        cell.synchronize();
+        assert_eq!(log.entries(), if succeeds { vec![1] } else { vec![] });
+    }
+}
+
+#[test]
+fn g11_a_clock_that_panicked_after_a_publication_left_the_old_value_to_nobody() {
+    let replace: [fn(&SyncReaderCell<u32, Arc<Panicking>>); 2] = [
+        |cell| drop(cell.set(2)),
+        |cell| {
+            cell.get_or_refresh_with(|writer| {
+                drop(writer.acquire_write_lock());
+                2
+            });
+        },
+    ];
+    for replace in replace {
+        let mut published = 0;
+        for looks in 1..10 {
+            let (cell, clock, log) = panicking(Drain::Wait(WAIT));
+            cell.set(1);
+            cell.invalidate();
+            clock.looks_left.store(looks, Ordering::SeqCst);
+            let panicked = catch_unwind(AssertUnwindSafe(|| replace(&cell))).is_err();
+            clock.looks_left.store(0, Ordering::SeqCst);
+            cell.synchronize();
+            let is_published = cell.generation() == 2;
+            published += u32::from(panicked && is_published);
+            assert_eq!(log.entries(), if is_published { vec![1] } else { vec![] });
+        }
+        assert!(published > 0);
+    }
 }
 
 /// Chaos: whoever held a guard of a withheld value that was cleared hung, as nobody knew it for a reader.
