@@ -420,7 +420,9 @@ impl Clock for Panicking {
     }
 }
 
-fn panicking(drain: Drain) -> (SyncReaderCell<u32, Arc<Panicking>>, Arc<Panicking>, Log) {
+type PanickingCell = SyncReaderCell<u32, Arc<Panicking>>;
+
+fn panicking(drain: Drain) -> (PanickingCell, Arc<Panicking>, Log) {
     let clock = Arc::new(Panicking::default());
     let log = Log::default();
     let entries = Arc::clone(&log.0);
@@ -475,7 +477,7 @@ fn g12_a_clock_that_panicked_while_a_writer_waited_lost_the_value_if_the_build_w
 
 #[test]
 fn g11_a_clock_that_panicked_after_a_publication_left_the_old_value_to_nobody() {
-    let replace: [fn(&SyncReaderCell<u32, Arc<Panicking>>); 2] = [
+    let replace: [fn(&PanickingCell); 2] = [
         |cell| drop(cell.set(2)),
         |cell| {
             cell.get_or_refresh_with(|writer| {
