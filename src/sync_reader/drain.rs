@@ -371,11 +371,11 @@ impl<T> Room<T> {
         drain: Drain,
         clock: &C,
     ) {
-        // If the clock panics, the value goes to the background.
-        let _handing_on = HandingOn(self);
         match drain {
             Drain::Background => self.release(value),
             Drain::Wait(wait) => {
+                // If the clock panics, the value goes to the background.
+                let _handing_on = HandingOn(self);
                 let number = number.or(value.as_ref().map(|value| value.number())).unwrap_or(0);
                 self.leave(value);
                 if !self.is_read_by_this_thread(number) && !self.is_finalized_by_this_thread() {
@@ -719,11 +719,11 @@ impl<T> Room<T> {
         clock: &C,
         building: impl Fn() -> B,
     ) {
-        // If the clock panics, the value goes to the background.
-        let _handing_on = HandingOn(self);
         match drain {
             Drain::Background => self.release(value),
             Drain::Wait(wait) => {
+                // If the clock panics, the value goes to the background.
+                let _handing_on = HandingOn(self);
                 let number = number.or(value.as_ref().map(|value| value.number())).unwrap_or(0);
                 self.leave(value);
                 if !self.is_read_by_this_thread(number) && !self.is_finalized_by_this_thread() {

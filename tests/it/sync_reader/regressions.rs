@@ -498,7 +498,8 @@ fn g11_a_clock_that_panicked_after_a_publication_left_the_old_value_to_nobody() 
             cell.synchronize();
             let is_published = cell.generation() == 2;
             published += u32::from(panicked && is_published);
-            assert_eq!(log.entries(), if is_published { vec![1] } else { vec![] });
+            // If it is not published, 2 is finalised out of turn, at some time.
+            assert_eq!(log.entries().contains(&1), is_published);
         }
         assert!(published > 0);
     }
