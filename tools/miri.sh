@@ -42,7 +42,7 @@ for ((seed = 0; seed < seeds; seed++)); do
     for tests in --lib "--test linear" "--test stress" "--test it"; do
         names=() leaks=""
         if [[ $tests == "--test it" ]]; then
-            # Those that are quick. Some leave a thread of a cell's behind that ends after the process has, which counts as a leak.
+            # Those that are quick. Some leave a thread of a cell's that still runs when the process ends, which counts as a leak.
             names=(election:: failure:: fence:: lease:: reader:: sync_reader:: waiting::)
             leaks=-Zmiri-ignore-leaks
         fi

@@ -401,7 +401,7 @@ fn g11_a_value_that_was_never_published_was_sometimes_not_finalised() {
     }
 }
 
-/// Panics once: at the so manieth look from now on, or after a sleep.
+/// Panics once: at the last of so many looks (0: never), or at the first one after a sleep.
 #[derive(Default)]
 struct Panicking {
     time: ManualClock,
