@@ -1,30 +1,21 @@
 #!/usr/bin/env bash
 # The tests under Miri: undefined behaviour, data races, leaks; with Tree Borrows and several schedules.
 #
-#   tools/miri.sh          three minutes: one schedule
-#   tools/miri.sh long     32 schedules
-#   SEEDS=100 tools/miri.sh
+#   tools/miri.sh              three minutes: two schedules, on two processors
+#   tools/miri.sh long         32 schedules
+#   SEEDS=100 tools/miri.sh    more of them
+#   tools/miri.sh schedule 17  that one once more
 #
 # What it leaves out, and why: docs/testing.md.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-case "${1:-short}" in
-    short) seeds=${SEEDS:-1} ;;
-    long) seeds=${SEEDS:-32} ;;
-    *) echo "usage: $0 [short|long]" >&2; exit 2 ;;
-esac
 # Of each schedule. Fewer means that tests have got lost, not that they have passed.
 minimum=${MINIMUM:-209}
+# Miri uses one processor.
+jobs=${JOBS:-$(nproc 2>/dev/null || echo 2)}
 
 toolchain=${TOOLCHAIN:-nightly}
-if ! cargo "+$toolchain" miri --version >/dev/null 2>&1; then
-    if ! rustup component add miri rust-src --toolchain "$toolchain" >/dev/null 2>&1; then
-        echo "SKIPPED: Miri cannot be had on this machine (rustup component add miri rust-src --toolchain $toolchain)"
-        exit 0
-    fi
-fi
-
 export RUSTFLAGS="" CARGO_INCREMENTAL=0
 # A panic that is expected would take minutes to print.
 export RUST_BACKTRACE=0
@@ -34,24 +25,23 @@ flags="-Zmiri-tree-borrows -Zmiri-disable-isolation -Zmiri-permissive-provenance
 # Looks at two clocks thirty thousand times; and the tests of a test, which share nothing between threads.
 skip=(--skip the_coarse_reading_never_leads --skip model::tests)
 
-log=$(mktemp)
-trap 'rm -f "$log"' EXIT
-for ((seed = 0; seed < seeds; seed++)); do
-    start=$SECONDS
-    : >"$log"
-    for tests in --lib "--test linear" "--test stress" "--test it"; do
+schedule() {
+    local seed=$1 start=$SECONDS tests names leaks passed ignored
+    log=$(mktemp)
+    trap 'rm -f "$log"' EXIT
+    for tests in lib linear stress it; do
         names=() leaks=""
-        if [[ $tests == "--test it" ]]; then
+        if [[ $tests == it ]]; then
             # Those that are quick. Some leave a thread of a cell's that still runs when the process ends, which counts as a leak.
             names=(election:: failure:: fence:: lease:: reader:: sync_reader:: waiting::)
             leaks=-Zmiri-ignore-leaks
         fi
-        # shellcheck disable=SC2086 # two words
+        [[ $tests == lib ]] && tests=--lib || tests=--test=$tests
         if ! MIRIFLAGS="$flags $leaks -Zmiri-seed=$seed" DOGPILE_SEED=$seed \
-            cargo "+$toolchain" miri test $tests -- "${names[@]}" "${skip[@]}" >>"$log" 2>&1; then
+            cargo "+$toolchain" miri test "$tests" -- "${names[@]}" "${skip[@]}" >>"$log" 2>&1; then
             grep -vE '^ +Compiling|^test .*(ok|ignored)$' "$log" | tail -80
             echo "FAILED: Miri, seed $seed, $tests"
-            exit 1
+            exit 255
         fi
     done
     passed=$(awk '/^test result: ok/ {sum += $4} END {print sum + 0}' "$log")
@@ -59,6 +49,22 @@ for ((seed = 0; seed < seeds; seed++)); do
     echo "seed $seed: $passed tests passed, $ignored left out, $((SECONDS - start)) s"
     if ((passed < minimum)); then
         echo "FAILED: at least $minimum tests were to run under Miri"
-        exit 1
+        exit 255
     fi
-done
+}
+
+case "${1:-short}" in
+    short) seeds=${SEEDS:-2} ;;
+    long) seeds=${SEEDS:-32} ;;
+    schedule) schedule "$2"; exit ;;
+    *) echo "usage: $0 [short|long|schedule <seed>]" >&2; exit 2 ;;
+esac
+
+if ! cargo "+$toolchain" miri --version >/dev/null 2>&1 \
+    && ! rustup component add miri rust-src --toolchain "$toolchain" >/dev/null 2>&1; then
+    echo "SKIPPED: Miri cannot be had on this machine (rustup component add miri rust-src --toolchain $toolchain)"
+    exit 0
+fi
+
+# At the first schedule that fails (255) no other one is begun.
+seq 0 $((seeds - 1)) | xargs -n 1 -P "$jobs" tools/miri.sh schedule
