@@ -145,7 +145,7 @@ pub trait SharedCell: sealed::Shared {
         if let Some(value) = self.with(Machine::serve) {
             return value;
         }
-        match turn(self.own(), Demand::Value, "get_or_refresh_in_background", || false) {
+        match turn(self.own(), Demand::Value, "get_or_refresh_in_background", |_| false) {
             Turn::Served(value) => value,
             Turn::Elected(held) => match self.with(servable) {
                 None => held.build(build),

@@ -349,7 +349,7 @@ impl<T, C: Clock> DogpileCell<T, C> {
     /// If `build` panics, or if it is called from inside the build of the same cell.
     #[track_caller]
     pub fn get_fresh_or_refresh<F: FnOnce() -> T>(&self, build: F) -> Arc<T> {
-        turn(&self.machine, Demand::Fresh, "get_fresh_or_refresh", || false).build(build)
+        turn(&self.machine, Demand::Fresh, "get_fresh_or_refresh", |_| false).build(build)
     }
 
     /// Rebuilds even if the value is fresh: returns a value whose build began after this call.
@@ -364,7 +364,7 @@ impl<T, C: Clock> DogpileCell<T, C> {
     #[track_caller]
     pub fn refresh<F: FnOnce() -> T>(&self, build: F) -> Arc<T> {
         let demand = Demand::After(self.machine.latest_origin());
-        turn(&self.machine, demand, "refresh", || false).build(build)
+        turn(&self.machine, demand, "refresh", |_| false).build(build)
     }
 
     /// As [`get_or_refresh`](DogpileCell::get_or_refresh), but touches no reference count if there is a value
@@ -472,7 +472,7 @@ impl<T, C: Clock> DogpileCell<T, C> {
     /// If dropping the replaced value panics. The new one is in place by then.
     pub fn set(&self, value: T) -> Arc<T> {
         let value = Arc::new(value);
-        drop(self.machine.set_when_open(Arc::clone(&value), || false, |_, _| ()));
+        drop(self.machine.set_when_open(Arc::clone(&value), |_| false, |_, _| ()));
         value
     }
 

@@ -209,6 +209,7 @@ mod clock;
 mod contain;
 mod error;
 mod lazy;
+mod own_thread;
 mod policy;
 mod refresher;
 mod seats;

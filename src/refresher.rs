@@ -22,9 +22,10 @@ use crate::cell::machine::{Decision, Demand, Home, Plan};
 use crate::clock::{Clock, FOREVER, nanos};
 use crate::contain::contain;
 use crate::error::SharedError;
+use crate::own_thread;
 use crate::seats::Sleeper;
 use crate::signal::Signal;
-use crate::sync::{Arc, JoinHandle, Mutex, ThreadBuilder, current_thread};
+use crate::sync::{Arc, JoinHandle, Mutex, ThreadBuilder};
 use crate::wait::wait_until;
 
 #[cfg(feature = "async")]
@@ -78,7 +79,8 @@ impl<T> From<T> for Refreshed<T> {
 /// After a build that fails or panics the value stays, [`last_error`](Refresher::last_error) and
 /// [`consecutive_failures`](Refresher::consecutive_failures) show it, and the next attempt waits for the policy's
 /// retry pause ([`Policy::retry_backoff`](crate::Policy::retry_backoff)); without one, for 100 ms, doubled with each
-/// failure up to 10 s. A panic is reported by the panic hook and goes no further.
+/// failure up to 10 s. A panic is reported by the panic hook and goes no further. (A panic of the cell's clock ends the
+/// refresher: it is shown in the same way, and readers build again.)
 ///
 /// A build that never ends keeps the lease. With a [`lease_timeout`](crate::Policy::lease_timeout) another caller can be
 /// elected in its place: one that asks for a fresh value, or any, once the value has expired. Bound the staleness, if
@@ -87,7 +89,7 @@ impl<T> From<T> for Refreshed<T> {
 /// # Dropping
 ///
 /// Stops it and joins its thread, waking it if it sleeps. A build that runs is waited for, and published. If it is
-/// dropped from inside its own build, it stops when that has ended. An async one is told to stop: readers build again
+/// dropped from inside a refresher's build, its own or another's, that does not wait: it stops when its build has ended. An async one is told to stop: readers build again
 /// at once; but if a build runs, it has the lease until it is dropped, when the task is next polled.
 ///
 /// Given an [`Arc`], it does not keep the cell alive: when the last user drops it, the refresher ends by itself. Drop it
@@ -145,6 +147,23 @@ struct Status {
     last_error: Option<SharedError>,
 }
 
+impl Desk {
+    fn show(&self, failures: u32, error: Option<SharedError>) {
+        let mut status = self.status.lock();
+        status.failures = failures;
+        let former = std::mem::replace(&mut status.last_error, error);
+        drop(status);
+        // The user's: without a lock, and a panic of its drop does not end the refresher.
+        contain(|| drop(former));
+    }
+
+    /// The clock has panicked, and the refresher goes no further.
+    fn ended_by(&self, panic: Box<dyn Any + Send>) {
+        let failures = self.status.lock().failures.saturating_add(1);
+        self.show(failures, Some(told(panic)));
+    }
+}
+
 impl Refresher {
     /// Starts a refresher on a thread of its own, `dogpile-refresher`.
     ///
@@ -167,7 +186,8 @@ impl Refresher {
     {
         let (desk, mut keeper) = Keeper::new(cell.own(), ahead)?;
         let detach = keeper.detach();
-        let work = move || {
+        let status = Arc::clone(&desk);
+        let mut work = move || {
             let signal = Arc::clone(&keeper.desk.signal);
             signal.wakes(Sleeper::this_thread());
             loop {
@@ -186,7 +206,13 @@ impl Refresher {
                 }
             }
         };
-        let thread = ThreadBuilder::new().name("dogpile-refresher".into()).spawn(work)?;
+        let thread = ThreadBuilder::new().name("dogpile-refresher".into()).spawn(move || {
+            own_thread::begin(own_thread::Kind::Refresher);
+            // With all that it holds.
+            if let Err(panic) = catch_unwind(AssertUnwindSafe(move || work())) {
+                status.ended_by(panic);
+            }
+        })?;
         Ok(Self { desk, detach, thread: Some(thread) })
     }
 
@@ -214,7 +240,8 @@ impl Refresher {
     {
         let (desk, mut keeper) = Keeper::new(cell.own(), ahead)?;
         let detach = keeper.detach();
-        spawn(Box::pin(async move {
+        let status = Arc::clone(&desk);
+        let work = async move {
             loop {
                 match keeper.step() {
                     Step::End => return,
@@ -236,6 +263,11 @@ impl Refresher {
                         });
                     }
                 }
+            }
+        };
+        spawn(Box::pin(async move {
+            if let Err(panic) = contained(pin!(work)).await {
+                status.ended_by(panic);
             }
         }));
         Ok(Self { desk, detach, thread: None })
@@ -260,8 +292,8 @@ impl Refresher {
 impl Drop for Refresher {
     fn drop(&mut self) {
         self.desk.signal.stop();
-        if let Some(thread) =
-            self.thread.take().filter(|thread| thread.thread().id() != current_thread().id())
+        // Its own thread, which cannot wait for itself, is one of these too.
+        if let Some(thread) = self.thread.take().filter(|_| own_thread::kind() != own_thread::Kind::Refresher)
         {
             // It contains the panics of builds and has none of its own.
             let _ = thread.join();
@@ -375,12 +407,7 @@ impl<O: Owned> Keeper<O> {
             self.clock.now().0.saturating_add(pause)
         };
         // The pause has begun when the failure is seen.
-        let mut status = self.desk.status.lock();
-        status.failures = self.failures;
-        let former = std::mem::replace(&mut status.last_error, error);
-        drop(status);
-        // The user's: without a lock, and a panic of its drop does not end the refresher.
-        contain(|| drop(former));
+        self.desk.show(self.failures, error);
     }
 }
 
@@ -410,19 +437,28 @@ impl<O: Owned> Keeper<O> {
         &self,
         build: impl Future<Output = R>,
     ) -> Option<Result<R, Box<dyn Any + Send>>> {
-        let mut build = pin!(build);
+        let build = pin!(build);
+        let mut build = contained(build);
         std::future::poll_fn(|cx| {
             self.desk.signal.wakes(Sleeper::task(cx.waker()));
             if self.desk.signal.is_stopped() {
                 return Poll::Ready(None);
             }
-            match catch_unwind(AssertUnwindSafe(|| build.as_mut().poll(cx))) {
-                Ok(poll) => poll.map(|built| Some(Ok(built))),
-                Err(panic) => Poll::Ready(Some(Err(panic))),
-            }
+            Pin::new(&mut build).poll(cx).map(Some)
         })
         .await
     }
+}
+
+/// What the future comes to, or what it panics with.
+#[cfg(feature = "async")]
+fn contained<F: Future>(
+    mut future: Pin<&mut F>,
+) -> impl Future<Output = Result<F::Output, Box<dyn Any + Send>>> + Unpin {
+    std::future::poll_fn(move |cx| match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(cx))) {
+        Ok(poll) => poll.map(Ok),
+        Err(panic) => Poll::Ready(Err(panic)),
+    })
 }
 
 impl<O: Owned> Drop for Keeper<O> {

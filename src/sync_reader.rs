@@ -22,7 +22,7 @@ use std::fmt;
 use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::time::Duration;
 
-use crate::cell::machine::{Demand, Machine};
+use crate::cell::machine::{Awaits, Demand, Machine};
 use crate::cell::{DogpileCell, Slot, Turn, try_turn, turn};
 use crate::clock::{Clock, FOREVER, SystemClock, deadline};
 use crate::error::RefreshError;
@@ -312,7 +312,7 @@ impl<T, C: Clock> SyncReaderCell<T, C> {
         E: Send + Sync + 'static,
         F: FnOnce(&mut Writer<'_, T, C>) -> Result<T, E>,
     {
-        let held = match try_turn(self.machine(), limit, || self.is_read_by_this_thread())? {
+        let held = match try_turn(self.machine(), limit, |awaits| self.is_awaited(awaits))? {
             Turn::Served(value) => return Ok(ReaderArc(value)),
             Turn::Elected(held) => held,
         };
@@ -331,7 +331,7 @@ impl<T, C: Clock> SyncReaderCell<T, C> {
     where
         F: FnOnce(&mut Writer<'_, T, C>) -> T,
     {
-        match turn(self.machine(), demand, name, || self.is_read_by_this_thread()) {
+        match turn(self.machine(), demand, name, |awaits| self.is_awaited(awaits)) {
             Turn::Served(value) => value,
             Turn::Elected(held) => {
                 let _inside = held.inside();
@@ -342,8 +342,16 @@ impl<T, C: Clock> SyncReaderCell<T, C> {
         }
     }
 
-    fn is_read_by_this_thread(&self) -> bool {
-        self.room.is_read_at_all_by_this_thread()
+    /// Whether a build that awaits these, and for whose end this thread is about to wait, waits for this thread.
+    fn is_awaited(&self, awaits: Awaits) -> bool {
+        match awaits {
+            Awaits::Nobody => false,
+            Awaits::Readers => self.room.is_read_at_all_by_this_thread(),
+            Awaits::ReadersOfReplaced => {
+                self.room.wait_no_more_for_this_thread();
+                false
+            }
+        }
     }
 
     #[inline]
@@ -382,7 +390,7 @@ impl<T, C> SyncReaderCell<T, C> {
         self.cell.generation()
     }
 
-    /// Whether somebody builds at the moment, or waits for the readers of what it has replaced.
+    /// Whether somebody builds at the moment, or has built and waits for the readers of what that has replaced.
     #[must_use]
     pub fn is_refreshing(&self) -> bool {
         self.cell.is_refreshing()
@@ -457,9 +465,9 @@ impl<T, C: Clock> SyncReaderCell<T, C> {
     #[track_caller]
     pub fn set(&self, value: T) -> ReaderArc<T> {
         let value = Arc::new(Tracked::new(value, &self.room));
-        let note = |new: &Arc<_>, slot: &Slot<_>| self.room.published(new, slot.load().as_ref());
+        let note = |new: &Arc<_>, slot: &Slot<_>| self.room.published(new, slot.load().as_ref(), false);
         let mut leftover =
-            self.machine().set_when_open(Arc::clone(&value), || self.is_read_by_this_thread(), note);
+            self.machine().set_when_open(Arc::clone(&value), |awaits| self.is_awaited(awaits), note);
         self.room.let_go(leftover.replaced.take(), None, self.drain, &self.machine().clock);
         // May panic, so last.
         drop(leftover);

@@ -38,7 +38,7 @@ fn main() -> std::process::ExitCode {
     use std::process::ExitCode;
     use std::sync::Mutex;
 
-    let (mut at_least, mut preemptions, mut list, mut parts) = (0, None, false, Vec::new());
+    let (mut at_least, mut preemptions, mut list, mut parts) = (1, None, false, Vec::new());
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
         let mut number = || arguments.next().and_then(|number| number.parse().ok()).expect("a number");
@@ -46,6 +46,7 @@ fn main() -> std::process::ExitCode {
             "--at-least" => at_least = number(),
             "--preemptions" => preemptions = Some(number()),
             "--list" => list = true,
+            _ if argument.starts_with('-') => panic!("there is no option {argument}"),
             _ => parts.push(argument),
         }
     }

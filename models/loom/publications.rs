@@ -28,6 +28,12 @@ pub(crate) const MODELS: &[Model] = &[
         sees: &["nothing", "the old value"],
     },
     Model {
+        name: "g2_what_was_never_to_be_served_is_not_served_between_two_values",
+        preemptions: Some(1),
+        body: what_was_never_to_be_served_is_not_served_between_two_values,
+        sees: &["nothing", "the old value", "the new value"],
+    },
+    Model {
         name: "g2_what_is_set_for_a_value_is_not_taken_for_its_predecessor",
         preemptions: None,
         body: what_is_set_for_a_value_is_not_taken_for_its_predecessor,
@@ -177,6 +183,28 @@ fn what_was_never_to_be_served_is_not_served() {
         2
     });
     assert_eq!(*built, 2);
+    reader.join().unwrap();
+}
+
+/// Nor if the one after it is served until the same tick as the one before.
+fn what_was_never_to_be_served_is_not_served_between_two_values() {
+    let policy = Policy::never_expires().stale_while_refresh(Duration::ZERO);
+    let cell = Arc::new(DogpileCell::with_clock(policy, Noon));
+    cell.set(1);
+    let reader = fork(&cell, |cell| {
+        saw(match cell.get().as_deref() {
+            None => "nothing",
+            Some(1) => "the old value",
+            Some(3) => "the new value",
+            other => panic!("{other:?}"),
+        });
+    });
+    let built = cell.refresh(|| {
+        cell.invalidate();
+        2
+    });
+    assert_eq!(*built, 2);
+    cell.set(3);
     reader.join().unwrap();
 }
 

@@ -22,7 +22,7 @@ mod support;
 
 #[cfg(dogpile_shuttle)]
 fn main() {
-    let (mut seed, mut times, mut at_least, mut part) = (None, 1, 0, String::new());
+    let (mut seed, mut times, mut at_least, mut part) = (None, 1, 1, String::new());
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
         let mut number = || arguments.next().and_then(|number| number.parse::<u64>().ok()).expect("a number");
@@ -30,6 +30,7 @@ fn main() {
             "--seed" => seed = Some(number()),
             "--times" => times = number(),
             "--at-least" => at_least = number(),
+            _ if argument.starts_with('-') => panic!("there is no option {argument}"),
             _ => part = argument,
         }
     }

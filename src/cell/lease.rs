@@ -121,7 +121,7 @@ impl<H: Home> Held<H> {
     }
 
     pub(crate) fn fail<E: Send + Sync + 'static>(mut self, error: E) -> Arc<E> {
-        self.fail_with(error, &mut None).0
+        self.fail_with(error, || None).0
     }
 
     /// Runs `build` and publishes what it returns. If it panics, the lease is given back.
@@ -164,7 +164,7 @@ impl<H: Home> Held<H> {
     pub(crate) fn fail_with<E: Send + Sync + 'static>(
         &mut self,
         error: E,
-        withheld: &mut Option<Withheld<H::Value>>,
+        withheld: impl FnOnce() -> Option<Withheld<H::Value>>,
     ) -> (Arc<E>, Option<Arc<H::Value>>) {
         let Self { home, ticket, span, .. } = self;
         let error = Arc::new(error);

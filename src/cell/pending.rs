@@ -9,7 +9,7 @@ use crate::sync::Arc;
 
 use super::attempt::{Outcome, Publication};
 use super::building::is_building;
-use super::machine::{Home, Machine, Wait};
+use super::machine::{Awaits, Home, Machine, Wait};
 
 #[cfg(feature = "async")]
 use {
@@ -116,9 +116,9 @@ impl<H: Home> Waiting<H> {
         }
     }
 
-    /// Whether the build that is waited for withholds the value.
-    pub(crate) fn is_withheld(&self) -> bool {
-        self.wait.withheld
+    /// For whom the build waits that is waited for.
+    pub(crate) fn awaits(&self) -> Awaits {
+        self.wait.awaits
     }
 
     /// The moment that lies `wait` from now on the cell's clock; `None` if that is no wait at all.

@@ -14,7 +14,7 @@ use crate::sync::Arc;
 use super::building::is_building;
 use super::lease::Held;
 use super::lookup::Lookup;
-use super::machine::{Decision, Demand, Home, Leftover, Machine, NotNow};
+use super::machine::{Awaits, Decision, Demand, Home, Leftover, Machine, NotNow};
 use super::pending::{Ended, Waiting};
 use super::slot::Slot;
 
@@ -73,9 +73,14 @@ pub(super) fn reentrant(name: impl fmt::Display) -> ! {
 }
 
 /// Looks, and waits for the builds of others, until there is a value that meets `demand` or the caller is elected.
-/// `reads`: whether this thread reads something that a build which withholds the value waits for.
+/// `is_awaited`: asked before this thread waits for a build, whether that waits for this thread.
 #[track_caller]
-pub(crate) fn turn<H: Home>(home: H, demand: Demand, name: &str, reads: impl Fn() -> bool) -> Turn<H> {
+pub(crate) fn turn<H: Home>(
+    home: H,
+    demand: Demand,
+    name: &str,
+    is_awaited: impl Fn(Awaits) -> bool,
+) -> Turn<H> {
     loop {
         let pending = match home.machine().lookup(demand) {
             Decision::Fresh(value) | Decision::Stale(value) => return Turn::Served(value),
@@ -85,7 +90,7 @@ pub(crate) fn turn<H: Home>(home: H, demand: Demand, name: &str, reads: impl Fn(
             Decision::Failed(_) => continue,
         };
         assert!(
-            !(pending.is_withheld() && reads()),
+            !is_awaited(pending.awaits()),
             "{name} would wait for itself: this thread holds a ReadGuard of the same cell, and a build that has \
              asked for the write lock waits for it; drop it before"
         );
@@ -101,7 +106,7 @@ pub(crate) fn turn<H: Home>(home: H, demand: Demand, name: &str, reads: impl Fn(
 pub(crate) fn try_turn<H: Home, E: Send + Sync + 'static>(
     home: H,
     limit: Option<Duration>,
-    reads: impl Fn() -> bool,
+    is_awaited: impl Fn(Awaits) -> bool,
 ) -> Result<Turn<H>, RefreshError<E>> {
     let mut demand = Demand::Servable;
     let mut deadline = None;
@@ -112,7 +117,7 @@ pub(crate) fn try_turn<H: Home, E: Send + Sync + 'static>(
             Decision::Failed(error) => error,
             Decision::Pending(wait) => {
                 let pending = Waiting::new(home.machine(), wait);
-                if pending.is_withheld() && reads() {
+                if is_awaited(pending.awaits()) {
                     return Err(RefreshError::Reentrant);
                 }
                 let deadline = *deadline
@@ -145,7 +150,7 @@ impl<T, C: Clock> Machine<T, C> {
     #[inline(never)]
     #[track_caller]
     pub(crate) fn get_or_refresh(&self, build: impl FnOnce() -> T) -> Arc<T> {
-        turn(self, Demand::Value, "get_or_refresh", || false).build(build)
+        turn(self, Demand::Value, "get_or_refresh", |_| false).build(build)
     }
 
     /// The slow half of `try_get_or_refresh` and its kin. `limit`: how long it may wait.
@@ -156,7 +161,7 @@ impl<T, C: Clock> Machine<T, C> {
         limit: Option<Duration>,
         build: impl FnOnce() -> Result<T, E>,
     ) -> Result<Arc<T>, RefreshError<E>> {
-        match try_turn(self, limit, || false)? {
+        match try_turn(self, limit, |_| false)? {
             Turn::Served(value) => Ok(value),
             Turn::Elected(held) => self.or_instead(held.try_build(build)),
         }
@@ -181,7 +186,7 @@ impl<T, C: Clock> Machine<T, C> {
     pub(crate) fn set_when_open(
         &self,
         mut value: Arc<T>,
-        reads: impl Fn() -> bool,
+        is_awaited: impl Fn(Awaits) -> bool,
         note: impl Fn(&Arc<T>, &Slot<T>),
     ) -> Leftover<T> {
         loop {
@@ -190,11 +195,11 @@ impl<T, C: Clock> Machine<T, C> {
                 Err(NotNow { value: returned, wait }) => {
                     assert!(
                         !is_building(self),
-                        "set was called from inside the build that holds the write lock of the same cell, and would \
-                         wait for its end; return the value from the build instead"
+                        "set was called from inside the build of the same cell, while the write lock is held or asked for, \
+                         and would wait for the end of that; return the value from the build instead"
                     );
                     assert!(
-                        !reads(),
+                        !is_awaited(wait.awaits),
                         "set would wait for itself: this thread holds a ReadGuard of the same cell, and a build that \
                          has asked for the write lock waits for it; drop it before"
                     );

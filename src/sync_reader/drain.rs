@@ -34,7 +34,6 @@
 //! The room's lock may be taken under the cell's lock (by [`Room::published`] and [`Room::cleared`]), never the other
 //! way round. No user code runs under it.
 
-use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::fmt;
@@ -43,10 +42,11 @@ use std::time::Duration;
 use super::held;
 use crate::clock::{Clock, deadline};
 use crate::contain::contain;
+use crate::own_thread;
 use crate::seats::{Seats, Sleeper};
 use crate::sync::{
     Arc, AtomicU64, JoinHandle, Mutex, MutexGuard, OnceCell, Ordering, Thread, ThreadBuilder, ThreadId, Weak,
-    current_thread, park, thread_local, yield_now,
+    current_thread, park, yield_now,
 };
 use crate::trace::{self, Stamp};
 use crate::wait::wait_until;
@@ -91,11 +91,6 @@ impl fmt::Display for DrainTimeout {
 }
 
 impl Error for DrainTimeout {}
-
-thread_local! {
-    /// Whether this is a cell's own thread.
-    static FINALIZES: Cell<bool> = const { Cell::new(false) };
-}
 
 /// A value that knows where to go when its last reader has left.
 pub(crate) struct Tracked<T> {
@@ -169,9 +164,13 @@ struct RoomState<T> {
     loose: Vec<Weak<Tracked<T>>>,
     /// Values that were never published, and whose last reader has left.
     strays: Vec<T>,
+    /// The number of the value that the latest build under [`Drain::Wait`] has replaced.
+    draining: u64,
+    /// Up to this number no build waits for readers any more: one of them waits for the build.
+    unawaited: u64,
     /// The number whose readers a writer waits for; the value goes to it.
     claim: Option<Claim<T>>,
-    /// The writer that is inside, and the number of the value that it has taken out; 0 if there was none.
+    /// The thread whose build has the write lock, and the number of the value that it has taken out; 0 if there was none.
     inside: Option<(ThreadId, u64)>,
     finalizing: Option<ThreadId>,
     thread: Background,
@@ -217,12 +216,36 @@ enum Background {
     Impossible,
 }
 
-/// What a waiter waits for.
+/// What a waiter waits for: until this number has been finalised.
 #[derive(Clone, Copy)]
 struct Until {
     finalized: u64,
-    /// It runs the finalizer itself where it can.
-    helps: bool,
+    purpose: Purpose,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Purpose {
+    /// It only waits.
+    Synchronize,
+    /// It has replaced the value, and finalises it.
+    Drain,
+    /// It wants the write lock, and finalises what stands in its way.
+    Claim,
+}
+
+impl Until {
+    /// Whether it runs the finalizer itself where it can.
+    fn helps(&self) -> bool {
+        self.purpose != Purpose::Synchronize
+    }
+
+    fn is_over<T>(&self, state: &RoomState<T>) -> bool {
+        self.finalized <= state.finalized || (self.drains() && self.finalized == state.unawaited)
+    }
+
+    fn drains(&self) -> bool {
+        self.purpose == Purpose::Drain
+    }
 }
 
 impl<T> RoomState<T> {
@@ -266,6 +289,8 @@ impl<T: Send + Sync + 'static> Room<T> {
                 drained: BTreeMap::new(),
                 loose: Vec::new(),
                 strays: Vec::new(),
+                draining: 0,
+                unawaited: 0,
                 claim: None,
                 inside: None,
                 finalizing: None,
@@ -284,15 +309,22 @@ impl<T: Send + Sync + 'static> Room<T> {
 
 /// Called by the cell's machine, under its lock.
 impl<T> Room<T> {
-    /// `new` becomes visible and replaces `old`.
-    pub(crate) fn published(&self, new: &Arc<Tracked<T>>, old: Option<&Arc<Tracked<T>>>) {
+    /// `new` becomes visible and replaces `old`. `drains`: a build has published it, and waits for the readers of `old`.
+    pub(crate) fn published(&self, new: &Arc<Tracked<T>>, old: Option<&Arc<Tracked<T>>>, drains: bool) {
         let mut state = self.state.lock();
         state.published += 1;
         let number = state.published;
         // Relaxed: made visible together with the value.
         new.number.store(number, Ordering::Relaxed);
         state.loose.retain(|value| value.as_ptr() != Arc::as_ptr(new));
+        if let Some(cleared) = state.current.take_if(|current| current.is_cleared) {
+            // Its writer has given it up, and not retired it yet.
+            state.retired.insert(cleared.number, Retired { value: cleared.value, since: Stamp::now() });
+        }
         Self::retire(&mut state, old);
+        if drains && let Some(old) = old {
+            state.draining = old.number();
+        }
         state.current =
             Some(Current { number, value: Arc::downgrade(new), is_shared: true, is_cleared: false });
     }
@@ -347,8 +379,9 @@ impl<T> Room<T> {
         if !state.is_ready() {
             return;
         }
-        // When the cell is gone nobody waits: a task that seems to has been leaked.
-        let mut finalizer = state.waiters.those(|until| until.helps).next().filter(|_| !state.closed);
+        // One is enough: whoever leaves without having done it hands it on. When the cell is gone nobody waits any more: a
+        // seat that is still taken is a leaked task's.
+        let mut finalizer = if state.closed { None } else { state.waiters.those(Until::helps).next() };
         if finalizer.is_none() {
             self.start_thread(&mut state);
             if let Background::Running(thread, _) = &state.thread {
@@ -379,7 +412,7 @@ impl<T> Room<T> {
                 let number = number.or(value.as_ref().map(|value| value.number())).unwrap_or(0);
                 self.leave(value);
                 if !self.is_read_by_this_thread(number) && !self.is_finalized_by_this_thread() {
-                    self.wait_for(number, true, clock, deadline(clock, wait));
+                    self.wait_for(number, Purpose::Drain, clock, deadline(clock, wait));
                 }
                 self.release(None);
             }
@@ -488,7 +521,7 @@ impl<T> Room<T> {
 
     /// The cell's own thread. When the cell is gone it does not wait for readers: one that leaves later starts it again.
     fn run_thread(self: Arc<Self>) {
-        FINALIZES.with(|finalizes| finalizes.set(true));
+        own_thread::begin(own_thread::Kind::Finalizer);
         loop {
             self.finalize_what_is_ready();
             let mut state = self.state.lock();
@@ -519,18 +552,23 @@ impl<T> Room<T> {
     }
 
     /// The cell is being dropped: what is retired is still finalised, by its own thread. That is joined, since it does not
-    /// wait for readers any more; but not by another cell's thread, which it may be about to join.
+    /// wait for readers any more; but not by another of the crate's threads (see [`own_thread`]).
     pub(crate) fn close(self: &Arc<Self>) {
         let mut state = self.state.lock();
         state.closed = true;
         if state.is_ready() {
             self.start_thread(&mut state);
         }
-        let Background::Running(thread, handle) = &mut state.thread else { return };
+        let Background::Running(thread, handle) = &mut state.thread else {
+            drop(state);
+            // Nothing, or there cannot be a thread.
+            self.finalize_what_is_ready();
+            return;
+        };
         let (thread, handle) = (thread.clone(), handle.take());
         drop(state);
         thread.unpark();
-        if let Some(handle) = handle.filter(|_| !FINALIZES.with(Cell::get)) {
+        if let Some(handle) = handle.filter(|_| own_thread::kind() == own_thread::Kind::Foreign) {
             // It contains the panics of finalizers and has none of its own.
             let _ = handle.join();
         }
@@ -561,7 +599,7 @@ impl<T> Room<T> {
         let target = self.state.lock().last_retired();
         match self.why_not_wait(target) {
             Some(reason) => Err(reason),
-            None => Ok(self.wait_for(target, false, clock, deadline)),
+            None => Ok(self.wait_for(target, Purpose::Synchronize, clock, deadline)),
         }
     }
 
@@ -592,6 +630,23 @@ impl<T> Room<T> {
         })
     }
 
+    /// This thread is about to wait for a build that is over but for the readers of what it has replaced. If this thread
+    /// is one of them, that goes to the background, as if there were no time left.
+    pub(crate) fn wait_no_more_for_this_thread(&self) {
+        let draining = self.state.lock().draining;
+        if !self.is_read_by_this_thread(draining) {
+            return;
+        }
+        let mut state = self.state.lock();
+        state.unawaited = draining;
+        let drains: Vec<Sleeper> =
+            state.waiters.those(|until| until.drains() && until.finalized == draining).collect();
+        drop(state);
+        for sleeper in drains {
+            sleeper.wake();
+        }
+    }
+
     fn why_not_wait(&self, target: u64) -> Option<&'static str> {
         let inside = self.state.lock().inside;
         if self.is_finalized_by_this_thread() {
@@ -610,30 +665,30 @@ impl<T> Room<T> {
     /// Waits until `number` has been finalised, and helps. Returns whether it has, and nobody reads what was never
     /// published.
     fn wait_for_all<C: Clock>(self: &Arc<Self>, number: u64, clock: &C, deadline: u64) -> bool {
-        self.wait_while(number, true, clock, deadline, |state| state.loose_readers() > 0)
+        self.wait_while(number, Purpose::Claim, clock, deadline, |state| state.loose_readers() > 0)
     }
 
-    /// Waits until `number` has been finalised. Returns whether it has.
-    fn wait_for<C: Clock>(self: &Arc<Self>, number: u64, helps: bool, clock: &C, deadline: u64) -> bool {
-        self.wait_while(number, helps, clock, deadline, |_| false)
+    /// Waits until `number` has been finalised. Returns whether the wait is over before the deadline.
+    fn wait_for<C: Clock>(self: &Arc<Self>, number: u64, purpose: Purpose, clock: &C, deadline: u64) -> bool {
+        self.wait_while(number, purpose, clock, deadline, |_| false)
     }
 
     fn wait_while<C: Clock>(
         self: &Arc<Self>,
         number: u64,
-        helps: bool,
+        purpose: Purpose,
         clock: &C,
         deadline: u64,
         condition: impl Fn(&mut RoomState<T>) -> bool,
     ) -> bool {
-        let until = Until { finalized: number, helps };
+        let until = Until { finalized: number, purpose };
         let seat = Seat { room: self, number: self.state.lock().waiters.take(Sleeper::this_thread(), until) };
         let done = wait_until(clock, deadline, || {
-            if helps {
+            if until.helps() {
                 self.finalize_what_is_ready();
             }
             let mut state = self.state.lock();
-            (state.finalized >= number && !condition(&mut state)).then_some(())
+            (until.is_over(&state) && !condition(&mut state)).then_some(())
         });
         drop(seat);
         done.is_some()
@@ -662,7 +717,8 @@ impl<T> Drop for Finalizing<'_, T> {
     }
 }
 
-/// Sees to it, when dropped, that what has become ready is finalised by somebody.
+/// Sees to it, when dropped, that what has become ready is finalised by somebody: for a wait that ends with a panic. One
+/// that ends otherwise has seen to it already.
 struct HandingOn<'a, T>(&'a Arc<Room<T>>);
 
 impl<T> Drop for HandingOn<'_, T> {
@@ -727,7 +783,7 @@ impl<T> Room<T> {
                 let number = number.or(value.as_ref().map(|value| value.number())).unwrap_or(0);
                 self.leave(value);
                 if !self.is_read_by_this_thread(number) && !self.is_finalized_by_this_thread() {
-                    let until = Until { finalized: number, helps: true };
+                    let until = Until { finalized: number, purpose: Purpose::Drain };
                     self.wait_async(until, clock, deadline(clock, wait), &building).await;
                 }
                 let _building = building();
@@ -738,7 +794,8 @@ impl<T> Room<T> {
 
     /// Waits until everything that is retired now is finalised.
     pub(crate) async fn synchronize_async<C: Clock>(self: &Arc<Self>, clock: &C) {
-        let until = Until { finalized: self.state.lock().last_retired(), helps: false };
+        let last = self.state.lock().last_retired();
+        let until = Until { finalized: last, purpose: Purpose::Synchronize };
         self.wait_async(until, clock, FOREVER, || ()).await;
     }
 
@@ -763,11 +820,11 @@ impl<T> Room<T> {
                     seat.insert(TaskSeat { room: self, nap: Nap::begin(clock, deadline, cx.waker(), take) })
                 }
             };
-            if until.helps {
+            if until.helps() {
                 self.finalize_what_is_ready();
             }
-            let is_done = self.state.lock().finalized >= until.finalized;
-            if is_done || seat.nap.is_over(clock, cx) { Poll::Ready(()) } else { Poll::Pending }
+            let is_over = until.is_over(&self.state.lock());
+            if is_over || seat.nap.is_over(clock, cx) { Poll::Ready(()) } else { Poll::Pending }
         })
         .await;
     }
@@ -788,7 +845,7 @@ impl<T> Claiming<'_, T> {
             let mut state = self.room.state.lock();
             let brought = state.claim.as_mut().and_then(|claim| claim.value.take());
             if self.kept.is_none() {
-                // Not if it has been brought.
+                // Stays `None` if it has been brought: nothing refers to it any more.
                 *self.kept = self.weak.upgrade();
             }
             if brought.is_some() || self.kept.is_some() {
@@ -828,6 +885,7 @@ impl<T> Room<T> {
     pub(crate) fn claim<C: Clock>(
         self: &Arc<Self>,
         kept: &mut Option<Arc<Tracked<T>>>,
+        builder: ThreadId,
         clock: &C,
         deadline: u64,
     ) -> Result<Option<(u64, T)>, DrainTimeout> {
@@ -837,7 +895,7 @@ impl<T> Room<T> {
                 let mut state = self.state.lock();
                 return Err(DrainTimeout { readers: state.readers_of_retired() + state.loose_readers() });
             }
-            self.state.lock().inside = Some((current_thread().id(), 0));
+            self.state.lock().inside = Some((builder, 0));
             return Ok(None);
         };
         let number = value.number();
@@ -854,7 +912,7 @@ impl<T> Room<T> {
             wait_until(clock, deadline, || self.state.lock().claim.as_ref()?.value.as_ref().map(|_| ()));
         }
         if let Some(value) = claiming.end() {
-            self.state.lock().inside = Some((current_thread().id(), number));
+            self.state.lock().inside = Some((builder, number));
             return Ok(Some((number, value)));
         }
         let readers = claiming.kept.as_ref().map_or(0, |kept| Arc::strong_count(kept) - 1);
@@ -925,6 +983,22 @@ mod tests {
         while room.state.lock().finalized < 1 {
             yield_now();
         }
+    }
+
+    /// Without a thread the last reader finalises, or else whoever drops the cell.
+    #[test]
+    fn a_cell_that_can_have_no_thread_finalises_what_a_leaked_task_was_to() {
+        let cell = cell();
+        let room = Arc::clone(&cell.room);
+        let reader = cell.set(1);
+        room.state.lock().thread = Background::Impossible;
+        let until = Until { finalized: 1, purpose: Purpose::Drain };
+        room.state.lock().waiters.take(Sleeper::this_thread(), until);
+        cell.set(2);
+        drop(reader);
+        assert_eq!(room.state.lock().finalized, 0);
+        drop(cell);
+        assert_eq!(room.state.lock().finalized, 1);
     }
 
     #[test]

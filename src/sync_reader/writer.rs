@@ -14,7 +14,7 @@ use std::time::Duration;
 use crate::cell::machine::{Concluded, Leftover, Place, Withheld};
 use crate::cell::{Held, Machine, Slot};
 use crate::clock::{Clock, FOREVER, SystemClock, deadline};
-use crate::sync::Arc;
+use crate::sync::{Arc, ThreadId, current_thread};
 
 use super::drain::{Drain, DrainTimeout, Room, Tracked};
 
@@ -24,12 +24,32 @@ pub struct Writer<'a, T, C: Clock = SystemClock> {
     room: &'a Arc<Room<T>>,
     held: Held<&'a Machine<Tracked<T>, C>>,
     section: Section<T>,
+    /// The thread that builds. It may have the lock taken by another one.
+    builder: ThreadId,
 }
 
 enum Section<T> {
     Open,
     Waiting { kept: Option<Arc<Tracked<T>>>, place: Place },
     Locked { old: Option<(u64, T)>, place: Place },
+}
+
+impl<T> Section<T> {
+    /// Ends it without a new value. Returns what was withheld, to be put back.
+    fn end(&mut self, room: &Arc<Room<T>>) -> Option<Withheld<Tracked<T>>> {
+        let (value, place) = match std::mem::replace(self, Self::Open) {
+            Self::Open => return None,
+            Self::Waiting { kept, place } => (kept, place),
+            Self::Locked { old, place } => {
+                (old.map(|(number, old)| Arc::new(Tracked::numbered(old, number, room))), place)
+            }
+        };
+        room.leave_section();
+        if let Some(value) = &value {
+            room.put_back(value);
+        }
+        Some(Withheld { value, place })
+    }
 }
 
 /// What is left to do when a build's result has been published.
@@ -70,7 +90,7 @@ impl<'a, T, C: Clock> Writer<'a, T, C> {
     pub(super) fn new(room: &'a Arc<Room<T>>, mut held: Held<&'a Machine<Tracked<T>, C>>) -> Self {
         // It would count as a reader.
         held.forget_previous();
-        Self { room, held, section: Section::Open }
+        Self { room, held, section: Section::Open, builder: current_thread().id() }
     }
 
     /// Waits until nobody reads, and holds new readers back until the build ends.
@@ -123,8 +143,12 @@ impl<'a, T, C: Clock> Writer<'a, T, C> {
     /// [`acquire_write_lock`](Writer::acquire_write_lock) panics. The old value is back in service; the build goes on.
     /// If it has been overtaken, what it returns is fenced off, and its caller gets what is in the cell.
     pub fn acquire_write_lock_timeout(&mut self, wait: Duration) -> Result<WriteLock<'_, T>, DrainTimeout> {
-        if self.room.is_read_at_all_by_this_thread() || self.room.is_finalized_by_this_thread() {
+        if self.room.is_read_at_all_by_this_thread() {
+            // At least the guard of its own.
             return Err(DrainTimeout { readers: self.room.readers().max(1) });
+        }
+        if self.room.is_finalized_by_this_thread() {
+            return Err(DrainTimeout { readers: 0 });
         }
         let deadline = deadline(&self.machine().clock, wait);
         self.lock(deadline)?;
@@ -145,11 +169,11 @@ impl<'a, T, C: Clock> Writer<'a, T, C> {
         self.end_wait();
         let machine = self.machine();
         let Some(Withheld { value, place }) = machine.withhold(self.held.ticket()) else {
-            return Err(DrainTimeout { readers: self.room.readers() });
+            return Err(DrainTimeout { readers: 0 });
         };
         self.section = Section::Waiting { kept: value, place };
         let Section::Waiting { kept, .. } = &mut self.section else { unreachable!("just now") };
-        match self.room.claim(kept, &machine.clock, deadline) {
+        match self.room.claim(kept, self.builder, &machine.clock, deadline) {
             Ok(old) => {
                 self.section = Section::Locked { old, place };
                 Ok(())
@@ -165,7 +189,7 @@ impl<'a, T, C: Clock> Writer<'a, T, C> {
     /// that.
     fn end_wait(&mut self) {
         if let Section::Waiting { .. } = self.section
-            && let Some(withheld) = self.take_withheld()
+            && let Some(withheld) = self.section.end(self.room)
         {
             self.retire(self.machine().put_back(withheld));
         }
@@ -199,7 +223,7 @@ impl<'a, T, C: Clock> Writer<'a, T, C> {
         let value = Arc::new(Tracked::new(value, self.room));
         let room = self.room;
         let hold = matches!(drain, Drain::Wait(_));
-        let note = |new: &Arc<_>, slot: &Slot<_>| room.published(new, slot.load().as_ref());
+        let note = |new: &Arc<_>, slot: &Slot<_>| room.published(new, slot.load().as_ref(), hold);
         // Before the lease may be released: if it is not published, the next writer must wait for its reader.
         room.let_loose(&value);
         let Concluded { served, leftover, .. } = self.held.conclude(value, None, !hold, note);
@@ -213,26 +237,10 @@ impl<'a, T, C: Clock> Writer<'a, T, C> {
 
     /// The build has failed.
     pub(super) fn fail<E: Send + Sync + 'static>(mut self, error: E) -> Arc<E> {
-        let mut withheld = self.take_withheld();
-        let (error, rejected) = self.held.fail_with(error, &mut withheld);
+        let Self { room, held, section, .. } = &mut self;
+        let (error, rejected) = held.fail_with(error, || section.end(room));
         self.retire(rejected);
         error
-    }
-
-    /// What this build has withheld, to be put back.
-    fn take_withheld(&mut self) -> Option<Withheld<Tracked<T>>> {
-        let (value, place) = match std::mem::replace(&mut self.section, Section::Open) {
-            Section::Open => return None,
-            Section::Waiting { kept, place } => (kept, place),
-            Section::Locked { old, place } => {
-                (old.map(|(number, old)| Arc::new(Tracked::numbered(old, number, self.room))), place)
-            }
-        };
-        self.room.leave_section();
-        if let Some(value) = &value {
-            self.room.put_back(value);
-        }
-        Some(Withheld { value, place })
     }
 
     /// What could not be put back, because it was cleared, waits for its turn.
@@ -256,7 +264,7 @@ impl<'a, T, C: Clock> Writer<'a, T, C> {
 impl<T, C: Clock> Drop for Writer<'_, T, C> {
     /// A build that ends without a result: it panicked.
     fn drop(&mut self) {
-        let withheld = self.take_withheld();
+        let withheld = self.section.end(self.room);
         let rejected = self.held.give_back(withheld);
         self.retire(rejected);
     }

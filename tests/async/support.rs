@@ -126,6 +126,18 @@ impl<'a, T> Hand<'a, T> {
         }
     }
 
+    /// Polls it until it is ready: another thread is about to see to that.
+    pub(crate) fn eventually_ready(&mut self) -> T {
+        let mut value = None;
+        eventually("it is ready", || {
+            if let Poll::Ready(ready) = self.poll() {
+                value = Some(ready);
+            }
+            value.is_some()
+        });
+        value.unwrap()
+    }
+
     pub(crate) fn wakes(&self) -> usize {
         self.wakes.count()
     }
@@ -221,7 +233,7 @@ pub(crate) async fn never<T>() -> T {
 
 /// Looks until `condition` holds.
 #[track_caller]
-pub(crate) fn eventually(what: &str, condition: impl Fn() -> bool) {
+pub(crate) fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     let start = Instant::now();
     while !condition() {
         assert!(start.elapsed() < PATIENCE, "hangs: {what}");

@@ -1,7 +1,8 @@
 //! G9, G10: user code may call back into the cell from wherever the cell runs it.
 
+use std::cell::RefCell;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, mpsc};
 use std::thread;
 use std::time::Duration;
 
@@ -101,7 +102,7 @@ fn g10_inside_a_build_one_may_wait_for_another_cell() {
 fn g10_another_thread_inside_the_build_waits_like_everybody() {
     let (cell, _clock) = cell();
     let value = thread::scope(|scope| {
-        let (sender, receiver) = std::sync::mpsc::channel();
+        let (sender, receiver) = mpsc::channel();
         let value = cell.get_or_refresh(|| {
             let cell = &cell;
             scope.spawn(move || sender.send(*cell.get_or_refresh(|| unreachable!())));
@@ -295,6 +296,22 @@ fn g5_a_value_whose_drop_panics_loses_nothing() {
 }
 
 /// The waiters have been told before the replaced value is dropped.
+/// A second panic would end the process.
+#[test]
+fn g5_a_build_that_panics_contains_the_drop_of_a_former_error() {
+    struct Bomb;
+    impl Drop for Bomb {
+        fn drop(&mut self) {
+            panic!("the drop of an error panics");
+        }
+    }
+    let (cell, _clock) = cell::<u32>();
+    // The cell keeps it, until the next build has ended.
+    assert!(cell.try_get_or_refresh(|| Err(Bomb)).is_err());
+    assert_eq!(panic_message(|| cell.get_or_refresh(|| panic!("the build"))), "the build");
+    assert_eq!(*cell.get_or_refresh(|| 1), 1);
+}
+
 #[test]
 fn g5_a_value_whose_drop_panics_strands_no_waiter() {
     struct Bomb(u32);
@@ -320,4 +337,60 @@ fn g5_a_value_whose_drop_panics_strands_no_waiter() {
     panic_message(|| cell.set(Bomb(3)));
     let waited = pending.wait_timeout(Duration::ZERO);
     assert!(matches!(waited, Ok(Waited::Published(value)) if value.0 == 3));
+}
+
+/// Runs when its thread takes its thread-locals down.
+struct Last(Box<dyn Fn() + Send>);
+
+impl Drop for Last {
+    fn drop(&mut self) {
+        (self.0)();
+    }
+}
+
+thread_local! {
+    static LAST: RefCell<Option<Last>> = const { RefCell::new(None) };
+}
+
+/// G10: the thread did not know any more what it built, and waited for itself.
+#[test]
+fn g10_a_build_of_a_thread_that_ends_hung_if_it_called_back() {
+    let (tell, told) = mpsc::channel();
+    let last = Last(Box::new(move || {
+        let (cell, _clock) = cell::<u32>();
+        let built = cell.try_get_or_refresh(|| {
+            let inner = cell.try_get_or_refresh(|| Ok::<u32, ()>(1));
+            tell.send(matches!(inner, Err(RefreshError::Reentrant))).unwrap();
+            Err(())
+        });
+        assert!(built.is_err());
+    }));
+    let thread = thread::spawn(move || {
+        // Before any of the crate's, and so dropped after them.
+        LAST.set(Some(last));
+        let (cell, _clock) = cell();
+        assert_eq!(*cell.get_or_refresh(|| 1), 1);
+    });
+    assert!(told.recv_timeout(Duration::from_secs(30)).expect("hangs"));
+    thread.join().unwrap();
+}
+
+#[test]
+fn g10_of_builds_inside_of_each_other_each_is_known() {
+    fn nest(cells: &[DogpileCell<usize>], depth: usize) -> usize {
+        *cells[depth].get_or_refresh(|| {
+            for inside in &cells[..=depth] {
+                let inner = inside.try_get_or_refresh(|| Ok::<usize, ()>(0));
+                assert!(matches!(inner, Err(RefreshError::Reentrant)));
+            }
+            if depth + 1 < cells.len() { nest(cells, depth + 1) } else { depth }
+        })
+    }
+    let cells: Vec<_> = (0..40).map(|_| DogpileCell::new(TTL)).collect();
+    assert_eq!(nest(&cells, 0), 39);
+    // And when they have ended, none.
+    for cell in cells {
+        cell.clear();
+        assert_eq!(*cell.try_get_or_refresh(|| Ok::<usize, ()>(1)).unwrap(), 1);
+    }
 }

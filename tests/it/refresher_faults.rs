@@ -2,7 +2,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, Barrier, Mutex, mpsc};
 use std::time::Duration;
 
 use dogpile::{Clock, DogpileCell, ManualClock, Policy, Refresher, Tick};
@@ -115,4 +115,64 @@ fn a_build_that_has_been_published_is_no_failure_whatever_it_replaces() {
     cell.invalidate();
     builds.recv().unwrap();
     assert_eq!(refresher.consecutive_failures(), 0);
+}
+
+/// Panics if it is looked at by a refresher's thread while it is armed.
+#[derive(Clone, Default)]
+struct Fragile {
+    is_armed: Arc<AtomicBool>,
+    time: ManualClock,
+}
+
+impl Clock for Fragile {
+    fn now(&self) -> Tick {
+        if std::thread::current().name() == Some("dogpile-refresher") {
+            assert!(!self.is_armed.load(Ordering::SeqCst), "the clock panics");
+        }
+        self.time.now()
+    }
+
+    fn park_until(&self, deadline: Tick, now: Tick) {
+        self.time.park_until(deadline, now);
+    }
+}
+
+/// It had ended, and nothing showed it.
+#[test]
+fn a_clock_that_panics_ends_the_refresher_and_is_shown() {
+    let clock = Fragile::default();
+    let cell = Arc::new(DogpileCell::with_clock(Policy::ttl(TTL), clock.clone()));
+    let refresher =
+        Refresher::spawn(&cell, Duration::from_secs(1), |_: Option<&Arc<u32>>| Ok::<u32, ()>(1)).unwrap();
+    eventually("it builds", || cell.get().is_some());
+    clock.is_armed.store(true, Ordering::SeqCst);
+    cell.invalidate();
+    eventually("it is shown", || refresher.consecutive_failures() == 1);
+    let error = refresher.last_error().unwrap().downcast::<String>().unwrap();
+    assert_eq!(*error, "the clock panics");
+    // Readers build again.
+    assert_eq!(*cell.get_or_refresh(|| 2), 2);
+}
+
+#[test]
+fn refreshers_whose_builds_dropped_each_other_hung() {
+    let cells = [Arc::new(DogpileCell::new(TTL)), Arc::new(DogpileCell::new(TTL))];
+    let refreshers: [Arc<Mutex<Option<Refresher>>>; 2] = Default::default();
+    let both_build = Arc::new(Barrier::new(2));
+    let spawn = |this: usize| {
+        let (other, both_build) = (Arc::clone(&refreshers[1 - this]), Arc::clone(&both_build));
+        let build = move |_: Option<&Arc<u32>>| {
+            eventually("the other is there", || other.lock().unwrap().is_some());
+            let other = other.lock().unwrap().take();
+            both_build.wait();
+            drop(other);
+            Ok::<u32, ()>(1)
+        };
+        Refresher::spawn(&cells[this], Duration::from_secs(1), build).unwrap()
+    };
+    let both = [spawn(0), spawn(1)];
+    for (place, refresher) in refreshers.iter().zip(both) {
+        *place.lock().unwrap() = Some(refresher);
+    }
+    eventually("both have built", || cells.iter().all(|cell| cell.get().is_some()));
 }

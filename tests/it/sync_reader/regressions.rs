@@ -6,7 +6,9 @@ use std::sync::{Arc, OnceLock, Weak};
 use std::thread;
 use std::time::Duration;
 
-use dogpile::{Clock, Drain, ManualClock, Policy, RefreshError, SyncReaderCell, Tick};
+use dogpile::{
+    Clock, DogpileCell, Drain, ManualClock, Policy, RefreshError, Refresher, SyncReaderCell, Tick,
+};
 
 use super::{Log, WAIT, background, logged};
 use crate::support::{GatedClock, TICK, TTL, eventually, gate, panic_message};
@@ -609,4 +611,163 @@ fn g10_a_guard_of_a_value_that_was_never_published_is_known_to_the_write_lock() 
     assert!(message.contains("this thread holds a ReadGuard"), "{message}");
     drop(guard);
     assert_eq!(*cell.get_or_refresh(|| 3), 3);
+}
+
+/// The value was in nobody's hands while the clock was asked when the build had failed.
+#[test]
+fn g12_a_clock_that_panics_when_a_write_section_fails_lost_the_value() {
+    let (cell, clock, log) = panicking(Drain::Background);
+    cell.set(1);
+    cell.invalidate();
+    let result = catch_unwind(AssertUnwindSafe(|| {
+        cell.try_get_or_refresh_with(|writer| {
+            drop(writer.acquire_write_lock());
+            clock.looks_left.store(1, Ordering::SeqCst);
+            Err::<u32, _>("no")
+        })
+    }));
+    assert!(result.is_err());
+    assert_eq!((cell.get().as_deref(), cell.is_refreshing(), cell.retired()), (Some(&1), false, 0));
+    drop(cell);
+    assert_eq!(log.entries(), []);
+}
+
+/// They waited for each other: the one for the end of a build, whose caller for the guard of the other.
+#[test]
+fn g10_a_thread_with_a_guard_that_waited_for_a_build_that_drained_hung() {
+    type Drained = SyncReaderCell<u32, ManualClock>;
+    let waits: [fn(&Drained, &ManualClock) -> u32; 3] = [
+        |cell, _| {
+            cell.invalidate();
+            *cell.get_fresh_or_refresh(|| 3)
+        },
+        |cell, _| {
+            cell.clear();
+            *cell.try_get_or_refresh(|| Ok::<_, ()>(3)).unwrap()
+        },
+        |cell, clock| {
+            clock.advance(3 * TTL);
+            *cell.get_or_refresh(|| 3)
+        },
+    ];
+    for wait in waits {
+        let policy = Policy::ttl(TTL).stale_while_refresh(TTL);
+        let (cell, clock, log) = logged(policy, Drain::Wait(Duration::MAX));
+        cell.set(1);
+        let guard = cell.load().unwrap();
+        cell.invalidate();
+        thread::scope(|scope| {
+            let drainer = scope.spawn(|| *cell.get_or_refresh(|| 2));
+            eventually("the new value is there", || cell.generation() == 2);
+            assert_eq!(wait(&cell, &clock), 3);
+            // It went to the background.
+            assert_eq!(drainer.join().unwrap(), 2);
+            assert_eq!((*guard, log.entries()), (1, vec![]));
+            drop(guard);
+        });
+        cell.synchronize();
+        assert_eq!(log.entries(), [1, 2]);
+    }
+}
+
+/// A guard of the value that has just been published stands in nobody's way.
+#[test]
+fn a_build_goes_on_waiting_for_others_if_a_reader_of_the_new_value_waits() {
+    let (cell, _clock, log) = logged(Policy::ttl(TTL), Drain::Wait(Duration::MAX));
+    let reader = cell.set(1);
+    cell.invalidate();
+    thread::scope(|scope| {
+        let drainer = scope.spawn(|| *cell.get_or_refresh(|| 2));
+        eventually("the new value is there", || cell.generation() == 2);
+        let guard = cell.load().unwrap();
+        cell.invalidate();
+        let fresh = cell.try_get_or_refresh_timeout(Duration::ZERO, || Ok::<_, ()>(3)).unwrap();
+        assert_eq!((*guard, *fresh, cell.is_refreshing(), cell.retired()), (2, 2, true, 1));
+        cell.clear();
+        let none = cell.try_get_or_refresh_timeout(Duration::ZERO, || Ok::<_, ()>(3));
+        assert!(matches!(none, Err(RefreshError::WaitTimeout)));
+        assert!(cell.is_refreshing());
+        drop((fresh, guard, reader));
+        assert_eq!(drainer.join().unwrap(), 2);
+    });
+    cell.synchronize();
+    assert_eq!(log.entries(), [1, 2]);
+}
+
+/// Each was about to join the other's thread.
+#[test]
+fn a_finalizer_that_drops_a_refresher_that_drops_the_cell_hung() {
+    let finalised = Arc::new(AtomicU32::new(0));
+    let cell = {
+        let finalised = Arc::clone(&finalised);
+        Arc::new(SyncReaderCell::new(TTL, move |refresher: Option<Refresher>| {
+            drop(refresher);
+            finalised.fetch_add(1, Ordering::SeqCst);
+        }))
+    };
+    let other = Arc::new(DogpileCell::new(TTL));
+    let refresher = {
+        let cell = Arc::clone(&cell);
+        let build = move |_: Option<&Arc<u32>>| Ok::<_, ()>(u32::try_from(cell.generation()).unwrap());
+        Refresher::spawn(&other, Duration::from_secs(1), build).unwrap()
+    };
+    eventually("it has built", || other.get().is_some());
+    let reader = cell.set(Some(refresher));
+    cell.set(None);
+    // The last one is the refresher's, whom the cell's own thread ends.
+    drop(cell);
+    drop(reader);
+    eventually("it is finalised", || finalised.load(Ordering::SeqCst) == 1);
+}
+
+#[test]
+fn a_build_whose_write_lock_another_thread_has_asked_for_waited_for_itself() {
+    let (cell, _clock, _log) = background();
+    cell.set(1);
+    cell.invalidate();
+    let message = panic_message(|| {
+        cell.get_or_refresh_with(|writer| {
+            thread::scope(|scope| scope.spawn(|| drop(writer.acquire_write_lock())).join().unwrap());
+            cell.clear();
+            cell.synchronize();
+            2
+        })
+    });
+    assert!(message.contains("under the write lock"), "{message}");
+}
+
+/// It was counted where there was nobody, or readers who were not in the way.
+#[test]
+fn a_caller_that_stands_in_its_own_way_is_no_reader() {
+    // A build that has been overtaken.
+    let (cell, _clock, _log) = background();
+    cell.set(1);
+    cell.invalidate();
+    let mut reader = None;
+    cell.get_or_refresh_with(|writer| {
+        reader = Some(cell.set(2));
+        assert_eq!(writer.acquire_write_lock_timeout(TTL).unwrap_err().readers, 0);
+        3
+    });
+
+    // A finalizer.
+    let own: Arc<OnceLock<Weak<SyncReaderCell<u32>>>> = Arc::default();
+    let readers = Arc::new(AtomicU32::new(u32::MAX));
+    let cell = Arc::new(SyncReaderCell::new(TTL, {
+        let (own, readers) = (Arc::clone(&own), Arc::clone(&readers));
+        move |value| {
+            if value == 1 {
+                let cell = own.get().and_then(Weak::upgrade).unwrap();
+                cell.get_or_refresh_with(|writer| {
+                    let timeout = writer.acquire_write_lock_timeout(TTL).unwrap_err();
+                    readers.store(timeout.readers.try_into().unwrap(), Ordering::SeqCst);
+                    2
+                });
+            }
+        }
+    }));
+    own.set(Arc::downgrade(&cell)).unwrap();
+    cell.set(1);
+    cell.clear();
+    assert_eq!(readers.load(Ordering::SeqCst), 0);
 }

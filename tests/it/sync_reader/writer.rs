@@ -267,7 +267,7 @@ fn g12_a_set_from_inside_the_section_is_told() {
             *cell.set(2)
         })
     });
-    assert!(message.contains("set was called from inside the build that holds the write lock"), "{message}");
+    assert!(message.contains("set was called from inside the build of the same cell"), "{message}");
     assert_eq!(cell.get().as_deref(), Some(&1));
 }
 
