@@ -4,10 +4,10 @@
 #
 #   tools/breaks.sh                all of them: a few seconds each
 #   tools/breaks.sh g04 g11-once   those whose names begin so
-#   tools/breaks.sh check          only whether each patch still applies
+#   tools/breaks.sh check          only whether each patch still applies, and its tests are there
 #   tools/breaks.sh table          the table in docs/testing.md
 #
-# A patch begins with the promise and what is broken, then `Red:` and the test, once for each test. `Hangs.`: the test may
+# A patch begins with the promise and what is broken, then `Red:` and the test (`--loom`: the model), once for each test. `Hangs.`: the test may
 # stand still instead of failing, as that is what is broken. It is made in a copy; the working tree is left alone.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -28,6 +28,7 @@ for name in "${@:-}"; do
 done
 
 reds() { sed -n 's/^Red: //p' "$1"; }
+all_reds() { for patch in "${patches[@]}"; do reds "$patch"; done | sed 's/^--test /--test=/' | sort -u; }
 
 if [[ $mode == table ]]; then
     echo "| promise | broken | red |"
@@ -54,6 +55,17 @@ cd "$copy"
 # A repository of its own, or `git apply` would look at the one around it.
 git init -q
 
+# Suites: --lib, --test=name, --loom. What is built for one stays there for the others.
+# For how long at most, arguments.
+loom() { RUSTFLAGS="--cfg dogpile_loom" timeout "$1" cargo test --release -p models --test loom "${@:2}"; }
+list() {
+    if [[ $1 == --loom ]]; then
+        loom 600 -q -- --list
+    else
+        cargo test -q --all-features "$1" -- --list | sed -n 's/: test$//p'
+    fi
+}
+
 for patch in "${patches[@]}"; do
     if ! git apply --check "$patch"; then
         echo "FAILED: $(basename "$patch") does not apply any more"
@@ -65,7 +77,13 @@ for patch in "${patches[@]}"; do
     fi
 done
 if [[ $mode == check ]]; then
-    echo "${#patches[@]} patches apply"
+    while read -r suite test; do
+        # Once for each suite.
+        list=$copy/tests$suite
+        [[ -e $list ]] || (cd "$root" && list "$suite") >"$list"
+        grep -qx "$test" "$list" || { echo "FAILED: there is no test $test in $suite"; exit 1; }
+    done < <(all_reds)
+    echo "${#patches[@]} patches apply, and name tests that are there"
     exit
 fi
 
@@ -73,34 +91,43 @@ export CARGO_INCREMENTAL=1 CARGO_PROFILE_DEV_DEBUG=0 CARGO_PROFILE_TEST_DEBUG=0 
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 
-build() { cargo test -q --features async "$@" --no-run >"$log" 2>&1; }
-# For how long at most; which tests: `--test it`, name.
-run() {
-    local limit=$1
-    shift
-    timeout "$limit" cargo test --features async "$@" >"$log" 2>&1
+build() {
+    if [[ $1 == --loom ]]; then
+        loom 600 -q --no-run >"$log" 2>&1
+    else
+        cargo test -q --features async "$1" --no-run >"$log" 2>&1
+    fi
 }
+# For how long at most, the suite, its tests.
+run() {
+    local limit=$1 suite=$2
+    shift 2
+    if [[ $suite == --loom ]]; then
+        loom "$limit" -- "$@" >"$log" 2>&1
+    else
+        timeout "$limit" cargo test --features async "$suite" -- --exact "$@" >"$log" 2>&1
+    fi
+}
+# Whether that test has passed, or failed.
+is_green() { grep -qE "^(test $1 .*ok|$1: .* executions, .*)$" "$log"; }
+is_red() { grep -qE "^(test $1 .*|$1: )FAILED$" "$log"; }
 
 # First of all, unbroken, each of them is green.
 start=$SECONDS
 declare -A suites
 while read -r suite test; do
     suites[$suite]+=" $test"
-done < <(for patch in "${patches[@]}"; do reds "$patch"; done | sed 's/^--test /--test=/' | sort -u)
+done < <(all_reds)
 for suite in "${!suites[@]}"; do
     read -ra tests <<<"${suites[$suite]}"
-    if ! build "$suite" || ! run 600 "$suite" -- --exact "${tests[@]}"; then
+    if ! build "$suite" || ! run 600 "$suite" "${tests[@]}"; then
         tail -40 "$log"
         echo "FAILED: $suite, unbroken"
         exit 1
     fi
-    if ! grep -q "^test result: ok. ${#tests[@]} passed" "$log"; then
-        for test in "${tests[@]}"; do
-            grep -q "^test $test .*ok$" "$log" || echo "there is no test $test in $suite"
-        done
-        echo "FAILED: a test that a patch names is not there"
-        exit 1
-    fi
+    for test in "${tests[@]}"; do
+        is_green "$test" || { echo "FAILED: there is no test $test in $suite"; exit 1; }
+    done
 done
 echo "unbroken: all green, $((SECONDS - start)) s"
 
@@ -117,10 +144,10 @@ for patch in "${patches[@]}"; do
         fi
         result=0 seen="" limit=300
         grep -q '^Hangs\.$' "$patch" && limit=20
-        run "$limit" "$suite" -- --exact "$test" || result=$?
-        if ((result == 124 && limit == 20)); then
+        run "$limit" "$suite" "$test" || result=$?
+        if ((result == 124 && limit == 20)) && grep -q "^running 1 test" "$log"; then
             seen="red, hangs"
-        elif ((result != 0)) && grep -q "^test $test .*FAILED$" "$log"; then
+        elif ((result != 0)) && { is_red "$test" || { [[ $suite == --loom && $limit == 20 ]] && grep -q deadlock "$log"; }; }; then
             seen=red
         fi
         if [[ -z $seen ]]; then

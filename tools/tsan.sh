@@ -17,8 +17,12 @@ esac
 minimum=${MINIMUM:-24}
 
 toolchain=${TOOLCHAIN:-nightly}
-target=$(rustc "+$toolchain" -vV 2>/dev/null | sed -n 's/^host: //p')
-library=$(rustc "+$toolchain" --print sysroot 2>/dev/null)/lib/rustlib/src/rust/library
+if ! rustc "+$toolchain" -vV >/dev/null 2>&1; then
+    echo "SKIPPED: the $toolchain toolchain cannot be had on this machine (rustup toolchain install $toolchain)"
+    exit 0
+fi
+target=$(rustc "+$toolchain" -vV | sed -n 's/^host: //p')
+library=$(rustc "+$toolchain" --print sysroot)/lib/rustlib/src/rust/library
 if [[ ! -d $library ]] && ! rustup component add rust-src --toolchain "$toolchain" >/dev/null 2>&1; then
     echo "SKIPPED: the standard library's source cannot be had on this machine (rustup component add rust-src --toolchain $toolchain)"
     exit 0
