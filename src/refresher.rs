@@ -187,7 +187,7 @@ impl Refresher {
         let (desk, mut keeper) = Keeper::new(cell.own(), ahead)?;
         let detach = keeper.detach();
         let status = Arc::clone(&desk);
-        let mut work = move || {
+        let work = move || {
             let signal = Arc::clone(&keeper.desk.signal);
             signal.wakes(Sleeper::this_thread());
             loop {
@@ -209,7 +209,7 @@ impl Refresher {
         let thread = ThreadBuilder::new().name("dogpile-refresher".into()).spawn(move || {
             own_thread::begin(own_thread::Kind::Refresher);
             // With all that it holds.
-            if let Err(panic) = catch_unwind(AssertUnwindSafe(move || work())) {
+            if let Err(panic) = catch_unwind(AssertUnwindSafe(work)) {
                 status.ended_by(panic);
             }
         })?;
