@@ -62,9 +62,13 @@ impl<T> From<T> for Refreshed<T> {
 /// meanwhile.)
 ///
 /// It builds at once if there is no value or a stale one, and then `ahead` of the end of each value's time to live,
-/// but not before half of that is over. (A value that is published for less than a millisecond, because its source
-/// says "do not keep it", is rebuilt after 100 ms.) An [`invalidate`](crate::DogpileCell::invalidate) or a
-/// [`clear`](crate::DogpileCell::clear) wakes it early.
+/// but not before half of that is over. A value is fresh up to and including its ttl, so its age is then
+/// `ttl - ahead` and a nanosecond, or half of the ttl, whichever is more. (A value that is published for less than a
+/// millisecond, because its source says "do not keep it", is rebuilt after 100 ms.) An
+/// [`invalidate`](crate::DogpileCell::invalidate) or a [`clear`](crate::DogpileCell::clear) wakes it early.
+///
+/// A test moves a [`ManualClock`](crate::ManualClock) by that age, after the publication, which comes after whatever the
+/// build does: [how to wait for it](crate::guide::manual_clock#a-refresher-in-a-test).
 ///
 /// # What readers observe
 ///
@@ -106,18 +110,19 @@ impl<T> From<T> for Refreshed<T> {
 ///
 /// # fn main() -> io::Result<()> {
 /// let keys = Arc::new(DogpileCell::new(Duration::from_secs(600)));
-/// let (built, builds) = mpsc::channel();
+/// let (begin, begun) = mpsc::channel();
 /// let build = move |previous: Option<&Arc<u32>>| {
-///     built.send(()).ok();
+///     begin.send(()).ok(); // it has the lease; nothing is published yet
 ///     Ok::<u32, io::Error>(previous.map_or(1, |number| **number + 1))
 /// };
 /// let refresher = Refresher::spawn(&keys, Duration::from_secs(60), build)?;
-/// builds.recv().unwrap();
+/// begun.recv().unwrap();
+/// // Waits for the build, since there is nothing else to serve:
 /// assert_eq!(*keys.get_or_refresh(|| unreachable!("the refresher builds")), 1);
 ///
 /// keys.invalidate();
-/// builds.recv().unwrap();
-/// drop(refresher); // waits for the build
+/// begun.recv().unwrap();
+/// drop(refresher); // waits for the build, too
 /// assert_eq!(keys.get().as_deref(), Some(&2));
 /// # Ok(())
 /// # }
