@@ -155,7 +155,7 @@
 //! | feature | what | what it brings along |
 //! |---|---|---|
 //! | (none) | threads: cells, background builds, [`Refresher`] | `arc-swap`, `parking_lot`, `once_cell`, on Linux `coarsetime` |
-//! | `async` | the same for tasks, on any executor, with the same cells | `futures-timer` |
+//! | `async` | the same for tasks, on any executor, with the same cells: `get_or_refresh_async` and its kin | `futures-timer` |
 //! | `tracing` | a span for each build, events for what becomes of it | `tracing` |
 //!
 //! Rust 1.88: each change is checked with that compiler, and clippy's `incompatible_msrv` warns earlier. To require a newer
@@ -180,6 +180,7 @@
 //! | how long a value is fresh or served stale, and what happens on errors | [`Policy`] |
 //! | a read that builds if need be | [`DogpileCell::get_or_refresh`], [`DogpileCell::try_get_or_refresh`] |
 //! | ... and never gets a stale value | [`DogpileCell::get_fresh_or_refresh`] |
+//! | such reads from a task | feature `async`: `DogpileCell::get_or_refresh_async` and its kin, see [async] |
 //! | a read that never builds | [`DogpileCell::get`], [`DogpileCell::snapshot`] |
 //! | a read without a reference count | [`DogpileCell::load_or_refresh`], [`Guard`] |
 //! | a thread that reads all the time | [`DogpileCell::reader`], [`Reader`] |
