@@ -85,6 +85,7 @@ impl fmt::Display for DrainTimeout {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.readers {
             0 => f.write_str("the readers could not be waited for"),
+            1 => f.write_str("1 reader has not left within the time allowed"),
             readers => write!(f, "{readers} readers have not left within the time allowed"),
         }
     }

@@ -6,7 +6,7 @@ use std::sync::{Arc, Barrier, OnceLock, Weak};
 use std::thread;
 use std::time::Duration;
 
-use dogpile::{Drain, Policy, ReaderArc, SyncReaderCell};
+use dogpile::{Drain, DrainTimeout, Policy, ReaderArc, SyncReaderCell};
 
 use super::{Log, background, logged};
 use crate::support::{TTL, eventually, gate, panic_message};
@@ -302,9 +302,17 @@ fn a_leaked_reader_is_shown() {
         }
         let timeout = waiter.join().unwrap().unwrap_err();
         assert_eq!(timeout.readers, 1);
-        assert!(timeout.to_string().contains("1 readers"));
+        assert_eq!(timeout.to_string(), "1 reader has not left within the time allowed");
     });
     assert_eq!((log.entries(), cell.retired()), (vec![], 1));
+}
+
+#[test]
+fn a_timeout_says_how_many_readers_are_left() {
+    let text = |readers| DrainTimeout { readers }.to_string();
+    assert_eq!(text(0), "the readers could not be waited for");
+    assert_eq!(text(1), "1 reader has not left within the time allowed");
+    assert_eq!(text(2), "2 readers have not left within the time allowed");
 }
 
 #[test]
