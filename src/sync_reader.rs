@@ -174,7 +174,8 @@ impl<T, C: Clock> SyncReaderCell<T, C> {
     ///
     /// # Panics
     ///
-    /// As there.
+    /// As there. And if this thread holds a [`ReadGuard`] of the cell, and it would have to wait for a build that waits for
+    /// the write lock.
     #[inline]
     #[track_caller]
     pub fn get_or_refresh<F: FnOnce() -> T>(&self, build: F) -> ReaderArc<T> {
@@ -188,7 +189,8 @@ impl<T, C: Clock> SyncReaderCell<T, C> {
     ///
     /// # Errors
     ///
-    /// As there.
+    /// As there. [`RefreshError::Reentrant`] also where [`get_or_refresh`](SyncReaderCell::get_or_refresh) panics because
+    /// of a [`ReadGuard`].
     #[inline]
     pub fn try_get_or_refresh<E, F>(&self, build: F) -> Result<ReaderArc<T>, RefreshError<E>>
     where
@@ -254,7 +256,7 @@ impl<T, C: Clock> SyncReaderCell<T, C> {
     ///
     /// # Errors
     ///
-    /// As there.
+    /// As there, and as [`try_get_or_refresh`](SyncReaderCell::try_get_or_refresh).
     #[inline]
     pub fn try_get_or_refresh_timeout<E, F>(
         &self,
@@ -275,7 +277,7 @@ impl<T, C: Clock> SyncReaderCell<T, C> {
     ///
     /// # Panics
     ///
-    /// As there.
+    /// As there, and as [`get_or_refresh`](SyncReaderCell::get_or_refresh).
     #[track_caller]
     pub fn get_fresh_or_refresh<F: FnOnce() -> T>(&self, build: F) -> ReaderArc<T> {
         ReaderArc(self.refresh_for(Demand::Fresh, "get_fresh_or_refresh", |_| build()))
@@ -285,7 +287,7 @@ impl<T, C: Clock> SyncReaderCell<T, C> {
     ///
     /// # Panics
     ///
-    /// As there.
+    /// As there, and as [`get_or_refresh`](SyncReaderCell::get_or_refresh).
     #[track_caller]
     pub fn refresh<F: FnOnce() -> T>(&self, build: F) -> ReaderArc<T> {
         let demand = Demand::After(self.machine().latest_origin());
@@ -423,8 +425,8 @@ impl<T, C: Clock> SyncReaderCell<T, C> {
     ///
     /// # Panics
     ///
-    /// If it is called from inside the finalizer, or by a thread that holds a [`ReadGuard`] of a value that has been
-    /// replaced: it would wait for itself.
+    /// If it would wait for itself: called from inside the finalizer, by a thread that holds a [`ReadGuard`] of a value that
+    /// has been replaced, or by a build under the write lock whose old value has been cleared.
     ///
     /// # Deadlocks
     ///
@@ -456,12 +458,15 @@ impl<T, C: Clock> SyncReaderCell<T, C> {
     ///
     /// # Blocking
     ///
-    /// If a build has asked for the write lock: until that build ends.
+    /// If a build waits for the write lock or holds it: until that build ends. And for the readers of the old value, if the
+    /// cell's [`Drain`] says so. A [`ReaderArc`] of the caller's own is waited for like any other. A [`ReadGuard`] of its own
+    /// is not: if it is one of the old value, or of one replaced before, nobody is waited for, and the value goes to the
+    /// background at once.
     ///
     /// # Panics
     ///
-    /// If it would wait for itself: called from inside the build that holds the write lock, or while this thread holds a
-    /// [`ReadGuard`].
+    /// While a build waits for the write lock or holds it, and only then: if it is called from inside a build of the cell, or by
+    /// a thread that holds a [`ReadGuard`] of the cell. It would wait for itself.
     #[track_caller]
     pub fn set(&self, value: T) -> ReaderArc<T> {
         let value = Arc::new(Tracked::new(value, &self.room));
@@ -482,6 +487,10 @@ impl<T, C: Clock> SyncReaderCell<T, C> {
     /// As [`DogpileCell::clear`]. The value is retired, and let go of as the cell's [`Drain`] says.
     ///
     /// If a build has asked for the write lock, the old value is retired instead of being put back.
+    ///
+    /// # Blocking
+    ///
+    /// For the readers of the value, as [`set`](SyncReaderCell::set), but never for a build.
     pub fn clear(&self) {
         let cleared = self.machine().clear(|old| self.room.cleared(old));
         self.room.let_go(cleared, None, self.drain, &self.machine().clock);

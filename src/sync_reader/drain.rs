@@ -68,8 +68,9 @@ pub enum Drain {
     ///
     /// # Deadlocks
     ///
-    /// A thread that holds a `ReaderArc` of the old value and is elected waits for itself, until the time is over.
-    /// (With a `ReadGuard` it does not: such a value goes to the background at once.)
+    /// A thread that holds a `ReaderArc` of the old value, and is elected or calls `set` or `clear`, waits for itself, until
+    /// the time is over. (One that holds a `ReadGuard` of it, or of a value replaced before, waits for nobody: the old value
+    /// goes to the background at once.)
     Wait(Duration),
 }
 
