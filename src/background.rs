@@ -129,8 +129,8 @@ pub trait SharedCell: sealed::Shared {
     /// | tokio | `\|job\| { tokio::task::spawn_blocking(job); }` |
     ///
     /// A job that is dropped instead of run gives the lease back, and the next caller is elected: so a spawner at its
-    /// limit may simply drop it. If `spawn` runs the job at once, on the spot, the caller gets the new value. If
-    /// `spawn` panics, the lease is given back and the panic reaches the caller.
+    /// limit may simply drop it. If `spawn` runs the job at once, on the spot, the caller gets the new value, unless that
+    /// has expired by then. If `spawn` panics, the lease is given back and the panic reaches the caller.
     ///
     /// # Panics
     ///

@@ -1,8 +1,8 @@
 //! Threads of the crate's own, and which of them may wait for the end of which.
 //!
 //! On both kinds code of the user's runs, which may drop a cell or a [`Refresher`](crate::Refresher) and so wait for the
-//! end of such a thread. A refresher's thread waits for none, a finalizer's for a refresher's only, so no two of them wait
-//! for each other.
+//! end of such a thread. A refresher's thread waits for none, a finalizer's for a refresher's only, so no two of them come to
+//! wait for each other by what they drop.
 
 use std::cell::Cell;
 

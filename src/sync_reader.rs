@@ -72,12 +72,15 @@ use drain::{Room, Tracked};
 /// that holds a [`ReaderArc`] must not call what may wait for a build
 /// ([`get_or_refresh`](SyncReaderCell::get_or_refresh), [`set`](SyncReaderCell::set) and their kin) of a cell whose
 /// builds take the write lock. With a [`ReadGuard`], which stays on its thread, the cell notices: the call panics, or
-/// returns [`RefreshError::Reentrant`].
+/// returns [`RefreshError::Reentrant`]. [`Drain::Wait`] has deadlocks of its own.
+///
+/// A finalizer must not wait for a thread that may drop the last reference to the cell: dropping it waits for the finalizer.
 ///
 /// # Dropping
 ///
 /// Values that have been replaced are still finalised after the cell is gone. Dropping the cell waits for the finalizers
-/// whose turn has come, not for readers. (Dropped by a finalizer that runs on a cell's own thread, it does not wait.)
+/// whose turn has come, not for readers. (Dropped on a cell's own thread, by a finalizer, or on a
+/// [`Refresher`](crate::Refresher)'s, by its build, it does not wait.)
 ///
 /// # Examples
 ///

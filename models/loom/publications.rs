@@ -34,6 +34,12 @@ pub(crate) const MODELS: &[Model] = &[
         sees: &["nothing", "the old value", "the new value"],
     },
     Model {
+        name: "g2_a_value_is_served_by_its_own_tick",
+        preemptions: Some(2),
+        body: a_value_is_served_by_its_own_tick,
+        sees: &["nothing", "the old value"],
+    },
+    Model {
         name: "g2_what_is_set_for_a_value_is_not_taken_for_its_predecessor",
         preemptions: None,
         body: what_is_set_for_a_value_is_not_taken_for_its_predecessor,
@@ -205,6 +211,25 @@ fn what_was_never_to_be_served_is_not_served_between_two_values() {
     });
     assert_eq!(*built, 2);
     cell.set(3);
+    reader.join().unwrap();
+}
+
+/// Nor while `sequence` stands still because the value is just being replaced.
+fn a_value_is_served_by_its_own_tick() {
+    let clock = Still::default();
+    let policy = Policy::ttl(Duration::ZERO).stale_while_refresh(Duration::ZERO);
+    let cell = Arc::new(DogpileCell::with_clock(policy, clock.clone()));
+    elect(&cell).publish_for(1, Duration::MAX);
+    let reader = fork(&cell, move |cell| {
+        // The other thread has looked at it already: its value has expired before it is there.
+        clock.advance(Duration::from_nanos(1));
+        saw(match cell.get().as_deref() {
+            None => "nothing",
+            Some(1) => "the old value",
+            other => panic!("{other:?}"),
+        });
+    });
+    cell.set(2);
     reader.join().unwrap();
 }
 

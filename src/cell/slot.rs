@@ -137,7 +137,8 @@ impl Bank {
 pub(crate) struct Slot<T> {
     value: ArcSlot<T>,
     quiet_end: AtomicU64,
-    /// Moves with every change: odd while one is going on; the bit above that tells which bank is current.
+    /// Moves with every change: odd while one of the value or its record is going on; the bit above that tells which bank is
+    /// current.
     sequence: AtomicU64,
     banks: [Bank; 2],
 }

@@ -64,13 +64,15 @@ pub enum Drain {
     /// It waits for the readers of the replaced value, at most for so long, and runs the finalizer itself. What is
     /// left then goes to the background. [`Duration::MAX`] waits without end, as Python's dogpile did.
     ///
-    /// Readers of the new value do not wait. The lease stays taken meanwhile, so at most two generations are alive.
+    /// Readers of the new value do not wait. The lease stays taken meanwhile, so builds keep at most two generations alive.
+    /// (`set` takes no lease.)
     ///
     /// # Deadlocks
     ///
-    /// A thread that holds a `ReaderArc` of the old value, and is elected or calls `set` or `clear`, waits for itself, until
-    /// the time is over. (One that holds a `ReadGuard` of it, or of a value replaced before, waits for nobody: the old value
-    /// goes to the background at once.)
+    /// A thread that holds a `ReaderArc` of the old value waits for itself, until the time is over, if it is elected, calls
+    /// `set` or `clear`, or waits for the build that drains (`get_fresh_or_refresh`, `refresh`, any read after a `clear` or
+    /// of a value that has expired). So does a task with a guard. A thread that holds a `ReadGuard` of it, or of a value
+    /// replaced before, does not: the old value goes to the background at once.
     Wait(Duration),
 }
 
