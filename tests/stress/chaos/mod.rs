@@ -66,13 +66,28 @@ fn chaos() {
 }
 
 /// Else a printed seed would be worth nothing.
+///
+/// How much a step draws depends on what it meets, so each stream is compared as far as both runs went.
 #[test]
 fn the_same_seed_draws_the_same() {
     let _alone = alone();
     let steps = if cfg!(miri) { 1 } else { 200 };
-    let [first, second] = [run(7, Length::Steps(steps)), run(7, Length::Steps(steps))];
-    assert_eq!(first, second);
-    assert_ne!(first, run(8, Length::Steps(steps)));
+    let [first, second, other] = [7, 7, 8].map(|seed| run(seed, Length::Steps(steps)));
+    for (first, second) in first.iter().zip(&second) {
+        assert_eq!(first.begun, second.begun);
+        let mut compared = 0;
+        for (stream, one) in &first.drawn {
+            let Some(two) = second.drawn.get(stream) else { continue };
+            let both = one.len().min(two.len());
+            assert_eq!(one[..both], two[..both], "of stream {stream:?}");
+            compared += both as u64;
+        }
+        // Of each step at least what it is, and the moment after it.
+        assert!(compared >= 2 * steps, "{compared} draws in {steps} steps");
+    }
+    for (first, other) in first.iter().zip(&other) {
+        assert_ne!(first.drawn[&vec![0]][0], other.drawn[&vec![0]][0]);
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -104,8 +119,8 @@ struct Stage {
 
 type Tally = BTreeMap<(&'static str, &'static str), u64>;
 
-/// Returns what each actor has drawn.
-fn run(seed: u64, length: Length) -> Vec<u64> {
+/// Returns what is to be the same in every run with this seed, of each actor: nothing if the run is timed.
+fn run(seed: u64, length: Length) -> Vec<Trace> {
     let clock = ManualClock::new();
     let policy = Policy::ttl(1000 * MICROSECOND).jitter(20);
     let strict = policy
@@ -133,17 +148,18 @@ fn run(seed: u64, length: Length) -> Vec<u64> {
         present: AtomicUsize::new(ACTORS + RUNNERS + KEEPERS),
         tally: Mutex::default(),
     };
-    let drawn: Vec<Mutex<u64>> = (0..ACTORS).map(|_| Mutex::new(0)).collect();
+    let traces: Vec<Arc<Mutex<Trace>>> = (0..ACTORS).map(|_| Arc::default()).collect();
     {
         let stage = &stage;
         let (jobs, inboxes): (Vec<_>, Vec<_>) = (0..RUNNERS).map(|_| sync_channel::<Given>(4)).unzip();
         let (shelves, kept): (Vec<_>, Vec<_>) = (0..KEEPERS).map(|_| sync_channel::<Kept>(16)).unzip();
         let mut tasks: Vec<Task<'_>> = Vec::new();
-        for (number, drawn) in drawn.iter().enumerate() {
+        for (number, trace) in traces.iter().enumerate() {
             let (jobs, shelves) = (jobs.clone(), shelves.clone());
+            let trace = matches!(length, Length::Steps(_)).then(|| Arc::clone(trace));
             tasks.push(task(format!("actor {number}"), move |me| {
                 let _left = Left(&[&stage.acting, &stage.present]);
-                *lock(drawn) = stage.act(me, &jobs, &shelves);
+                stage.act(me, &jobs, &shelves, trace);
             }));
         }
         for (number, inbox) in inboxes.into_iter().enumerate() {
@@ -163,7 +179,7 @@ fn run(seed: u64, length: Length) -> Vec<u64> {
         together(seed, tasks);
     }
     stage.close();
-    drawn.into_iter().map(|drawn| drawn.into_inner().expect("nothing panics under it")).collect()
+    traces.iter().map(|trace| std::mem::take(&mut *lock(trace))).collect()
 }
 
 /// Somebody leaves, however it ends.
@@ -196,13 +212,21 @@ impl Stage {
         }
     }
 
-    fn act(&self, me: &mut Member<'_>, jobs: &[SyncSender<Given>], shelves: &[SyncSender<Kept>]) -> u64 {
+    fn act(
+        &self,
+        me: &mut Member<'_>,
+        jobs: &[SyncSender<Given>],
+        shelves: &[SyncSender<Kept>],
+        trace: Option<Arc<Mutex<Trace>>>,
+    ) {
         let seed = me.random.next();
         let handles = self.plain.iter().map(|plain| RefCell::new(plain.reader())).collect();
         let mut actor = Actor {
             me,
             stage: self,
+            step: 0,
             random: Draws::new(0),
+            trace,
             jobs,
             shelves,
             handles,
@@ -210,15 +234,14 @@ impl Stage {
             readers: self.readers.iter().map(|_| RefCell::default()).collect(),
             tally: RefCell::default(),
         };
-        let mut drawn = 0_u64;
         for step in 0.. {
             if !me.goes_on() || matches!(self.length, Length::Steps(steps) if step >= steps) {
                 break;
             }
             // Each step draws from a seed of its own, so that how far one draws does not change the next.
-            actor.random = Draws::new(seed ^ Random::new(step).next());
-            let choice = actor.step();
-            drawn = Random::new(drawn ^ choice).next();
+            actor.step = step;
+            actor.random = Draws::noted(seed ^ Random::new(step).next(), vec![step], actor.trace.clone());
+            actor.step();
             for readers in &self.readers {
                 readers.undertaker.check();
             }
@@ -228,7 +251,6 @@ impl Stage {
         for (what, count) in actor.tally.into_inner() {
             *all.entry(what).or_insert(0) += count;
         }
-        drawn
     }
 
     /// Ends leases, runs jobs and waits for builds that others have begun, or were given a place for.
@@ -292,7 +314,9 @@ fn threads_named(name: &str) -> usize {
 struct Actor<'a> {
     me: &'a Member<'a>,
     stage: &'a Stage,
+    step: u64,
     random: Draws,
+    trace: Option<Arc<Mutex<Trace>>>,
     jobs: &'a [SyncSender<Given>],
     shelves: &'a [SyncSender<Kept>],
     handles: Vec<RefCell<PlainReader<'a>>>,
@@ -302,22 +326,19 @@ struct Actor<'a> {
 }
 
 impl Actor<'_> {
-    /// Returns what it has drawn.
-    fn step(&self) -> u64 {
+    fn step(&self) {
         self.tally("", "step");
-        let choice = self.random.below(100);
-        match choice {
+        match self.random.below(100) {
             #[cfg(feature = "async")]
             0..4 => self.run_tasks(),
             0..60 => self.step_plain(self.random.index(self.stage.plain.len())),
             60..95 => self.step_readers(self.random.index(self.stage.readers.len())),
             _ => {
-                self.me.doing("advance");
+                self.doing("", "advance");
                 self.stage.clock.advance(Duration::from_nanos(self.random.below(2000)));
             }
         }
         self.random.dawdle();
-        choice
     }
 
     fn tally(&self, cell: &'static str, what: &'static str) {
@@ -328,6 +349,9 @@ impl Actor<'_> {
     fn doing(&self, cell: &'static str, what: &'static str) {
         self.me.doing_with(cell, what);
         self.tally(cell, what);
+        if let Some(trace) = &self.trace {
+            lock(trace).begun.entry(self.step).or_insert((cell, what));
+        }
     }
 
     /// A wait on the clock, up to so many microseconds.
@@ -336,32 +360,69 @@ impl Actor<'_> {
     }
 }
 
+/// What an actor does with a seed, whatever the others do.
+#[derive(Default)]
+struct Trace {
+    /// What each step did first, which is before it looked at a cell.
+    begun: BTreeMap<u64, (&'static str, &'static str)>,
+    /// What each stream has drawn: that of a step, or one that was forked off, which is named after where and at which draw.
+    drawn: BTreeMap<Vec<u64>, Vec<u64>>,
+}
+
 /// Draws through a shared reference, for closures.
-struct Draws(RefCell<Random>);
+struct Draws {
+    random: RefCell<Random>,
+    count: Cell<u64>,
+    /// By which name, and where, its draws are noted.
+    stream: Vec<u64>,
+    trace: Option<Arc<Mutex<Trace>>>,
+}
 
 impl Draws {
     fn new(seed: u64) -> Self {
-        Self(RefCell::new(Random::new(seed)))
+        Self::noted(seed, Vec::new(), None)
+    }
+
+    fn noted(seed: u64, stream: Vec<u64>, trace: Option<Arc<Mutex<Trace>>>) -> Self {
+        Self { random: RefCell::new(Random::new(seed)), count: Cell::new(0), stream, trace }
     }
 
     fn fork(&self) -> Self {
-        Self::new(self.0.borrow_mut().next())
+        let seed = self.next();
+        let stream =
+            if self.trace.is_some() { [&*self.stream, &[self.count.get()]].concat() } else { Vec::new() };
+        Self::noted(seed, stream, self.trace.clone())
+    }
+
+    /// All draws come from here.
+    fn next(&self) -> u64 {
+        let drawn = self.random.borrow_mut().next();
+        self.count.set(self.count.get() + 1);
+        if let Some(trace) = &self.trace {
+            lock(trace).drawn.entry(self.stream.clone()).or_default().push(drawn);
+        }
+        drawn
     }
 
     fn below(&self, end: u64) -> u64 {
-        self.0.borrow_mut().below(end)
+        self.next() % end
     }
 
     fn index(&self, length: usize) -> usize {
-        self.0.borrow_mut().index(length)
+        usize::try_from(self.below(length as u64)).expect("smaller than a length")
     }
 
     fn one_in(&self, n: u64) -> bool {
-        self.0.borrow_mut().one_in(n)
+        self.below(n) == 0
+    }
+
+    /// What draws as much as it likes, of one draw of this.
+    fn one_off(&self) -> Random {
+        Random::new(self.next())
     }
 
     fn dawdle(&self) {
-        self.0.borrow_mut().dawdle();
+        self.one_off().dawdle();
     }
 }
 

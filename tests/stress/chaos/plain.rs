@@ -72,7 +72,7 @@ pub(super) enum PlainReader<'a> {
 
 /// What somebody else is to end.
 pub(super) enum Given {
-    Lease(Arc<Plain>, OwnedLease<Value, ManualClock>, Alone, u64),
+    Lease(Arc<Plain>, OwnedLease<Value, ManualClock>, Alone, Draws),
     Job(Box<dyn FnOnce() + Send>),
     Pending(Arc<Plain>, OwnedPending<Value, ManualClock>, Before),
 }
@@ -211,9 +211,8 @@ impl Plain {
 impl Given {
     pub(super) fn end(self, me: &Member<'_>) {
         match self {
-            Self::Lease(plain, lease, alone, seed) => {
+            Self::Lease(plain, lease, alone, random) => {
                 me.doing_with(plain.name, "ending a lease of another thread");
-                let random = Draws::new(seed);
                 let number = plain.census.number();
                 random.dawdle();
                 if random.one_in(8) {
@@ -675,7 +674,7 @@ impl<'a> Actor<'a> {
             OwnedLookup::Stale(value) => self.plain[which].borrow_mut().sees(&value, before),
             OwnedLookup::Elected(lease) => {
                 let alone = plain.enter();
-                let given = Given::Lease(Arc::clone(plain), lease, alone, self.random.below(u64::MAX));
+                let given = Given::Lease(Arc::clone(plain), lease, alone, self.random.fork());
                 self.give(runner, given);
             }
             OwnedLookup::Pending(pending) => {
@@ -704,9 +703,9 @@ impl<'a> Actor<'a> {
         let before = plain.census.before();
         let number = Arc::new(Mutex::new(0));
         let build = {
-            let (plain, number, seed) = (Arc::clone(plain), Arc::clone(&number), self.random.below(u64::MAX));
+            let (plain, number, random) = (Arc::clone(plain), Arc::clone(&number), self.random.fork());
             move || {
-                let value = plain.build_alone(&Draws::new(seed)).unwrap_or_else(|Failed| panic_as_planned());
+                let value = plain.build_alone(&random).unwrap_or_else(|Failed| panic_as_planned());
                 *lock(&number) = value.number();
                 value
             }

@@ -228,8 +228,8 @@ impl Build<'_, '_> {
                 0,
                 "{name}: the old value is read in a section"
             );
-            random.0.borrow_mut().dawdle();
-            old.change(&mut random.0.borrow_mut());
+            random.dawdle();
+            old.change(&mut random.one_off());
             old.check();
         }
         drop(lock);
