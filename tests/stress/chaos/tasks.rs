@@ -26,6 +26,25 @@ type SentJob = Pin<Box<dyn Future<Output = ()> + Send>>;
 /// What tasks have spawned.
 type Spawned = Mutex<Vec<SentJob>>;
 
+/// What a run of a second or two comes to many times.
+pub(super) const RARE: &[&str] = &[
+    "an async build",
+    "an async build that fails",
+    "an async build that panics",
+    "get_or_refresh_async",
+    "get_fresh_or_refresh_async",
+    "try_get_or_refresh_async",
+    "get_or_refresh_in_background_async",
+    "synchronize_async",
+    "awaited: published",
+    "Refresher::spawn_async",
+    "an async refresher that builds",
+    "a task that is told that it would wait for itself",
+    "a task that is dropped",
+    "a task that panics",
+    "waiting for a task to be woken",
+];
+
 /// Wakes the thread that polls a task.
 struct Woken {
     is_called: AtomicBool,
@@ -96,7 +115,9 @@ impl Actor<'_> {
                 has_polled = true;
                 let waker = Waker::from(Arc::clone(woken));
                 let poll = unless_it_panics(|| job.as_mut().poll(&mut Context::from_waker(&waker)));
-                // Or it has panicked as planned.
+                if poll.is_none() {
+                    self.tally("", "a task that panics");
+                }
                 if !matches!(poll, Some(Poll::Pending)) {
                     *slot = None;
                 } else if self.random.one_in(16) {
@@ -114,7 +135,7 @@ impl Actor<'_> {
                 let which = self.random.index(jobs.len());
                 jobs[which] = None;
             } else if !has_polled {
-                self.me.doing("waiting for a task to be woken");
+                self.doing("", "waiting for a task to be woken");
                 thread::park();
             }
         }
@@ -146,15 +167,21 @@ impl Actor<'_> {
             // Its own cell (G10).
             match plain.cell().try_get_or_refresh_async(async || Err::<Value, _>(OtherError)).await {
                 Err(RefreshError::Reentrant) => {
-                    self.tally(plain.name, "told that it would wait for itself");
+                    self.tally(plain.name, "a task that is told that it would wait for itself");
                 }
                 Ok(_) => {}
                 Err(error) => assert!(plain.may_overlap, "inside a build: {error}"),
             }
         }
         match random.below(10) {
-            0 => Err(error),
-            1 => panic_as_planned(),
+            0 => {
+                self.tally(plain.name, "an async build that fails");
+                Err(error)
+            }
+            1 => {
+                self.tally(plain.name, "an async build that panics");
+                panic_as_planned()
+            }
             _ => Ok(plain.census.build(number)),
         }
     }
@@ -193,7 +220,10 @@ impl Actor<'_> {
                 self.doing(name, "Pending, awaited");
                 let Lookup::Pending(pending) = cell.lookup() else { return };
                 match pending.await {
-                    Waited::Published(value) => value,
+                    Waited::Published(value) => {
+                        self.tally(name, "awaited: published");
+                        value
+                    }
                     Waited::Reentrant => panic!("{name}: told that it waits for itself"),
                     Waited::Failed(_) | Waited::Abandoned => return,
                 }
@@ -203,7 +233,10 @@ impl Actor<'_> {
                 self.doing(name, "OwnedPending, awaited");
                 let OwnedLookup::Pending(pending) = cell.lookup_owned() else { return };
                 match pending.await {
-                    Waited::Published(value) => value,
+                    Waited::Published(value) => {
+                        self.tally(name, "awaited: published");
+                        value
+                    }
                     Waited::Reentrant => panic!("{name}: told that it waits for itself"),
                     Waited::Failed(_) | Waited::Abandoned => return,
                 }
@@ -298,10 +331,12 @@ impl Actor<'_> {
         let Some(cell) = plain.shared_cell() else { return };
         self.doing(plain.name, "Refresher::spawn_async");
         let (weak, ahead) = (Arc::downgrade(plain), self.some_time(900));
-        let seeds = self.random.fork();
+        let (seeds, builds) = (self.random.fork(), Arc::new(AtomicU64::new(0)));
+        let begun = Arc::clone(&builds);
         let spawn = |task| lock(spawned).push(task);
         let refresher = Refresher::spawn_async(cell, ahead, spawn, move |_previous: Option<Arc<Value>>| {
             let (weak, random) = (weak.clone(), seeds.fork());
+            begun.fetch_add(1, Ordering::SeqCst);
             async move {
                 let plain = weak.upgrade().ok_or(Failed)?;
                 let (ends, number) = (random.below(6), number(&plain.census).await);
@@ -319,6 +354,9 @@ impl Actor<'_> {
         let refresher = refresher.expect("`ahead` is shorter than the ttl");
         let end = self.stage.clock.now().saturating_add(Duration::from_micros(500));
         while self.stage.clock.now() < end {
+            if builds.swap(0, Ordering::SeqCst) > 0 {
+                self.tally(plain.name, "an async refresher that builds");
+            }
             give_way().await;
         }
         let _ = (refresher.last_error(), refresher.consecutive_failures());
