@@ -42,6 +42,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use dogpile::{Clock, Drain, ManualClock, Policy};
+#[cfg(target_os = "linux")]
+use dogpile::{Refresher, SyncReaderCell};
 
 use crate::harness::{Member, Random, Task, alone, eventually, lock, seed, task, together, unless_it_panics};
 use plain::{Given, Plain, PlainReader};
@@ -285,7 +287,7 @@ impl Stage {
         for readers in readers {
             readers.close();
         }
-        for name in ["dogpile-finaliz", "dogpile-refresh"] {
+        for name in [FINALIZER, REFRESHER] {
             eventually("the cells' threads are gone", || threads_named(name) == 0);
         }
         let Length::Time(length) = length else { return };
@@ -307,6 +309,31 @@ impl Stage {
     }
 }
 
+/// Else it would be no wonder that they are gone.
+#[cfg(target_os = "linux")]
+#[test]
+#[cfg_attr(miri, ignore = "does not read /proc")]
+fn the_threads_of_cells_are_counted_by_name() {
+    let _alone = alone();
+    let cell = Arc::new(dogpile::DogpileCell::<u64>::new(HOUR));
+    let refresher = Refresher::spawn(&cell, MICROSECOND, |_: Option<&Arc<u64>>| Ok::<_, Failed>(1));
+    eventually("a refresher is counted", || threads_named(REFRESHER) > 0);
+    drop(refresher);
+    eventually("it is gone", || threads_named(REFRESHER) == 0);
+
+    let cell = SyncReaderCell::<u64>::new(HOUR, drop);
+    // It is replaced while it is read, so the thread has something to wait for.
+    let reader = cell.set(1);
+    drop(cell.set(2));
+    eventually("a cell's own thread is counted", || threads_named(FINALIZER) > 0);
+    drop((reader, cell));
+    eventually("it is gone", || threads_named(FINALIZER) == 0);
+}
+
+/// What the kernel keeps of the names of the crate's threads: fifteen bytes.
+const FINALIZER: &str = "dogpile-finaliz";
+const REFRESHER: &str = "dogpile-refresh";
+
 /// How many threads have this name, where that can be found out.
 fn threads_named(name: &str) -> usize {
     if cfg!(miri) {
@@ -314,7 +341,6 @@ fn threads_named(name: &str) -> usize {
     }
     let Ok(threads) = std::fs::read_dir("/proc/self/task") else { return 0 };
     let names = threads.filter_map(|thread| std::fs::read_to_string(thread.ok()?.path().join("comm")).ok());
-    // The kernel keeps fifteen bytes of a name.
     names.filter(|known| known.trim_end() == name).count()
 }
 
