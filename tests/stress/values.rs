@@ -270,6 +270,11 @@ impl<R: Deref<Target = Value>> Inside<R> {
         Self::count(value, false, false)
     }
 
+    /// What the cell has handed out.
+    pub(crate) fn held(&self) -> &R {
+        &self.value
+    }
+
     fn count(value: R, is_published: bool, is_counted: bool) -> Self {
         value.life.readers.fetch_add(1, Ordering::SeqCst);
         if is_counted {

@@ -8,12 +8,15 @@ use std::time::Duration;
 
 use dogpile::{
     DogpileCell, Freshness, Guard, LazyDogpile, LazyReader, Lease, Lookup, ManualClock, OwnedLease,
-    OwnedLookup, OwnedPending, Policy, Reader, RefreshError, Refreshed, Refresher, SharedCell, Waited,
+    OwnedLookup, OwnedPending, Policy, Reader, RefreshError, Refreshed, Refresher, SharedCell, SharedError,
+    Waited,
 };
 
 use crate::harness::{Member, eventually, lock, panic_as_planned, unless_it_panics, unless_it_says};
 use crate::values::{Before, Census, Value};
 
+#[cfg(feature = "async")]
+use super::tasks::{LazyAsyncCell, lazy_build};
 use super::{Actor, Alone, Building, Draws, Failed, MICROSECOND, Number, OtherError, stall, whatever};
 
 pub(super) type TestCell = DogpileCell<Value, ManualClock>;
@@ -37,6 +40,10 @@ pub(super) const RARE: &[&str] = &[
     "a build that stalls",
     "a build that calls into another cell",
     "renew",
+    "renew_for",
+    "OwnedPending::wait",
+    "get_unless_due",
+    "Reader::get_unless_due",
     "a job that is dropped",
     "refresher: spawn",
     "refresher: drop",
@@ -44,12 +51,14 @@ pub(super) const RARE: &[&str] = &[
 
 thread_local! {
     /// The number of the latest value that a `LazyDogpile` has built on this thread.
-    static LAZILY_BUILT: Cell<u64> = const { Cell::new(0) };
+    pub(super) static LAZILY_BUILT: Cell<u64> = const { Cell::new(0) };
 }
 
 enum Home {
     Shared(Arc<TestCell>),
     Lazy(Box<LazyCell>),
+    #[cfg(feature = "async")]
+    LazyAsync(Box<LazyAsyncCell>),
 }
 
 /// A cell, and what is known of it.
@@ -106,6 +115,14 @@ impl Plain {
         Arc::new(Self::new(name, Home::Lazy(Box::new(cell)), clock, census, building, false))
     }
 
+    #[cfg(feature = "async")]
+    pub(super) fn lazy_async(name: &'static str, policy: Policy, clock: &ManualClock) -> Arc<Self> {
+        let (census, building) = <(Arc<Census>, Arc<Building>)>::default();
+        let build = lazy_build(&census, &building);
+        let cell = LazyDogpile::with_clock(policy, clock.clone(), build).named(name);
+        Arc::new(Self::new(name, Home::LazyAsync(Box::new(cell)), clock, census, building, false))
+    }
+
     fn new(
         name: &'static str,
         home: Home,
@@ -123,20 +140,25 @@ impl Plain {
         match &self.home {
             Home::Shared(cell) => cell,
             Home::Lazy(lazy) => lazy.cell(),
+            #[cfg(feature = "async")]
+            Home::LazyAsync(lazy) => lazy.cell(),
         }
     }
 
     pub(super) fn shared_cell(&self) -> Option<&Arc<TestCell>> {
-        match &self.home {
-            Home::Shared(cell) => Some(cell),
-            Home::Lazy(_) => None,
-        }
+        if let Home::Shared(cell) = &self.home { Some(cell) } else { None }
+    }
+
+    #[cfg(feature = "async")]
+    pub(super) fn lazy_async_cell(&self) -> Option<&LazyAsyncCell> {
+        if let Home::LazyAsync(lazy) = &self.home { Some(lazy) } else { None }
     }
 
     pub(super) fn reader(&self) -> PlainReader<'_> {
-        match &self.home {
-            Home::Shared(cell) => PlainReader::Shared(cell.reader()),
-            Home::Lazy(lazy) => PlainReader::Lazy(lazy.reader()),
+        if let Home::Lazy(lazy) = &self.home {
+            PlainReader::Lazy(lazy.reader())
+        } else {
+            PlainReader::Shared(self.cell().reader())
         }
     }
 
@@ -180,27 +202,20 @@ impl Plain {
     }
 
     pub(super) fn close(self: Arc<Self>) {
-        let Self { name, home, census, generations, .. } =
-            Arc::into_inner(self).expect("nobody has it any more");
-        let cell = match &home {
-            Home::Shared(cell) => &**cell,
-            Home::Lazy(lazy) => lazy.cell(),
-        };
+        let plain = Arc::into_inner(self).expect("nobody has it any more");
+        let (name, cell, census) = (plain.name, plain.cell(), &plain.census);
         let stats = cell.stats();
         println!("{name}: {} values, {stats:?}", census.made());
         assert!(!cell.is_refreshing(), "{name}: a lease is lost");
         assert_eq!(stats.published, cell.generation());
         assert!(stats.builds >= stats.failed + stats.panicked + stats.abandoned);
-        assert!(
-            generations
-                .into_inner()
-                .expect("nothing panics under it")
-                .keys()
-                .all(|it| *it <= stats.published)
-        );
-        let current = match home {
+        assert!(lock(&plain.generations).keys().all(|it| *it <= stats.published));
+        let census = Arc::clone(census);
+        let current = match plain.home {
             Home::Shared(cell) => Arc::into_inner(cell).expect("nobody has the cell any more").into_inner(),
             Home::Lazy(lazy) => lazy.cell().clear(),
+            #[cfg(feature = "async")]
+            Home::LazyAsync(lazy) => lazy.cell().clear(),
         };
         assert_eq!(census.alive(), u64::from(current.is_some()), "{name}");
         drop(current);
@@ -219,9 +234,20 @@ impl Given {
                     stall(&plain.clock, Duration::from_nanos(random.below(300_000)));
                 }
                 drop(alone);
-                match random.below(5) {
+                match random.below(8) {
                     0 => drop(lease),
                     1 => drop(lease.fail(OtherError)),
+                    2 | 3 => {
+                        let previous = lease.previous().map(|previous| {
+                            previous.vouch(number);
+                            previous.number()
+                        });
+                        let ttl = Duration::from_nanos(random.below(1_000_000));
+                        let result = if random.one_in(2) { lease.renew() } else { lease.renew_for(ttl) };
+                        if let Err(lease) = renewed(previous, result) {
+                            lease.publish_for(plain.census.build(number), ttl).check();
+                        }
+                    }
                     _ => lease.publish(plain.census.build(number)).check(),
                 }
             }
@@ -237,6 +263,26 @@ impl Given {
                     Ok(Waited::Failed(_) | Waited::Abandoned) | Err(_) => {}
                 }
             }
+        }
+    }
+}
+
+/// What has come of a lease that was to renew the value of this number. Without one the lease comes back.
+#[track_caller]
+fn renewed<L>(previous: Option<u64>, result: Result<Arc<Value>, L>) -> Result<(), L> {
+    match result {
+        Ok(value) => {
+            value.check();
+            let number = value.number();
+            assert!(
+                previous.is_some_and(|previous| number >= previous),
+                "value {number} renewed, of {previous:?}"
+            );
+            Ok(())
+        }
+        Err(lease) => {
+            assert_eq!(previous, None, "it is not renewed");
+            Err(lease)
         }
     }
 }
@@ -389,9 +435,13 @@ impl<'a> Actor<'a> {
         let plain = &self.stage.plain[which];
         let (cell, census, name) = (plain.cell(), &plain.census, plain.name);
         match self.random.below(50) {
-            0..4 => {
+            0..3 => {
                 self.doing(name, "get");
                 self.see(which, || cell.get());
+            }
+            3 => {
+                self.doing(name, "get_unless_due");
+                self.see(which, || cell.get_unless_due());
             }
             4..8 => {
                 self.doing(name, "load");
@@ -475,6 +525,10 @@ impl<'a> Actor<'a> {
                 if let Some(value) = unless_it_panics(read) {
                     build.returned(&value);
                 }
+            }
+            (PlainReader::Shared(reader), 4) => {
+                self.doing(name, "Reader::get_unless_due");
+                self.see(which, || reader.get_unless_due().map(|value| &**value));
             }
             (PlainReader::Shared(reader), _) => {
                 self.doing(name, "Reader::get");
@@ -605,19 +659,7 @@ impl<'a> Actor<'a> {
                     },
                     _ => pending.wait(),
                 };
-                match waited {
-                    Waited::Published(value) => {
-                        self.tally(name, "waited: published");
-                        witness.borrow_mut().sees(&value, before);
-                    }
-                    Waited::Failed(error) => {
-                        self.tally(name, "waited: failed");
-                        assert!(error.is::<Failed>() || error.is::<OtherError>(), "{error:?}");
-                    }
-                    Waited::Abandoned => self.tally(name, "waited: abandoned"),
-                    // Inside a build of another cell, never of this one.
-                    Waited::Reentrant => panic!("{name}: told that it waits for itself"),
-                }
+                self.has_waited(which, waited, before);
             }
             Lookup::Failed(error) => {
                 self.tally(name, "lookup: failed");
@@ -625,6 +667,24 @@ impl<'a> Actor<'a> {
                 // What a refresher says of its own, when its build panics, is not the cell's error.
                 assert!(is_known, "{error:?}");
             }
+        }
+    }
+
+    fn has_waited(&self, which: usize, waited: Waited<Value>, before: Before) {
+        let name = self.stage.plain[which].name;
+        match waited {
+            Waited::Published(value) => {
+                self.tally(name, "waited: published");
+                self.plain[which].borrow_mut().sees(&value, before);
+            }
+            Waited::Failed(error) => {
+                self.tally(name, "waited: failed");
+                let other = error.downcast::<Failed>().err().map(SharedError::downcast::<OtherError>);
+                assert!(!matches!(other, Some(Err(_))), "{other:?}");
+            }
+            Waited::Abandoned => self.tally(name, "waited: abandoned"),
+            // Inside a build of another cell, never of this one.
+            Waited::Reentrant => panic!("{name}: told that it waits for itself"),
         }
     }
 
@@ -642,13 +702,19 @@ impl<'a> Actor<'a> {
             0 => drop(lease),
             1 => drop(lease.fail(Failed)),
             2 => {
-                self.doing(name, "renew");
-                if let Some(previous) = lease.previous() {
+                let previous = lease.previous().map(|previous| {
                     previous.vouch(number);
-                }
-                match lease.renew() {
-                    Ok(value) => value.check(),
-                    Err(lease) => lease.publish(census.build(number)).check(),
+                    previous.number()
+                });
+                let result = if self.random.one_in(2) {
+                    self.doing(name, "renew");
+                    lease.renew()
+                } else {
+                    self.doing(name, "renew_for");
+                    lease.renew_for(self.some_time(1000))
+                };
+                if let Err(lease) = renewed(previous, result) {
+                    lease.publish(census.build(number)).check();
                 }
             }
             3 => lease.publish_for(census.build(number), self.some_time(1000)).check(),
@@ -677,10 +743,14 @@ impl<'a> Actor<'a> {
                 let given = Given::Lease(Arc::clone(plain), lease, alone, self.random.fork());
                 self.give(runner, given);
             }
+            OwnedLookup::Pending(pending) if self.random.one_in(2) => {
+                self.doing(plain.name, "OwnedPending::wait");
+                self.has_waited(which, pending.wait(), before);
+            }
             OwnedLookup::Pending(pending) => {
                 let _ = runner.try_send(Given::Pending(Arc::clone(plain), pending, before));
             }
-            OwnedLookup::Failed(_) => {}
+            OwnedLookup::Failed(_) => self.tally(plain.name, "lookup: failed"),
         }
     }
 

@@ -26,6 +26,7 @@ pub(super) const RARE: &[&str] = &[
     "a section that panics",
     "a section under which the cell is cleared",
     "a reader that is kept",
+    "ReaderArc::ptr_eq",
     "told that it would wait for itself",
 ];
 
@@ -347,6 +348,10 @@ impl<'a> Actor<'a> {
             }
             2 => {
                 let clones = [value.clone(), value.clone()];
+                assert!(
+                    ReaderArc::ptr_eq(clones[0].held(), value.held()),
+                    "{name}: a clone is of another value"
+                );
                 drop(value);
                 self.random.dawdle();
                 drop(clones);
@@ -354,6 +359,11 @@ impl<'a> Actor<'a> {
             3 => {
                 let before = census.before();
                 let next = cell.get().map(|value| Readers::enter(self, which, value, before));
+                if let Some(next) = &next {
+                    self.doing(name, "ReaderArc::ptr_eq");
+                    let is_same = ReaderArc::ptr_eq(next.held(), value.held());
+                    assert_eq!(is_same, next.number() == value.number(), "{name}: two values of one number");
+                }
                 drop(value);
                 self.random.dawdle();
                 drop(next);

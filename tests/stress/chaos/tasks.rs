@@ -12,14 +12,17 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, Thread};
 use std::time::Duration;
 
-use dogpile::{Clock, Lookup, OwnedLookup, RefreshError, Refreshed, Refresher, SharedCell, Waited};
+use dogpile::{
+    Clock, LazyDogpile, Lookup, ManualClock, OwnedLookup, RefreshError, Refreshed, Refresher, SharedCell,
+    Waited,
+};
 
 use crate::harness::{lock, panic_as_planned, unless_it_panics};
 use crate::values::{Census, Value};
 
-use super::plain::Plain;
+use super::plain::{LAZILY_BUILT, Plain};
 use super::readers::Readers;
-use super::{Actor, Draws, Failed, Number, OtherError};
+use super::{Actor, Building, Draws, Failed, Number, OtherError};
 
 type Job<'a> = Pin<Box<dyn Future<Output = ()> + 'a>>;
 type SentJob = Pin<Box<dyn Future<Output = ()> + Send>>;
@@ -33,6 +36,7 @@ pub(super) const RARE: &[&str] = &[
     "an async build that panics",
     "get_or_refresh_async",
     "get_fresh_or_refresh_async",
+    "LazyDogpile::get_async",
     "try_get_or_refresh_async",
     "get_or_refresh_in_background_async",
     "synchronize_async",
@@ -44,6 +48,30 @@ pub(super) const RARE: &[&str] = &[
     "a task that panics",
     "waiting for a task to be woken",
 ];
+
+pub(super) type LazyAsyncCell = LazyDogpile<Value, LazyAsyncBuild, ManualClock>;
+type LazyAsyncBuild = Box<dyn Fn() -> Pin<Box<dyn Future<Output = Value> + Send>> + Send + Sync>;
+
+/// What a `LazyDogpile` builds.
+pub(super) fn lazy_build(census: &Arc<Census>, building: &Arc<Building>) -> LazyAsyncBuild {
+    let (census, building) = (Arc::clone(census), Arc::clone(building));
+    Box::new(move || {
+        let (census, building) = (Arc::clone(&census), Arc::clone(&building));
+        Box::pin(async move {
+            let number = number(&census).await;
+            let _alone = building.enter(false);
+            let random = Draws::new(number);
+            for _ in 0..random.below(4) {
+                give_way().await;
+            }
+            if random.one_in(10) {
+                panic_as_planned();
+            }
+            LAZILY_BUILT.set(number);
+            census.build(number)
+        })
+    })
+}
 
 /// Wakes the thread that polls a task.
 struct Woken {
@@ -197,7 +225,15 @@ impl Actor<'_> {
         let value = match self.random.below(8) {
             0 | 1 => {
                 self.doing(name, "get_or_refresh_async");
-                cell.get_or_refresh_async(build).await
+                if let (Some(lazy), true) = (plain.lazy_async_cell(), self.random.one_in(2)) {
+                    self.doing(name, "LazyDogpile::get_async");
+                    let value = lazy.get_async().await;
+                    // Built in this very poll, if it is its own.
+                    noted.0.set(LAZILY_BUILT.get());
+                    value
+                } else {
+                    cell.get_or_refresh_async(build).await
+                }
             }
             2 => {
                 self.doing(name, "get_fresh_or_refresh_async");
