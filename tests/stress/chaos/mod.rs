@@ -28,6 +28,7 @@
 //! into those that come after it in [`Stage`]. Whoever holds a `ReaderArc` does nothing that may wait. Those who end the leases,
 //! jobs and places of others wait for nothing but time. And time goes on until all have left.
 
+mod names;
 mod plain;
 mod readers;
 #[cfg(feature = "async")]

@@ -1,0 +1,59 @@
+//! Whether chaos leaves a public operation out, by `docs/api.txt`.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+/// What it has no use for: clocks but the one that it moves, cells that go by the system's, values that do not lapse.
+const LEFT_OUT: &[&str] = &[
+    "Clock",
+    "Tick",
+    "DogpileCell::new",
+    "DogpileCell::with_policy",
+    "LazyDogpile::new",
+    "LazyDogpile::with_policy",
+    "SyncReaderCell::with_policy",
+    "Policy::never_expires",
+];
+
+#[test]
+#[cfg_attr(miri, ignore = "reads text, which is slow there")]
+fn every_public_method_is_called() {
+    let sources = [
+        include_str!("mod.rs"),
+        include_str!("plain.rs"),
+        include_str!("readers.rs"),
+        include_str!("tasks.rs"),
+    ]
+    .concat();
+    let mut types_with: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+    let mut is_of_a_trait = false;
+    for line in include_str!("../../../docs/api.txt").lines() {
+        if line.starts_with("impl") || line.starts_with("pub trait ") {
+            is_of_a_trait = line.contains(" for ");
+        } else if let (false, Some((owner, name))) = (is_of_a_trait, method(line))
+            && !LEFT_OUT.contains(&owner)
+            && !LEFT_OUT.contains(&&*format!("{owner}::{name}"))
+        {
+            types_with.entry(name).or_default().insert(owner);
+        }
+    }
+    assert!(types_with.len() > 50, "the list is not read: {types_with:?}");
+    // A call does not say of which type it is, so as many are asked for as there are types with the name.
+    types_with.retain(|name, types| calls(&sources, name) < types.len());
+    assert!(types_with.is_empty(), "too few calls of {types_with:?}");
+}
+
+/// Of `pub fn dogpile::Type<T>::name<F>(...)`, the type and the name.
+fn method(line: &str) -> Option<(&str, &str)> {
+    let (_, path) = line.split_once("fn dogpile::")?;
+    let (owner, rest) = path.split_at(path.find(['<', ':'])?);
+    let (_, rest) = rest.split_once("::")?;
+    Some((owner, &rest[..rest.find(['<', '('])?]))
+}
+
+fn calls(sources: &str, name: &str) -> usize {
+    let is_call = |&(at, _): &(usize, &str)| {
+        let (before, after) = (&sources[..at], &sources[at + name.len()..]);
+        (before.ends_with('.') || before.ends_with("::")) && after.starts_with(['(', ')', ':'])
+    };
+    sources.match_indices(name).filter(is_call).count()
+}
