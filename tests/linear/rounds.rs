@@ -1,7 +1,6 @@
 //! Rounds of recorded operations on real cells.
 
 use std::cell::RefCell;
-use std::hash::{BuildHasher, RandomState};
 use std::hint;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -28,16 +27,46 @@ type TestReaderCell = SyncReaderCell<u64, Interrupter>;
 /// publication, of an invalidation. So operations overlap on any number of processors.
 struct Interrupter;
 
+thread_local! {
+    /// When this thread lets others run. Not in the clock, where it would order those who look.
+    static INTERRUPTS: RefCell<Option<Random>> = const { RefCell::new(None) };
+}
+
+impl Interrupter {
+    /// Before a thread looks at the first clock.
+    fn seed(seed: u64) {
+        INTERRUPTS.set(Some(Random::new(seed)));
+    }
+
+    fn interrupts() -> bool {
+        INTERRUPTS.with_borrow_mut(|random| random.as_mut().expect("a seed").one_in(4))
+    }
+}
+
 impl Clock for Interrupter {
     fn now(&self) -> Tick {
-        thread_local! {
-            static RANDOM: RefCell<Random> = RefCell::new(Random::new(RandomState::new().hash_one(0)));
-        }
-        if RANDOM.with_borrow_mut(|random| random.one_in(4)) {
+        if Self::interrupts() {
             thread::yield_now();
         }
         Tick::from_nanos(1)
     }
+}
+
+#[test]
+fn the_same_seed_interrupts_the_same() {
+    let draw = |seed| {
+        let drawn = Mutex::new(Vec::new());
+        together(
+            seed,
+            vec![task("thread", |me| {
+                Interrupter::seed(me.random.next());
+                lock(&drawn).extend((0..100).map(|_| Interrupter::interrupts()));
+            })],
+        );
+        drawn.into_inner().expect("nothing panics under it")
+    };
+    assert_eq!(draw(7), draw(7));
+    assert_ne!(draw(7), draw(8));
 }
 
 /// Tells when things were called and returned.
@@ -108,6 +137,7 @@ trait Subject: Sync {
 fn rounds<S: Subject>(usual: u64, in_miri: u64) {
     let _alone = alone();
     let seed = seed();
+    Interrupter::seed(seed);
     let batches = scaled(usual, in_miri);
     let (mut checked, mut overlapping) = (0_u64, 0_u64);
     for batch in 0..batches {
@@ -124,6 +154,7 @@ fn rounds<S: Subject>(usual: u64, in_miri: u64) {
         let (arrived, broken) = (AtomicUsize::new(0), AtomicBool::new(false));
         let play = |thread: usize, me: &mut Member<'_>| {
             let _broken = Broken(&broken);
+            Interrupter::seed(me.random.next());
             for (round, cell) in cells.iter().enumerate() {
                 me.doing("waiting for the others");
                 arrived.fetch_add(1, Ordering::SeqCst);
