@@ -14,7 +14,7 @@ case "${1:-short}" in
     long) export DOGPILE_CHAOS=${DOGPILE_CHAOS:-60} DOGPILE_STRESS=${DOGPILE_STRESS:-10} ;;
     *) echo "usage: $0 [short|long]" >&2; exit 2 ;;
 esac
-minimum=${MINIMUM:-24}
+minimum=${MINIMUM:-27}
 
 toolchain=${TOOLCHAIN:-nightly}
 if ! rustc "+$toolchain" -vV >/dev/null 2>&1; then
