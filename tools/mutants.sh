@@ -4,8 +4,8 @@
 #   tools/mutants.sh                      all of src: an hour
 #   tools/mutants.sh -f src/policy.rs     one file; anything that `cargo mutants` takes
 #
-# In two rounds, each of which begins with the code as it is, since most mutants are killed by the tests that are quickest to build: first the unit tests and tests/it, then
-# all tests for those that are left. Needs `cargo install --locked cargo-mutants`.
+# In two rounds, since most mutants are killed by the tests that are quickest to build: first the unit tests and tests/it, then all
+# tests for those that are left. Each begins with the code as it is. Needs `cargo install --locked cargo-mutants`.
 #
 # A test may take LIMIT seconds in the first round (12; they take one, if nothing hangs) and twenty times as many in the second.
 set -euo pipefail
