@@ -63,3 +63,24 @@ pub(crate) fn is_building<M>(cell: &M) -> bool {
         builds.addresses[..noted].iter().any(|place| place.get() == address)
     }) || MORE.try_with(|more| more.borrow().contains(&address)).unwrap_or(false)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn builds_inside_of_each_other_are_known_until_they_end() {
+        let cells = [0_u8; 2 * PLACES];
+        let mut builds = Vec::new();
+        for (number, cell) in cells.iter().enumerate() {
+            assert!(!is_building(cell));
+            builds.push(Building::of(cell));
+            assert!(cells[..=number].iter().all(is_building));
+        }
+        while builds.pop().is_some() {
+            let running = builds.len();
+            assert!(cells[..running].iter().all(is_building));
+            assert!(!cells[running..].iter().any(is_building));
+        }
+    }
+}
