@@ -101,7 +101,8 @@ impl<'a, T, C: Clock> Writer<'a, T, C> {
     /// # Blocking
     ///
     /// Until the last reader has left. Readers who come meanwhile wait for the end of the build;
-    /// [`get`](crate::SyncReaderCell::get) returns `None` at once.
+    /// [`get`](crate::SyncReaderCell::get) returns `None` at once. (One cannot be kept out: a build that this one has superseded
+    /// may still end, and its caller gets what it has built, which is nobody else's.)
     ///
     /// # Panics
     ///
