@@ -639,7 +639,12 @@ fn g10_a_thread_with_a_guard_that_waited_for_a_build_that_drained_hung() {
     let waits: [fn(&Drained, &ManualClock) -> u32; 3] = [
         |cell, _| {
             cell.invalidate();
-            *cell.get_fresh_or_refresh(|| 3)
+            *cell.get_fresh_or_refresh(|| {
+                // Others go on waiting for what the build does not wait for any more.
+                let others = || cell.synchronize_timeout(Duration::ZERO);
+                assert!(thread::scope(|scope| scope.spawn(others).join().unwrap()).is_err());
+                3
+            })
         },
         |cell, _| {
             cell.clear();
