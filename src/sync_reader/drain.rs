@@ -27,7 +27,8 @@
 //! # Wake-ups
 //!
 //! The last reader of the value whose turn it is wakes one: a caller that waits for it, or else the thread. The
-//! last reader of any other value wakes nobody. The end of a finalizer wakes those who wait for just that.
+//! last reader of any other value wakes nobody. The end of a finalizer wakes those who wait for just that. A reader that comes
+//! to wait for the build which waits for it wakes that build's caller ([`Room::wait_no_more_for_this_thread`]).
 //!
 //! # Locks
 //!
@@ -170,7 +171,7 @@ struct RoomState<T> {
     strays: Vec<T>,
     /// The number of the value that the latest build under [`Drain::Wait`] has replaced.
     draining: u64,
-    /// Up to this number no build waits for readers any more: one of them waits for the build.
+    /// The number whose readers the build that has replaced it waits for no more: one of them waits for the build.
     unawaited: u64,
     /// The number whose readers a writer waits for; the value goes to it.
     claim: Option<Claim<T>>,
@@ -637,6 +638,8 @@ impl<T> Room<T> {
     /// This thread is about to wait for a build that is over but for the readers of what it has replaced. If this thread
     /// is one of them, that goes to the background, as if there were no time left.
     pub(crate) fn wait_no_more_for_this_thread(&self) {
+        // If another build has drained something since, the one that is waited for is over, and a number that has passed
+        // does no harm.
         let draining = self.state.lock().draining;
         if !self.is_read_by_this_thread(draining) {
             return;
