@@ -100,7 +100,7 @@ mod cell {
 mod tick_clock {
     use super::{Bencher, State, TickClock, per_thread, shared};
 
-    /// Those in which a clock is read at all.
+    /// The states in which a read asks a clock.
     const STATES: [State; 3] = [State::Fresh, State::BuildRunsBounded, State::RetryPause];
 
     #[divan::bench(args = STATES)]
@@ -132,21 +132,21 @@ mod lazy {
     }
 
     #[divan::bench]
-    fn get(bencher: Bencher<'_, '_>) {
+    fn get_or_refresh(bencher: Bencher<'_, '_>) {
         let lazy = lazy();
-        shared(bencher, || *lazy.get());
+        shared(bencher, || *lazy.get_or_refresh());
     }
 
     #[divan::bench]
-    fn load(bencher: Bencher<'_, '_>) {
+    fn load_or_refresh(bencher: Bencher<'_, '_>) {
         let lazy = lazy();
-        shared(bencher, || *lazy.load());
+        shared(bencher, || *lazy.load_or_refresh());
     }
 
     #[divan::bench]
-    fn reader_get(bencher: Bencher<'_, '_>) {
+    fn reader_get_or_refresh(bencher: Bencher<'_, '_>) {
         let lazy = lazy();
-        per_thread(bencher, || lazy.reader(), |reader| **reader.get());
+        per_thread(bencher, || lazy.reader(), |reader| **reader.get_or_refresh());
     }
 }
 

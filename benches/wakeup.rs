@@ -31,7 +31,7 @@ fn main() {
     divan::main();
 }
 
-/// Counts those who have woken; the last one tells the thread that measures.
+/// Counts the waiters that have woken; the last one unparks the thread that measures.
 struct Latch {
     missing: AtomicUsize,
     observer: Thread,
@@ -57,7 +57,7 @@ impl Latch {
     }
 }
 
-/// Starts threads that `wait` for something, and gives them time to fall asleep: who is still awake is not woken.
+/// Starts threads that `wait` for something, and gives them time to fall asleep: a thread that is still awake is not woken.
 fn waiters(
     count: usize,
     waiting: impl Fn() -> usize,
@@ -100,7 +100,7 @@ fn publish(bencher: Bencher<'_, '_>, count: usize) {
             let Lookup::Elected(lease) = cell.lookup() else { unreachable!("the first caller is elected") };
             let waiting = || usize::try_from(cell.stats().waits).expect("as many as threads");
             let (latch, threads) = waiters(count, waiting, || {
-                divan::black_box(cell.get_or_refresh(|| unreachable!("somebody else builds")));
+                divan::black_box(cell.get_or_refresh(|| unreachable!("another thread builds")));
             });
             (lease, latch, threads)
         })

@@ -4,15 +4,16 @@
 //! cargo bench --bench writes
 //! ```
 //!
-//! Why divan: see `reads.rs`. Waking those who wait has a bench of its own, `wakeup.rs`: each thread that ever read
+//! Why divan: see `reads.rs`. Waking waiters has a bench of its own, `wakeup.rs`: each thread that ever read
 //! a cell makes all later publications slower, and that bench starts thousands.
 
 mod support;
 
 use std::sync::{Arc, Barrier};
+use std::time::Duration;
 
 use divan::Bencher;
-use dogpile::{DogpileCell, Lookup, SystemClock};
+use dogpile::{DogpileCell, Lookup, Policy, SystemClock};
 
 use support::{HOUR, Leaping, State, THREADS, leak};
 
@@ -64,8 +65,8 @@ fn set_sync_reader(bencher: Bencher<'_, '_>) {
     bencher.bench(|| cell.set(1));
 }
 
-/// A cell whose clock is moved past the deadline before each use. By one thread: of more, one would be elected and the
-/// others served.
+/// A cell whose clock is moved past the deadline before each use. By one thread: of several, one would be elected
+/// and the others served.
 fn overdue() -> (&'static Leaping, &'static DogpileCell<u64, &'static Leaping>) {
     let clock = leak(Leaping::default());
     (clock, State::Fresh.cell(clock))
@@ -93,12 +94,14 @@ fn lookup_and_renew(bencher: Bencher<'_, '_>) {
 
 #[divan::bench(sample_size = 1000)]
 fn lookup_and_fail(bencher: Bencher<'_, '_>) {
-    let cell = leak(DogpileCell::new(HOUR));
+    // Without retry pauses, so that each lookup is elected.
+    let policy = Policy::ttl(HOUR).retry_backoff(Duration::ZERO, Duration::ZERO);
+    let cell = leak(DogpileCell::with_policy(policy));
     cell.set(1_u64);
     cell.invalidate();
     bencher.bench(|| {
         let Lookup::Elected(lease) = cell.lookup() else { unreachable!("stale") };
-        lease.fail(1_u64)
+        lease.fail(std::fmt::Error)
     });
 }
 

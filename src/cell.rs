@@ -3,67 +3,91 @@
 //! One direction: a file imports only from those above it.
 //!
 //! ```text
-//! slot        the value and its record, read without a lock      G2 G3
-//! attempt     those who wait for one build                       G6 G7
-//! machine     the state: elections, the fence, ends of builds    G1 G4 G5 G8 G9
-//! building    which builds run on this thread                    G10
+//! slot        the value and its record, read without a lock        G2 G3
+//! attempt     the waiters of one build                             G6 G7
+//! state       what the lock guards; the decision table             G1
+//! machine     the parts, and the reads that take no lock
+//! elect       who builds                                           G1 G2
+//! publish     how builds end; writes from outside                  G4 G5 G8 G9
+//! exclusive   the write lock
+//! attend      what a refresher asks
+//! building    which builds run on this thread                      G10
+//! handle      a reference to a cell, borrowed or shared; the kinds of cells
 //! lease       the right to build
-//! pending     a place among those who wait
+//! pending     a place among the waiters
 //! lookup      the outcome of a look
-//! refresh     the loops around a look
+//! search      the one loop around a look
+//! build       what runs while the lease is held
+//! request     a read with conditions                               G13 G14
 //! guard, reader
 //! cell        this file
-//! owned       leases and places for cells in an `Arc`
-//! asynchronous   the same for tasks (feature `async`)
 //! ```
 
-#[cfg(feature = "async")]
-mod asynchronous;
 mod attempt;
+mod attend;
+mod build;
 mod building;
+mod elect;
+mod exclusive;
 mod guard;
+mod handle;
 mod lease;
 mod lookup;
-pub(crate) mod machine;
-mod owned;
+mod machine;
 mod pending;
+mod publish;
 mod reader;
-mod refresh;
+mod request;
+mod search;
 mod slot;
+mod state;
 
+#[cfg(feature = "async")]
+pub use build::Task;
+pub use build::{BuildResult, CanFail, CannotFail, Job, Refreshed};
 pub use guard::Guard;
-pub use lease::Lease;
+pub use handle::{Handle, Refreshable};
+pub use lease::{Lease, PublishOutcome, Published};
 pub use lookup::Lookup;
-pub use owned::{OwnedLease, OwnedLookup, OwnedPending};
 pub use pending::{Pending, Waited};
 pub use reader::Reader;
+pub use request::{InCaller, Request, SpawnWith, TakesBuild};
 
 use std::fmt;
 #[cfg(feature = "async")]
 use std::panic::Location;
 use std::time::Duration;
 
-use crate::clock::{Clock, SystemClock};
-use crate::error::RefreshError;
+use crate::clock::{Clock, SystemClock, nanos};
+use crate::error::{BoxError, RefreshError, SharedError};
 use crate::policy::{Freshness, Policy};
 use crate::stats::Stats;
 use crate::sync::{Arc, const_fn};
 
 #[cfg(feature = "async")]
-pub(crate) use asynchronous::{try_turn_async, turn_async};
+pub(crate) use attempt::TaskSeat;
+pub(crate) use attempt::{Attempt, Outcome};
+pub(crate) use attend::Plan;
+pub(crate) use building::is_building;
+pub(crate) use elect::Decision;
+pub(crate) use exclusive::{Place, Withheld};
+#[cfg(feature = "async")]
+pub(crate) use handle::Publishing;
+pub(crate) use handle::sealed::Kind;
+pub(crate) use handle::{Made, WeakHandle, publish_in_arc};
 pub(crate) use lease::Held;
-pub(crate) use machine::Machine;
-pub(crate) use refresh::{Turn, try_turn, turn};
+pub(crate) use machine::{Machine, Seen};
+pub(crate) use publish::{BuildOutput, Concluded, Leftover, NotNow, Setting, Ttl};
+pub(crate) use search::{Caller, Found, Search};
 pub(crate) use slot::Slot;
-
-use machine::Demand;
+pub(crate) use state::{Awaits, Demand};
 
 /// A cell that owns a value which is expensive to make, read by many, and out of date after a while.
 ///
-/// When the value goes out of date, **one** caller rebuilds it, while everybody else keeps using the old one.
+/// When the value goes out of date, **one** caller rebuilds it, while all others keep using the old one.
 /// Only when there is nothing that may be served do callers wait, and then they share one build.
 ///
-/// The value is held in an [`Arc`], so a reader keeps what it got for as long as it likes.
+/// The value is held in an [`Arc`], so a reader can keep what it got.
 ///
 /// # What readers observe
 ///
@@ -73,10 +97,11 @@ use machine::Demand;
 ///
 /// # Blocking
 ///
-/// A caller blocks only if there is nothing that it may be served and somebody else builds (or if it asks for more than
-/// what may be served: [`get_fresh_or_refresh`](DogpileCell::get_fresh_or_refresh), [`refresh`](DogpileCell::refresh)).
-/// A stale read takes no lock, also while a build runs. A build that fails, panics or is abandoned strands nobody and poisons
-/// nothing.
+/// A caller blocks only if there is nothing that it may be served and another caller builds (or if the conditions of its
+/// [`request`](DogpileCell::request) rule out what there is). A stale read takes no lock, also while a build runs. A build that
+/// fails, panics or is abandoned strands no waiter and poisons nothing.
+///
+/// By default a stale value is served **without limit** while it is rebuilt, and when builds fail: see [`Policy`].
 ///
 /// # Cost
 ///
@@ -200,33 +225,131 @@ impl<T, C> DogpileCell<T, C> {
     }
 
     /// The value, fresh or not.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::DogpileCell;
+    /// use std::time::Duration;
+    ///
+    /// let cell = DogpileCell::new(Duration::from_secs(60));
+    /// cell.set(1);
+    /// assert_eq!(cell.into_inner().as_deref(), Some(&1));
+    /// ```
     #[must_use]
     pub fn into_inner(self) -> Option<Arc<T>> {
         self.machine.into_inner()
     }
 
-    /// Whether somebody builds at the moment.
+    /// Whether a build runs that holds the lease.
+    ///
+    /// A build that can no longer be published (see [`revoke`](DogpileCell::revoke)) holds none.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::DogpileCell;
+    /// use std::time::Duration;
+    ///
+    /// let cell = DogpileCell::new(Duration::from_secs(60));
+    /// cell.get_or_refresh(|| assert!(cell.is_refreshing()));
+    /// assert!(!cell.is_refreshing());
+    /// ```
     #[must_use]
     pub fn is_refreshing(&self) -> bool {
         self.machine.is_refreshing()
     }
 
     /// The number of publications so far; 0 means that nothing has been published yet.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::DogpileCell;
+    /// use std::time::Duration;
+    ///
+    /// let cell = DogpileCell::new(Duration::from_secs(60));
+    /// assert_eq!(cell.generation(), 0);
+    /// cell.set(1);
+    /// assert_eq!(cell.generation(), 1);
+    /// ```
     #[must_use]
     pub fn generation(&self) -> u64 {
         self.machine.generation()
     }
 
+    /// The policy that the cell was made with.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::{DogpileCell, Policy};
+    /// use std::time::Duration;
+    ///
+    /// let policy = Policy::ttl(Duration::from_secs(60)).jitter(10);
+    /// assert_eq!(DogpileCell::<u32>::with_policy(policy).policy(), policy);
+    /// ```
+    pub const fn policy(&self) -> Policy {
+        self.machine.policy
+    }
+
+    /// Why the latest build failed: until one succeeds, or a value is set.
+    ///
+    /// So a caller that was served a stale value can find out why. A panic shows as "the build panicked: ...".
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::DogpileCell;
+    /// use std::time::Duration;
+    ///
+    /// let cell = DogpileCell::new(Duration::from_secs(60));
+    /// cell.set(1);
+    /// cell.invalidate();
+    /// assert_eq!(*cell.try_get_or_refresh(|| Err("no route to host"))?, 1);
+    /// assert_eq!(cell.last_error().unwrap().to_string(), "no route to host");
+    /// cell.set(2);
+    /// assert!(cell.last_error().is_none());
+    /// # Ok::<(), dogpile::RefreshError>(())
+    /// ```
+    #[must_use]
+    pub fn last_error(&self) -> Option<SharedError> {
+        self.machine.last_error()
+    }
+
     /// What the cell has done so far.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::DogpileCell;
+    /// use std::time::Duration;
+    ///
+    /// let cell = DogpileCell::new(Duration::from_secs(60));
+    /// cell.get_or_refresh(|| 1);
+    /// assert_eq!((cell.stats().builds, cell.stats().failed), (1, 0));
+    /// ```
     #[must_use]
     pub fn stats(&self) -> Stats {
-        self.machine.counters.read()
+        self.machine.stats()
     }
 
     /// A handle for a thread that reads the cell very often: it keeps the value at hand.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::DogpileCell;
+    /// use std::time::Duration;
+    ///
+    /// static LIMIT: DogpileCell<u32> = DogpileCell::new(Duration::from_secs(60));
+    ///
+    /// let mut limit = LIMIT.reader();
+    /// assert_eq!(**limit.get_or_refresh(|| 7), 7);
+    /// ```
     #[must_use]
     pub fn reader(&self) -> Reader<'_, T, C> {
-        Reader::new(&self.machine)
+        Reader::new(self)
     }
 }
 
@@ -241,22 +364,40 @@ impl<T, C> DogpileCell<T, C> {
     }
 }
 
+impl<T, C: Clock> Kind for DogpileCell<T, C> {
+    type Value = T;
+    type Stored = T;
+    type Shared = Arc<T>;
+    type Clock = C;
+
+    #[inline]
+    fn machine(&self) -> &Machine<T, C> {
+        &self.machine
+    }
+
+    fn share(stored: Arc<T>) -> Arc<T> {
+        stored
+    }
+
+    fn publish(held: Held<'_, Self>, made: Made<Self>) -> Arc<T> {
+        publish_in_arc(held, made)
+    }
+}
+
 /// Reads that may build.
 impl<T, C: Clock> DogpileCell<T, C> {
-    /// The value: if it is fresh, as it is. If it is stale, the one caller that is elected runs `build` and gets what
-    /// that returns, and everybody else gets the old value.
+    /// Returns the value, rebuilding it if it is out of date.
     ///
-    /// If it has expired, or there is none, everybody else waits, and gets the value that the elected caller has
-    /// built.
+    /// If it is stale, one caller runs `build` and returns the result; all others immediately return the old value. If it has
+    /// expired, or there is none, the others wait for that build and return its result.
     ///
     /// # Blocking
     ///
-    /// For as long as somebody else builds, if there is nothing that may be served. The elected caller runs
-    /// `build` itself.
+    /// While another caller builds, if there is nothing that may be served. The elected caller runs `build` itself.
     ///
     /// # Panics
     ///
-    /// If `build` panics. The panic reaches this caller only; the old value stays, or one of those who wait is elected
+    /// If `build` panics. The panic reaches this caller only; the old value stays, or one of the waiters is elected
     /// next. Also if it is called from inside the build of the same cell while there is nothing to serve: it would
     /// wait for itself.
     ///
@@ -275,19 +416,26 @@ impl<T, C: Clock> DogpileCell<T, C> {
     pub fn get_or_refresh<F: FnOnce() -> T>(&self, build: F) -> Arc<T> {
         match self.machine.serve() {
             Some(value) => value,
-            None => self.machine.get_or_refresh(build),
+            None => self.refresh(build),
         }
     }
 
     /// As [`get_or_refresh`](DogpileCell::get_or_refresh), with a build that may fail.
     ///
+    /// A failed build costs no caller a value that may be served: within the policy's
+    /// [`stale_if_error`](Policy::stale_if_error) the old value is returned, and
+    /// [`last_error`](DogpileCell::last_error) tells why.
+    ///
     /// # Errors
     ///
     /// * [`RefreshError::Build`]: the caller's own build failed, or the one that it waited for, or the latest one
-    ///   while a retry pause runs; and there is no value that the policy's `stale_if_error` allows to serve.
-    ///   Those who waited for the same build share its error. A caller whose `E` is another type than that of
-    ///   the build that failed builds itself.
+    ///   while a retry pause runs; and the policy allows no value to be served instead. The callers that waited for one
+    ///   build share its error.
     /// * [`RefreshError::Reentrant`]: called from inside the build of the same cell, with nothing to serve.
+    ///
+    /// # Panics
+    ///
+    /// If `build` panics.
     ///
     /// # Examples
     ///
@@ -295,124 +443,181 @@ impl<T, C: Clock> DogpileCell<T, C> {
     /// use dogpile::{DogpileCell, RefreshError};
     /// use std::time::Duration;
     ///
-    /// let cell = DogpileCell::new(Duration::from_secs(60));
-    /// let error = cell.try_get_or_refresh(|| "seven".parse::<i32>()).unwrap_err();
-    /// assert!(matches!(error, RefreshError::Build(_)));
-    /// assert_eq!(*cell.try_get_or_refresh(|| "7".parse::<i32>())?, 7);
-    /// # Ok::<(), RefreshError<std::num::ParseIntError>>(())
+    /// static LIMIT: DogpileCell<u32> = DogpileCell::new(Duration::from_secs(60));
+    ///
+    /// fn limit(text: &str) -> Result<u32, RefreshError> {
+    ///     Ok(*LIMIT.try_get_or_refresh(|| text.parse::<u32>())?)
+    /// }
+    ///
+    /// assert_eq!(limit("seven").unwrap_err().to_string(), "invalid digit found in string");
+    /// # std::thread::sleep(Duration::from_millis(110));
+    /// // 100 ms later:
+    /// assert_eq!(limit("7").unwrap(), 7);
     /// ```
     #[inline]
-    pub fn try_get_or_refresh<E, F>(&self, build: F) -> Result<Arc<T>, RefreshError<E>>
-    where
-        E: Send + Sync + 'static,
-        F: FnOnce() -> Result<T, E>,
-    {
-        match self.machine.serve() {
-            Some(value) => Ok(value),
-            None => self.machine.try_get_or_refresh(None, build),
-        }
-    }
-
-    /// As [`try_get_or_refresh`](DogpileCell::try_get_or_refresh), but waits at most `wait` for somebody else's
-    /// build, on the cell's clock. [`Duration::ZERO`] means never to wait.
-    ///
-    /// The time that the caller's own build takes does not count. A caller that is not elected never builds.
-    ///
-    /// # Errors
-    ///
-    /// As there, and [`RefreshError::WaitTimeout`] when the time is over.
-    #[inline]
-    pub fn try_get_or_refresh_timeout<E, F>(
+    pub fn try_get_or_refresh<E: Into<BoxError>, F: FnOnce() -> Result<T, E>>(
         &self,
-        wait: Duration,
         build: F,
-    ) -> Result<Arc<T>, RefreshError<E>>
-    where
-        E: Send + Sync + 'static,
-        F: FnOnce() -> Result<T, E>,
-    {
+    ) -> Result<Arc<T>, RefreshError> {
         match self.machine.serve() {
             Some(value) => Ok(value),
-            None => self.machine.try_get_or_refresh(Some(wait), build),
+            None => self.try_refresh(build),
         }
-    }
-
-    /// As [`get_or_refresh`](DogpileCell::get_or_refresh), but never a stale value: waits for the running build
-    /// instead, or builds.
-    ///
-    /// A value that was published while the caller waited is accepted even if it has expired by then, but not
-    /// if an `invalidate` came during its build. If one comes during the caller's own build, the caller gets
-    /// what it has built all the same; if a `set` does, the value that was set.
-    ///
-    /// # Panics
-    ///
-    /// If `build` panics, or if it is called from inside the build of the same cell.
-    #[track_caller]
-    pub fn get_fresh_or_refresh<F: FnOnce() -> T>(&self, build: F) -> Arc<T> {
-        turn(&self.machine, Demand::Fresh, "get_fresh_or_refresh", |_| false).build(build)
-    }
-
-    /// Rebuilds even if the value is fresh: returns a value whose build began after this call.
-    ///
-    /// If a build runs already, it is waited for, since there are never two at a time; then the caller builds, or
-    /// shares the build of another caller that waited too. A value that was `set` after this call is as good. If one
-    /// is set during the caller's own build, the caller gets that one.
-    ///
-    /// # Panics
-    ///
-    /// If `build` panics, or if it is called from inside the build of the same cell.
-    #[track_caller]
-    pub fn refresh<F: FnOnce() -> T>(&self, build: F) -> Arc<T> {
-        let demand = Demand::After(self.machine.latest_origin());
-        turn(&self.machine, demand, "refresh", |_| false).build(build)
     }
 
     /// As [`get_or_refresh`](DogpileCell::get_or_refresh), but touches no reference count if there is a value
-    /// that is fresh, or that is stale while somebody builds or a retry pause runs.
+    /// that is fresh, or that is stale while a build or a retry pause runs.
     ///
     /// # Panics
     ///
-    /// As there.
+    /// If `build` panics, or if it calls this on its own cell while there is nothing to serve.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::DogpileCell;
+    /// use std::time::Duration;
+    ///
+    /// let cell = DogpileCell::new(Duration::from_secs(60));
+    /// let words = cell.load_or_refresh(|| vec!["a", "b"]);
+    /// assert_eq!(words.len(), 2);
+    /// ```
     #[inline]
     #[track_caller]
     pub fn load_or_refresh<F: FnOnce() -> T>(&self, build: F) -> Guard<'_, T> {
         match self.machine.serve_guard().and_then(Guard::new) {
             Some(guard) => guard,
-            None => Guard::of(self.machine.get_or_refresh(build)),
+            None => Guard::of(self.refresh(build)),
         }
     }
 
-    /// Looks at the cell: every other method is built on this one.
-    ///
-    /// It is for what they do not cover: conditional builds, values that choose their own time to live, builds that
-    /// somebody else runs. Never blocks.
-    #[inline]
-    pub fn lookup(&self) -> Lookup<'_, T, C> {
-        self.machine.lookup_for(Demand::Servable)
+    #[cold]
+    #[inline(never)]
+    #[track_caller]
+    pub(super) fn refresh(&self, build: impl FnOnce() -> T) -> Arc<T> {
+        let mut search = Search::new(Handle::Borrowed(self), Demand::VALUE, Caller::Infallible);
+        match search.run() {
+            Ok(Found::Served(value)) => value,
+            Ok(Found::Elected(held)) => held.build(build),
+            Err(error) => search.cannot("get_or_refresh", &error),
+        }
     }
 
-    /// As [`lookup`](DogpileCell::lookup), for a cell in an [`Arc`]: the lease and the place among those who wait keep the
+    #[cold]
+    #[inline(never)]
+    fn try_refresh<E: Into<BoxError>>(
+        &self,
+        build: impl FnOnce() -> Result<T, E>,
+    ) -> Result<Arc<T>, RefreshError> {
+        let mut search = Search::new(Handle::Borrowed(self), Demand::ANY, Caller::Fallible);
+        match search.run()? {
+            Found::Served(value) => Ok(value),
+            Found::Elected(held) => held.try_build(build).or_else(|error| search.instead_of(error)),
+        }
+    }
+
+    /// A read with conditions: a fresh value, one of a certain age, one that is built elsewhere, within some time.
+    ///
+    /// Of a cell in a `static` it is a `Request<'static, _>`, which can [hand builds over](Request::spawn_with).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::DogpileCell;
+    /// use std::time::Duration;
+    ///
+    /// let cell = DogpileCell::new(Duration::from_secs(60));
+    /// cell.set("old");
+    /// assert_eq!(*cell.request().no_cache().get(|| "new"), "new");
+    /// ```
+    pub fn request(&self) -> Request<'_, T, C> {
+        Request::new(Handle::Borrowed(self))
+    }
+
+    /// As [`request`](DogpileCell::request), for a cell in an [`Arc`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::DogpileCell;
+    /// use std::sync::Arc;
+    /// use std::time::Duration;
+    ///
+    /// let cell = Arc::new(DogpileCell::new(Duration::from_secs(60)));
+    /// assert_eq!(*cell.request_owned().spawn_with(std::thread::spawn).get(|| 7), 7);
+    /// ```
+    pub fn request_owned(self: &Arc<Self>) -> Request<'static, T, C> {
+        Request::new(Handle::Shared(Arc::clone(self)))
+    }
+
+    /// Looks at the cell: every other read is built on this one.
+    ///
+    /// It is for what they do not cover. Never blocks.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::{DogpileCell, Lookup};
+    /// use std::time::Duration;
+    ///
+    /// let cell = DogpileCell::new(Duration::from_secs(60));
+    /// match cell.lookup() {
+    ///     Lookup::Elected(lease) => assert_eq!(*lease.publish(7), 7),
+    ///     other => unreachable!("the cell is empty, and no build runs: {other:?}"),
+    /// }
+    /// ```
+    #[inline]
+    pub fn lookup(&self) -> Lookup<'_, T, C> {
+        Lookup::new(Handle::Borrowed(self), self.machine.lookup(&Demand::ANY, None))
+    }
+
+    /// As [`lookup`](DogpileCell::lookup), for a cell in an [`Arc`]: the lease and the place among the waiters keep the
     /// cell alive.
-    pub fn lookup_owned(self: &Arc<Self>) -> OwnedLookup<T, C> {
-        OwnedLookup::new(self, self.machine.lookup(Demand::Servable))
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::{DogpileCell, Lookup};
+    /// use std::sync::Arc;
+    /// use std::time::Duration;
+    ///
+    /// let cell = Arc::new(DogpileCell::new(Duration::from_secs(60)));
+    /// let Lookup::Elected(lease) = cell.lookup_owned() else { unreachable!() };
+    /// std::thread::spawn(move || lease.publish(7)).join().unwrap();
+    /// assert_eq!(cell.get().as_deref(), Some(&7));
+    /// ```
+    pub fn lookup_owned(self: &Arc<Self>) -> Lookup<'static, T, C> {
+        Lookup::new(Handle::Shared(Arc::clone(self)), self.machine.lookup(&Demand::ANY, None))
     }
 }
 
 /// Reads that never build and never block.
 impl<T, C: Clock> DogpileCell<T, C> {
     /// What may be served now, fresh or stale.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::DogpileCell;
+    /// use std::time::Duration;
+    ///
+    /// let cell = DogpileCell::new(Duration::from_secs(60));
+    /// assert_eq!(cell.get(), None);
+    /// cell.set(1);
+    /// cell.invalidate();
+    /// assert_eq!(cell.get().as_deref(), Some(&1));
+    /// ```
     #[must_use]
     #[inline]
     pub fn get(&self) -> Option<Arc<T>> {
         self.load().map(Guard::into_arc)
     }
 
-    /// The value, unless there is something to be done about it: a fresh one, or a stale one while somebody builds or a
-    /// retry pause runs.
+    /// The value, if no refresh is due: a fresh one, or a stale one while a build or a retry pause runs.
     ///
     /// `None` if [`lookup`](DogpileCell::lookup) would elect this caller, make it wait or show it an error; or if there
-    /// was a change at this very moment. For those who go on by another way then, and want the usual read to cost no more
-    /// than [`get_or_refresh`](DogpileCell::get_or_refresh) does.
+    /// was a change at this very moment. Use it as a fast path before `lookup`: it costs no more than
+    /// [`get_or_refresh`](DogpileCell::get_or_refresh).
     ///
     /// # Examples
     ///
@@ -427,7 +632,7 @@ impl<T, C: Clock> DogpileCell<T, C> {
     /// cell.invalidate();
     /// assert_eq!(cell.get_unless_due(), None);
     /// let Lookup::Elected(lease) = cell.lookup() else { unreachable!() };
-    /// assert_eq!(cell.get_unless_due().as_deref(), Some(&1), "it is being dealt with");
+    /// assert_eq!(cell.get_unless_due().as_deref(), Some(&1), "a build runs");
     /// # drop(lease);
     /// ```
     #[must_use]
@@ -437,6 +642,17 @@ impl<T, C: Clock> DogpileCell<T, C> {
     }
 
     /// As [`get`](DogpileCell::get), but touches no reference count.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::DogpileCell;
+    /// use std::time::Duration;
+    ///
+    /// let cell = DogpileCell::new(Duration::from_secs(60));
+    /// cell.set("value");
+    /// assert_eq!(cell.load().unwrap().len(), 5);
+    /// ```
     #[must_use]
     #[inline]
     pub fn load(&self) -> Option<Guard<'_, T>> {
@@ -446,17 +662,45 @@ impl<T, C: Clock> DogpileCell<T, C> {
     /// The value with its generation, its age and its freshness: all of one and the same publication.
     ///
     /// Shows an expired value too, and says so; [`get`](DogpileCell::get) does not serve one.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::{DogpileCell, Freshness, ManualClock, Policy};
+    /// use std::time::Duration;
+    ///
+    /// const SECOND: Duration = Duration::from_secs(1);
+    ///
+    /// let clock = ManualClock::new();
+    /// let policy = Policy::ttl(60 * SECOND).stale_while_refresh(30 * SECOND);
+    /// let cell = DogpileCell::with_clock(policy, clock.clone());
+    /// cell.set("value");
+    /// clock.advance(20 * SECOND);
+    ///
+    /// let seen = cell.snapshot().unwrap();
+    /// assert_eq!((seen.generation, seen.age, seen.freshness), (1, 20 * SECOND, Freshness::Fresh));
+    /// assert_eq!((seen.fresh_for, seen.servable_for), (40 * SECOND, 70 * SECOND));
+    /// ```
     #[must_use]
     pub fn snapshot(&self) -> Option<Snapshot<T>> {
-        self.machine.snapshot().map(|(value, record, age, freshness)| Snapshot {
-            value,
-            generation: record.generation,
-            age: Duration::from_nanos(age),
-            freshness,
-        })
+        self.machine.snapshot().map(|seen| Snapshot::new(seen, |value| value))
     }
 
     /// What a read would find now.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::{DogpileCell, Freshness};
+    /// use std::time::Duration;
+    ///
+    /// let cell = DogpileCell::new(Duration::from_secs(60));
+    /// assert_eq!(cell.freshness(), Freshness::Empty);
+    /// cell.set(1);
+    /// assert_eq!(cell.freshness(), Freshness::Fresh);
+    /// cell.invalidate();
+    /// assert_eq!(cell.freshness(), Freshness::Stale);
+    /// ```
     #[must_use]
     pub fn freshness(&self) -> Freshness {
         self.machine.freshness()
@@ -465,30 +709,212 @@ impl<T, C: Clock> DogpileCell<T, C> {
 
 /// Writes.
 impl<T, C: Clock> DogpileCell<T, C> {
-    /// Publishes `value`, ahead of any build: one that runs now does not displace it, and those who wait get it.
+    /// Publishes `value`, ahead of any build: one that runs now does not displace it, and its waiters get `value`.
+    ///
+    /// It ends a retry pause.
     ///
     /// # Panics
     ///
     /// If dropping the replaced value panics. The new one is in place by then.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::DogpileCell;
+    /// use std::time::Duration;
+    ///
+    /// let cell = DogpileCell::new(Duration::from_secs(60));
+    /// let built = cell.get_or_refresh(|| {
+    ///     cell.set("set meanwhile");
+    ///     "built"
+    /// });
+    /// assert_eq!(*built, "set meanwhile");
+    /// ```
     pub fn set(&self, value: T) -> Arc<T> {
-        let value = Arc::new(value);
-        drop(self.machine.set_when_open(Arc::clone(&value), |_| false, |_, _| ()));
+        self.set_setting(Arc::new(value), Ttl::Policy, None)
+    }
+
+    /// As [`set`](DogpileCell::set), with a time to live of its own instead of the policy's.
+    ///
+    /// # Panics
+    ///
+    /// If dropping the replaced value panics. The new one is in place by then.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::DogpileCell;
+    /// use std::time::Duration;
+    ///
+    /// let cell = DogpileCell::new(Duration::from_secs(60));
+    /// cell.set_for("token", Duration::from_secs(3600));
+    /// assert!(cell.snapshot().unwrap().fresh_for > Duration::from_secs(60));
+    /// ```
+    pub fn set_for(&self, value: T, ttl: Duration) -> Arc<T> {
+        self.set_setting(Arc::new(value), Ttl::Own(nanos(ttl)), None)
+    }
+
+    /// As [`set`](DogpileCell::set), of a value that is in an [`Arc`] already.
+    ///
+    /// # Panics
+    ///
+    /// If dropping the replaced value panics. The new one is in place by then.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::DogpileCell;
+    /// use std::sync::Arc;
+    /// use std::time::Duration;
+    ///
+    /// let shared = Arc::new("made elsewhere");
+    /// let cell = DogpileCell::new(Duration::from_secs(60));
+    /// cell.set_arc(Arc::clone(&shared));
+    /// assert!(Arc::ptr_eq(&cell.get().unwrap(), &shared));
+    /// ```
+    pub fn set_arc(&self, value: Arc<T>) -> Arc<T> {
+        self.set_setting(value, Ttl::Policy, None)
+    }
+
+    /// Publishes a value that was made `age` ago, for a warm start: it is fresh, stale or expired, as its age says.
+    ///
+    /// The age may exceed the time that the machine or the clock has been running. Unlike [`set`](DogpileCell::set) it does
+    /// not displace a build that runs, which is going to bring something newer; an expired value is not handed to waiters.
+    ///
+    /// # Panics
+    ///
+    /// If dropping the replaced value panics. The new one is in place by then.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::{DogpileCell, Freshness};
+    /// use std::time::Duration;
+    ///
+    /// let cell = DogpileCell::new(Duration::from_secs(60));
+    /// cell.restore("from a file of yesterday", Duration::from_secs(86_400));
+    /// assert_eq!(cell.freshness(), Freshness::Stale);
+    /// assert!(cell.snapshot().unwrap().age >= Duration::from_secs(86_400));
+    /// ```
+    pub fn restore(&self, value: T, age: Duration) -> Arc<T> {
+        self.set_setting(Arc::new(value), Ttl::Policy, Some(nanos(age)))
+    }
+
+    fn set_setting(&self, value: Arc<T>, ttl: Ttl, age: Option<u64>) -> Arc<T> {
+        let setting = Setting { value: Arc::clone(&value), ttl, age };
+        match self.machine.set(setting, |_, _| ()) {
+            Ok(leftover) => drop(leftover),
+            Err(_) => unreachable!("no build has the write lock of a cell without one"),
+        }
         value
     }
 
     /// Declares the value stale now: the next caller rebuilds it, meanwhile it is served.
     ///
     /// A build that runs now has perhaps seen what is no longer true: its result is published, but as already
-    /// stale. Works without a ttl too. A retry pause goes on.
+    /// stale. Works without a ttl too. The windows in which the stale value may be served begin now. A retry pause goes on.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::DogpileCell;
+    /// use std::time::Duration;
+    ///
+    /// let cell = DogpileCell::new(Duration::from_secs(60));
+    /// cell.set("old");
+    /// cell.invalidate();
+    /// assert_eq!(cell.get().as_deref(), Some(&"old"));
+    /// assert_eq!(*cell.get_or_refresh(|| "new"), "new");
+    /// ```
     pub fn invalidate(&self) {
         self.machine.invalidate();
     }
 
+    /// As [`invalidate`](DogpileCell::invalidate), but only if the cell still holds `seen`, and it has not been declared stale
+    /// already. Returns whether it was declared stale.
+    ///
+    /// For callers that find out that what they got is wrong, perhaps late: five requests that were rejected with the same
+    /// token lead to one build, and do not fence it.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::DogpileCell;
+    /// use std::time::Duration;
+    ///
+    /// let cell = DogpileCell::new(Duration::from_secs(3600));
+    /// let token = cell.get_or_refresh(|| "token 1");
+    /// assert!(cell.invalidate_if_current(&token)); // 401
+    /// assert!(!cell.invalidate_if_current(&token)); // 401, a moment later
+    /// cell.get_or_refresh(|| "token 2");
+    /// assert!(!cell.invalidate_if_current(&token)); // 401, much later
+    /// assert_eq!(cell.stats().builds, 2);
+    /// ```
+    pub fn invalidate_if_current(&self, seen: &Arc<T>) -> bool {
+        self.machine.invalidate_if_current(seen)
+    }
+
     /// Takes the value away now, and returns it: the next callers wait for a new one.
     ///
-    /// The result of a build that runs now is not published: only its own caller gets it. A retry pause goes on.
+    /// The result of a build that runs now is not published: only its own caller gets it. That build loses its lease, so the
+    /// next caller builds at once. A retry pause goes on.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::DogpileCell;
+    /// use std::time::Duration;
+    ///
+    /// let cell = DogpileCell::new(Duration::from_secs(60));
+    /// cell.set(1);
+    /// assert_eq!(cell.clear().as_deref(), Some(&1));
+    /// assert_eq!(cell.get(), None);
+    /// ```
     pub fn clear(&self) -> Option<Arc<T>> {
         self.machine.clear(|_| ())
+    }
+
+    /// The build that runs now can no longer be published: the next caller starts anew, without waiting for it. Returns
+    /// whether a build did run.
+    ///
+    /// The caller of that build gets what the cell serves by then, or else what it has built. Its waiters look again at once.
+    /// The value in the cell stays. (`Forget` of Go's `singleflight`.)
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::{DogpileCell, Lookup};
+    /// use std::time::Duration;
+    ///
+    /// let cell = DogpileCell::new(Duration::from_secs(60));
+    /// let Lookup::Elected(hanging) = cell.lookup() else { unreachable!() };
+    /// assert!(cell.revoke());
+    /// assert_eq!(*cell.get_or_refresh(|| "built anew"), "built anew");
+    /// assert_eq!(*hanging.publish("too late"), "built anew");
+    /// assert!(!cell.revoke());
+    /// ```
+    pub fn revoke(&self) -> bool {
+        self.machine.revoke()
+    }
+
+    /// Empties the cell: value, failures, retry pause and statistics are gone. A build that runs is not published.
+    ///
+    /// For tests of code with statics. The generation goes on counting.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::{DogpileCell, Stats};
+    /// use std::time::Duration;
+    ///
+    /// static LIMIT: DogpileCell<u32> = DogpileCell::new(Duration::from_secs(60));
+    ///
+    /// LIMIT.get_or_refresh(|| 7);
+    /// LIMIT.reset();
+    /// assert_eq!((LIMIT.get(), LIMIT.stats()), (None, Stats::default()));
+    /// ```
+    pub fn reset(&self) {
+        drop(self.machine.reset(|_| ()));
     }
 }
 
@@ -500,17 +926,18 @@ impl<T, C: Clock> DogpileCell<T, C> {
 ///
 /// # Cancellation
 ///
-/// A future can be dropped at any point. The elected one gives the lease back (one of those who wait is elected next),
-/// any other gives up its place. Nothing else is lost, so the executor's own timeout is all that is needed to limit a
-/// wait.
+/// A future can be dropped at any point. The elected one gives the lease back (one of the waiters is elected next),
+/// any other gives up its place. To let the build go on, hand it to a spawner: [`Request::spawn_with`]. To limit the wait, use
+/// [`Request::wait_at_most`], or the executor's own timeout.
 #[cfg(feature = "async")]
 impl<T, C: Clock> DogpileCell<T, C> {
     /// As [`get_or_refresh`](DogpileCell::get_or_refresh), with a build that is a future.
     ///
     /// # Panics
     ///
-    /// As there. A call from inside the build of the same cell is noticed if the build makes it itself. A build that
-    /// waits for another task, which asks the same cell, waits for ever (unless a [`lease_timeout`] ends that).
+    /// If `build` panics, or if it calls this on its own cell while there is nothing to serve. (That is noticed if the
+    /// build makes the call itself. A build that waits for another task, which asks the same cell, waits for ever, unless a
+    /// [`lease_timeout`] ends that.)
     ///
     /// [`lease_timeout`]: crate::Policy::lease_timeout
     ///
@@ -542,14 +969,17 @@ impl<T, C: Clock> DogpileCell<T, C> {
     {
         let called = Location::caller();
         async move {
-            match self.machine().serve() {
-                Some(value) => value,
-                None => {
-                    let turn =
-                        turn_async(self.machine(), Demand::Value, "get_or_refresh_async", called).await;
-                    turn.build_async(build).await
-                }
+            if let Some(value) = self.machine.serve() {
+                return value;
             }
+            let mut search = Search::new(Handle::Borrowed(self), Demand::VALUE, Caller::Infallible);
+            // In two statements: what a look returns need not be kept while the task waits for its build.
+            let building = match search.run_async().await {
+                Ok(Found::Served(value)) => return value,
+                Ok(Found::Elected(held)) => held.build_async(build),
+                Err(error) => search.cannot_async("get_or_refresh_async", called, &error),
+            };
+            building.await
         }
     }
 
@@ -557,41 +987,35 @@ impl<T, C: Clock> DogpileCell<T, C> {
     ///
     /// # Errors
     ///
-    /// As there.
-    pub async fn try_get_or_refresh_async<E, F, Fut>(&self, build: F) -> Result<Arc<T>, RefreshError<E>>
+    /// As [`try_get_or_refresh`](DogpileCell::try_get_or_refresh).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::DogpileCell;
+    /// use std::time::Duration;
+    ///
+    /// # futures_lite::future::block_on(async {
+    /// let cell = DogpileCell::<u32>::new(Duration::from_secs(60));
+    /// let error = cell.try_get_or_refresh_async(|| async { Err("no route to host") }).await.unwrap_err();
+    /// assert_eq!(error.to_string(), "no route to host");
+    /// # });
+    /// ```
+    pub async fn try_get_or_refresh_async<E, F, Fut>(&self, build: F) -> Result<Arc<T>, RefreshError>
     where
-        E: Send + Sync + 'static,
+        E: Into<BoxError>,
         F: FnOnce() -> Fut,
         Fut: Future<Output = Result<T, E>>,
     {
-        if let Some(value) = self.machine().serve() {
+        if let Some(value) = self.machine.serve() {
             return Ok(value);
         }
-        match try_turn_async(self.machine()).await? {
-            Turn::Served(value) => Ok(value),
-            Turn::Elected(held) => self.machine().or_instead(held.try_build_async(build).await),
-        }
-    }
-
-    /// As [`get_fresh_or_refresh`](DogpileCell::get_fresh_or_refresh), with a build that is a future.
-    ///
-    /// # Panics
-    ///
-    /// As [`get_or_refresh_async`](DogpileCell::get_or_refresh_async).
-    #[track_caller]
-    pub fn get_fresh_or_refresh_async<F, Fut>(
-        &self,
-        build: F,
-    ) -> impl Future<Output = Arc<T>> + use<'_, T, C, F, Fut>
-    where
-        F: FnOnce() -> Fut,
-        Fut: Future<Output = T>,
-    {
-        let called = Location::caller();
-        async move {
-            let turn = turn_async(self.machine(), Demand::Fresh, "get_fresh_or_refresh_async", called).await;
-            turn.build_async(build).await
-        }
+        let mut search = Search::new(Handle::Borrowed(self), Demand::ANY, Caller::Fallible);
+        let building = match search.run_async().await? {
+            Found::Served(value) => return Ok(value),
+            Found::Elected(held) => held.try_build_async(build),
+        };
+        building.await.or_else(|error| search.instead_of(error))
     }
 }
 
@@ -608,29 +1032,55 @@ impl<T, C> fmt::Debug for DogpileCell<T, C> {
 }
 
 /// A value and what belongs to it, all of one and the same publication.
-pub struct Snapshot<T> {
+///
+/// `S` is what a read of the cell returns: an `Arc<T>`, or a [`ReaderArc<T>`](crate::ReaderArc), which is a reader as long as
+/// the snapshot lives.
+#[non_exhaustive]
+pub struct Snapshot<T, S = Arc<T>> {
     /// The value.
-    pub value: Arc<T>,
+    pub value: S,
     /// The number of its publication.
     pub generation: u64,
-    /// The time since its publication.
+    /// The time since its publication; of a [restored](DogpileCell::restore) value, since it was made.
     pub age: Duration,
     /// Fresh, stale or expired.
     pub freshness: Freshness,
+    /// How long it stays fresh, if it is. [`Duration::MAX`]: until it is replaced or declared stale.
+    pub fresh_for: Duration,
+    /// How long it may be served. [`Duration::MAX`]: until it is replaced.
+    pub servable_for: Duration,
+    of: std::marker::PhantomData<fn() -> T>,
 }
 
-impl<T> Clone for Snapshot<T> {
-    fn clone(&self) -> Self {
-        Self { value: Arc::clone(&self.value), ..*self }
+impl<T, S> Snapshot<T, S> {
+    pub(crate) fn new<R>(seen: Seen<R>, share: impl FnOnce(Arc<R>) -> S) -> Self {
+        let Seen { value, record, served_end, now, freshness } = seen;
+        Self {
+            value: share(value),
+            generation: record.generation,
+            age: Duration::from_nanos(record.age(now)),
+            freshness,
+            fresh_for: lease::left(record.fresh_end(), now),
+            servable_for: lease::left(served_end, now),
+            of: std::marker::PhantomData,
+        }
     }
 }
 
-impl<T> fmt::Debug for Snapshot<T> {
+impl<T, S: Clone> Clone for Snapshot<T, S> {
+    fn clone(&self) -> Self {
+        Self { value: self.value.clone(), ..*self }
+    }
+}
+
+impl<T, S> fmt::Debug for Snapshot<T, S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Snapshot")
             .field("generation", &self.generation)
             .field("age", &self.age)
             .field("freshness", &self.freshness)
+            .field("fresh_for", &self.fresh_for)
+            .field("servable_for", &self.servable_for)
             .finish_non_exhaustive()
     }
 }

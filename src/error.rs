@@ -1,121 +1,221 @@
-//! What can go wrong, and errors that are shared by those who waited for the same build.
+//! What can go wrong, and the error that all waiters of a failed build share.
 
-use std::any::{Any, type_name};
+use std::any::Any;
 use std::error::Error;
 use std::fmt;
+use std::panic::{RefUnwindSafe, UnwindSafe};
 
 use crate::sync::Arc;
 
-/// Why there is no value to return.
+/// Any error, boxed: what a build's error type must convert into.
 ///
-/// `E` is the error of the build. It reaches the caller that built and those who waited for that build, all
-/// as the same [`Arc`].
-#[derive(Debug)]
+/// Every type that implements [`Error`] and is `Send + Sync + 'static` does, and so do `anyhow::Error`, `String` and `&str`.
+pub type BoxError = Box<dyn Error + Send + Sync + 'static>;
+
+/// Why a read returned no value.
+///
+/// One concrete type, whatever the build's error type is, so `?` converts it into `anyhow::Error`, `eyre::Report`,
+/// `Box<dyn Error + Send + Sync>`, or a variant with thiserror's `#[from]`.
+///
+/// # Examples
+///
+/// ```
+/// use dogpile::{DogpileCell, RefreshError};
+/// use std::num::ParseIntError;
+/// use std::time::Duration;
+///
+/// static LIMIT: DogpileCell<u32> = DogpileCell::new(Duration::from_secs(60));
+///
+/// let error: RefreshError = LIMIT.try_get_or_refresh(|| "many".parse::<u32>()).unwrap_err();
+/// assert_eq!(error.to_string(), "invalid digit found in string");
+/// assert!(error.is::<ParseIntError>());
+/// ```
+#[derive(Clone, Debug)]
 #[non_exhaustive]
-pub enum RefreshError<E> {
-    /// The build failed, and there is no value that may be served instead.
-    Build(Arc<E>),
-    /// There is nothing to serve, somebody else builds, and the wait for that build took longer than allowed.
+pub enum RefreshError {
+    /// The build failed, and the policy allows no value to be served instead.
+    ///
+    /// It is the error of the caller's own build, of the build that the caller waited for, or of the latest build while a
+    /// retry pause runs. Displays as that error does, and has the same [`source`](Error::source).
+    Build(SharedError),
+    /// The time allowed by [`Request::wait_at_most`](crate::Request::wait_at_most) is over.
     WaitTimeout,
-    /// There is nothing to serve, and the caller would have waited for itself: it was called from inside the build of
-    /// the same cell, or by a thread that holds a `ReadGuard` for which a build that has asked for the write lock
-    /// waits.
+    /// The caller would wait for itself: it was called from inside the build of the same cell, or by a thread that holds a
+    /// [`ReadGuard`](crate::ReadGuard) for which a build that has asked for the write lock waits.
     Reentrant,
+    /// The build that this call handed to a spawner was dropped before it ended, or panicked there.
+    Abandoned,
+    /// A value was asked for where nothing can build one.
+    Empty,
 }
 
-impl<E> Clone for RefreshError<E> {
-    fn clone(&self) -> Self {
-        match self {
-            Self::Build(error) => Self::Build(Arc::clone(error)),
-            Self::WaitTimeout => Self::WaitTimeout,
-            Self::Reentrant => Self::Reentrant,
-        }
-    }
-}
-
-impl<E> fmt::Display for RefreshError<E> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Build(_) => "the build of the value failed",
-            Self::WaitTimeout => "the value was not built within the time allowed for waiting",
-            Self::Reentrant => {
-                "the caller would wait for itself, as it is inside the build of the same cell or holds a guard that the \
-                 build waits for"
-            }
-        })
-    }
-}
-
-impl<E: Error + 'static> Error for RefreshError<E> {
-    fn source(&self) -> Option<&(dyn Error + 'static)> {
-        match self {
-            Self::Build(error) => Some(&**error),
-            Self::WaitTimeout | Self::Reentrant => None,
-        }
-    }
-}
-
-/// The error of a failed build, shared by everybody who waited for that build, its type erased.
-///
-/// One cell may be built by callers whose builds fail with different types; whoever gets a `SharedError` asks
-/// for the type it knows with [`downcast`](SharedError::downcast).
-#[derive(Clone)]
-pub struct SharedError(Arc<dyn Named>);
-
-/// Any type, with its name.
-trait Named: Any + Send + Sync {
-    fn type_name(&self) -> &'static str;
-}
-
-impl<E: Any + Send + Sync> Named for E {
-    fn type_name(&self) -> &'static str {
-        type_name::<E>()
-    }
-}
-
-impl SharedError {
-    pub(crate) fn new<E: Send + Sync + 'static>(error: Arc<E>) -> Self {
-        Self(error)
-    }
-
-    /// The error itself, if it is an `E`.
-    ///
-    /// # Errors
-    ///
-    /// The `SharedError` back, if it is of another type.
+impl RefreshError {
+    /// The build's error, if there is one.
     ///
     /// # Examples
     ///
     /// ```
-    /// use dogpile::{DogpileCell, Lookup, Waited};
+    /// use dogpile::{DogpileCell, RefreshError};
     /// use std::time::Duration;
     ///
     /// let cell = DogpileCell::<u32>::new(Duration::from_secs(60));
-    /// let Lookup::Elected(lease) = cell.lookup() else { unreachable!() };
-    /// let Lookup::Pending(pending) = cell.lookup() else { unreachable!() };
-    /// lease.fail("no route to host");
-    ///
-    /// let Waited::Failed(error) = pending.wait() else { unreachable!() };
-    /// let error = error.downcast::<std::io::Error>().unwrap_err();
-    /// assert_eq!(*error.downcast::<&str>().unwrap(), "no route to host");
+    /// let error = cell.try_get_or_refresh(|| Err("no route to host")).unwrap_err();
+    /// assert_eq!(error.build_error().unwrap().to_string(), "no route to host");
+    /// assert!(RefreshError::WaitTimeout.build_error().is_none());
     /// ```
-    pub fn downcast<E: Send + Sync + 'static>(self) -> Result<Arc<E>, Self> {
-        if !self.is::<E>() {
-            return Err(self);
-        }
-        let error: Arc<dyn Any + Send + Sync> = self.0;
-        Ok(error.downcast().unwrap_or_else(|_| unreachable!("its type has just been looked at")))
+    #[must_use]
+    pub fn build_error(&self) -> Option<&SharedError> {
+        if let Self::Build(error) = self { Some(error) } else { None }
+    }
+
+    /// Whether the build failed with an `E`. See [`SharedError::is`].
+    #[must_use]
+    pub fn is<E: Error + 'static>(&self) -> bool {
+        self.downcast_ref::<E>().is_some()
+    }
+
+    /// The build's error, if it is an `E`. See [`SharedError::downcast_ref`].
+    #[must_use]
+    pub fn downcast_ref<E: Error + 'static>(&self) -> Option<&E> {
+        self.build_error()?.downcast_ref()
+    }
+}
+
+impl From<SharedError> for RefreshError {
+    fn from(error: SharedError) -> Self {
+        Self::Build(error)
+    }
+}
+
+impl fmt::Display for RefreshError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Build(error) => return fmt::Display::fmt(error, f),
+            Self::WaitTimeout => "no value was built within the time allowed for waiting",
+            Self::Reentrant => {
+                "the caller would wait for itself: it is inside the build of the same cell, or holds a ReadGuard that the \
+                 build waits for"
+            }
+            Self::Abandoned => "the build was dropped or panicked in the spawner that it was handed to",
+            Self::Empty => "there is no value, and nothing that could build one",
+        })
+    }
+}
+
+impl Error for RefreshError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        self.build_error()?.source()
+    }
+}
+
+/// The error of a failed build, shared by all callers that waited for that build, its type erased.
+///
+/// Cheap to clone. Displays as the error itself, and has the same [`source`](Error::source).
+///
+/// # Examples
+///
+/// ```
+/// use dogpile::{DogpileCell, Lookup};
+/// use std::io;
+/// use std::time::Duration;
+///
+/// let cell = DogpileCell::<u32>::new(Duration::from_secs(60));
+/// let Lookup::Elected(lease) = cell.lookup() else { unreachable!() };
+/// let error = lease.fail(io::Error::new(io::ErrorKind::NotFound, "no such table"));
+///
+/// assert_eq!(error.to_string(), "no such table");
+/// assert_eq!(error.downcast_ref::<io::Error>().unwrap().kind(), io::ErrorKind::NotFound);
+/// assert!(error.ptr_eq(&cell.last_error().unwrap()));
+/// ```
+#[derive(Clone)]
+pub struct SharedError(Arc<dyn Error + Send + Sync>);
+
+// It is only read. What an error looks like after a panic that happened while it was in use is its own affair.
+impl UnwindSafe for SharedError {}
+impl RefUnwindSafe for SharedError {}
+
+impl SharedError {
+    /// For a cache built on top that reports an error without a lease to fail.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::SharedError;
+    ///
+    /// assert_eq!(SharedError::new("no route to host").to_string(), "no route to host");
+    /// ```
+    #[must_use]
+    pub fn new(error: impl Into<BoxError>) -> Self {
+        Self(Arc::from(error.into()))
+    }
+
+    /// A panic of user code: `what` that was.
+    pub(crate) fn of_panic(what: &'static str, panic: &(dyn Any + Send)) -> Self {
+        let message = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref().copied());
+        Self(Arc::new(Panicked { what, message: message.map(str::to_owned) }))
+    }
+
+    /// A build panicked, and its message is not known.
+    pub(crate) fn of_unknown_panic() -> Self {
+        Self(Arc::new(Panicked { what: "build", message: None }))
     }
 
     /// Whether the error is an `E`.
+    ///
+    /// `false` for the errors inside an `anyhow::Error`, which converts with its chain of causes and its text, but without its
+    /// type; and for a `String` or `&str`.
     #[must_use]
-    pub fn is<E: 'static>(&self) -> bool {
-        (&*self.0 as &dyn Any).is::<E>()
+    pub fn is<E: Error + 'static>(&self) -> bool {
+        self.0.is::<E>()
+    }
+
+    /// The error, if it is an `E`. See [`is`](SharedError::is).
+    #[must_use]
+    pub fn downcast_ref<E: Error + 'static>(&self) -> Option<&E> {
+        self.0.downcast_ref()
+    }
+
+    /// Whether both are clones of one error: the error of one build.
+    #[must_use]
+    pub fn ptr_eq(&self, other: &Self) -> bool {
+        // The data's address alone: two crates may have different tables of the same type.
+        std::ptr::addr_eq(Arc::as_ptr(&self.0), Arc::as_ptr(&other.0))
+    }
+}
+
+impl fmt::Display for SharedError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.0, f)
     }
 }
 
 impl fmt::Debug for SharedError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SharedError").field("type", &(*self.0).type_name()).finish_non_exhaustive()
+        fmt::Debug::fmt(&self.0, f)
     }
 }
+
+impl Error for SharedError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        self.0.source()
+    }
+}
+
+/// User code panicked; with its message, if it is known.
+#[derive(Debug)]
+struct Panicked {
+    what: &'static str,
+    message: Option<String>,
+}
+
+impl fmt::Display for Panicked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the {} panicked", self.what)?;
+        match &self.message {
+            Some(message) => write!(f, ": {message}"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Error for Panicked {}

@@ -4,8 +4,9 @@
 //! [testing your code](manual_clock), [pitfalls](pitfalls).
 //!
 //! As the need comes up: [invalidation and the fence](invalidation), [conditional builds](conditional),
-//! [background builds and `Refresher`](background), [files and `SyncReaderCell`](sync_reader), [async],
-//! [many keys](many_keys), [monitoring](monitoring).
+//! [background builds and `Refresher`](background), [credentials that rotate](credentials), [key sets](key_sets),
+//! [connection pools](pools), [files and `SyncReaderCell`](sync_reader), [async], [many keys](many_keys),
+//! [monitoring](monitoring).
 //!
 //! Coming from: [Python's dogpile](coming_from_python_dogpile), [a lock](coming_from_rwlock),
 //! [`cached`](coming_from_cached), [`moka`](coming_from_moka), [Caffeine](coming_from_caffeine),
@@ -26,6 +27,9 @@ macro_rules! page {
         /// [invalidation]: crate::guide::invalidation
         /// [conditional]: crate::guide::conditional
         /// [background]: crate::guide::background
+        /// [credentials]: crate::guide::credentials
+        /// [key_sets]: crate::guide::key_sets
+        /// [pools]: crate::guide::pools
         /// [statics]: crate::guide::statics
         /// [many_keys]: crate::guide::many_keys
         /// [sync_reader]: crate::guide::sync_reader
@@ -33,6 +37,10 @@ macro_rules! page {
         /// [monitoring]: crate::guide::monitoring
         /// [pitfalls]: crate::guide::pitfalls
         #[cfg_attr(feature = "async", doc = "[async]: crate::guide::asynchronous")]
+        #[cfg_attr(
+            not(feature = "async"),
+            doc = "[async]: https://docs.rs/dogpile/latest/dogpile/guide/asynchronous/"
+        )]
         $(#[doc = include_str!($picture)])?
         #[doc = include_str!($path)]
         pub mod $name {}
@@ -44,6 +52,9 @@ page!(errors, "../docs/errors.md");
 page!(invalidation, "../docs/invalidation.md");
 page!(conditional, "../docs/conditional.md");
 page!(background, "../docs/background.md");
+page!(credentials, "../docs/credentials.md");
+page!(key_sets, "../docs/key_sets.md");
+page!(pools, "../docs/pools.md");
 page!(statics, "../docs/statics.md");
 page!(many_keys, "../docs/many_keys.md");
 page!(sync_reader, "../docs/sync_reader.md");

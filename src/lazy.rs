@@ -3,12 +3,20 @@
 use std::fmt;
 use std::time::Duration;
 
-use crate::cell::{DogpileCell, Guard, Reader};
+use crate::cell::{
+    BuildResult, DogpileCell, Guard, Handle, Held, Kind, Machine, Made, Reader, Request, publish_in_arc,
+};
 use crate::clock::{Clock, SystemClock};
+use crate::error::{BoxError, RefreshError};
 use crate::policy::Policy;
+use crate::refresher::Refresher;
 use crate::sync::{Arc, const_fn};
 
 /// A [`DogpileCell`] that keeps its build closure: what `once_cell::sync::Lazy` is to `OnceCell`.
+///
+/// Its methods are the cell's, without the closure. The build may be infallible (`Fn() -> T`: use
+/// [`get_or_refresh`](LazyDogpile::get_or_refresh)), fallible (`Fn() -> Result<T, E>`: use
+/// [`try_get_or_refresh`](LazyDogpile::try_get_or_refresh)), or a future of either.
 ///
 /// # Examples
 ///
@@ -24,7 +32,25 @@ use crate::sync::{Arc, const_fn};
 ///
 /// static RATES: LazyDogpile<Rates> = LazyDogpile::new(Duration::from_secs(60), download_rates);
 ///
-/// assert_eq!(RATES.get().0, 1.07);
+/// assert_eq!(RATES.get_or_refresh().0, 1.07);
+/// ```
+///
+/// A build that may fail:
+///
+/// ```
+/// use dogpile::{LazyDogpile, RefreshError};
+/// use std::io;
+/// use std::time::Duration;
+///
+/// fn read_motd() -> io::Result<String> {
+///     Err(io::Error::other("no such file"))
+/// }
+///
+/// static MOTD: LazyDogpile<String, fn() -> io::Result<String>> =
+///     LazyDogpile::new(Duration::from_secs(60), read_motd);
+///
+/// let error: RefreshError = MOTD.try_get_or_refresh().unwrap_err();
+/// assert_eq!(error.to_string(), "no such file");
 /// ```
 pub struct LazyDogpile<T, F = fn() -> T, C = SystemClock> {
     cell: DogpileCell<T, C>,
@@ -47,36 +73,58 @@ impl<T, F> LazyDogpile<T, F> {
             Self::with_clock(policy, SystemClock, build)
         }
     }
+
+    const_fn! {
+        /// A cell whose values are made by `build`, with a policy and a [name](DogpileCell::named).
+        ///
+        /// # Examples
+        ///
+        /// ```
+        /// use dogpile::{LazyDogpile, Policy};
+        /// use std::time::Duration;
+        ///
+        /// const POLICY: Policy = Policy::ttl(Duration::from_secs(60));
+        ///
+        /// static LIMIT: LazyDogpile<u32> = LazyDogpile::with_name("limit", POLICY, || 7);
+        ///
+        /// assert!(format!("{LIMIT:?}").contains("limit"));
+        /// ```
+        #[must_use]
+        pub const fn with_name(name: &'static str, policy: Policy, build: F) -> Self {
+            Self { cell: DogpileCell::with_policy(policy).named(name), build }
+        }
+    }
 }
 
 impl<T, F, C> LazyDogpile<T, F, C> {
     const_fn! {
         /// A cell whose values are made by `build`, with a policy and a clock.
+        ///
+        /// # Examples
+        ///
+        /// ```
+        /// use dogpile::{LazyDogpile, ManualClock, Policy};
+        /// use std::time::Duration;
+        ///
+        /// let limit = LazyDogpile::with_clock(Policy::ttl(Duration::from_secs(60)), ManualClock::new(), || 7);
+        /// assert_eq!(*limit.get_or_refresh(), 7);
+        /// ```
         #[must_use]
         pub const fn with_clock(policy: Policy, clock: C, build: F) -> Self {
             Self { cell: DogpileCell::with_clock(policy, clock), build }
         }
     }
 
-    /// As [`DogpileCell::named`].
+    /// As [`DogpileCell::named`]. In a `static`, [`with_name`](LazyDogpile::with_name) needs fewer types spelled out.
     ///
     /// # Examples
-    ///
-    /// In a `static` the type of the build must be spelled out, since it is not inferred through this call:
-    /// `<LazyDogpile<u32>>::new(..)`, or `download_limit as fn() -> u32`.
     ///
     /// ```
     /// use dogpile::LazyDogpile;
     /// use std::time::Duration;
     ///
-    /// fn download_limit() -> u32 {
-    ///     7
-    /// }
-    ///
-    /// static LIMIT: LazyDogpile<u32> =
-    ///     <LazyDogpile<u32>>::new(Duration::from_secs(60), download_limit).named("limit");
-    ///
-    /// assert_eq!(*LIMIT.get(), 7);
+    /// let limit = LazyDogpile::new(Duration::from_secs(60), || 7).named("limit");
+    /// assert_eq!(*limit.get_or_refresh(), 7);
     /// ```
     #[must_use]
     pub const fn named(self, name: &'static str) -> Self {
@@ -85,41 +133,287 @@ impl<T, F, C> LazyDogpile<T, F, C> {
         this
     }
 
-    /// The cell, for everything that does not build.
+    /// The cell, for everything that is not here.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::LazyDogpile;
+    /// use std::time::Duration;
+    ///
+    /// static LIMIT: LazyDogpile<u32> = LazyDogpile::new(Duration::from_secs(60), || 7);
+    ///
+    /// LIMIT.get_or_refresh();
+    /// assert_eq!(LIMIT.cell().stats().builds, 1);
+    /// ```
     #[must_use]
     pub const fn cell(&self) -> &DogpileCell<T, C> {
         &self.cell
     }
 
+    pub(crate) fn builder(&self) -> &F {
+        &self.build
+    }
+
     /// A handle for a thread that reads the value very often: it keeps it at hand.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::LazyDogpile;
+    /// use std::time::Duration;
+    ///
+    /// static LIMIT: LazyDogpile<u32> = LazyDogpile::new(Duration::from_secs(60), || 7);
+    ///
+    /// let mut limit = LIMIT.reader();
+    /// assert_eq!(**limit.get_or_refresh(), 7);
+    /// ```
     #[must_use]
     pub fn reader(&self) -> LazyReader<'_, T, F, C> {
         LazyReader { reader: self.cell.reader(), build: &self.build }
     }
 }
 
+impl<T, F, C: Clock> Kind for LazyDogpile<T, F, C> {
+    type Value = T;
+    type Stored = T;
+    type Shared = Arc<T>;
+    type Clock = C;
+
+    fn machine(&self) -> &Machine<T, C> {
+        self.cell.machine()
+    }
+
+    fn share(stored: Arc<T>) -> Arc<T> {
+        stored
+    }
+
+    fn publish(held: Held<'_, Self>, made: Made<Self>) -> Arc<T> {
+        publish_in_arc(held, made)
+    }
+}
+
+/// Reads that may build, with a build that cannot fail.
 impl<T, F: Fn() -> T, C: Clock> LazyDogpile<T, F, C> {
     /// The value, built if need be. See [`DogpileCell::get_or_refresh`].
     ///
     /// # Panics
     ///
-    /// As there: if the build panics, or calls `get` on the same cell while there is nothing to serve.
+    /// If the build panics, or if it calls this on its own cell while there is nothing to serve.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::LazyDogpile;
+    /// use std::time::Duration;
+    ///
+    /// static LIMIT: LazyDogpile<u32> = LazyDogpile::new(Duration::from_secs(60), || 7);
+    ///
+    /// assert_eq!(*LIMIT.get_or_refresh(), 7);
+    /// ```
     #[inline]
     #[track_caller]
-    pub fn get(&self) -> Arc<T> {
+    pub fn get_or_refresh(&self) -> Arc<T> {
         self.cell.get_or_refresh(&self.build)
     }
 
-    /// As [`get`](LazyDogpile::get), but touches no reference count if there is a value that may be served. See
-    /// [`DogpileCell::load_or_refresh`].
+    /// As [`get_or_refresh`](LazyDogpile::get_or_refresh), but touches no reference count if there is a value that may be
+    /// served. See [`DogpileCell::load_or_refresh`].
     ///
     /// # Panics
     ///
-    /// As there.
+    /// If the build panics, or if it calls this on its own cell while there is nothing to serve.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::LazyDogpile;
+    /// use std::time::Duration;
+    ///
+    /// static WORDS: LazyDogpile<Vec<&str>> = LazyDogpile::new(Duration::from_secs(60), || vec!["a", "b"]);
+    ///
+    /// assert_eq!(WORDS.load_or_refresh().len(), 2);
+    /// ```
     #[inline]
     #[track_caller]
-    pub fn load(&self) -> Guard<'_, T> {
+    pub fn load_or_refresh(&self) -> Guard<'_, T> {
         self.cell.load_or_refresh(&self.build)
+    }
+}
+
+/// Reads that may build, with a build that may fail.
+impl<T, E, F, C> LazyDogpile<T, F, C>
+where
+    E: Into<BoxError>,
+    F: Fn() -> Result<T, E>,
+    C: Clock,
+{
+    /// The value, built if need be. See [`DogpileCell::try_get_or_refresh`].
+    ///
+    /// # Errors
+    ///
+    /// As [`DogpileCell::try_get_or_refresh`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::LazyDogpile;
+    /// use std::num::ParseIntError;
+    /// use std::time::Duration;
+    ///
+    /// static LIMIT: LazyDogpile<u32, fn() -> Result<u32, ParseIntError>> =
+    ///     LazyDogpile::new(Duration::from_secs(60), || "7".parse());
+    ///
+    /// assert_eq!(*LIMIT.try_get_or_refresh()?, 7);
+    /// # Ok::<(), dogpile::RefreshError>(())
+    /// ```
+    #[inline]
+    pub fn try_get_or_refresh(&self) -> Result<Arc<T>, RefreshError> {
+        self.cell.try_get_or_refresh(&self.build)
+    }
+}
+
+/// Everything else.
+impl<T, F, C: Clock> LazyDogpile<T, F, C> {
+    /// A read with conditions. Its finishing calls take no closure. See [`Request`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::LazyDogpile;
+    /// use std::time::Duration;
+    ///
+    /// static LIMIT: LazyDogpile<u32> = LazyDogpile::new(Duration::from_secs(60), || 7);
+    ///
+    /// assert_eq!(*LIMIT.request().no_cache().spawn_with(std::thread::spawn).get(), 7);
+    /// ```
+    pub fn request(&self) -> Request<'_, T, C, Self> {
+        Request::new(Handle::Borrowed(self))
+    }
+
+    /// As [`request`](LazyDogpile::request), for a cell in an [`Arc`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::LazyDogpile;
+    /// use std::sync::Arc;
+    /// use std::time::Duration;
+    ///
+    /// let limit = Arc::new(LazyDogpile::new(Duration::from_secs(60), || 7));
+    /// assert_eq!(*limit.request_owned().spawn_with(std::thread::spawn).get(), 7);
+    /// ```
+    pub fn request_owned(self: &Arc<Self>) -> Request<'static, T, C, Self> {
+        Request::new(Handle::Shared(Arc::clone(self)))
+    }
+
+    /// What may be served now, fresh or stale; never builds. See [`DogpileCell::get`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::LazyDogpile;
+    /// use std::time::Duration;
+    ///
+    /// let limit = LazyDogpile::new(Duration::from_secs(60), || 7);
+    /// assert_eq!(limit.get(), None);
+    /// limit.get_or_refresh();
+    /// assert_eq!(limit.get().as_deref(), Some(&7));
+    /// ```
+    #[must_use]
+    #[inline]
+    pub fn get(&self) -> Option<Arc<T>> {
+        self.cell.get()
+    }
+
+    /// Publishes `value`. See [`DogpileCell::set`].
+    ///
+    /// # Panics
+    ///
+    /// If dropping the replaced value panics. The new one is in place by then.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::LazyDogpile;
+    /// use std::time::Duration;
+    ///
+    /// let limit = LazyDogpile::new(Duration::from_secs(60), || 7);
+    /// limit.set(8);
+    /// assert_eq!(*limit.get_or_refresh(), 8);
+    /// ```
+    pub fn set(&self, value: T) -> Arc<T> {
+        self.cell.set(value)
+    }
+
+    /// Declares the value stale now. See [`DogpileCell::invalidate`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::LazyDogpile;
+    /// use std::time::Duration;
+    ///
+    /// let limit = LazyDogpile::new(Duration::from_secs(60), || 7);
+    /// limit.set(8);
+    /// limit.invalidate();
+    /// assert_eq!(*limit.get_or_refresh(), 7);
+    /// ```
+    pub fn invalidate(&self) {
+        self.cell.invalidate();
+    }
+
+    /// Takes the value away now. See [`DogpileCell::clear`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::LazyDogpile;
+    /// use std::time::Duration;
+    ///
+    /// let limit = LazyDogpile::new(Duration::from_secs(60), || 7);
+    /// limit.get_or_refresh();
+    /// assert_eq!(limit.clear().as_deref(), Some(&7));
+    /// assert_eq!(limit.get(), None);
+    /// ```
+    pub fn clear(&self) -> Option<Arc<T>> {
+        self.cell.clear()
+    }
+}
+
+impl<T, F, C> LazyDogpile<T, F, C>
+where
+    T: Send + Sync + 'static,
+    F: Send + Sync + 'static,
+    C: Clock + Clone + 'static,
+{
+    /// Starts a [`Refresher`] that uses the cell's own build.
+    ///
+    /// For a cell in a `static`; of one in an [`Arc`] use [`Refresher::spawn`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Refresher::spawn`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::LazyDogpile;
+    /// use std::time::Duration;
+    ///
+    /// static LIMIT: LazyDogpile<u32> = LazyDogpile::new(Duration::from_secs(60), || 7);
+    ///
+    /// let refresher = LIMIT.spawn_refresher(Duration::from_secs(5))?;
+    /// assert!(refresher.wait_ready(Duration::from_secs(5)));
+    /// assert_eq!(LIMIT.get().as_deref(), Some(&7));
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    pub fn spawn_refresher<R, M>(&'static self, ahead: Duration) -> std::io::Result<Refresher>
+    where
+        F: Fn() -> R,
+        R: BuildResult<T, M>,
+    {
+        Refresher::spawn(self, ahead, move |_| (self.build)())
     }
 }
 
@@ -128,14 +422,14 @@ impl<T, F: Fn() -> T, C: Clock> LazyDogpile<T, F, C> {
 impl<T, F, Fut, C> LazyDogpile<T, F, C>
 where
     F: Fn() -> Fut,
-    Fut: Future<Output = T>,
+    Fut: Future,
     C: Clock,
 {
     /// The value, built if need be. See [`DogpileCell::get_or_refresh_async`].
     ///
     /// # Panics
     ///
-    /// As there.
+    /// If the build panics, or if it calls this on its own cell while there is nothing to serve.
     ///
     /// # Examples
     ///
@@ -154,12 +448,41 @@ where
     ///     LazyDogpile::new(Duration::from_secs(60), || Box::pin(download_limit()));
     ///
     /// # futures_lite::future::block_on(async {
-    /// assert_eq!(*LIMIT.get_async().await, 7);
+    /// assert_eq!(*LIMIT.get_or_refresh_async().await, 7);
     /// # });
     /// ```
     #[track_caller]
-    pub fn get_async(&self) -> impl Future<Output = Arc<T>> + use<'_, T, F, Fut, C> {
+    pub fn get_or_refresh_async(&self) -> impl Future<Output = Arc<T>> + use<'_, T, F, Fut, C>
+    where
+        Fut: Future<Output = T>,
+    {
         self.cell.get_or_refresh_async(&self.build)
+    }
+
+    /// The value, built if need be. See [`DogpileCell::try_get_or_refresh_async`].
+    ///
+    /// # Errors
+    ///
+    /// As [`DogpileCell::try_get_or_refresh_async`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::LazyDogpile;
+    /// use std::time::Duration;
+    ///
+    /// # futures_lite::future::block_on(async {
+    /// let limit = LazyDogpile::new(Duration::from_secs(60), || async { "7".parse::<u32>() });
+    /// assert_eq!(*limit.try_get_or_refresh_async().await?, 7);
+    /// # Ok::<(), dogpile::RefreshError>(())
+    /// # }).unwrap();
+    /// ```
+    pub async fn try_get_or_refresh_async<E>(&self) -> Result<Arc<T>, RefreshError>
+    where
+        E: Into<BoxError>,
+        Fut: Future<Output = Result<T, E>>,
+    {
+        self.cell.try_get_or_refresh_async(&self.build).await
     }
 }
 
@@ -180,24 +503,33 @@ impl<T, F, C> fmt::Debug for LazyDogpile<T, F, C> {
 /// static LIMIT: LazyDogpile<u32> = LazyDogpile::new(Duration::from_secs(60), || 7);
 ///
 /// let mut limit = LIMIT.reader();
-/// assert_eq!(**limit.get(), 7);
-/// assert_eq!(**limit.get(), 7);
+/// assert_eq!(**limit.get_or_refresh(), 7);
+/// assert_eq!(**limit.get().unwrap(), 7);
 /// ```
 pub struct LazyReader<'a, T, F = fn() -> T, C = SystemClock> {
     reader: Reader<'a, T, C>,
     build: &'a F,
 }
 
-impl<T, F: Fn() -> T, C: Clock> LazyReader<'_, T, F, C> {
-    /// The value, built if need be.
+impl<T, F, C: Clock> LazyReader<'_, T, F, C> {
+    /// The value, built if need be. See [`Reader::get_or_refresh`].
     ///
     /// # Panics
     ///
-    /// As [`LazyDogpile::get`].
+    /// If the build panics, or if it calls this on its own cell while there is nothing to serve.
     #[inline]
     #[track_caller]
-    pub fn get(&mut self) -> &Arc<T> {
+    pub fn get_or_refresh(&mut self) -> &Arc<T>
+    where
+        F: Fn() -> T,
+    {
         self.reader.get_or_refresh(self.build)
+    }
+
+    /// What may be served now; never builds. See [`Reader::get`].
+    #[inline]
+    pub fn get(&mut self) -> Option<&Arc<T>> {
+        self.reader.get()
     }
 
     /// Lets go of the value that the handle keeps. See [`Reader::release`].

@@ -1,7 +1,6 @@
 //! A value is expensive to make, read by everybody, and out of date after a while: a key set, a price table, a report.
 //! When it expires under load, every caller rebuilds it at once; that is the dogpile, or cache stampede.
-//! [`DogpileCell<T>`](DogpileCell) owns such a value: **one** caller rebuilds it, everybody else goes on reading the old one, and only
-//! the very first callers wait.
+//! [`DogpileCell<T>`](DogpileCell) owns such a value: **one** caller rebuilds it, and all others go on reading the old one.
 //!
 //! ```rust
 //! use std::{sync::Arc, time::Duration};
@@ -19,6 +18,14 @@
 //! assert_eq!(rates.0, 1.07);
 //! ```
 //!
+//! Two things to know from the start:
+//!
+//! - **By default an old value is served without limit**: while it is rebuilt, and while the source is down. Where an old value
+//!   is worse than a wait or an error, bound that with [`Policy::stale_while_refresh`].
+//! - Callers wait where there is nothing to serve: for the first build, and past that bound. And the one caller that is elected
+//!   waits for its own build, unless the build is handed to a thread or a task ([`Request::spawn_with`]), or
+//!   a [`Refresher`] works ahead of time.
+//!
 //! `cargo add dogpile` is all that it needs; before the first release, `cargo add --path` with the folder of its sources.
 //!
 //! # What do you need?
@@ -27,7 +34,7 @@
 //! |---|---|
 //! | a value that is made once and never again | `std::sync::OnceLock`, `once_cell`'s `OnceCell` |
 //! | a value that is only ever set from outside: nothing to build, no clock | `arc-swap`'s `ArcSwap` |
-//! | ... and tasks that are told when it changes | `tokio::sync::watch` |
+//! | ... and tasks that are notified when it changes | `tokio::sync::watch` |
 //! | many keys, bounded memory, eviction | `moka`, `quick_cache` |
 //! | the results of a function with arguments, kept by an attribute | `cached` |
 //! | **one value, expensive to make, out of date after a while** | **[`DogpileCell`]** |
@@ -38,31 +45,65 @@
 //!
 //! # First steps
 //!
-//! **The build can fail.** [`try_get_or_refresh`] returns its error. A policy says how long an old value is better than an
-//! error, and how soon after a failure the next attempt may come:
+//! **The build can fail.** [`try_get_or_refresh`] returns its error, if there is no value that may be served instead. With the
+//! defaults callers do not notice an outage of the source as long as there is a value, the source is asked a few times a minute,
+//! and [`last_error`] shows why builds fail. A policy says how long an old value is better than an error, and how soon after a
+//! failure the next attempt may come:
 //!
 //! ```rust
 //! use std::{io, sync::Arc, time::Duration};
 //! use dogpile::{DogpileCell, Policy, RefreshError};
 //!
 //! const POLICY: Policy = Policy::ttl(Duration::from_secs(60))
+//!     .stale_while_refresh(Duration::from_secs(600))
 //!     .stale_if_error(Duration::from_secs(3600))
 //!     .retry_backoff(Duration::from_secs(1), Duration::from_secs(30));
 //!
 //! static MOTD: DogpileCell<String> = DogpileCell::with_policy(POLICY);
 //!
-//! fn motd() -> Result<Arc<String>, RefreshError<io::Error>> {
+//! fn motd() -> Result<Arc<String>, RefreshError> {
 //!     MOTD.try_get_or_refresh(|| std::fs::read_to_string("/etc/motd"))
 //! }
 //!
 //! match motd() {
 //!     Ok(text) => println!("{text}"),
-//!     Err(RefreshError::Build(error)) => println!("none: {error}"), // an Arc<io::Error>
+//!     Err(error) if error.is::<io::Error>() => println!("none: {error}"), // the text of the io::Error
 //!     Err(error) => println!("none: {error}"),
 //! }
 //! ```
 //!
-//! **No request is to wait for a build.** A [`Refresher`] is a thread that rebuilds the value *before* it goes out of date:
+//! **A read has conditions.** [`request`] composes them; the last call does the work:
+//!
+//! ```rust
+//! use std::{io, sync::Arc, time::Duration};
+//! use dogpile::{DogpileCell, RefreshError};
+//!
+//! static PRICES: DogpileCell<f64> = DogpileCell::new(Duration::from_secs(60));
+//!
+//! fn fetch() -> io::Result<f64> {
+//!     Ok(9.5) // slow
+//! }
+//!
+//! fn fresh_or_an_error() -> Result<Arc<f64>, RefreshError> {
+//!     PRICES.request().max_stale(Duration::ZERO).try_get(fetch)
+//! }
+//!
+//! /// After 200 ms the old value. The build goes on, on a thread of its own.
+//! fn fresh_if_that_is_quick() -> Result<Arc<f64>, RefreshError> {
+//!     PRICES
+//!         .request()
+//!         .max_stale(Duration::ZERO)
+//!         .wait_at_most(Duration::from_millis(200))
+//!         .or_stale()
+//!         .spawn_with(std::thread::spawn)
+//!         .try_get(fetch)
+//! }
+//!
+//! assert_eq!(*fresh_or_an_error().unwrap(), 9.5);
+//! assert_eq!(*fresh_if_that_is_quick().unwrap(), 9.5);
+//! ```
+//!
+//! **No request waits for a build.** A [`Refresher`] is a thread that rebuilds the value *before* it goes out of date:
 //!
 //! ```rust
 //! use std::{io, time::Duration};
@@ -75,19 +116,22 @@
 //! }
 //!
 //! fn main() -> io::Result<()> {
-//!     KEYS.set(fetch_keys()?); // the program does not start without keys
 //!     let ahead = Duration::from_secs(60);
-//!     let _refresher = Refresher::spawn(&KEYS, ahead, |_previous| fetch_keys())?;
+//!     let refresher = Refresher::spawn(&KEYS, ahead, |_previous| fetch_keys())?;
+//!     if !refresher.wait_ready(Duration::from_secs(10)) {
+//!         // The program does not start without keys.
+//!         return Err(io::Error::other(format!("no keys: {:?}", refresher.last_error())));
+//!     }
 //!
-//!     // Anywhere, on any thread, as long as `_refresher` is alive:
-//!     let keys = KEYS.get().expect("set at the start");
+//!     // Anywhere, on any thread, as long as `refresher` is alive:
+//!     let keys = KEYS.get().expect("there since the start");
 //!     assert_eq!(*keys, "key-1");
 //!     Ok(())
 //! }
 //! ```
 //!
 //! The refresher gives the build the previous value, so that it can ask the source whether that is still right. [`get`] never
-//! builds: without the first [`set`] it would return `None` until the refresher's first build has ended.
+//! builds: before the refresher's first build has ended it returns `None`.
 //!
 //! **The build belongs to the value**, as in `once_cell::sync::Lazy`:
 //!
@@ -101,7 +145,7 @@
 //!
 //! static LIMIT: LazyDogpile<u32> = LazyDogpile::new(Duration::from_secs(60), download_limit);
 //!
-//! assert_eq!(*LIMIT.get(), 7);
+//! assert_eq!(*LIMIT.get_or_refresh(), 7);
 //! ```
 //!
 //! **The policy is known at run time only**: with `once_cell` (`cargo add once_cell`), or `std::sync::LazyLock` in its place.
@@ -124,28 +168,34 @@
 //!
 //! # What it promises
 //!
-//! - G1. One build at a time. A caller that saw a stale value, was delayed, and is elected after somebody else has
-//!   built, does not build again.
+//! - G1. At most one build runs whose result can still be published. A caller that saw a stale value just before another caller
+//!   finished rebuilding it gets the new value, and does not build. After a [`set`], a [`clear()`] or a [`revoke()`] the build
+//!   that runs can no longer be published, and the next one starts without waiting for it.
 //! - G2. Nobody blocks while there is a value that may be served. A stale read takes no lock, also while a build runs.
 //! - G3. The generation that a thread sees never goes back.
 //! - G4. A build that began before [`invalidate()`] never counts as fresh, one that began before [`clear()`] is not
 //!   published, one that began before [`set(v)`] does not displace `v`.
 //! - G5. A build that fails, panics or is abandoned never displaces a value, never poisons the cell, never strands a
-//!   waiter.
-//! - G6. Those who wait for a build are handed its value, even if that has expired by the time they wake.
-//! - G7. If a first build fails, those who wait for it share its error; if it panics, one of them builds next.
+//!   waiter. An error costs no caller a value that may be served.
+//! - G6. Callers that wait for a build get its value, even if that has expired by the time they wake.
+//! - G7. If a first build fails, all callers that waited for it share its error; if it panics, one of them builds next.
 //! - G8. Time is monotonic, and a ttl counts from the publication.
 //! - G9. No user code (build, drop, finalizer, clock, waker) runs under a lock of the crate.
-//! - G10. A build that calls back into its own cell is served, or told; it never hangs.
-//! - G11. [`SyncReaderCell`]: a replaced value is given to the finalizer once, in order, when its last reader has left.
-//! - G12. [`SyncReaderCell`]: while the write lock is held nobody reads; if the build fails, the old value is put back.
+//! - G10. A build that reads its own cell gets the old value, or an error (a panic, where no error can be returned); it never
+//!   deadlocks.
+//! - G11. [`SyncReaderCell`]: the finalizer gets each replaced value once, in order, when its last reader has left.
+//! - G12. [`SyncReaderCell`]: while a build holds the write lock there is no reader; if the build fails, the old value is put back.
+//! - G13. A caller that gives up (a timeout, a dropped future) does not stop a build that was handed to a
+//!   [spawner](Request::spawn_with).
+//! - G14. However often callers ask for something newer, the source is asked at most once per interval that they name
+//!   ([`max_age`](Request::max_age)), and never twice at the same time.
 //!
 //! There is no `unsafe` in the crate. Whatever depends on time can be tested without waiting, with a [`ManualClock`].
 //!
 //! # What it is bad at
 //!
 //! - Many keys: a cell is one value. Use a cache of keys, with cells in it if you like.
-//! - Values that must never be stale: [`get_fresh_or_refresh`] waits for the build, but a plain lock does that as well.
+//! - Values that must never be stale: `request().max_stale(Duration::ZERO)` waits for the build, but a plain lock does that too.
 //! - Thousands of cells that are set all the time: a publication costs `arc-swap`, which holds the value, a walk over a
 //!   list of all threads that use it. Cells are for values that are built seconds apart.
 //! - `no_std`.
@@ -154,20 +204,22 @@
 //!
 //! | feature | what | what it brings along |
 //! |---|---|---|
-//! | (none) | threads: cells, background builds, [`Refresher`] | `arc-swap`, `parking_lot`, `once_cell`, on Linux `coarsetime` |
-//! | `async` | the same for tasks, on any executor, with the same cells: `get_or_refresh_async` and its kin | `futures-timer` |
-//! | `tracing` | a span for each build, events for what becomes of it | `tracing` |
+//! | (none) | threads: cells, builds handed to threads and pools, [`Refresher`] | `arc-swap`, `parking_lot`, `once_cell`, on Linux `coarsetime` |
+//! | `async` | the same for tasks, on any executor, with the same cells: `get_or_refresh_async` and the like | `futures-timer` |
+//! | `tracing` | a span for each build, events that say how it ended | `tracing` |
 //!
-//! Rust 1.88: each change is checked with that compiler, and clippy's `incompatible_msrv` warns earlier. To require a newer
-//! one is a minor release.
+//! Rust 1.88: each change is checked with that compiler, and clippy's `incompatible_msrv` warns earlier. Raising it is a minor
+//! release.
 //!
 //! # The guide
 //!
 //! [Choosing a policy](guide::policy) · [errors, and old values instead](guide::errors) ·
 //! [invalidation and the fence](guide::invalidation) · [conditional builds](guide::conditional) ·
-//! [background builds and `Refresher`](guide::background) · [files and `SyncReaderCell`](guide::sync_reader) ·
-//! [statics](guide::statics) · [many keys](guide::many_keys) · [testing your code](guide::manual_clock) ·
-//! [monitoring](guide::monitoring) · [async] · [pitfalls](guide::pitfalls)
+//! [background builds and `Refresher`](guide::background) · [credentials that rotate](guide::credentials) ·
+//! [key sets](guide::key_sets) · [connection pools](guide::pools) ·
+//! [files and `SyncReaderCell`](guide::sync_reader) · [async] · [statics](guide::statics) ·
+//! [many keys](guide::many_keys) · [testing your code](guide::manual_clock) · [monitoring](guide::monitoring) ·
+//! [pitfalls](guide::pitfalls)
 //!
 //! Coming from [Python's dogpile](guide::coming_from_python_dogpile), [a lock](guide::coming_from_rwlock),
 //! [`cached`](guide::coming_from_cached), [`moka`](guide::coming_from_moka), [Caffeine](guide::coming_from_caffeine),
@@ -179,15 +231,18 @@
 //! |---|---|
 //! | how long a value is fresh or served stale, and what happens on errors | [`Policy`] |
 //! | a read that builds if need be | [`DogpileCell::get_or_refresh`], [`DogpileCell::try_get_or_refresh`] |
-//! | ... and never gets a stale value | [`DogpileCell::get_fresh_or_refresh`] |
-//! | such reads from a task | feature `async`: `DogpileCell::get_or_refresh_async` and its kin, see [async] |
+//! | ... only a fresh value, or one of a certain age; within some time; built on another thread | [`DogpileCell::request`], [`Request`] |
+//! | such reads from a task | feature `async`: `DogpileCell::get_or_refresh_async` and the like, see [async] |
 //! | a read that never builds | [`DogpileCell::get`], [`DogpileCell::snapshot`] |
 //! | a read without a reference count | [`DogpileCell::load_or_refresh`], [`Guard`] |
 //! | a thread that reads all the time | [`DogpileCell::reader`], [`Reader`] |
-//! | to say that the value is out of date, or gone, or to set it | [`DogpileCell::invalidate`], [`DogpileCell::clear`], [`DogpileCell::set`] |
-//! | builds that somebody else runs | [`SharedCell::get_or_refresh_in_background`] |
+//! | to declare the value stale, to take it away, to set it | [`DogpileCell::invalidate`], [`DogpileCell::clear`], [`DogpileCell::set`] |
+//! | ... only if it is still the one that was seen | [`DogpileCell::invalidate_if_current`] |
+//! | to give up a build that hangs | [`DogpileCell::revoke`], [`Policy::lease_timeout`] |
+//! | why builds fail | [`DogpileCell::last_error`], [`RefreshError`], [`SharedError`] |
 //! | builds ahead of time | [`Refresher`] |
-//! | conditional builds, a ttl that the value chooses, anything else | [`DogpileCell::lookup`], [`Lease`], [`Pending`] |
+//! | conditional builds, a ttl that the value chooses | [`Request::try_get_with`], [`Refreshed`] |
+//! | anything else | [`DogpileCell::lookup`], [`Lease`], [`Pending`] |
 //! | tests in which time stands still | [`ManualClock`] |
 //!
 //! [`get`]: DogpileCell::get
@@ -195,8 +250,10 @@
 //! [`set(v)`]: DogpileCell::set
 //! [`invalidate()`]: DogpileCell::invalidate
 //! [`clear()`]: DogpileCell::clear
+//! [`revoke()`]: DogpileCell::revoke
+//! [`request`]: DogpileCell::request
+//! [`last_error`]: DogpileCell::last_error
 //! [`try_get_or_refresh`]: DogpileCell::try_get_or_refresh
-//! [`get_fresh_or_refresh`]: DogpileCell::get_fresh_or_refresh
 #![cfg_attr(feature = "async", doc = "[async]: guide::asynchronous")]
 #![cfg_attr(
     not(feature = "async"),
@@ -204,7 +261,6 @@
 )]
 #![cfg_attr(docsrs, feature(doc_cfg), doc(auto_cfg(hide(dogpile_loom, dogpile_shuttle, doc, doctest))))]
 
-mod background;
 mod cell;
 mod clock;
 mod contain;
@@ -221,18 +277,24 @@ mod sync_reader;
 mod trace;
 mod wait;
 
-pub use background::SharedCell;
+#[cfg(feature = "async")]
+pub use cell::Task;
 pub use cell::{
-    DogpileCell, Guard, Lease, Lookup, OwnedLease, OwnedLookup, OwnedPending, Pending, Reader, Snapshot,
-    Waited,
+    BuildResult, DogpileCell, Guard, Handle, Job, Lease, Lookup, Pending, PublishOutcome, Published, Reader,
+    Refreshable, Refreshed, Request, Snapshot, Waited,
 };
 pub use clock::{Clock, ManualClock, SystemClock, Tick, TickClock};
-pub use error::{RefreshError, SharedError};
+pub use error::{BoxError, RefreshError, SharedError};
 pub use lazy::{LazyDogpile, LazyReader};
 pub use policy::{Freshness, Policy};
-pub use refresher::{Refreshed, Refresher};
+pub use refresher::{Refresher, RefresherOptions};
 pub use stats::Stats;
 pub use sync_reader::{Drain, DrainTimeout, ReadGuard, ReaderArc, SyncReaderCell, WriteLock, Writer};
+
+/// Types that appear in signatures, and that no program needs to name.
+pub mod markers {
+    pub use crate::cell::{CanFail, CannotFail, InCaller, SpawnWith, TakesBuild};
+}
 
 #[cfg(any(doc, doctest))]
 pub mod guide;

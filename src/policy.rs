@@ -63,7 +63,13 @@ pub struct Policy {
     backoff_max: u64,
     lease_timeout: u64,
     jitter: u8,
+    /// `stale_if_error` was not set: it follows `stale_while_refresh`.
+    error_follows: bool,
 }
+
+/// The retry pauses where the policy sets no others.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
 impl Policy {
     /// A value is fresh up to and including the age `ttl`, counted from its publication.
@@ -75,10 +81,11 @@ impl Policy {
             ttl: nanos(ttl),
             stale_while_refresh: FOREVER,
             stale_if_error: 0,
-            backoff_first: 0,
-            backoff_max: 0,
+            backoff_first: nanos(FIRST_PAUSE),
+            backoff_max: nanos(LONGEST_PAUSE),
             lease_timeout: FOREVER,
             jitter: 0,
+            error_follows: true,
         }
     }
 
@@ -95,34 +102,36 @@ impl Policy {
         self
     }
 
-    /// How long past its ttl a value is served when the build fails. Default: zero.
+    /// How long past its ttl a value is served when the build fails. Default: as long as
+    /// [`stale_while_refresh`](Policy::stale_while_refresh), which is without limit unless it is set.
     ///
-    /// Within it a failed `try_get_or_refresh` returns `Ok` with the stale value, to the caller that built and
-    /// to those who waited; and while a retry pause runs, the value is served even past
-    /// [`stale_while_refresh`](Policy::stale_while_refresh). RFC 5861's `stale-if-error`.
+    /// Within the window `try_get_or_refresh` returns `Ok` with the stale value although the build failed, to the caller that
+    /// built and to the callers that waited; [`last_error`](crate::DogpileCell::last_error) shows the error. While a retry
+    /// pause runs, the value is served as long as either window allows. With [`Duration::ZERO`] the caller whose build failed
+    /// gets the error. RFC 5861's `stale-if-error`.
     pub const fn stale_if_error(mut self, window: Duration) -> Self {
         self.stale_if_error = nanos(window);
+        self.error_follows = false;
         self
     }
 
-    /// After a failed build nobody is elected for a pause of `first`, after the next one in a row `2 * first`,
-    /// then `4 * first`, up to `max`. Default: no pause.
+    /// After a failed build, no caller is elected for a pause of `first`; after the next failure in a row `2 * first`, then
+    /// `4 * first`, up to `max`. Default: 100 ms, up to 10 s. `(Duration::ZERO, Duration::ZERO)`: no pause.
     ///
-    /// An error or a panic counts as a failure, a lease that is given back unused does not. A publication ends
-    /// the row. [`jitter`](Policy::jitter) lengthens the pauses.
+    /// An error begins a pause. A panic does where there is a value to serve. A lease that is given back unused does not. A
+    /// publication or a `set` ends the pause and the row of failures. [`jitter`](Policy::jitter) lengthens the pauses.
     ///
-    /// While the pause runs a stale value is served, and where there is none `try_get_or_refresh` returns the
-    /// error of the last build. `get_or_refresh`, which cannot return one, builds all the same; so does every
-    /// caller if the last build panicked, since there is no error to return; and so do those who ask for more than a
-    /// stale value (`get_fresh_or_refresh`, `refresh`).
+    /// During the pause a stale value is served. Where there is none, `try_get_or_refresh` returns the error of the last
+    /// build. `get_or_refresh`, which cannot return an error, builds; so does every caller if the last build panicked.
     ///
     /// # Panics
     ///
-    /// If `first` is zero or longer than `max`. In a `static` or a `const` that is an error of the compiler.
+    /// If `first` is longer than `max`, or zero while `max` is not. In a `static` or a `const` that is an error of the
+    /// compiler.
     pub const fn retry_backoff(mut self, first: Duration, max: Duration) -> Self {
         assert!(
-            !first.is_zero(),
-            "retry_backoff: `first` must be longer than zero; without retry_backoff there is no pause"
+            !first.is_zero() || max.is_zero(),
+            "retry_backoff: `first` must be longer than zero; (Duration::ZERO, Duration::ZERO) means no pause"
         );
         self.backoff_first = nanos(first);
         self.backoff_max = nanos(max);
@@ -149,8 +158,7 @@ impl Policy {
 
     /// A build that has run for longer than this may be superseded by a new election. Default: never.
     ///
-    /// What the superseded build brings later is fenced off: it is not published. This is the way out when a
-    /// build hangs, or when its lease was leaked.
+    /// The late result of the superseded build is not published. Use this where builds may hang or leases may leak.
     ///
     /// # Panics
     ///
@@ -162,6 +170,59 @@ impl Policy {
         );
         self.lease_timeout = nanos(timeout);
         self
+    }
+
+    /// The ttl of a publication that asks for no other; [`Duration::MAX`]: values never expire.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::Policy;
+    /// use std::time::Duration;
+    ///
+    /// const MINUTE: Duration = Duration::from_secs(60);
+    ///
+    /// let policy = Policy::ttl(MINUTE);
+    /// assert_eq!(policy.get_ttl(), MINUTE);
+    /// assert_eq!(policy.get_stale_while_refresh(), Duration::MAX);
+    /// assert_eq!(policy.get_stale_if_error(), Duration::MAX);
+    /// assert_eq!(policy.get_retry_backoff(), (Duration::from_millis(100), Duration::from_secs(10)));
+    /// assert_eq!((policy.get_jitter(), policy.get_lease_timeout()), (0, Duration::MAX));
+    /// assert_eq!(policy.stale_while_refresh(MINUTE).get_stale_if_error(), MINUTE);
+    /// ```
+    #[must_use]
+    pub const fn get_ttl(&self) -> Duration {
+        duration(self.ttl)
+    }
+
+    /// See [`stale_while_refresh`](Policy::stale_while_refresh). [`Duration::MAX`]: without limit.
+    #[must_use]
+    pub const fn get_stale_while_refresh(&self) -> Duration {
+        duration(self.stale_while_refresh)
+    }
+
+    /// See [`stale_if_error`](Policy::stale_if_error). [`Duration::MAX`]: without limit.
+    #[must_use]
+    pub const fn get_stale_if_error(&self) -> Duration {
+        duration(self.error_window())
+    }
+
+    /// The first and the longest pause. See [`retry_backoff`](Policy::retry_backoff). Zero: no pause.
+    #[must_use]
+    pub const fn get_retry_backoff(&self) -> (Duration, Duration) {
+        (duration(self.backoff_first), duration(self.backoff_max))
+    }
+
+    /// In percent. See [`jitter`](Policy::jitter).
+    #[must_use]
+    pub const fn get_jitter(&self) -> u8 {
+        self.jitter
+    }
+
+    /// See [`lease_timeout`](Policy::lease_timeout). [`Duration::MAX`]: a build is never superseded.
+    #[must_use]
+    pub const fn get_lease_timeout(&self) -> Duration {
+        duration(self.lease_timeout)
     }
 
     /// The ttl of a publication that asked for no other, in nanoseconds.
@@ -191,10 +252,6 @@ impl Policy {
         pause.saturating_add(self.share(pause, draw))
     }
 
-    pub(crate) const fn has_backoff(&self) -> bool {
-        self.backoff_first != 0
-    }
-
     pub(crate) const fn has_jitter(&self) -> bool {
         self.jitter != 0
     }
@@ -206,20 +263,25 @@ impl Policy {
         u64::try_from(share).unwrap_or(nanos)
     }
 
-    /// When a value that lapsed at `lapse` stops being served while somebody builds.
-    pub(crate) const fn stale_end(&self, lapse: u64) -> u64 {
-        lapse.saturating_add(self.stale_while_refresh)
+    /// How long past its ttl a value is served while a build runs.
+    pub(crate) const fn stale_window(&self) -> u64 {
+        self.stale_while_refresh
     }
 
-    /// When a value that lapsed at `lapse` stops being served to the callers of a build that failed.
-    pub(crate) const fn error_end(&self, lapse: u64) -> u64 {
-        lapse.saturating_add(self.stale_if_error)
+    /// How long past its ttl a value is served to the callers of a build that failed.
+    pub(crate) const fn error_window(&self) -> u64 {
+        if self.error_follows { self.stale_while_refresh } else { self.stale_if_error }
     }
 
-    /// When a value that lapsed at `lapse` stops being served while a retry pause runs.
-    pub(crate) fn pause_end(&self, lapse: u64) -> u64 {
-        self.stale_end(lapse).max(self.error_end(lapse))
+    /// How long past its ttl a value is served while a retry pause runs.
+    pub(crate) fn pause_window(&self) -> u64 {
+        self.stale_window().max(self.error_window())
     }
+}
+
+/// The other way round than [`nanos`].
+const fn duration(nanos: u64) -> Duration {
+    if nanos == FOREVER { Duration::MAX } else { Duration::from_nanos(nanos) }
 }
 
 #[cfg(test)]
@@ -235,7 +297,11 @@ mod tests {
             (1..=5).map(|failures| policy.retry_pause(failures, u64::MAX) / SECOND).collect();
         assert_eq!(pauses, [1, 2, 4, 5, 5]);
         assert_eq!(policy.retry_pause(u32::MAX, 0), 5 * SECOND);
-        assert_eq!(Policy::never_expires().retry_pause(7, u64::MAX), 0);
+        let default: Vec<u64> =
+            (1..=9).map(|n| Policy::never_expires().retry_pause(n, 0) / 1_000_000).collect();
+        assert_eq!(default, [100, 200, 400, 800, 1_600, 3_200, 6_400, 10_000, 10_000]);
+        let none = Policy::never_expires().retry_backoff(Duration::ZERO, Duration::ZERO);
+        assert_eq!(none.retry_pause(7, u64::MAX), 0);
     }
 
     #[test]
@@ -276,9 +342,20 @@ mod tests {
     fn windows_saturate() {
         let policy = Policy::ttl(Duration::MAX).stale_if_error(Duration::MAX);
         assert_eq!(policy.default_ttl(), FOREVER);
-        assert_eq!(policy.stale_end(5), FOREVER);
-        assert_eq!(policy.error_end(FOREVER), FOREVER);
+        assert_eq!(policy.error_window(), FOREVER);
         assert_eq!(policy.supersede_at(9), FOREVER);
+    }
+
+    #[test]
+    fn the_window_for_errors_follows_the_other_one_until_it_is_set() {
+        let policy = Policy::ttl(Duration::ZERO);
+        assert_eq!((policy.stale_window(), policy.error_window()), (FOREVER, FOREVER));
+        let policy = policy.stale_while_refresh(Duration::from_nanos(7));
+        assert_eq!((policy.error_window(), policy.pause_window()), (7, 7));
+        let policy = policy.stale_if_error(Duration::from_nanos(5));
+        assert_eq!((policy.error_window(), policy.pause_window()), (5, 7));
+        let policy = policy.stale_while_refresh(Duration::from_nanos(3)).stale_if_error(Duration::ZERO);
+        assert_eq!((policy.error_window(), policy.pause_window()), (0, 3));
     }
 
     #[test]
@@ -345,17 +422,13 @@ mod tests {
             ) {
                 let policy =
                     Policy::ttl(ttl).stale_while_refresh(stale).stale_if_error(error).lease_timeout(lease);
-                let moment_and = |nanos: u128| clamped(u128::from(moment) + nanos);
                 prop_assert_eq!(u128::from(policy.default_ttl()), exact(ttl));
-                prop_assert_eq!(policy.stale_end(moment), moment_and(exact(stale)));
-                prop_assert_eq!(policy.error_end(moment), moment_and(exact(error)));
-                prop_assert_eq!(policy.pause_end(moment), moment_and(exact(stale).max(exact(error))));
+                prop_assert_eq!(u128::from(policy.stale_window()), exact(stale));
+                prop_assert_eq!(u128::from(policy.error_window()), exact(error));
+                prop_assert_eq!(u128::from(policy.pause_window()), exact(stale).max(exact(error)));
                 // The first tick at which it is older than the timeout.
-                prop_assert_eq!(policy.supersede_at(moment), moment_and(exact(lease) + 1));
-                let default = Policy::ttl(ttl);
-                prop_assert_eq!(default.stale_end(moment), FOREVER);
-                prop_assert_eq!(default.error_end(moment), moment);
-                prop_assert_eq!(default.supersede_at(moment), FOREVER);
+                prop_assert_eq!(policy.supersede_at(moment), clamped(u128::from(moment) + exact(lease) + 1));
+                prop_assert_eq!(Policy::ttl(ttl).supersede_at(moment), FOREVER);
             }
 
             #[test]
@@ -396,7 +469,8 @@ mod tests {
                 prop_assert_eq!(policy.retry_pause(failures, u64::MAX), clamped(pause + most));
                 let drawn = policy.retry_pause(failures, draw);
                 prop_assert!((clamped(pause)..=clamped(pause + most)).contains(&drawn), "{drawn}");
-                prop_assert_eq!(Policy::never_expires().jitter(percent).retry_pause(failures, draw), 0);
+                let none = Policy::never_expires().retry_backoff(Duration::ZERO, Duration::ZERO).jitter(percent);
+                prop_assert_eq!(none.retry_pause(failures, draw), 0);
             }
         }
     }

@@ -1,11 +1,11 @@
-//! Somebody who looks after a cell, so that no reader ever builds.
+//! Refreshes a cell ahead of expiry, so that no reader ever builds.
 //!
 //! # States
 //!
-//! A [`Keeper`] goes round: it asks the cell for its [`Plan`], and then *sleeps*, until the tick that the plan names or until
-//! its [`Signal`] is rung (something has changed, or is to stop), or *builds*, with a lease like everybody else. So whatever
-//! happens meanwhile (an `invalidate`, a build of somebody else's, a failure) leads to a new plan, and there is nothing to
-//! be kept in step. It runs on a thread or as a task; only the sleep and the build differ.
+//! The refresh loop ([`Refreshing`]) asks the cell for its [`Plan`], and then *sleeps*, until the tick that the plan names or
+//! until its [`Signal`] is rung (something has changed, or it is to stop), or *builds*, with a lease like any other caller. So
+//! whatever happens meanwhile (an `invalidate`, a build by another caller, a failure) leads to a new plan, and no state has to
+//! be kept in step with the cell's. It runs on a thread or as a task; only the sleep and the build differ.
 //!
 //! It holds the cell only from a plan to the end of a build, and the cell rings for the last time when it is dropped.
 
@@ -15,11 +15,11 @@ use std::io;
 use std::panic::{AssertUnwindSafe, RefUnwindSafe, UnwindSafe, catch_unwind};
 use std::time::Duration;
 
-use crate::background::SharedCell;
-use crate::background::sealed::Owned;
-use crate::cell::Held;
-use crate::cell::machine::{Decision, Demand, Home, Plan};
-use crate::clock::{Clock, FOREVER, nanos};
+use crate::cell::{
+    Attempt, BuildResult, Decision, Demand, Found, Handle, Held, Kind, Outcome, Plan, Refreshable, Search,
+    WeakHandle,
+};
+use crate::clock::{Clock, FOREVER, deadline, nanos};
 use crate::contain::contain;
 use crate::error::SharedError;
 use crate::own_thread;
@@ -30,108 +30,102 @@ use crate::wait::wait_until;
 
 #[cfg(feature = "async")]
 use {
+    crate::cell::{Task, TaskSeat},
     crate::wait::Nap,
     std::pin::{Pin, pin},
     std::task::Poll,
 };
 
-/// The pauses after failures where the policy has none of its own: nobody wants a source that is down to be asked in a
-/// loop.
-const FIRST_PAUSE: u64 = 100_000_000;
-const LONGEST_PAUSE: u64 = 10_000_000_000;
-
-/// What a build of a [`Refresher`]'s has found.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Refreshed<T> {
-    /// A new value.
-    New(T),
-    /// A new value that chooses its own time to live. See [`Lease::publish_for`](crate::Lease::publish_for).
-    NewFor(T, Duration),
-    /// The previous value is still right, and counts as fresh again. See [`Lease::renew`](crate::Lease::renew).
-    NotModified,
-}
-
-impl<T> From<T> for Refreshed<T> {
-    fn from(value: T) -> Self {
-        Self::New(value)
-    }
-}
-
 /// Rebuilds a cell's value before it goes out of date, so that readers never build and never see a stale value: as long as
 /// builds succeed, and take less than `ahead` and than half of the value's time to live. (Slower ones are served stale
 /// meanwhile.)
 ///
-/// It builds at once if there is no value or a stale one, and then `ahead` of the end of each value's time to live,
-/// but not before half of that is over. A value is fresh up to and including its ttl, so its age is then
-/// `ttl - ahead` and a nanosecond, or half of the ttl, whichever is more. (A value that is published for less than a
-/// millisecond, because its source says "do not keep it", is rebuilt after 100 ms.) An
-/// [`invalidate`](crate::DogpileCell::invalidate) or a [`clear`](crate::DogpileCell::clear) wakes it early.
+/// It builds at once if there is no value or a stale one. A rebuild starts `ahead` before the value expires, but never
+/// before half its time to live has passed. An [`invalidate`](crate::DogpileCell::invalidate) or a
+/// [`clear`](crate::DogpileCell::clear) wakes it early. It takes every kind of cell: a
+/// [`DogpileCell`](crate::DogpileCell), a [`LazyDogpile`](crate::LazyDogpile), a
+/// [`SyncReaderCell`](crate::SyncReaderCell).
 ///
-/// A test moves a [`ManualClock`](crate::ManualClock) by that age, after the publication, which comes after whatever the
-/// build does: [how to wait for it](crate::guide::manual_clock#a-refresher-in-a-test).
+/// A test advances a [`ManualClock`](crate::ManualClock):
+/// [how to wait for the refresher](crate::guide::manual_clock#a-refresher-in-a-test).
 ///
 /// # What readers observe
 ///
 /// The cell is used as before. While a refresher is attached, readers leave building to it as long as they can be
 /// served. So if staleness is not bounded ([`Policy::stale_while_refresh`](crate::Policy::stale_while_refresh)), a
 /// read consults no clock at all, except for those reads that tell fresh from stale: `lookup`, `freshness`,
-/// `snapshot`, `get_fresh_or_refresh`. A reader that finds nothing to serve builds, or waits for the refresher's
-/// build.
+/// `snapshot`, a `request`. A reader that finds nothing to serve builds, or waits for the refresher's build.
 ///
 /// # Failures
 ///
 /// After a build that fails or panics the value stays, [`last_error`](Refresher::last_error) and
 /// [`consecutive_failures`](Refresher::consecutive_failures) show it, and the next attempt waits for the policy's
-/// retry pause ([`Policy::retry_backoff`](crate::Policy::retry_backoff)); without one, for 100 ms, doubled with each
-/// failure up to 10 s. A panic is reported by the panic hook and goes no further. (A panic of the cell's clock ends the
-/// refresher: it is shown in the same way, and readers build again.)
+/// [retry pause](crate::Policy::retry_backoff), or at least for [`min_interval`](RefresherOptions::min_interval). A panic is
+/// reported by the panic hook and goes no further. (A panic of the cell's clock ends the refresher: it is shown in the
+/// same way, and readers build again.)
 ///
 /// A build that never ends keeps the lease. With a [`lease_timeout`](crate::Policy::lease_timeout) another caller can be
-/// elected in its place: one that asks for a fresh value, or any, once the value has expired. Bound the staleness, if
-/// builds may hang.
+/// elected in its place: one whose request rules out a stale value, or any, once the value has expired. Bound the
+/// staleness, if builds may hang.
 ///
 /// # Dropping
 ///
-/// Stops it and joins its thread, waking it if it sleeps. A build that runs is waited for, and published. If it is
-/// dropped from inside a refresher's build, its own or another's, that does not wait: it stops when its build has ended. An async one is told to stop: readers build again
+/// Stops it and joins its thread, waking it if it sleeps. A build that runs is waited for, and published:
+/// [`stop_timeout`](Refresher::stop_timeout) bounds that. If it is dropped from inside a refresher's build, its own or
+/// another's, that does not wait: it stops when its build has ended. An async one is told to stop: readers build again
 /// at once; but if a build runs, it has the lease until it is dropped, when the task is next polled.
 ///
-/// Given an [`Arc`], it does not keep the cell alive: when the last user drops it, the refresher ends by itself. Drop it
-/// before you take the cell out of its `Arc` ([`Arc::try_unwrap`]): it cannot find a cell that has moved, whose readers go on
-/// leaving the building to it until the next `invalidate`, `set` or `clear` after its drop.
+/// Given an [`Arc`], it does not keep the cell alive: when the last user drops it, the refresher ends by itself. Drop the
+/// refresher before [`Arc::try_unwrap`]. Otherwise readers of the moved cell keep waiting for a refresher that can no longer
+/// reach it, until the next `invalidate`, `set` or `clear` after its drop.
 ///
 /// # Examples
 ///
 /// ```
 /// use dogpile::{DogpileCell, Refresher};
-/// use std::io;
-/// use std::sync::{Arc, mpsc};
 /// use std::time::Duration;
 ///
-/// # fn main() -> io::Result<()> {
-/// let keys = Arc::new(DogpileCell::new(Duration::from_secs(600)));
-/// let (begin, begun) = mpsc::channel();
-/// let build = move |previous: Option<&Arc<u32>>| {
-///     begin.send(()).ok(); // it has the lease; nothing is published yet
-///     Ok::<u32, io::Error>(previous.map_or(1, |number| **number + 1))
-/// };
-/// let refresher = Refresher::spawn(&keys, Duration::from_secs(60), build)?;
-/// begun.recv().unwrap();
-/// // Waits for the build, since there is nothing else to serve:
-/// assert_eq!(*keys.get_or_refresh(|| unreachable!("the refresher builds")), 1);
+/// static KEYS: DogpileCell<Vec<u32>> = DogpileCell::new(Duration::from_secs(600));
 ///
-/// keys.invalidate();
-/// begun.recv().unwrap();
-/// drop(refresher); // waits for the build, too
-/// assert_eq!(keys.get().as_deref(), Some(&2));
-/// # Ok(())
-/// # }
+/// fn download_keys() -> Vec<u32> {
+///     vec![1, 2, 3] // slow
+/// }
+///
+/// let refresher = Refresher::spawn(&KEYS, Duration::from_secs(60), |_previous| download_keys())?;
+/// assert!(refresher.wait_ready(Duration::from_secs(10)));
+/// assert_eq!(*KEYS.get().unwrap(), [1, 2, 3]);
+/// # Ok::<(), std::io::Error>(())
+/// ```
+///
+/// A build that may fail, and that is given the previous value:
+///
+/// ```
+/// use dogpile::{DogpileCell, Refreshed, Refresher};
+/// use std::io;
+/// use std::sync::Arc;
+/// use std::time::Duration;
+///
+/// struct Keys {
+///     etag: &'static str,
+/// }
+///
+/// fn fetch(previous: Option<Arc<Keys>>) -> io::Result<Refreshed<Keys>> {
+///     match previous {
+///         Some(keys) if keys.etag == "v1" => Ok(Refreshed::NotModified),
+///         _ => Ok(Refreshed::New(Keys { etag: "v1" })),
+///     }
+/// }
+///
+/// let keys = Arc::new(DogpileCell::new(Duration::from_secs(600)));
+/// let refresher = Refresher::spawn(&keys, Duration::from_secs(60), fetch)?;
+/// assert!(refresher.wait_ready(Duration::from_secs(10)));
+/// assert_eq!(keys.get().unwrap().etag, "v1");
+/// # Ok::<(), io::Error>(())
 /// ```
 #[must_use = "dropping it stops it at once"]
 pub struct Refresher {
-    desk: Arc<Desk>,
-    /// Tells the cell that nobody looks after it any more.
-    detach: Box<dyn Fn() + Send + Sync>,
+    status: Arc<Status>,
+    cell: Arc<dyn Attached>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -139,74 +133,84 @@ pub struct Refresher {
 impl UnwindSafe for Refresher {}
 impl RefUnwindSafe for Refresher {}
 
-/// What a refresher's owner and its thread or task share.
-#[derive(Default)]
-struct Desk {
-    signal: Arc<Signal>,
-    status: Mutex<Status>,
+/// How a [`Refresher`] works. Made by [`Refresher::options`].
+///
+/// # Examples
+///
+/// ```
+/// use dogpile::{DogpileCell, Refresher};
+/// use std::time::Duration;
+///
+/// static REPORT: DogpileCell<u32> = DogpileCell::new(Duration::from_secs(60));
+///
+/// let refresher = Refresher::options()
+///     .rest_when_unused()
+///     .min_interval(Duration::from_secs(1))
+///     .spawn(&REPORT, Duration::from_secs(5), |_previous| 7)?;
+/// assert!(refresher.wait_ready(Duration::from_secs(10)));
+/// # Ok::<(), std::io::Error>(())
+/// ```
+#[derive(Clone, Copy, Debug)]
+#[must_use = "no refresher works until `spawn` is called"]
+pub struct RefresherOptions {
+    min_interval: Duration,
+    rests: bool,
 }
 
-#[derive(Default)]
-struct Status {
-    failures: u32,
-    last_error: Option<SharedError>,
-}
-
-impl Desk {
-    fn show(&self, failures: u32, error: Option<SharedError>) {
-        let mut status = self.status.lock();
-        status.failures = failures;
-        let former = std::mem::replace(&mut status.last_error, error);
-        drop(status);
-        // The user's: without a lock, and a panic of its drop does not end the refresher.
-        contain(|| drop(former));
-    }
-
-    /// The clock has panicked, and the refresher goes no further.
-    fn ended_by(&self, panic: Box<dyn Any + Send>) {
-        let failures = self.status.lock().failures.saturating_add(1);
-        self.show(failures, Some(told(panic)));
-    }
-}
-
-impl Refresher {
-    /// Starts a refresher on a thread of its own, `dogpile-refresher`.
+impl RefresherOptions {
+    /// A time to live that the *source* chose ([`Refreshed::NewFor`](crate::Refreshed::NewFor)) never leads to more than one
+    /// build in so long. Default: 100 ms. It is also the least pause after a failure.
     ///
-    /// `build` is given the previous value, to find out whether that is still right, and returns a new value or a
-    /// [`Refreshed`]. It is kept until the refresher is dropped, and called again even after it has panicked. Returns
-    /// at once, perhaps before the first build has ended.
+    /// The policy's own ttl, `invalidate` and [`refresh_now`](Refresher::refresh_now) are not held back.
+    pub fn min_interval(mut self, interval: Duration) -> Self {
+        self.min_interval = interval;
+        self
+    }
+
+    /// Does not rebuild a value that was not read since its publication.
+    ///
+    /// When it is read after all, that reader is served the value, stale or not, as far as the policy allows, and the refresher
+    /// wakes. The first read after each publication is a little slower, as it leaves a mark; the others are not.
+    pub fn rest_when_unused(mut self) -> Self {
+        self.rests = true;
+        self
+    }
+
+    /// As [`Refresher::spawn`].
     ///
     /// # Errors
     ///
-    /// [`io::ErrorKind::InvalidInput`] if `ahead` is not shorter than the policy's ttl: every value would be due as soon
-    /// as it is published. (A value that is published for a shorter time of its own is due at half of that.) Or the
-    /// system's, if it cannot start a thread.
-    pub fn spawn<S, R, E, F>(cell: S, ahead: Duration, mut build: F) -> io::Result<Self>
+    /// As [`Refresher::spawn`].
+    pub fn spawn<K, R, M, F>(
+        self,
+        cell: impl Into<Handle<'static, K>>,
+        ahead: Duration,
+        mut build: F,
+    ) -> io::Result<Refresher>
     where
-        S: SharedCell,
-        S::Clock: Clone,
-        R: Into<Refreshed<S::Value>>,
-        E: Send + Sync + 'static,
-        F: FnMut(Option<&Arc<S::Value>>) -> Result<R, E> + Send + 'static,
+        K: Refreshable<Clock: Clone>,
+        R: BuildResult<K::Value, M>,
+        F: FnMut(Option<K::Shared>) -> R + Send + 'static,
     {
-        let (desk, mut keeper) = Keeper::new(cell.own(), ahead)?;
-        let detach = keeper.detach();
-        let status = Arc::clone(&desk);
+        let (status, cell, mut refreshing) = self.attach(&cell.into(), ahead)?;
+        let end = Ended(Arc::clone(&status));
         let work = move || {
-            let signal = Arc::clone(&keeper.desk.signal);
+            let signal = Arc::clone(&refreshing.status.signal);
             signal.wakes(Sleeper::this_thread());
             loop {
-                match keeper.step() {
+                match refreshing.step() {
                     Step::End => return,
                     Step::Sleep(until) => {
-                        wait_until(&keeper.clock, until, || signal.heard().then_some(()));
+                        wait_until(&refreshing.clock, until, || signal.heard().then_some(()));
                     }
                     Step::Build(held) => {
+                        let kept = K::keep_previous(&held);
                         let result = catch_unwind(AssertUnwindSafe(|| {
-                            let found = held.run(|| build(held.previous()));
-                            conclude(held, found.map(Into::into))
+                            held.try_build_with(|previous| build(previous).into_result())
                         }));
-                        keeper.note(result);
+                        refreshing.note(result.map(Result::err));
+                        // A panic of its drop is no failure of the build.
+                        contain(|| drop(kept));
                     }
                 }
             }
@@ -215,13 +219,129 @@ impl Refresher {
             own_thread::begin(own_thread::Kind::Refresher);
             // With all that it holds.
             if let Err(panic) = catch_unwind(AssertUnwindSafe(work)) {
-                status.ended_by(panic);
+                end.0.ended_by(&*panic);
+                contain(|| drop(panic));
             }
         })?;
-        Ok(Self { desk, detach, thread: Some(thread) })
+        Ok(Refresher { status, cell, thread: Some(thread) })
     }
 
-    /// Starts a refresher as a task: `spawn` hands it to the executor, for example `|task| { tokio::spawn(task); }`.
+    /// As [`Refresher::spawn_async`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Refresher::spawn_async`].
+    #[cfg(feature = "async")]
+    pub fn spawn_async<K, R, M, F, Fut, S>(
+        self,
+        cell: impl Into<Handle<'static, K>>,
+        ahead: Duration,
+        spawn: impl FnOnce(Task) -> S,
+        mut build: F,
+    ) -> io::Result<Refresher>
+    where
+        K: Refreshable<Clock: Clone>,
+        R: BuildResult<K::Value, M> + Send,
+        F: FnMut(Option<K::Shared>) -> Fut + Send + 'static,
+        Fut: Future<Output = R> + Send,
+    {
+        let (status, cell, mut refreshing) = self.attach(&cell.into(), ahead)?;
+        let end = Ended(Arc::clone(&status));
+        let work = async move {
+            loop {
+                match refreshing.step() {
+                    Step::End => return,
+                    Step::Sleep(until) => refreshing.sleep(until).await,
+                    Step::Build(held) => {
+                        let kept = K::keep_previous(&held);
+                        let build = held.try_build_with_async(|previous| {
+                            let build = build(previous);
+                            async { build.await.into_result() }
+                        });
+                        let Some(result) = refreshing.unless_stopped(build).await else { return };
+                        refreshing.note(result.map(Result::err));
+                        contain(|| drop(kept));
+                    }
+                }
+            }
+        };
+        drop(spawn(Box::pin(async move {
+            let end = end;
+            if let Err(panic) = contained(pin!(work)).await {
+                end.0.ended_by(&*panic);
+                contain(|| drop(panic));
+            }
+        })));
+        Ok(Refresher { status, cell, thread: None })
+    }
+
+    #[allow(clippy::type_complexity)] // three parts of one thing
+    fn attach<K: Refreshable<Clock: Clone>>(
+        self,
+        cell: &Handle<'static, K>,
+        ahead: Duration,
+    ) -> io::Result<(Arc<Status>, Arc<dyn Attached>, Refreshing<K>)> {
+        let machine = cell.machine();
+        let ahead = nanos(ahead);
+        let ttl = machine.policy.default_ttl();
+        if ttl != FOREVER && ahead >= ttl {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "Refresher: `ahead` must be shorter than the policy's ttl, or every value would be due as soon as it is \
+                 published",
+            ));
+        }
+        let status = Arc::new(Status::new());
+        let attachment = Arc::new(Attachment {
+            cell: cell.downgrade(),
+            clock: machine.clock.clone(),
+            status: Arc::clone(&status),
+            rests: self.rests,
+        });
+        let refreshing = Refreshing {
+            clock: machine.clock.clone(),
+            attachment: Arc::clone(&attachment),
+            ahead,
+            min_interval: nanos(self.min_interval),
+            rests: self.rests,
+            pause_end: 0,
+            failures: 0,
+            status: Arc::clone(&status),
+        };
+        // Last: from here on its drop detaches it, and the clone of the clock, which is user code, may have panicked.
+        machine.attach(Arc::clone(&status.signal), self.rests);
+        Ok((status, attachment, refreshing))
+    }
+}
+
+impl Refresher {
+    /// Starts a refresher on a thread of its own, `dogpile-refresher`.
+    ///
+    /// `cell`: `&CELL` of a cell in a `static` (`&*CELL` if it is in a `Lazy` or `LazyLock`), `&cell` of one in an `Arc`.
+    /// `build` is given the previous value, to find out whether that is still right, and returns a new value, a
+    /// [`Refreshed`](crate::Refreshed), or a `Result` of one of them. It is kept until the refresher is dropped, and called
+    /// again even after it has panicked. Returns at once, perhaps before the first build has ended: see
+    /// [`wait_ready`](Refresher::wait_ready).
+    ///
+    /// # Errors
+    ///
+    /// [`io::ErrorKind::InvalidInput`] if `ahead` is not shorter than the policy's ttl: every value would be due as soon
+    /// as it is published. (A value that is published for a shorter time of its own is due at half of that.) Or the
+    /// system's, if it cannot start a thread.
+    pub fn spawn<K, R, M, F>(
+        cell: impl Into<Handle<'static, K>>,
+        ahead: Duration,
+        build: F,
+    ) -> io::Result<Self>
+    where
+        K: Refreshable<Clock: Clone>,
+        R: BuildResult<K::Value, M>,
+        F: FnMut(Option<K::Shared>) -> R + Send + 'static,
+    {
+        Self::options().spawn(cell, ahead, build)
+    }
+
+    /// Starts a refresher as a task: `spawn` hands it to the executor, for example `tokio::spawn`.
     ///
     /// A task that is dropped, with its executor or by `spawn`, ends the refresher; the cell goes on without it.
     ///
@@ -229,82 +349,148 @@ impl Refresher {
     ///
     /// [`io::ErrorKind::InvalidInput`], as [`spawn`](Refresher::spawn).
     #[cfg(feature = "async")]
-    pub fn spawn_async<S, R, E, F, Fut>(
-        cell: S,
+    pub fn spawn_async<K, R, M, F, Fut, S>(
+        cell: impl Into<Handle<'static, K>>,
         ahead: Duration,
-        spawn: impl FnOnce(Pin<Box<dyn Future<Output = ()> + Send>>),
-        mut build: F,
+        spawn: impl FnOnce(Task) -> S,
+        build: F,
     ) -> io::Result<Self>
     where
-        S: SharedCell,
-        S::Clock: Clone,
-        R: Into<Refreshed<S::Value>> + Send,
-        E: Send + Sync + 'static,
-        F: FnMut(Option<Arc<S::Value>>) -> Fut + Send + 'static,
-        Fut: Future<Output = Result<R, E>> + Send,
+        K: Refreshable<Clock: Clone>,
+        R: BuildResult<K::Value, M> + Send,
+        F: FnMut(Option<K::Shared>) -> Fut + Send + 'static,
+        Fut: Future<Output = R> + Send,
     {
-        let (desk, mut keeper) = Keeper::new(cell.own(), ahead)?;
-        let detach = keeper.detach();
-        let status = Arc::clone(&desk);
-        let work = async move {
-            loop {
-                match keeper.step() {
-                    Step::End => return,
-                    Step::Sleep(until) => keeper.sleep(until).await,
-                    Step::Build(held) => {
-                        let previous = held.previous().cloned();
-                        let Some(result) = keeper.unless_stopped(held.run_async(|| build(previous))).await
-                        else {
-                            return;
-                        };
-                        keeper.note(match result {
-                            Ok(found) => {
-                                catch_unwind(AssertUnwindSafe(|| conclude(held, found.map(Into::into))))
-                            }
-                            Err(panic) => {
-                                held.panicked();
-                                Err(panic)
-                            }
-                        });
-                    }
-                }
-            }
-        };
-        spawn(Box::pin(async move {
-            if let Err(panic) = contained(pin!(work)).await {
-                status.ended_by(panic);
-            }
-        }));
-        Ok(Self { desk, detach, thread: None })
+        Self::options().spawn_async(cell, ahead, spawn, build)
     }
 
-    /// The error of the latest build; `None` if that succeeded, or none has ended yet.
+    /// For a refresher that rests while nobody reads, or that is asked by its source to come back too soon.
+    pub fn options() -> RefresherOptions {
+        RefresherOptions { min_interval: Duration::from_millis(100), rests: false }
+    }
+
+    /// Why the latest build failed; `None` if it succeeded, or none has ended yet.
     ///
-    /// After a panic it is a [`String`] with the panic's message; so it is if the build said [`Refreshed::NotModified`] with
-    /// no previous value there.
+    /// A panic shows as "the build panicked: ...".
     #[must_use]
     pub fn last_error(&self) -> Option<SharedError> {
-        self.desk.status.lock().last_error.clone()
+        self.status.state.lock().last_error.clone()
     }
 
     /// How many builds have failed or panicked since the last one that succeeded.
     #[must_use]
     pub fn consecutive_failures(&self) -> u32 {
-        self.desk.status.lock().failures
+        self.status.state.lock().failures
+    }
+
+    /// Rebuilds now, even if the value is fresh or a retry pause runs. Returns at once.
+    ///
+    /// A build that runs already began before this call, so another one follows it. Several calls before that begins are one.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::{DogpileCell, Refresher};
+    /// use std::time::Duration;
+    ///
+    /// static COUNT: DogpileCell<u32> = DogpileCell::new(Duration::from_secs(600));
+    ///
+    /// let next = |previous: Option<std::sync::Arc<u32>>| previous.map_or(1, |count| *count + 1);
+    /// let refresher = Refresher::spawn(&COUNT, Duration::from_secs(60), next)?;
+    /// assert!(refresher.wait_ready(Duration::from_secs(10)));
+    /// refresher.refresh_now();
+    /// drop(refresher.stop_timeout(Duration::from_secs(10))); // or wait for `COUNT.generation()` to grow
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    pub fn refresh_now(&self) {
+        self.cell.refresh_now();
+    }
+
+    /// Waits until the cell holds a value that may be served, but not for longer than `time` on the cell's clock. Returns
+    /// whether it does.
+    ///
+    /// For the start of a program, and for readiness probes (with [`Duration::ZERO`], or `cell.get().is_some()`).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::{DogpileCell, Refresher};
+    /// use std::time::Duration;
+    ///
+    /// static LIMIT: DogpileCell<u32> = DogpileCell::new(Duration::from_secs(600));
+    ///
+    /// let refresher = Refresher::spawn(&LIMIT, Duration::from_secs(60), |_previous| 7)?;
+    /// assert!(refresher.wait_ready(Duration::from_secs(10)));
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    #[must_use]
+    pub fn wait_ready(&self, time: Duration) -> bool {
+        self.cell.wait_ready(time)
+    }
+
+    /// As [`wait_ready`](Refresher::wait_ready), for a task.
+    #[cfg(feature = "async")]
+    pub async fn wait_ready_async(&self, time: Duration) -> bool {
+        self.cell.wait_ready_async(time).await
+    }
+
+    /// Stops it, and waits for its thread or task to end, but not for longer than `time` on the cell's clock. Returns whether
+    /// it has ended.
+    ///
+    /// If not, a build still runs. It is published when it ends, and readers build again meanwhile as without a refresher. From
+    /// inside a refresher's build this does not wait.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::{DogpileCell, Refresher};
+    /// use std::time::Duration;
+    ///
+    /// static LIMIT: DogpileCell<u32> = DogpileCell::new(Duration::from_secs(600));
+    ///
+    /// let refresher = Refresher::spawn(&LIMIT, Duration::from_secs(60), |_previous| 7)?;
+    /// assert!(refresher.stop_timeout(Duration::from_secs(10)));
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    // Not `#[must_use]`: what it does is to stop.
+    #[allow(clippy::must_use_candidate)]
+    pub fn stop_timeout(mut self, time: Duration) -> bool {
+        self.stop();
+        let is_inside = own_thread::kind() == own_thread::Kind::Refresher;
+        let has_ended = self.cell.wait_ended(if is_inside { Duration::ZERO } else { time });
+        // Joined where that takes no time; else left to itself.
+        if let Some(thread) = self.thread.take().filter(|_| has_ended && !is_inside) {
+            let _ = thread.join();
+        }
+        has_ended
+    }
+
+    /// As [`stop_timeout`](Refresher::stop_timeout), for a task.
+    #[cfg(feature = "async")]
+    pub async fn stop_timeout_async(mut self, time: Duration) -> bool {
+        self.stop();
+        // It ends by itself, and is not joined: that would block.
+        self.thread = None;
+        self.cell.wait_ended_async(time).await
+    }
+
+    fn stop(&self) {
+        self.status.signal.stop();
+        // A task may not be polled again for a long time, and readers must not rely on it meanwhile.
+        self.cell.detach();
     }
 }
 
 impl Drop for Refresher {
     fn drop(&mut self) {
-        self.desk.signal.stop();
+        self.status.signal.stop();
         // Its own thread, which cannot wait for itself, is one of these too.
         if let Some(thread) = self.thread.take().filter(|_| own_thread::kind() != own_thread::Kind::Refresher)
         {
             // It contains the panics of builds and has none of its own.
             let _ = thread.join();
         }
-        // A task may not be polled again for a long time, and readers must not rely on it meanwhile.
-        (self.detach)();
+        self.cell.detach();
     }
 }
 
@@ -316,122 +502,202 @@ impl fmt::Debug for Refresher {
     }
 }
 
-/// What goes round.
-struct Keeper<O: Owned> {
-    cell: O::Weak,
-    clock: O::Clock,
+/// What a refresher's owner and its thread or task share.
+struct Status {
+    signal: Arc<Signal>,
+    state: Mutex<StatusState>,
+    /// Settled when the thread or task has ended.
+    ended: Arc<Attempt<()>>,
+}
+
+#[derive(Default)]
+struct StatusState {
+    failures: u32,
+    last_error: Option<SharedError>,
+    /// A build is asked for that begins after the build or `set` of this number.
+    refresh_after: Option<u64>,
+}
+
+impl Status {
+    fn new() -> Self {
+        Self { signal: Arc::default(), state: Mutex::new(StatusState::default()), ended: Attempt::open() }
+    }
+
+    fn show(&self, failures: u32, error: Option<SharedError>) {
+        let mut state = self.state.lock();
+        state.failures = failures;
+        let former = std::mem::replace(&mut state.last_error, error);
+        drop(state);
+        // The user's: without a lock, and a panic of its drop does not end the refresher.
+        contain(|| drop(former));
+    }
+
+    /// The clock has panicked, and the refresher goes no further.
+    fn ended_by(&self, panic: &(dyn Any + Send)) {
+        let failures = self.state.lock().failures.saturating_add(1);
+        self.show(failures, Some(SharedError::of_panic("clock", panic)));
+    }
+}
+
+/// Tells the owner, when it is dropped, that the thread or task has ended.
+struct Ended(Arc<Status>);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        self.0.ended.settle(Outcome::Abandoned);
+    }
+}
+
+/// What a refresher's owner needs of its cell, whose type it does not know.
+trait Attached: Send + Sync {
+    /// Tells the cell that readers build again.
+    fn detach(&self);
+    fn refresh_now(&self);
+    fn wait_ready(&self, time: Duration) -> bool;
+    fn wait_ended(&self, time: Duration) -> bool;
+    #[cfg(feature = "async")]
+    fn wait_ready_async(&self, time: Duration) -> Pin<Box<dyn Future<Output = bool> + Send + '_>>;
+    #[cfg(feature = "async")]
+    fn wait_ended_async(&self, time: Duration) -> Pin<Box<dyn Future<Output = bool> + Send + '_>>;
+}
+
+struct Attachment<K: Kind + 'static> {
+    cell: WeakHandle<K>,
+    clock: K::Clock,
+    status: Arc<Status>,
+    rests: bool,
+}
+
+impl<K: Refreshable> Attached for Attachment<K> {
+    fn detach(&self) {
+        if let Some(cell) = self.cell.upgrade() {
+            cell.machine().detach(&self.status.signal, self.rests);
+        }
+    }
+
+    fn refresh_now(&self) {
+        if let Some(cell) = self.cell.upgrade() {
+            let origin = cell.machine().latest_origin();
+            self.status.state.lock().refresh_after = Some(origin);
+            self.status.signal.ring();
+        }
+    }
+
+    fn wait_ready(&self, time: Duration) -> bool {
+        let Some(cell) = self.cell.upgrade() else { return false };
+        matches!(Search::for_a_value(cell).patience(nanos(time)).run(), Ok(Found::Served(_)))
+    }
+
+    fn wait_ended(&self, time: Duration) -> bool {
+        let ended = &self.status.ended;
+        if time.is_zero() {
+            return ended.outcome().is_some();
+        }
+        ended.wait(&self.clock, deadline(&self.clock, time)).is_some()
+    }
+
+    #[cfg(feature = "async")]
+    fn wait_ready_async(&self, time: Duration) -> Pin<Box<dyn Future<Output = bool> + Send + '_>> {
+        Box::pin(async move {
+            let Some(cell) = self.cell.upgrade() else { return false };
+            matches!(Search::for_a_value(cell).patience(nanos(time)).run_async().await, Ok(Found::Served(_)))
+        })
+    }
+
+    #[cfg(feature = "async")]
+    fn wait_ended_async(&self, time: Duration) -> Pin<Box<dyn Future<Output = bool> + Send + '_>> {
+        let deadline = deadline(&self.clock, time);
+        let mut seat = TaskSeat::new(Arc::clone(&self.status.ended));
+        Box::pin(std::future::poll_fn(move |cx| {
+            seat.poll(&self.clock, deadline, cx, |_| ()).map(|ended| ended.is_some())
+        }))
+    }
+}
+
+/// The refresh loop.
+struct Refreshing<K: Refreshable> {
+    clock: K::Clock,
+    attachment: Arc<Attachment<K>>,
     ahead: u64,
-    /// Whether the policy has pauses of its own.
-    has_backoff: bool,
-    /// If not: no attempt before this tick.
+    min_interval: u64,
+    rests: bool,
+    /// After a failure: no attempt before this tick.
     pause_end: u64,
     /// In a row.
     failures: u32,
-    desk: Arc<Desk>,
+    status: Arc<Status>,
 }
 
-enum Step<O: Owned> {
-    Build(Held<O>),
-    /// Until this tick, or until the signal is heard.
+enum Step<K: Kind + 'static> {
+    Build(Held<'static, K>),
+    /// Until this tick, or until the signal is rung.
     Sleep(u64),
     End,
 }
 
-impl<O: Owned> Keeper<O> {
-    #[allow(clippy::needless_pass_by_value)] // it is not to be held on to
-    fn new(cell: O, ahead: Duration) -> io::Result<(Arc<Desk>, Self)>
-    where
-        O::Clock: Clone,
-    {
-        let machine = cell.machine();
-        let ahead = nanos(ahead);
-        let ttl = machine.policy.default_ttl();
-        if ttl != FOREVER && ahead >= ttl {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidInput,
-                "Refresher: `ahead` must be shorter than the policy's ttl, or every value would be due as soon as it is \
-                 published",
-            ));
-        }
-        let desk = Arc::new(Desk::default());
-        let keeper = Self {
-            cell: cell.downgrade(),
-            clock: machine.clock.clone(),
-            ahead,
-            has_backoff: machine.policy.has_backoff(),
-            pause_end: 0,
-            failures: 0,
-            desk: Arc::clone(&desk),
-        };
-        // Last: from here on its drop detaches it, and the clone of the clock, which is user code, may have panicked.
-        machine.attach(Arc::clone(&desk.signal));
-        Ok((desk, keeper))
-    }
-
-    fn detach(&self) -> Box<dyn Fn() + Send + Sync> {
-        let (cell, signal) = (self.cell.clone(), Arc::clone(&self.desk.signal));
-        Box::new(move || {
-            if let Some(cell) = O::upgrade(&cell) {
-                cell.machine().detach(&signal);
-            }
-        })
-    }
-
-    fn step(&self) -> Step<O> {
+impl<K: Refreshable> Refreshing<K> {
+    fn step(&self) -> Step<K> {
         loop {
-            if self.desk.signal.is_stopped() {
+            if self.status.signal.is_stopped() {
                 return Step::End;
             }
-            let Some(cell) = O::upgrade(&self.cell) else { return Step::End };
+            let Some(cell) = self.attachment.cell.upgrade() else { return Step::End };
             let machine = cell.machine();
             let now = machine.now();
-            let origin = match machine.plan(self.ahead, now) {
-                Plan::Wait(until) => return Step::Sleep(until),
-                Plan::Build(_) if now < self.pause_end => return Step::Sleep(self.pause_end),
-                Plan::Build(origin) => origin,
+            let after = self.status.state.lock().refresh_after;
+            let demand = if let Some(after) = after {
+                Demand::after(after)
+            } else {
+                match machine.plan(self.ahead, self.min_interval, self.rests, now) {
+                    Plan::Wait(until) => return Step::Sleep(until),
+                    Plan::Build(_) if now < self.pause_end => return Step::Sleep(self.pause_end),
+                    Plan::Build(origin) => Demand::after(origin),
+                }
             };
-            if let Decision::Elected(ticket) = machine.lookup(Demand::After(origin)) {
-                return Step::Build(Held::new(cell, ticket));
+            match machine.lookup(&demand, None) {
+                Decision::Elected(ticket) => {
+                    self.asked_for(after);
+                    return Step::Build(Held::new(cell, ticket));
+                }
+                // Another caller builds. Its end rings.
+                Decision::Pending(wait) => return Step::Sleep(wait.look_again_at),
+                // Another caller was faster.
+                Decision::Fresh(_) | Decision::Stale(_) | Decision::Failed(_) => self.asked_for(after),
             }
-            // Somebody else was faster.
         }
     }
 
-    /// Notes how a build has ended: `Err` with a panic, `Ok(Err)` with an error.
-    fn note(&mut self, result: Result<Result<(), SharedError>, Box<dyn Any + Send>>) {
-        let error = match result {
-            Ok(Ok(())) => None,
-            Ok(Err(error)) => Some(error),
-            Err(panic) => Some(told(panic)),
-        };
+    /// What was asked for is there or begins, unless there was another request since.
+    fn asked_for(&self, after: Option<u64>) {
+        let mut state = self.status.state.lock();
+        if state.refresh_after == after {
+            state.refresh_after = None;
+        }
+    }
+
+    /// Notes how a build has ended: `Err` with a panic, `Some` with an error.
+    fn note(&mut self, result: Result<Option<SharedError>, Box<dyn Any + Send>>) {
+        let error = result.unwrap_or_else(|panic| {
+            let error = SharedError::of_panic("build", &*panic);
+            // It may panic in turn.
+            contain(|| drop(panic));
+            Some(error)
+        });
         self.failures = if error.is_some() { self.failures.saturating_add(1) } else { 0 };
-        self.pause_end = if self.failures == 0 || self.has_backoff {
-            0
-        } else {
-            let pause = FIRST_PAUSE.saturating_mul(1 << (self.failures - 1).min(32)).min(LONGEST_PAUSE);
-            self.clock.now().0.saturating_add(pause)
-        };
+        self.pause_end =
+            if error.is_some() { self.clock.now().0.saturating_add(self.min_interval) } else { 0 };
         // The pause has begun when the failure is seen.
-        self.desk.show(self.failures, error);
+        self.status.show(self.failures, error);
     }
 }
 
 #[cfg(feature = "async")]
-impl<O: Owned> Keeper<O> {
+impl<K: Refreshable> Refreshing<K> {
     async fn sleep(&self, until: u64) {
-        let signal = &self.desk.signal;
-        let mut nap: Option<Nap> = None;
+        let signal = &self.status.signal;
+        let mut nap = Nap::begin(&self.clock, until);
         std::future::poll_fn(|cx| {
-            let nap = match &mut nap {
-                Some(nap) => {
-                    nap.renew(cx.waker(), |_, sleeper| signal.wakes_instead(sleeper));
-                    nap
-                }
-                None => nap.insert(Nap::begin(&self.clock, until, cx.waker(), |sleeper| {
-                    signal.wakes(sleeper);
-                    0
-                })),
-            };
+            signal.wakes_task(cx.waker());
             if signal.heard() || nap.is_over(&self.clock, cx) { Poll::Ready(()) } else { Poll::Pending }
         })
         .await;
@@ -445,8 +711,8 @@ impl<O: Owned> Keeper<O> {
         let build = pin!(build);
         let mut build = contained(build);
         std::future::poll_fn(|cx| {
-            self.desk.signal.wakes(Sleeper::task(cx.waker()));
-            if self.desk.signal.is_stopped() {
+            self.status.signal.wakes_task(cx.waker());
+            if self.status.signal.is_stopped() {
                 return Poll::Ready(None);
             }
             Pin::new(&mut build).poll(cx).map(Some)
@@ -466,46 +732,8 @@ fn contained<F: Future>(
     })
 }
 
-impl<O: Owned> Drop for Keeper<O> {
+impl<K: Refreshable> Drop for Refreshing<K> {
     fn drop(&mut self) {
-        self.detach()();
+        self.attachment.detach();
     }
-}
-
-/// Publishes what a build has found, or fails with its error.
-fn conclude<H: Home, E: Send + Sync + 'static>(
-    held: Held<H>,
-    found: Result<Refreshed<H::Value>, E>,
-) -> Result<(), SharedError> {
-    // A drop of the replaced value that panics is no failure of the build: it happens here, afterwards.
-    let previous = held.previous().cloned();
-    match found {
-        Ok(Refreshed::New(value)) => drop(held.publish(value, None)),
-        Ok(Refreshed::NewFor(value, ttl)) => drop(held.publish(value, Some(nanos(ttl)))),
-        Ok(Refreshed::NotModified) => {
-            if let Err(held) = held.renew(None) {
-                let error = "the build returned NotModified, but there is no previous value".to_owned();
-                return Err(SharedError::new(held.fail(error)));
-            }
-        }
-        Err(error) => return Err(SharedError::new(held.fail(error))),
-    }
-    contain(|| drop(previous));
-    Ok(())
-}
-
-/// A panic's message, as an error to be shown.
-fn told(panic: Box<dyn Any + Send>) -> SharedError {
-    let message = match panic.downcast::<String>() {
-        Ok(message) => *message,
-        Err(panic) => match panic.downcast::<&'static str>() {
-            Ok(message) => (*message).to_owned(),
-            Err(panic) => {
-                // It may panic in turn.
-                contain(|| drop(panic));
-                "the build panicked".to_owned()
-            }
-        },
-    };
-    SharedError::new(Arc::new(message))
 }

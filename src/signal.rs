@@ -3,8 +3,11 @@
 //! A [`Signal`] has two flags: *rung*, since the last look, and *stopped*, for good. Whoever rings it sets the flag first and
 //! wakes the sleeper after; the sleeper looks at the flags before it sleeps. So no ring is lost, whenever it comes.
 
-use crate::seats::Sleeper;
+use crate::seats::{Sleeper, Sleeping};
 use crate::sync::{Arc, Mutex};
+
+#[cfg(feature = "async")]
+use {crate::seats::renew, std::task::Waker};
 
 #[derive(Default)]
 pub(crate) struct Signal {
@@ -15,7 +18,7 @@ pub(crate) struct Signal {
 struct State {
     rung: bool,
     stopped: bool,
-    sleeper: Option<Sleeper>,
+    sleeping: Sleeping,
 }
 
 impl Signal {
@@ -37,30 +40,23 @@ impl Signal {
                 return;
             }
             change(&mut state);
-            state.sleeper.clone()
+            state.sleeping.rouse()
         };
         if let Some(sleeper) = sleeper {
             sleeper.wake();
         }
     }
 
-    /// Who is to be woken from now on.
+    /// The thread that is woken from now on.
     pub(crate) fn wakes(&self, sleeper: Sleeper) {
-        let former = self.state.lock().sleeper.replace(sleeper);
+        let former = self.state.lock().sleeping.replace(sleeper);
         drop(former);
     }
 
-    /// As [`wakes`](Signal::wakes); returns who is not needed any more.
+    /// The same for a task, at each poll.
     #[cfg(feature = "async")]
-    pub(crate) fn wakes_instead(&self, sleeper: Sleeper) -> Sleeper {
-        let mut state = self.state.lock();
-        match &mut state.sleeper {
-            Some(former) => std::mem::replace(former, sleeper),
-            former => {
-                *former = Some(sleeper.clone());
-                sleeper
-            }
-        }
+    pub(crate) fn wakes_task(&self, waker: &Waker) {
+        renew(waker, |at| at(&mut self.state.lock().sleeping));
     }
 
     pub(crate) fn is_stopped(&self) -> bool {

@@ -9,11 +9,29 @@ use crate::sync::{Ordering, PlainU64};
 ///
 /// Each number is counted at the moment it begins to be true. They are read one after the other: while builds
 /// run, a snapshot may show the end of a build whose beginning it does not show yet.
+///
+/// # Examples
+///
+/// ```
+/// use dogpile::DogpileCell;
+/// use std::time::Duration;
+///
+/// let cell = DogpileCell::new(Duration::from_secs(60));
+/// cell.get_or_refresh(|| 1);
+/// cell.invalidate();
+/// cell.try_get_or_refresh(|| Err("no route to host")).unwrap(); // the old value
+///
+/// let stats = cell.stats();
+/// assert_eq!((stats.builds, stats.failed), (2, 1));
+/// assert_eq!((stats.consecutive_failures, stats.served_stale_on_error), (1, 1));
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Stats {
     /// Leases that were granted: builds that began.
     pub builds: u64,
-    /// Values made visible to readers: by builds, by `renew` and by `set`. The same as the generation.
+    /// Values made visible to readers: by builds, by `renew` and by `set`. The same as the generation, unless the cell was
+    /// [`reset`](crate::DogpileCell::reset).
     pub published: u64,
     /// Builds that ended with an error.
     pub failed: u64,
@@ -21,12 +39,17 @@ pub struct Stats {
     pub panicked: u64,
     /// Leases that were given back unused.
     pub abandoned: u64,
-    /// Builds that took longer than the lease timeout, and somebody else was elected in their place.
+    /// Builds that took longer than the lease timeout, so that another caller was elected in their place.
     pub superseded: u64,
     /// Builds whose result the fence kept from counting as fresh: published as stale because of an
-    /// `invalidate`, or not published because of a `set` or a `clear`, while they ran.
+    /// `invalidate`, or not published because of a `set`, a `clear`, a `revoke` or a `reset`, while they ran.
     pub fenced: u64,
-    /// Times that a caller began to wait for somebody else's build.
+    /// Builds that have failed or panicked since the latest publication.
+    pub consecutive_failures: u64,
+    /// Calls that returned the old value in place of an error: of their own build, or of the one that they waited for.
+    pub served_stale_on_error: u64,
+    /// Times that a caller began to wait for a build that it did not run itself;
+    /// [`Refresher::wait_ready`](crate::Refresher::wait_ready) counts too.
     pub waits: u64,
     /// Waits that ended, or did not begin, because the time allowed for them was over.
     pub wait_timeouts: u64,
@@ -43,6 +66,7 @@ pub(crate) struct Counters {
     pub(crate) abandoned: Counter,
     pub(crate) superseded: Counter,
     pub(crate) fenced: Counter,
+    pub(crate) served_stale_on_error: Counter,
     pub(crate) waits: Counter,
     pub(crate) wait_timeouts: Counter,
     /// Nanoseconds; FOREVER while there is none.
@@ -82,10 +106,43 @@ impl Counters {
             abandoned: Counter::new(),
             superseded: Counter::new(),
             fenced: Counter::new(),
+            served_stale_on_error: Counter::new(),
             waits: Counter::new(),
             wait_timeouts: Counter::new(),
             last_build: PlainU64::new(FOREVER),
         }
+    }
+
+    /// Sets every counter to zero.
+    pub(crate) fn reset(&self) {
+        let Self {
+            builds,
+            published,
+            failed,
+            panicked,
+            abandoned,
+            superseded,
+            fenced,
+            served_stale_on_error,
+            waits,
+            wait_timeouts,
+            last_build,
+        } = self;
+        for counter in [
+            builds,
+            published,
+            failed,
+            panicked,
+            abandoned,
+            superseded,
+            fenced,
+            served_stale_on_error,
+            waits,
+            wait_timeouts,
+        ] {
+            counter.0.store(0, Ordering::Relaxed);
+        }
+        last_build.store(FOREVER, Ordering::Relaxed);
     }
 
     pub(crate) fn build_took(&self, nanos: u64) {
@@ -102,6 +159,9 @@ impl Counters {
             abandoned: self.abandoned.read(),
             superseded: self.superseded.read(),
             fenced: self.fenced.read(),
+            // The cell's state knows it.
+            consecutive_failures: 0,
+            served_stale_on_error: self.served_stale_on_error.read(),
             waits: self.waits.read(),
             wait_timeouts: self.wait_timeouts.read(),
             last_build: (last_build != FOREVER).then(|| Duration::from_nanos(last_build)),

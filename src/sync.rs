@@ -25,9 +25,9 @@ pub(crate) use checked::*;
 #[cfg(not(any(dogpile_loom, dogpile_shuttle)))]
 pub(crate) use real::*;
 
-// Never replaced: for statistics, and for what belongs to the process, not to a cell.
+// Never replaced: for statistics and hints, and for what belongs to the process, not to a cell.
 pub(crate) use once_cell::sync::OnceCell as PlainOnceCell;
-pub(crate) use std::sync::atomic::AtomicU64 as PlainU64;
+pub(crate) use std::sync::atomic::{AtomicBool as PlainBool, AtomicU64 as PlainU64};
 
 #[cfg(not(any(dogpile_loom, dogpile_shuttle)))]
 mod real {
@@ -111,6 +111,11 @@ mod real {
         }
     }
 
+    /// Between two tries to get a lock that is held for a few instructions.
+    pub(crate) fn spin_a_moment() {
+        std::hint::spin_loop();
+    }
+
     /// A guard over a value that did not come out of the slot.
     pub(crate) fn guard_of<T>(value: Arc<T>) -> SlotGuard<T> {
         SlotGuard::from_inner(Some(value))
@@ -150,7 +155,7 @@ mod checked {
     pub(crate) use checked_thread_local as thread_local;
     pub(crate) use checker::sync::MutexGuard;
     pub(crate) use checker::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
-    pub(crate) use checker::thread::yield_now;
+    pub(crate) use checker::thread::{yield_now, yield_now as spin_a_moment};
     pub(crate) use threads::*;
 
     /// As std's, with the checker's.

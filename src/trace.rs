@@ -16,7 +16,7 @@ pub(crate) enum Cause {
     First,
     Expired,
     Invalidated,
-    /// The value was still fresh: `refresh`, or a `Refresher` ahead of time.
+    /// The value was still fresh: a request that rules it out, or a `Refresher` ahead of time.
     Forced,
 }
 
@@ -36,7 +36,7 @@ pub(crate) enum Ending {
     Published,
     /// ... as stale, because of an `invalidate`.
     PublishedStale,
-    /// Not published, because of a `set` or a `clear`.
+    /// Not published, because of a `set`, a `clear`, a `revoke` or a `reset`.
     Displaced,
     /// Not published, because another build has taken its place.
     TooLate,
@@ -134,7 +134,7 @@ mod on {
                     event!(target: "dogpile", parent: &self.0, Level::DEBUG, ?duration, "published as stale: invalidated meanwhile");
                 }
                 Ending::Displaced => {
-                    event!(target: "dogpile", parent: &self.0, Level::DEBUG, ?duration, "not published: set or cleared meanwhile");
+                    event!(target: "dogpile", parent: &self.0, Level::DEBUG, ?duration, "not published: set, cleared or revoked meanwhile");
                 }
                 Ending::TooLate => {
                     event!(target: "dogpile", parent: &self.0, Level::WARN, ?duration, "superseded: too late to be published");
@@ -150,7 +150,7 @@ mod on {
 
         pub(crate) fn fail(&self, error: &SharedError, nanos: u64) {
             let duration = Duration::from_nanos(nanos);
-            contain(|| event!(target: "dogpile", parent: &self.0, Level::WARN, ?duration, ?error, "failed"));
+            contain(|| event!(target: "dogpile", parent: &self.0, Level::WARN, ?duration, %error, "failed"));
         }
     }
 
@@ -164,21 +164,27 @@ mod on {
         }
     }
 
-    /// The last reader of a value that was retired at `since` has left.
-    pub(crate) fn drained(cell: Option<&'static str>, generation: u64, since: Stamp) {
-        let duration = since.0.elapsed();
+    /// A build has waited for the write lock for a second, and goes on.
+    pub(crate) fn write_lock_waits(cell: Option<&'static str>, readers: usize) {
         let cell = cell.unwrap_or(NO_NAME);
         contain(
-            || event!(target: "dogpile", parent: None, Level::DEBUG, cell, generation, ?duration, "drained"),
+            || event!(target: "dogpile", Level::WARN, cell, readers, "the write lock waits for readers that have not left for a second"),
         );
     }
 
+    /// The last reader of a value that was retired at `since` has left.
+    pub(crate) fn drained(cell: Option<&'static str>, number: u64, since: Stamp) {
+        let duration = since.0.elapsed();
+        let cell = cell.unwrap_or(NO_NAME);
+        contain(|| event!(target: "dogpile", parent: None, Level::DEBUG, cell, number, ?duration, "drained"));
+    }
+
     /// A value's finalizer, which began at `since`, has ended.
-    pub(crate) fn finalized(cell: Option<&'static str>, generation: u64, since: Stamp) {
+    pub(crate) fn finalized(cell: Option<&'static str>, number: u64, since: Stamp) {
         let duration = since.0.elapsed();
         let cell = cell.unwrap_or(NO_NAME);
         contain(
-            || event!(target: "dogpile", parent: None, Level::DEBUG, cell, generation, ?duration, "finalized"),
+            || event!(target: "dogpile", parent: None, Level::DEBUG, cell, number, ?duration, "finalized"),
         );
     }
 }
@@ -213,11 +219,12 @@ mod off {
         }
     }
 
+    pub(crate) fn write_lock_waits(_cell: Option<&'static str>, _readers: usize) {}
     pub(crate) fn drained(_cell: Option<&'static str>, _generation: u64, _since: Stamp) {}
     pub(crate) fn finalized(_cell: Option<&'static str>, _generation: u64, _since: Stamp) {}
 }
 
 #[cfg(not(feature = "tracing"))]
-pub(crate) use off::{Inside, Span, Stamp, drained, finalized};
+pub(crate) use off::{Inside, Span, Stamp, drained, finalized, write_lock_waits};
 #[cfg(feature = "tracing")]
-pub(crate) use on::{Inside, Span, Stamp, drained, finalized};
+pub(crate) use on::{Inside, Span, Stamp, drained, finalized, write_lock_waits};

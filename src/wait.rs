@@ -4,12 +4,7 @@ use crate::clock::{Clock, FOREVER, Tick};
 use crate::sync::park;
 
 #[cfg(feature = "async")]
-use {
-    crate::clock::Alarm,
-    crate::seats::Sleeper,
-    crate::sync::Arc,
-    std::task::{Context, Waker},
-};
+use {crate::clock::Alarm, std::task::Context};
 
 /// Blocks until `check` yields something, or until `clock` shows `deadline`. The caller has a seat already.
 pub(crate) fn wait_until<C: Clock, R>(
@@ -34,39 +29,19 @@ pub(crate) fn wait_until<C: Clock, R>(
     }
 }
 
-/// A task's place on a list, and what wakes it.
+/// The deadline of a task that waits.
 #[cfg(feature = "async")]
 pub(crate) struct Nap {
-    number: u64,
-    waker: Arc<Waker>,
     alarm: Option<(Tick, Alarm)>,
 }
 
 #[cfg(feature = "async")]
 impl Nap {
-    /// Takes a place on the list that `seats` gives access to; with an alarm at `deadline`, if there is one.
-    pub(crate) fn begin<C: Clock>(
-        clock: &C,
-        deadline: u64,
-        waker: &Waker,
-        take: impl FnOnce(Sleeper) -> u64,
-    ) -> Self {
+    /// With an alarm at `deadline`, if there is one.
+    pub(crate) fn begin<C: Clock>(clock: &C, deadline: u64) -> Self {
         let alarm =
             (deadline != FOREVER).then(|| (Tick(deadline), clock.sleep_until(Tick(deadline), clock.now())));
-        let waker = Arc::new(waker.clone());
-        Self { number: take(Sleeper::Task(Arc::clone(&waker))), waker, alarm }
-    }
-
-    pub(crate) fn number(&self) -> u64 {
-        self.number
-    }
-
-    /// The task is polled again, perhaps with another waker, which takes the place of the one on the list.
-    pub(crate) fn renew(&mut self, waker: &Waker, exchange: impl FnOnce(u64, Sleeper) -> Sleeper) {
-        if !self.waker.will_wake(waker) {
-            self.waker = Arc::new(waker.clone());
-            drop(exchange(self.number, Sleeper::Task(Arc::clone(&self.waker))));
-        }
+        Self { alarm }
     }
 
     /// Whether the deadline has come; if not, the task is woken when it does.
@@ -79,7 +54,7 @@ impl Nap {
         if now >= *deadline {
             return true;
         }
-        // It was early. Another one, which the next poll asks: a clock whose alarms are always early stops nobody else.
+        // It was early. Another one, which the next poll asks: a clock whose alarms are always early stops no other task.
         *alarm = clock.sleep_until(*deadline, now);
         cx.waker().wake_by_ref();
         false

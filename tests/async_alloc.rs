@@ -8,9 +8,7 @@ use std::pin::pin;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use dogpile::{
-    DogpileCell, Drain, LazyDogpile, ManualClock, Policy, RefreshError, SyncReaderCell, SystemClock,
-};
+use dogpile::{DogpileCell, Drain, LazyDogpile, ManualClock, Policy, SyncReaderCell, SystemClock, Task};
 
 const TTL: Duration = Duration::from_secs(10);
 
@@ -38,7 +36,14 @@ async fn unreached<T>() -> T {
     unreachable!("there is something to serve")
 }
 
-type NoError<T> = Result<T, RefreshError<()>>;
+async fn untried<T>() -> Result<T, &'static str> {
+    unreachable!("there is something to serve")
+}
+
+/// A spawner for a caller that has nothing to spawn.
+fn unspawned(_: Task) {
+    unreachable!("there is nothing to spawn")
+}
 
 #[test]
 fn what_is_counted_is_what_is_allocated() {
@@ -55,16 +60,15 @@ fn a_fresh_read() {
     cell.set(1);
     assert_eq!(*cell.get_or_refresh(|| unreachable!()), 1);
     assert_eq!(*allocates_nothing(cell.get_or_refresh_async(unreached)), 1);
-    let served: NoError<_> = allocates_nothing(cell.try_get_or_refresh_async(unreached));
-    assert_eq!(*served.unwrap(), 1);
-    assert_eq!(*allocates_nothing(cell.get_fresh_or_refresh_async(unreached)), 1);
+    assert_eq!(*allocates_nothing(cell.try_get_or_refresh_async(untried)).unwrap(), 1);
+    assert_eq!(*allocates_nothing(cell.request().max_stale(Duration::ZERO).get_async(unreached)), 1);
 }
 
 #[test]
 fn a_fresh_read_of_a_lazy_cell() {
     let lazy = LazyDogpile::<u32, _>::with_clock(Policy::never_expires(), SystemClock, || async { 1 });
-    polled(lazy.get_async());
-    assert_eq!(*allocates_nothing(lazy.get_async()), 1);
+    polled(lazy.get_or_refresh_async());
+    assert_eq!(*allocates_nothing(lazy.get_or_refresh_async()), 1);
 }
 
 #[test]
@@ -73,9 +77,35 @@ fn a_fresh_read_of_a_sync_reader_cell() {
     cell.set(1);
     drop(cell.get());
     assert_eq!(*allocates_nothing(cell.get_or_refresh_async(unreached)), 1);
-    let served: NoError<_> = allocates_nothing(cell.try_get_or_refresh_async(unreached));
-    assert_eq!(*served.unwrap(), 1);
-    assert_eq!(*allocates_nothing(cell.get_fresh_or_refresh_async(unreached)), 1);
+    assert_eq!(*allocates_nothing(cell.try_get_or_refresh_async(untried)).unwrap(), 1);
+    assert_eq!(*allocates_nothing(cell.request().max_stale(Duration::ZERO).get_async(unreached)), 1);
+}
+
+#[test]
+fn a_fresh_read_with_conditions() {
+    let cell = DogpileCell::<u32>::new(TTL);
+    cell.set(1);
+    assert_eq!(*cell.get_or_refresh(|| unreachable!()), 1);
+    let request = || cell.request().max_age(TTL).newer_than(0).wait_at_most(TTL).or_stale();
+    assert_eq!(*allocates_nothing(request().get_async(unreached)), 1);
+    assert_eq!(*allocates_nothing(request().try_get_async(untried)).unwrap(), 1);
+    let conditional = request().try_get_with_async(|_| untried());
+    assert_eq!(*allocates_nothing(conditional).unwrap(), 1);
+}
+
+#[test]
+fn a_read_that_has_nothing_to_spawn() {
+    static CELL: DogpileCell<u32> = DogpileCell::new(TTL);
+    CELL.set(1);
+    assert_eq!(*CELL.get_or_refresh(|| unreachable!()), 1);
+    let request = || CELL.request().wait_at_most(TTL).spawn_with(unspawned);
+    assert_eq!(*allocates_nothing(request().get_async(unreached)), 1);
+    // Stale, during a build.
+    CELL.invalidate();
+    let mut builder = pin!(CELL.get_or_refresh_async(std::future::pending));
+    assert!(builder.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+    assert_eq!(*allocates_nothing(request().get_async(unreached)), 1);
+    assert_eq!(*allocates_nothing(request().try_get_async(untried)).unwrap(), 1);
 }
 
 #[test]
@@ -87,8 +117,7 @@ fn a_stale_read_during_a_build() {
     let mut builder = pin!(cell.get_or_refresh_async(std::future::pending));
     assert!(builder.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
     assert_eq!(*allocates_nothing(cell.get_or_refresh_async(unreached)), 1);
-    let served: NoError<_> = allocates_nothing(cell.try_get_or_refresh_async(unreached));
-    assert_eq!(*served.unwrap(), 1);
+    assert_eq!(*allocates_nothing(cell.try_get_or_refresh_async(untried)).unwrap(), 1);
 }
 
 #[test]
@@ -100,8 +129,7 @@ fn a_stale_read_of_a_sync_reader_cell_during_a_build() {
     let mut builder = pin!(cell.get_or_refresh_async(std::future::pending));
     assert!(builder.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
     assert_eq!(*allocates_nothing(cell.get_or_refresh_async(unreached)), 1);
-    let served: NoError<_> = allocates_nothing(cell.try_get_or_refresh_async(unreached));
-    assert_eq!(*served.unwrap(), 1);
+    assert_eq!(*allocates_nothing(cell.try_get_or_refresh_async(untried)).unwrap(), 1);
 }
 
 #[test]
@@ -110,18 +138,17 @@ fn a_stale_read_in_a_retry_pause() {
     let cell = DogpileCell::with_clock(Policy::ttl(TTL).retry_backoff(TTL, TTL), clock.clone());
     cell.set(1);
     clock.advance(2 * TTL);
-    let (failed, _) = polled(cell.try_get_or_refresh_async(|| async { Err("no") }));
-    assert!(failed.is_err());
+    let (served, _) = polled(cell.try_get_or_refresh_async(|| async { Err("no") }));
+    assert_eq!((*served.unwrap(), cell.last_error().is_some()), (1, true));
     assert_eq!(*allocates_nothing(cell.get_or_refresh_async(unreached)), 1);
-    let served: NoError<_> = allocates_nothing(cell.try_get_or_refresh_async(unreached));
-    assert_eq!(*served.unwrap(), 1);
+    assert_eq!(*allocates_nothing(cell.try_get_or_refresh_async(untried)).unwrap(), 1);
 }
 
 #[test]
 fn the_error_of_a_retry_pause() {
     let cell = DogpileCell::<u32>::with_policy(Policy::ttl(TTL).retry_backoff(TTL, TTL));
-    let (failed, _) = polled(cell.try_get_or_refresh_async(|| async { Err(()) }));
+    let (failed, _) = polled(cell.try_get_or_refresh_async(|| async { Err("no") }));
     assert!(failed.is_err());
-    let again: NoError<_> = allocates_nothing(cell.try_get_or_refresh_async(unreached));
-    assert!(again.is_err());
+    assert!(allocates_nothing(cell.try_get_or_refresh_async(untried)).is_err());
+    assert!(allocates_nothing(cell.request().try_get_async(untried)).is_err());
 }

@@ -20,9 +20,9 @@ pub(crate) enum State {
     Fresh,
     /// It never expires.
     NoDeadline,
-    /// Stale without limit, while somebody builds.
+    /// Stale without limit, while a build runs.
     BuildRuns,
-    /// Stale for an hour at most, while somebody builds.
+    /// Stale for an hour at most, while a build runs.
     BuildRunsBounded,
     /// Stale, and the latest build failed a moment ago.
     RetryPause,
@@ -69,7 +69,7 @@ impl State {
                 let (building, begun) = channel();
                 thread::spawn(move || {
                     cell.get_or_refresh(|| {
-                        building.send(()).expect("somebody waits for it");
+                        building.send(()).expect("the receiver waits");
                         loop {
                             thread::park();
                         }
@@ -79,8 +79,9 @@ impl State {
             }
             Self::RetryPause => {
                 cell.invalidate();
+                // It returns the stale value.
                 let result = cell.try_get_or_refresh(|| Err("no"));
-                assert!(result.is_err(), "the build fails");
+                assert!(result.is_ok() && cell.last_error().is_some(), "the build fails");
             }
         }
         cell
@@ -89,7 +90,7 @@ impl State {
 
 fn elected<C: Clock>(cell: &DogpileCell<u64, C>) -> dogpile::Lease<'_, u64, C> {
     cell.invalidate();
-    let Lookup::Elected(lease) = cell.lookup() else { unreachable!("stale, and nobody builds") };
+    let Lookup::Elected(lease) = cell.lookup() else { unreachable!("stale, and no build runs") };
     lease
 }
 

@@ -177,11 +177,11 @@ fn round_trips(stores: &[Subject]) {
         }),
         ("the same, found unchanged: the node that builds", &|store| {
             let [builder, _] = pair(store, "unchanged", quiet);
-            builder.during(|cell| drop(cell.try_get_or_refresh::<(), _>(|_| Ok(Built::Unchanged))))
+            builder.during(|cell| drop(cell.try_get_or_refresh::<&str, _>(|_| Ok(Built::Unchanged))))
         }),
         ("the same, found unchanged: another node that asks after that", &|store| {
             let [builder, other] = pair(store, "unchanged-after", quiet);
-            let _ = builder.cell.try_get_or_refresh::<(), _>(|_| Ok(Built::Unchanged));
+            let _ = builder.cell.try_get_or_refresh::<&str, _>(|_| Ok(Built::Unchanged));
             other.during(|cell| drop(cell.get_or_refresh(value)))
         }),
         ("a build of one second, the lease being 300 ms", &|store| {

@@ -1,7 +1,7 @@
 //! `FleetCell`: thin methods over the local cell and the node.
 //!
 //! ```text
-//! build     what a build is told and returns
+//! build     what a build is given and returns
 //! node      elections, takings-over, ends of builds: what talks to the store
 //! reply     an answer from the worker
 //! worker    the thread that talks to the store where no caller should have to
@@ -22,20 +22,22 @@ use std::fmt;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-use dogpile::{Clock, DogpileCell, Freshness, Guard, OwnedLookup, Reader, SharedError, SystemClock, Waited};
+use dogpile::{
+    BoxError, Clock, DogpileCell, Freshness, Guard, Lookup, Reader, SharedError, SystemClock, Waited,
+};
 
 use crate::codec::Codec;
-use crate::error::FleetError;
+use crate::error::{Backoff, FleetError};
 use crate::policy::FleetPolicy;
 use crate::stats::FleetStats;
 use crate::store::{Invalidation, RefreshStore, StoreError, Version};
-use node::{Backoff, Caller, Node, Step};
+use node::{Caller, Node, Step};
 use worker::Signals;
 
 /// A [`DogpileCell`] whose builds are shared by all processes that use the same store.
 ///
-/// When the value goes out of date, one caller of **one** process rebuilds it; everybody else, there and elsewhere, goes
-/// on using the old one, and takes the new one over from the store.
+/// When the value goes out of date, one caller of **one** process rebuilds it. All other callers, in that process and
+/// elsewhere, go on using the old one, and their processes take the new one over from the store.
 ///
 /// # What readers observe
 ///
@@ -79,7 +81,7 @@ use worker::Signals;
 /// assert_eq!(*value, "downloaded");
 /// # Ok::<(), std::io::Error>(())
 /// ```
-pub struct FleetCell<T, C: Clock = SystemClock> {
+pub struct FleetCell<T: 'static, C: Clock + 'static = SystemClock> {
     /// The node's. Here too, so that a read has one pointer less to follow.
     local: Arc<DogpileCell<T, C>>,
     node: Arc<Node<T, C>>,
@@ -152,8 +154,8 @@ where
         Self { local: Arc::clone(&node.local), node, _end: end }
     }
 
-    /// The value: as it is if it is fresh; else, for the one caller that is elected in the whole fleet, what `build`
-    /// returns, and for everybody else the old value.
+    /// Returns the value, rebuilding it if it is out of date. If it is stale, one caller of the whole fleet runs `build` and
+    /// returns the result; all others immediately return the old value.
     ///
     /// # Blocking
     ///
@@ -161,8 +163,8 @@ where
     ///
     /// # Panics
     ///
-    /// A panic of `build` reaches its own caller only. And if it is called from inside the build of the same cell while
-    /// there is nothing to serve.
+    /// If `build` panics, in the caller that runs it. And if this is called from inside the build of the same cell while there
+    /// is nothing to serve.
     #[inline]
     #[track_caller]
     pub fn get_or_refresh<F: FnOnce() -> T>(&self, build: F) -> Arc<T> {
@@ -172,14 +174,16 @@ where
         }
     }
 
-    /// As [`get_or_refresh`](FleetCell::get_or_refresh), with a build that may fail and is told what is known of the
+    /// As [`get_or_refresh`](FleetCell::get_or_refresh), with a build that may fail, and that is given what is known of the
     /// previous value.
+    ///
+    /// The callers that waited for a build that fails share its error, whatever error type their own builds have.
     ///
     /// # Errors
     ///
-    /// * [`FleetError::Build`]: the caller's own build failed, or the one of this process that it waited for, and the
-    ///   policy's `stale_if_error` does not allow to serve the old value instead.
-    /// * [`FleetError::Backoff`]: there is nothing to serve, the last build failed, on whatever node, and the pause after it
+    /// * [`FleetError::Build`]: the caller's own build failed, or the build of this process that it waited for, and the
+    ///   policy's [`stale_if_error`](FleetPolicy::stale_if_error) does not allow the old value instead.
+    /// * [`FleetError::Backoff`]: there is nothing to serve, the latest build failed, on whatever node, and the pause after it
     ///   runs.
     /// * [`FleetError::Reentrant`]: called from inside the build of the same cell, with nothing to serve.
     ///
@@ -203,9 +207,9 @@ where
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     #[inline]
-    pub fn try_get_or_refresh<E, F>(&self, build: F) -> Result<Arc<T>, FleetError<E>>
+    pub fn try_get_or_refresh<E, F>(&self, build: F) -> Result<Arc<T>, FleetError>
     where
-        E: Send + Sync + 'static,
+        E: Into<BoxError>,
         F: FnOnce(&BuildContext<'_, T>) -> Result<Built<T>, E>,
     {
         match self.local.get_unless_due() {
@@ -231,34 +235,33 @@ where
                      value of that cell; inside a build use `get`, or `try_get_or_refresh`, which returns \
                      `FleetError::Reentrant`"
                 ),
-                Err(FleetError::Build(error)) => match *error {},
-                // Somebody else was told so.
-                Err(FleetError::Backoff { .. }) => {}
+                // A caller that has to return a value shares no error: it looks again.
+                Err(FleetError::Build(_) | FleetError::Backoff { .. }) => {}
             }
         }
     }
 
     #[cold]
     #[inline(never)]
-    fn try_build<E, F>(&self, build: F) -> Result<Arc<T>, FleetError<E>>
+    fn try_build<E, F>(&self, build: F) -> Result<Arc<T>, FleetError>
     where
-        E: Send + Sync + 'static,
+        E: Into<BoxError>,
         F: FnOnce(&BuildContext<'_, T>) -> Result<Built<T>, E>,
     {
         self.look(Caller::Tries, build)
     }
 
-    fn look<E, F>(&self, mut caller: Caller, build: F) -> Result<Arc<T>, FleetError<E>>
+    fn look<E, F>(&self, caller: Caller, build: F) -> Result<Arc<T>, FleetError>
     where
-        E: Send + Sync + 'static,
+        E: Into<BoxError>,
         F: FnOnce(&BuildContext<'_, T>) -> Result<Built<T>, E>,
     {
         let node = &self.node;
         loop {
             let error = match self.local.lookup_owned() {
-                OwnedLookup::Fresh(value) | OwnedLookup::Stale(value) => return Ok(value),
-                OwnedLookup::Failed(error) => error,
-                OwnedLookup::Pending(pending) => {
+                Lookup::Fresh(value) | Lookup::Stale(value) => return Ok(value),
+                Lookup::Failed(error) => error,
+                Lookup::Pending(pending) => {
                     if node.is_building_here() {
                         return Err(FleetError::Reentrant);
                     }
@@ -266,11 +269,12 @@ where
                     match pending.wait() {
                         Waited::Published(value) => return Ok(value),
                         Waited::Failed(error) => error,
-                        Waited::Abandoned => continue,
                         Waited::Reentrant => return Err(FleetError::Reentrant),
+                        // It ended without a result.
+                        _ => continue,
                     }
                 }
-                OwnedLookup::Elected(lease) => {
+                Lookup::Elected(lease) => {
                     let step = match node.elected_here(lease, caller) {
                         Ok(step) => step,
                         Err(lease) if node.can_serve() => {
@@ -287,42 +291,30 @@ where
                             Some(value) => return Ok(value),
                             None => continue,
                         },
-                        Step::Backoff(Backoff { left }) => return Err(FleetError::Backoff { left }),
+                        Step::Backoff(backoff) => return Err(backoff.into()),
                         Step::Build(ticket) => {
                             return node.build(ticket, build).or_else(|error| self.instead_of(error));
                         }
                     }
                 }
             };
-            if let Some(outcome) = self.weigh(error, &mut caller) {
+            if let Some(outcome) = self.weigh(error, caller) {
                 return outcome;
             }
         }
     }
 
-    /// What the caller makes of an error of somebody else's. `None`: it looks again.
-    fn weigh<E: Send + Sync + 'static>(
-        &self,
-        error: SharedError,
-        caller: &mut Caller,
-    ) -> Option<Result<Arc<T>, FleetError<E>>> {
-        let error = match error.downcast::<E>() {
-            Ok(error) => return Some(self.instead_of(error)),
-            Err(error) => error,
-        };
-        match error.downcast::<Backoff>() {
-            Ok(backoff) if *caller == Caller::Tries => {
-                return Some(Err(FleetError::Backoff { left: backoff.left }));
-            }
-            Ok(_) => {}
-            // It means nothing to this caller, which builds, pause or not.
-            Err(_) => *caller = Caller::Insists,
+    /// What the caller makes of the error of a build that it waited for. `None`: it looks again.
+    fn weigh(&self, error: SharedError, caller: Caller) -> Option<Result<Arc<T>, FleetError>> {
+        match (caller, error.downcast_ref::<Backoff>()) {
+            (Caller::Insists, _) => None,
+            (Caller::Tries, Some(backoff)) => Some(Err((*backoff).into())),
+            (Caller::Tries, None) => Some(self.instead_of(error)),
         }
-        None
     }
 
-    /// What the caller of a build that failed gets.
-    fn instead_of<E>(&self, error: Arc<E>) -> Result<Arc<T>, FleetError<E>> {
+    /// What the callers of a build that failed get.
+    fn instead_of(&self, error: SharedError) -> Result<Arc<T>, FleetError> {
         let late = self.node.clock.now().saturating_duration_since(self.node.known().soft_end);
         let stale = self.local.get().filter(|_| late <= self.node.policy.stale_if_error);
         stale.filter(|_| !self.node.policy.stale_if_error.is_zero()).ok_or(FleetError::Build(error))
@@ -408,7 +400,7 @@ where
     }
 }
 
-impl<T, C: Clock> fmt::Debug for FleetCell<T, C> {
+impl<T: 'static, C: Clock + 'static> fmt::Debug for FleetCell<T, C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("FleetCell")
             .field("name", &self.node.name)
@@ -418,7 +410,7 @@ impl<T, C: Clock> fmt::Debug for FleetCell<T, C> {
 }
 
 /// A handle that keeps the value, for threads that read it very often. Made by [`FleetCell::reader`].
-pub struct FleetReader<'a, T, C: Clock = SystemClock> {
+pub struct FleetReader<'a, T: 'static, C: Clock + 'static = SystemClock> {
     cell: &'a FleetCell<T, C>,
     reader: Reader<'a, T, C>,
 }
@@ -438,7 +430,7 @@ where
     ///
     /// # Panics
     ///
-    /// As there.
+    /// If `build` panics, or if this is called from inside the build of the same cell while there is nothing to serve.
     #[track_caller]
     pub fn get_or_refresh<F: FnOnce() -> T>(&mut self, build: F) -> Arc<T> {
         match self.reader.get_unless_due() {
@@ -453,7 +445,7 @@ where
     }
 }
 
-impl<T, C: Clock> fmt::Debug for FleetReader<'_, T, C> {
+impl<T: 'static, C: Clock + 'static> fmt::Debug for FleetReader<'_, T, C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("FleetReader").finish_non_exhaustive()
     }

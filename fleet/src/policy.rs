@@ -67,8 +67,10 @@ impl FleetPolicy {
         self
     }
 
-    /// How long past its ttl a value is served to the caller whose own build has failed. Default: zero, which means that
-    /// it gets the error.
+    /// How long past its ttl a value is served to the callers of a build that failed, in place of its error: to the caller
+    /// that ran it and to those that waited for it. Default: zero, which means that they get the error.
+    ///
+    /// The default differs from that of [`dogpile::Policy`]. No other retry pause or window of the local cell applies.
     pub const fn stale_if_error(mut self, window: Duration) -> Self {
         self.stale_if_error = window;
         self
@@ -149,7 +151,11 @@ impl FleetPolicy {
     }
 
     pub(crate) const fn local(&self) -> Policy {
-        Policy::ttl(self.ttl).stale_while_refresh(self.stale)
+        // Retry pauses and `stale_if_error` are the fleet's: the store and the node keep them.
+        Policy::ttl(self.ttl)
+            .stale_while_refresh(self.stale)
+            .stale_if_error(Duration::ZERO)
+            .retry_backoff(Duration::ZERO, Duration::ZERO)
     }
 
     /// How long past its publication a value may be served.

@@ -27,7 +27,7 @@ pub(crate) const MODELS: &[Model] = &[
         name: "g11_the_last_reader_leaves_while_the_value_is_retired",
         preemptions: Some(3),
         body: the_last_reader_leaves_while_the_value_is_retired,
-        sees: &["finalised by the writer", "finalised in the background"],
+        sees: &["finalised by then", "finalised later"],
     },
     Model {
         name: "g11_two_readers_leave_while_the_value_is_waited_for",
@@ -42,16 +42,16 @@ pub(crate) const MODELS: &[Model] = &[
         sees: &["the second left first"],
     },
     Model {
-        name: "g11_the_last_reader_leaves_while_somebody_waits_for_all",
+        name: "g11_the_last_reader_leaves_while_a_thread_waits_for_all",
         preemptions: Some(3),
-        body: the_last_reader_leaves_while_somebody_waits_for_all,
+        body: the_last_reader_leaves_while_a_thread_waits_for_all,
         sees: &["finalised before", "waited"],
     },
     Model {
         name: "g11_a_value_that_is_fenced_off_is_finalised_too",
         preemptions: Some(2),
         body: a_value_that_is_fenced_off_is_finalised_too,
-        sees: &["served", "kept out", "cleared", "built after"],
+        sees: &["kept out", "cleared", "built after"],
     },
     Model {
         name: "g11_the_cell_is_dropped_during_a_drain",
@@ -84,6 +84,12 @@ pub(crate) const MODELS: &[Model] = &[
         sees: &["the old value", "the new value", "kept out"],
     },
     Model {
+        name: "g12_the_write_lock_against_entering_readers_and_the_background",
+        preemptions: Some(1),
+        body: the_write_lock_against_entering_readers_and_the_background,
+        sees: &["the old value", "the new value", "kept out"],
+    },
+    Model {
         name: "g12_a_reader_that_waits_for_the_writer",
         preemptions: Some(2),
         body: a_reader_that_waits_for_the_writer,
@@ -108,6 +114,12 @@ pub(crate) const MODELS: &[Model] = &[
         sees: &["cleared before", "cleared inside"],
     },
     Model {
+        name: "g5_g12_a_waiter_of_a_section_that_is_cleared_and_fails_is_woken",
+        preemptions: Some(2),
+        body: a_waiter_of_a_section_that_is_cleared_and_fails_is_woken,
+        sees: &["waited", "built at once"],
+    },
+    Model {
         name: "g12_set_while_a_writer_is_inside",
         preemptions: Some(2),
         body: set_while_a_writer_is_inside,
@@ -117,7 +129,7 @@ pub(crate) const MODELS: &[Model] = &[
 
 type Cell<C> = SyncReaderCell<u64, C>;
 
-/// What has been finalised, in order. Loom sees each look at it.
+/// The values that were finalised, in order. Loom sees each look at it.
 #[derive(Clone)]
 struct Log(Arc<loom::sync::Mutex<Vec<u64>>>);
 
@@ -151,7 +163,7 @@ fn cell(drain: Drain) -> (Arc<Cell<Noon>>, Log) {
     cell_with(Noon, drain)
 }
 
-/// All that has been replaced is finalised, and no more.
+/// All replaced values are finalised, and no other.
 fn settled<C: Clock>(cell: &Cell<C>, log: &Log, expected: &[u64]) {
     cell.synchronize();
     assert_eq!(log.get(), expected);
@@ -195,7 +207,7 @@ fn the_last_reader_leaves_while_the_value_is_retired() {
     let reader = cell.get().expect("never empty");
     let writer = fork(&(Arc::clone(&cell), log.clone()), |(cell, log)| {
         drop(cell.set(2));
-        saw(if log.has(1) { "finalised by the writer" } else { "finalised in the background" });
+        saw(if log.has(1) { "finalised by then" } else { "finalised later" });
     });
     leave(&cell, reader);
     writer.join().unwrap();
@@ -234,7 +246,7 @@ fn values_are_finalised_in_order() {
     settled(&cell, &log, &[1, 2]);
 }
 
-fn the_last_reader_leaves_while_somebody_waits_for_all() {
+fn the_last_reader_leaves_while_a_thread_waits_for_all() {
     let (cell, log) = cell(Drain::Background);
     let reader = cell.get().expect("never empty");
     drop(cell.set(2));
@@ -260,7 +272,7 @@ fn a_value_that_is_fenced_off_is_finalised_too() {
     };
     saw(what);
     if what == "kept out" {
-        // It was never published, so it has no place in the order, and nobody waits for it but the cell's own thread.
+        // It was never published, so it has no place in the order, and only the cell's own thread waits for it.
         drop(cell);
         let mut all = log.get();
         all.sort_unstable();
@@ -270,7 +282,7 @@ fn a_value_that_is_fenced_off_is_finalised_too() {
     }
 }
 
-/// Looks when the last thread has let go of it.
+/// Checks the log when the last reference to it is dropped.
 struct AtTheEnd(Log, &'static [u64]);
 
 impl Drop for AtTheEnd {
@@ -294,7 +306,6 @@ fn the_cell_is_dropped_during_a_drain() {
     let cell: Cell<Noon> =
         SyncReaderCell::with_clock(Policy::never_expires(), Noon, Drain::Background, finalizer);
     let reader = cell.set(1);
-    // Starts the cell's own thread.
     drop(cell.set(2));
     let other = fork(&(reader, log.clone()), |(reader, log)| {
         assert!(!log.has(*reader));
@@ -351,9 +362,9 @@ fn a_task_waits_for_readers() {
     settled(&cell, &log, &[1]);
 }
 
-/// Replaces in place: what the section writes is seen by nobody.
+/// Replaces in place: no reader sees what the section writes.
 fn rebuild(cell: &Cell<Noon>, inside: &loom::sync::Mutex<bool>) -> u64 {
-    *cell.get_or_refresh_with(|writer| {
+    *cell.request().get_with_writer(|writer| {
         let mut lock = writer.acquire_write_lock();
         *inside.lock().unwrap() = true;
         if let Some(old) = lock.old() {
@@ -364,8 +375,18 @@ fn rebuild(cell: &Cell<Noon>, inside: &loom::sync::Mutex<bool>) -> u64 {
     })
 }
 
+/// The writer finalises what it replaces itself.
 fn the_write_lock_against_entering_readers() {
-    let (cell, log) = cell(Drain::Background);
+    read_beside_a_writer(Drain::Wait(Duration::MAX));
+}
+
+/// The cell's own thread does.
+fn the_write_lock_against_entering_readers_and_the_background() {
+    read_beside_a_writer(Drain::Background);
+}
+
+fn read_beside_a_writer(drain: Drain) {
+    let (cell, log) = cell(drain);
     cell.invalidate();
     let inside = Arc::new(loom::sync::Mutex::new(false));
     let late = fork(&(Arc::clone(&cell), Arc::clone(&inside)), |(cell, inside)| match cell.get() {
@@ -387,17 +408,17 @@ fn the_write_lock_against_entering_readers() {
 }
 
 fn a_reader_that_waits_for_the_writer() {
-    let (cell, log) = cell(Drain::Background);
+    let (cell, log) = cell(Drain::Wait(Duration::MAX));
     cell.invalidate();
     let inside = Arc::new(loom::sync::Mutex::new(false));
     let writer = fork(&(Arc::clone(&cell), Arc::clone(&inside)), |(cell, inside)| rebuild(&cell, &inside));
-    let reader = cell.get_or_refresh_with(|_| 3);
+    let reader = cell.request().get_with_writer(|_| 3);
     assert!(!*inside.lock().unwrap(), "read under the write lock");
     match *reader {
         1 => saw("the old value"),
         2 if cell.stats().waits > 0 => saw("waited"),
         2 => saw("the new value"),
-        // This one was elected, and replaced what the other one has to wait for.
+        // This caller was elected, and replaced the value that the other one has to wait for.
         3 => saw("a value of its own"),
         other => panic!("{other}"),
     }
@@ -409,12 +430,12 @@ fn a_reader_that_waits_for_the_writer() {
 }
 
 fn a_section_that_fails_puts_the_value_back() {
-    let (cell, log) = cell(Drain::Background);
+    let (cell, log) = cell(Drain::Wait(Duration::MAX));
     cell.invalidate();
     let writer = fork(&cell, |cell| {
-        let _ = cell.try_get_or_refresh_with(|writer| {
+        let _ = cell.request().try_get_with_writer(|writer| {
             let _lock = writer.acquire_write_lock();
-            Err(7)
+            Err("the section fails")
         });
     });
     let reader = cell.get_or_refresh(|| 3);
@@ -435,11 +456,11 @@ fn a_section_that_fails_puts_the_value_back() {
 
 fn a_write_lock_is_given_up_in_time() {
     let clock = ManualClock::new();
-    let (cell, log) = cell_with(clock.clone(), Drain::Background);
+    let (cell, log) = cell_with(clock.clone(), Drain::Wait(Duration::MAX));
     let reader = cell.get().expect("never empty");
     cell.invalidate();
     let writer = fork(&cell, |cell| {
-        drop(cell.get_or_refresh_with(|writer| match writer.acquire_write_lock_timeout(LIMIT) {
+        drop(cell.request().get_with_writer(|writer| match writer.acquire_write_lock_timeout(LIMIT) {
             Ok(_) => {
                 saw("in time");
                 2
@@ -457,13 +478,13 @@ fn a_write_lock_is_given_up_in_time() {
 }
 
 fn clear_while_a_writer_is_inside() {
-    let (cell, log) = cell(Drain::Background);
+    let (cell, log) = cell(Drain::Wait(Duration::MAX));
     cell.invalidate();
     let writer = fork(&cell, |cell| {
-        let _ = cell.try_get_or_refresh_with(|writer| {
+        let _ = cell.request().try_get_with_writer(|writer| {
             let mut lock = writer.acquire_write_lock();
             saw(if lock.old().is_some() { "cleared inside" } else { "cleared before" });
-            Err(7)
+            Err("the section fails")
         });
     });
     cell.clear();
@@ -472,30 +493,47 @@ fn clear_while_a_writer_is_inside() {
     settled(&cell, &log, &[1]);
 }
 
-fn set_while_a_writer_is_inside() {
-    let (cell, log) = cell(Drain::Background);
+fn a_waiter_of_a_section_that_is_cleared_and_fails_is_woken() {
+    let (cell, log) = cell(Drain::Wait(Duration::MAX));
     cell.invalidate();
     let writer = fork(&cell, |cell| {
-        *cell.get_or_refresh_with(|writer| match writer.acquire_write_lock_timeout(Duration::MAX) {
-            Ok(_) => 2,
-            Err(_) => 3,
-        })
+        let _ = cell.request().try_get_with_writer(|writer| {
+            let _ = writer.acquire_write_lock_timeout(Duration::MAX);
+            Err("the section fails")
+        });
+    });
+    cell.clear();
+    assert_eq!(*cell.get_or_refresh(|| 3), 3, "it waits for the section, and then it builds");
+    saw(if cell.stats().waits > 0 { "waited" } else { "built at once" });
+    writer.join().unwrap();
+    settled(&cell, &log, &[1]);
+}
+
+fn set_while_a_writer_is_inside() {
+    let (cell, log) = cell(Drain::Wait(Duration::MAX));
+    cell.invalidate();
+    let writer = fork(&cell, |cell| {
+        let mut is_overtaken = false;
+        let value = cell.request().get_with_writer(|writer| {
+            is_overtaken = writer.acquire_write_lock_timeout(Duration::MAX).is_err();
+            if is_overtaken { 3 } else { 2 }
+        });
+        (*value, is_overtaken)
     });
     drop(cell.set(9));
-    let value = writer.join().unwrap();
+    let (value, is_overtaken) = writer.join().unwrap();
     assert_eq!(cell.get().map(|value| *value), Some(9));
-    cell.synchronize();
-    let built = cell.stats().builds > 0;
-    if log.has(3) {
-        // It was never published and has no place in the order.
-        log.0.lock().unwrap().sort_unstable();
+    if is_overtaken {
+        saw("overtaken");
+        assert_eq!(value, 9);
+        // It was never published, so it has no place in the order, and only the cell's own thread waits for it.
+        drop(cell);
+        let mut all = log.get();
+        all.sort_unstable();
+        return assert_eq!(all, [1, 3]);
     }
-    let (what, expected): (_, &[u64]) = match (built, log.has(3)) {
-        (false, _) => ("served", &[1]),
-        (_, true) => ("overtaken", &[1, 3]),
-        (_, false) => ("set after", &[1, 2]),
-    };
-    saw(what);
-    assert!(value == 9 || value == if built { 2 } else { 1 }, "{value}");
-    settled(&cell, &log, expected);
+    let is_built = cell.stats().builds > 0;
+    saw(if is_built { "set after" } else { "served" });
+    assert!(value == 9 || value == if is_built { 2 } else { 1 }, "{value}");
+    settled(&cell, &log, if is_built { &[1, 2] } else { &[1] });
 }

@@ -6,10 +6,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use dogpile_under_test::{
-    Clock, DogpileCell, ManualClock, OwnedLookup, Policy, RefreshError, Tick, Waited, model,
+    Clock, DogpileCell, Lease, Lookup, ManualClock, Policy, RefreshError, Tick, Waited, model,
 };
 
-use crate::support::{Model, Noon, NoonCell, cell, elect, fork, saw, stale_cell};
+use crate::support::{Model, Noon, NoonCell, bound, cell, elect, fork, saw, stale_cell};
 
 pub(crate) const MODELS: &[Model] = &[
     Model {
@@ -23,6 +23,12 @@ pub(crate) const MODELS: &[Model] = &[
         preemptions: Some(2),
         body: two_callers_of_a_stale_cell_build_once,
         sees: &["the old value", "the new value"],
+    },
+    Model {
+        name: "g2_a_stale_reader_that_meets_the_lock_is_elected",
+        preemptions: Some(3),
+        body: a_stale_reader_that_meets_the_lock_is_elected,
+        sees: &["elected"],
     },
     Model {
         name: "g1_a_late_winner_does_not_build",
@@ -49,21 +55,21 @@ pub(crate) const MODELS: &[Model] = &[
         sees: &["both waited"],
     },
     Model {
-        name: "g7_those_who_waited_share_the_error",
+        name: "g7_waiters_share_the_error",
         preemptions: Some(2),
-        body: those_who_waited_share_the_error,
+        body: waiters_share_the_error,
         sees: &["shared", "built"],
     },
     Model {
-        name: "g6_a_value_that_is_published_and_cleared_strands_nobody",
+        name: "g6_a_value_that_is_published_and_cleared_strands_no_waiter",
         preemptions: Some(1),
         body: published_and_cleared,
         sees: &["handed over", "built"],
     },
     Model {
-        name: "g6_a_value_that_has_expired_is_handed_to_who_waited",
+        name: "g6_a_value_that_has_expired_is_handed_to_a_waiter",
         preemptions: Some(1),
-        body: a_value_that_has_expired_is_handed_to_who_waited,
+        body: a_value_that_has_expired_is_handed_to_a_waiter,
         sees: &["handed over"],
     },
     Model {
@@ -102,7 +108,7 @@ fn three_callers_of_an_empty_cell_share_one_build() {
     }
 }
 
-/// Whoever saw the old value as stale, and gets the lock after it has been replaced, is served.
+/// A caller that saw the old value as stale, and gets the lock after another one has replaced it, is served.
 fn two_callers_of_a_stale_cell_build_once() {
     let cell = stale_cell(0);
     let read = |cell: &NoonCell<u32>| match *cell.get_or_refresh(|| 1) {
@@ -117,6 +123,22 @@ fn two_callers_of_a_stale_cell_build_once() {
     assert_eq!(cell.get().as_deref(), Some(&1));
 }
 
+/// The value is stale before the `invalidate` and after it, and no build runs: so the reader is elected. It tries four times
+/// under loom (`TRIES` in `src/cell/elect.rs`), and each time that it finds the lock taken costs a preemption.
+fn a_stale_reader_that_meets_the_lock_is_elected() {
+    let cell = stale_cell(0);
+    let other = fork(&cell, |cell| cell.invalidate());
+    match cell.lookup_owned() {
+        Lookup::Elected(lease) => {
+            saw("elected");
+            drop(lease);
+        }
+        Lookup::Stale(_) => assert!(bound().is_none_or(|bound| bound > 3), "no caller is elected"),
+        other => panic!("{other:?}"),
+    }
+    other.join().unwrap();
+}
+
 loom::thread_local! {
     static FIRST_LOOK: Cell<Option<u64>> = Cell::new(None);
 }
@@ -127,15 +149,15 @@ struct Ticking(Arc<AtomicU64>);
 
 impl Clock for Ticking {
     fn now(&self) -> Tick {
-        // Not loom's: it is to order nothing, and to cost a model no step.
+        // Not loom's: it must order nothing and cost a model no step.
         let tick = self.0.fetch_add(1, Ordering::Relaxed);
         FIRST_LOOK.with(|look| look.set(look.get().or(Some(tick))));
         Tick::from_nanos(tick)
     }
 }
 
-/// Whoever saw the old value, and gets the lock after it has been replaced by one that is stale as well, does not build:
-/// what it would replace has not been there when it looked at the clock (G1).
+/// A caller that saw the old value, and gets the lock after another stale one has replaced it, does not build: the value
+/// that it would replace was published after it had looked at the clock (G1).
 fn a_late_winner_does_not_build() {
     let clock = Ticking::default();
     let cell = Arc::new(DogpileCell::with_clock(Policy::never_expires(), clock.clone()));
@@ -143,26 +165,26 @@ fn a_late_winner_does_not_build() {
     cell.invalidate();
     FIRST_LOOK.with(Cell::take);
     let other = fork(&(Arc::clone(&cell), clock), |(cell, clock)| {
-        if let OwnedLookup::Elected(lease) = cell.lookup_owned() {
+        if let Lookup::Elected(lease) = cell.lookup_owned() {
             // So it is stale from the beginning.
             cell.invalidate();
             lease.publish(clock.now().as_nanos());
         }
     });
     match cell.lookup_owned() {
-        OwnedLookup::Elected(lease) => {
+        Lookup::Elected(lease) => {
             let published_after = **lease.previous().expect("never empty");
             let looked = FIRST_LOOK.with(Cell::get).expect("it is a question of time");
             assert!(published_after <= looked, "a build because of what it has not seen");
             saw(if published_after == 0 { "elected first" } else { "elected for the new value" });
         }
-        OwnedLookup::Stale(value) if *value > 0 => saw("came too late to build"),
+        Lookup::Stale(value) if *value > 0 => saw("came too late to build"),
         _ => {}
     }
     other.join().unwrap();
 }
 
-fn taken_over(end: fn(dogpile_under_test::OwnedLease<u32, Noon>)) {
+fn taken_over(end: fn(Lease<'static, u32, Noon>)) {
     let cell = cell();
     let lease = elect(&cell);
     let others = [1, 2].map(|number| fork(&cell, move |cell| *cell.get_or_refresh(|| number)));
@@ -176,21 +198,21 @@ fn taken_over(end: fn(dogpile_under_test::OwnedLease<u32, Noon>)) {
     }
 }
 
-fn those_who_waited_share_the_error() {
+fn waiters_share_the_error() {
     let cell = cell();
     let lease = elect(&cell);
     let others = [1, 2].map(|number| {
-        fork(&cell, move |cell| match cell.try_get_or_refresh(|| Ok::<u32, u32>(number)) {
+        fork(&cell, move |cell| match cell.try_get_or_refresh(|| Ok::<u32, String>(number)) {
             Err(RefreshError::Build(error)) => Err(error),
             other => Ok(*other.expect("nothing else can go wrong")),
         })
     });
-    let error = lease.fail(7_u32);
+    let error = lease.fail("no route to host");
     let mut built = None;
     for other in others {
         match other.join().unwrap() {
             Err(shared) => {
-                assert!(Arc::ptr_eq(&shared, &error));
+                assert!(shared.ptr_eq(&error));
                 saw("shared");
             }
             Ok(value) => {
@@ -214,22 +236,22 @@ fn published_and_cleared() {
     }
 }
 
-fn a_value_that_has_expired_is_handed_to_who_waited() {
+fn a_value_that_has_expired_is_handed_to_a_waiter() {
     let policy = Policy::never_expires().stale_while_refresh(Duration::ZERO);
     let cell = Arc::new(DogpileCell::with_clock(policy, Noon));
     let lease = elect(&cell);
-    // So nobody may be served what is published, but those who wait for it.
+    // So what is published is served to no caller but the waiters.
     cell.invalidate();
     let other = fork(&cell, |cell| match cell.lookup_owned() {
-        OwnedLookup::Pending(pending) => match pending.wait() {
+        Lookup::Pending(pending) => match pending.wait() {
             Waited::Published(value) => {
                 assert_eq!(*value, 1);
                 saw("handed over");
             }
             other => panic!("{other:?}"),
         },
-        // Too late: it was there before this one waited.
-        OwnedLookup::Elected(_) | OwnedLookup::Stale(_) => {}
+        // Too late: the value was there before this thread waited.
+        Lookup::Elected(_) | Lookup::Stale(_) => {}
         other => panic!("{other:?}"),
     });
     lease.publish(1);
@@ -244,7 +266,7 @@ fn a_wait_ends_with_the_value_or_in_time() {
     let cell = Arc::new(DogpileCell::with_clock(Policy::never_expires(), clock.clone()));
     let lease = elect(&cell);
     let waiter = fork(&cell, |cell| {
-        let OwnedLookup::Pending(pending) = cell.lookup_owned() else { return };
+        let Lookup::Pending(pending) = cell.lookup_owned() else { return };
         match pending.wait_timeout(LIMIT) {
             Ok(Waited::Published(value)) => {
                 assert_eq!(*value, 1);
@@ -271,12 +293,12 @@ fn a_build_that_hangs_is_superseded() {
     let hangs = elect(&cell);
     let other = fork(&cell, |cell| *cell.get_or_refresh(|| 2));
     clock.advance(2 * LIMIT);
-    // Whether it has waited before, or comes late.
+    // Whether it has waited before or comes late.
     assert_eq!(other.join().unwrap(), 2);
     let stats = cell.stats();
     assert_eq!((stats.builds, stats.superseded), (2, 1));
     saw(if stats.waits > 0 { "superseded after a wait" } else { "superseded at once" });
-    // Too late: it is served what has taken its place.
+    // Too late: its caller gets the value that has taken its place.
     assert_eq!(*hangs.publish(1), 2);
     assert_eq!(cell.get().as_deref(), Some(&2));
     assert_eq!(cell.generation(), 1);

@@ -21,6 +21,8 @@ fn main() {
 }
 
 #[cfg(dogpile_loom)]
+mod displaced;
+#[cfg(dogpile_loom)]
 mod drains;
 #[cfg(dogpile_loom)]
 mod elections;
@@ -28,6 +30,8 @@ mod elections;
 mod publications;
 #[cfg(dogpile_loom)]
 mod refreshers;
+#[cfg(dogpile_loom)]
+mod spawned;
 #[cfg(dogpile_loom)]
 mod support;
 #[cfg(dogpile_loom)]
@@ -50,8 +54,16 @@ fn main() -> std::process::ExitCode {
             _ => parts.push(argument),
         }
     }
-    let all =
-        [elections::MODELS, publications::MODELS, tasks::MODELS, drains::MODELS, refreshers::MODELS].concat();
+    let all = [
+        elections::MODELS,
+        publications::MODELS,
+        displaced::MODELS,
+        tasks::MODELS,
+        spawned::MODELS,
+        drains::MODELS,
+        refreshers::MODELS,
+    ]
+    .concat();
     let is_named = |model: &support::Model| parts.iter().any(|part| model.name.contains(part));
     let to_run = all.into_iter().filter(|model| parts.is_empty() || is_named(model));
     if list {

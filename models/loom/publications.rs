@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use dogpile_under_test::{DogpileCell, Freshness, Policy};
+use dogpile_under_test::{DogpileCell, Freshness, Lookup, Policy};
 use loom::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::support::{Model, Noon, NoonCell, Still, cell, elect, fork, saw, stale_cell};
@@ -70,21 +70,21 @@ pub(crate) const MODELS: &[Model] = &[
         sees: &["old", "old and new", "new"],
     },
     Model {
-        name: "g5_a_reader_handle_hears_that_a_build_is_given_up",
+        name: "g5_a_reader_handle_notices_that_a_build_is_given_up",
         preemptions: None,
-        body: a_reader_handle_hears_that_a_build_is_given_up,
+        body: a_reader_handle_notices_that_a_build_is_given_up,
         sees: &["before", "after", "before and after"],
     },
     Model {
-        name: "g3_who_sees_a_value_sees_what_led_to_it",
+        name: "g3_a_reader_of_a_value_sees_the_writes_before_it",
         preemptions: Some(1),
-        body: who_sees_a_value_sees_what_led_to_it,
+        body: a_reader_of_a_value_sees_the_writes_before_it,
         sees: &["read", "handed over"],
     },
     Model {
-        name: "g3_who_sees_the_end_of_a_build_sees_its_value",
+        name: "g3_a_thread_that_sees_the_end_of_a_build_sees_its_value",
         preemptions: None,
-        body: who_sees_the_end_of_a_build_sees_its_value,
+        body: a_thread_that_sees_the_end_of_a_build_sees_its_value,
         sees: &["running", "ended"],
     },
     Model {
@@ -106,10 +106,22 @@ pub(crate) const MODELS: &[Model] = &[
         sees: &["renewed before", "renewed after"],
     },
     Model {
-        name: "g4_refresh_against_a_running_build",
+        name: "g4_no_cache_against_a_running_build",
         preemptions: Some(3),
-        body: refresh_against_a_running_build,
+        body: no_cache_against_a_running_build,
         sees: &["waited"],
+    },
+    Model {
+        name: "g4_invalidate_if_current_against_a_running_build",
+        preemptions: Some(3),
+        body: invalidate_if_current_against_a_running_build,
+        sees: &["one", "none"],
+    },
+    Model {
+        name: "g4_no_cache_against_a_running_build_and_a_restore",
+        preemptions: Some(3),
+        body: no_cache_against_a_running_build_and_a_restore,
+        sees: &["handed over", "built"],
     },
     Model {
         name: "g4_clear_against_a_running_build",
@@ -136,7 +148,7 @@ fn stale_reads_find_a_value_while_one_is_published() {
     let cell = stale_cell(1);
     let lease = elect(&cell);
     let reader = fork(&cell, |cell| {
-        let value = *cell.get_or_refresh(|| unreachable!("somebody else builds"));
+        let value = *cell.get_or_refresh(|| unreachable!("another caller builds"));
         let value = value.max(cell.load().map(|guard| *guard).expect("there is always one"));
         assert!(matches!(cell.freshness(), Freshness::Stale | Freshness::Fresh));
         assert_eq!(cell.stats().waits, 0);
@@ -194,7 +206,7 @@ fn read_while_2_is_published_as_stale(and_then: impl FnOnce(&NoonCell<u64>)) {
             other => panic!("{other:?}"),
         });
     });
-    let built = cell.refresh(|| {
+    let built = cell.request().no_cache().get(|| {
         cell.invalidate();
         2
     });
@@ -320,8 +332,8 @@ fn a_reader_handle_keeps_up() {
     reader.join().unwrap();
 }
 
-/// While somebody builds, it serves what is stale. Not for longer.
-fn a_reader_handle_hears_that_a_build_is_given_up() {
+/// While a build runs, it serves the stale value. Not for longer.
+fn a_reader_handle_notices_that_a_build_is_given_up() {
     let cell = stale_cell(1);
     let lease = elect(&cell);
     let told = Arc::new(AtomicUsize::new(0));
@@ -343,7 +355,7 @@ fn a_reader_handle_hears_that_a_build_is_given_up() {
     reader.join().unwrap();
 }
 
-fn who_sees_a_value_sees_what_led_to_it() {
+fn a_reader_of_a_value_sees_the_writes_before_it() {
     let cell = cell();
     let lease = elect(&cell);
     let trace = Arc::new(AtomicUsize::new(0));
@@ -356,7 +368,7 @@ fn who_sees_a_value_sees_what_led_to_it() {
                 }
                 None => {
                     saw("handed over");
-                    cell.get_or_refresh(|| unreachable!("somebody else builds"))
+                    cell.get_or_refresh(|| unreachable!("another caller builds"))
                 }
             };
             // Relaxed: the order comes with the value.
@@ -370,7 +382,7 @@ fn who_sees_a_value_sees_what_led_to_it() {
     }
 }
 
-fn who_sees_the_end_of_a_build_sees_its_value() {
+fn a_thread_that_sees_the_end_of_a_build_sees_its_value() {
     let cell = cell();
     let lease = elect(&cell);
     let other = fork(&cell, |cell| {
@@ -406,8 +418,8 @@ fn invalidate_against_a_running_build_that_is_waited_for() {
     let lease = elect(&cell);
     let other = fork(&cell, |cell| {
         cell.invalidate();
-        // What was begun before is not good enough, also if it is handed over.
-        assert_eq!(*cell.get_fresh_or_refresh(|| 2), 2);
+        // A build that began before is not good enough, also if its value is handed over.
+        assert_eq!(*cell.request().max_stale(Duration::ZERO).get(|| 2), 2);
         if cell.stats().waits > 0 {
             saw("waited");
         }
@@ -430,11 +442,11 @@ fn invalidate_against_a_build_that_renews() {
     assert_eq!((cell.freshness(), cell.generation()), (Freshness::Stale, 2));
 }
 
-fn refresh_against_a_running_build() {
+fn no_cache_against_a_running_build() {
     let cell = cell();
     let lease = elect(&cell);
     let other = fork(&cell, |cell| {
-        assert_eq!(*cell.refresh(|| 2), 2, "its build began before");
+        assert_eq!(*cell.request().no_cache().get(|| 2), 2, "its build began before");
         if cell.stats().waits > 0 {
             saw("waited");
         }
@@ -442,6 +454,40 @@ fn refresh_against_a_running_build() {
     lease.publish(1);
     other.join().unwrap();
     assert_eq!(cell.get().as_deref(), Some(&2));
+}
+
+/// Two callers find out that what they got is wrong. At most one of them declares it stale, and the value that replaces it
+/// is fenced only if that was before.
+fn invalidate_if_current_against_a_running_build() {
+    let cell = cell();
+    let seen = cell.set(1);
+    let Lookup::Elected(lease) = cell.request_owned().no_cache().lookup() else { panic!("no build runs") };
+    let callers = [(); 2].map(|()| {
+        fork(&(Arc::clone(&cell), Arc::clone(&seen)), |(cell, seen)| cell.invalidate_if_current(&seen))
+    });
+    assert_eq!(*lease.publish(2), 2);
+    let declared =
+        callers.map(|caller| caller.join().unwrap()).into_iter().filter(|declared| *declared).count();
+    assert!(declared <= 1, "it was declared stale twice");
+    assert_eq!(cell.get().as_deref(), Some(&2));
+    assert_eq!(cell.freshness(), if declared == 1 { Freshness::Stale } else { Freshness::Fresh });
+    saw(if declared == 1 { "one" } else { "none" });
+}
+
+/// A `restore` displaces no build, so a value whose build began earlier may be published after it.
+fn no_cache_against_a_running_build_and_a_restore() {
+    let cell = cell();
+    let lease = elect(&cell);
+    let other = fork(&cell, |cell| *cell.request().no_cache().get(|| 2));
+    cell.restore(9, Duration::ZERO);
+    lease.publish(1);
+    match other.join().unwrap() {
+        9 => saw("handed over"),
+        value => {
+            assert_eq!(value, 2, "its build began before the call");
+            saw("built");
+        }
+    }
 }
 
 fn clear_against_a_running_build() {

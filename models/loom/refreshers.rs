@@ -1,4 +1,4 @@
-//! Somebody who looks after a cell: no ring is lost.
+//! Refreshers: no notification is lost.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,15 +10,15 @@ use crate::support::{Model, NoonCell, cell, fork, has_spawned, saw};
 
 pub(crate) const MODELS: &[Model] = &[
     Model {
-        name: "g4_a_refresher_hears_of_an_invalidate",
+        name: "g4_a_refresher_notices_an_invalidate",
         preemptions: Some(2),
-        body: a_refresher_hears_of_an_invalidate,
+        body: a_refresher_notices_an_invalidate,
         sees: &["asleep", "at work"],
     },
     Model {
-        name: "g4_a_refresher_hears_of_a_clear_and_an_invalidate",
+        name: "g4_a_refresher_notices_a_clear_and_an_invalidate",
         preemptions: Some(2),
-        body: a_refresher_hears_of_a_clear_and_an_invalidate,
+        body: a_refresher_notices_a_clear_and_an_invalidate,
         sees: &["built once", "built twice"],
     },
     Model {
@@ -41,7 +41,7 @@ pub(crate) const MODELS: &[Model] = &[
     },
 ];
 
-/// A number to be waited for.
+/// A number that a thread can wait for.
 #[derive(Clone)]
 struct Tally(Arc<(Mutex<u64>, Condvar)>);
 
@@ -73,11 +73,11 @@ impl Tally {
 fn refresher(cell: &Arc<NoonCell<u64>>, begun: &Tally) -> Refresher {
     has_spawned();
     let begun = begun.clone();
-    let build = move |_: Option<&Arc<u64>>| Ok::<u64, ()>(begun.count());
+    let build = move |_: Option<Arc<u64>>| begun.count();
     Refresher::spawn(cell, Duration::ZERO, build).expect("a thread")
 }
 
-fn a_refresher_hears_of_an_invalidate() {
+fn a_refresher_notices_an_invalidate() {
     let (cell, begun) = (cell(), Tally::new());
     let refresher = refresher(&cell, &begun);
     begun.wait_for(1);
@@ -89,13 +89,13 @@ fn a_refresher_hears_of_an_invalidate() {
     assert_eq!(cell.get().as_deref(), Some(&2));
 }
 
-fn a_refresher_hears_of_a_clear_and_an_invalidate() {
+fn a_refresher_notices_a_clear_and_an_invalidate() {
     let (cell, begun) = (cell(), Tally::new());
     cell.set(0);
     let refresher = refresher(&cell, &begun);
     let other = fork(&cell, |cell| cell.invalidate());
     cell.clear();
-    // Nobody else builds.
+    // No other caller builds.
     begun.wait_for(1);
     other.join().unwrap();
     drop(refresher);
@@ -114,12 +114,12 @@ fn a_refresher_stops() {
 fn a_refresher_ends_with_its_cell() {
     let (cell, begun) = (cell(), Tally::new());
     let refresher = refresher(&cell, &begun);
-    // First of all when it has built, then all that comes before.
+    // The first executions let it build before; the others do not.
     loom::thread::yield_now();
     let generation = if cell.is_refreshing() { 1 } else { cell.generation() };
     drop(cell);
     saw(if generation == 0 { "before its build" } else { "after its build" });
-    // Not told to stop: its thread has to end by itself, which loom sees to.
+    // It is not stopped: its thread has to end by itself, and loom fails if it does not.
     std::mem::forget(refresher);
 }
 

@@ -1,4 +1,4 @@
-//! What models are made of, and what runs them.
+//! The parts that models share, and the loop that runs them.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -6,9 +6,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use dogpile_under_test::{Clock, DogpileCell, OwnedLease, OwnedLookup, Policy, Tick};
+use dogpile_under_test::{Clock, DogpileCell, Lease, Lookup, Policy, Tick};
 
-/// A program of at most three threads, and perhaps one that the cell starts, that keeps its promise in each of its
+/// A program of at most three threads, and perhaps one that the cell starts. It keeps its promise in each of its
 /// executions.
 #[derive(Clone, Copy)]
 pub(crate) struct Model {
@@ -17,7 +17,7 @@ pub(crate) struct Model {
     /// The most switches of an execution away from a thread that could go on. `None`: any number.
     pub(crate) preemptions: Option<usize>,
     pub(crate) body: fn(),
-    /// What [`saw`] has to have been told in some execution, or the model has shown nothing.
+    /// What some execution has to pass to [`saw`]; otherwise the model has shown nothing.
     pub(crate) sees: &'static [&'static str],
 }
 
@@ -25,6 +25,12 @@ thread_local! {
     // Of the operating system's: all threads of a model are coroutines of one.
     static SEEN: RefCell<BTreeMap<&'static str, usize>> = const { RefCell::new(BTreeMap::new()) };
     static HAS_SPAWNED: Cell<bool> = const { Cell::new(false) };
+    static BOUND: Cell<Option<usize>> = const { Cell::new(None) };
+}
+
+/// The most preemptions of an execution of the model that runs. `None`: any number.
+pub(crate) fn bound() -> Option<usize> {
+    BOUND.get()
 }
 
 /// Notes that an execution has come to this.
@@ -40,6 +46,7 @@ impl Model {
         let begun = Instant::now();
         let executions = Arc::new(AtomicUsize::new(0));
         let bound = self.preemptions.map(|own| own.max(preemptions.unwrap_or(0)));
+        BOUND.set(bound);
         let mut builder = loom::model::Builder::new();
         builder.preemption_bound = bound;
         builder.max_threads = 4;
@@ -110,9 +117,14 @@ impl Clock for Still {
 
 pub(crate) type NoonCell<T> = DogpileCell<T, Noon>;
 
+/// Values never expire, and no failure begins a pause, which would never end.
+pub(crate) fn policy() -> Policy {
+    Policy::never_expires().retry_backoff(Duration::ZERO, Duration::ZERO)
+}
+
 /// An empty cell whose values never expire.
 pub(crate) fn cell<T>() -> Arc<NoonCell<T>> {
-    Arc::new(DogpileCell::with_clock(Policy::never_expires(), Noon))
+    Arc::new(DogpileCell::with_clock(policy(), Noon))
 }
 
 /// The same with a value that has been declared stale.
@@ -124,9 +136,9 @@ pub(crate) fn stale_cell<T>(value: T) -> Arc<NoonCell<T>> {
 }
 
 /// The lease of a cell that has something to build.
-pub(crate) fn elect<T, C: Clock>(cell: &Arc<DogpileCell<T, C>>) -> OwnedLease<T, C> {
+pub(crate) fn elect<T, C: Clock>(cell: &Arc<DogpileCell<T, C>>) -> Lease<'static, T, C> {
     match cell.lookup_owned() {
-        OwnedLookup::Elected(lease) => lease,
+        Lookup::Elected(lease) => lease,
         other => panic!("{other:?}"),
     }
 }

@@ -1,11 +1,11 @@
-//! Tasks among the waiters, and futures that are dropped: G5, G6.
+//! Tasks among the waiters and futures that are dropped: G5, G6.
 
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
-use dogpile_under_test::{DogpileCell, ManualClock, OwnedLookup, Policy, Waited};
+use dogpile_under_test::{DogpileCell, Lookup, ManualClock, Policy, Waited};
 use loom::sync::Notify;
 
 use crate::support::{Model, cell, elect, fork, saw};
@@ -22,6 +22,12 @@ pub(crate) const MODELS: &[Model] = &[
         preemptions: Some(2),
         body: a_task_that_waits_is_dropped,
         sees: &["dropped as a waiter", "built"],
+    },
+    Model {
+        name: "g6_a_place_that_was_given_up_is_reused_while_the_build_ends",
+        preemptions: Some(2),
+        body: a_place_that_was_given_up_is_reused_while_the_build_ends,
+        sees: &["given up", "three waited", "too late to wait"],
     },
     Model {
         name: "g5_a_task_that_builds_is_dropped",
@@ -43,7 +49,7 @@ pub(crate) const MODELS: &[Model] = &[
     },
 ];
 
-/// Wakes whoever polls.
+/// Wakes the thread that polls.
 #[derive(Default)]
 struct Bell(Notify);
 
@@ -99,6 +105,36 @@ fn a_task_that_waits_is_dropped() {
     assert_eq!(cell.stats().published, 1);
 }
 
+/// Two waiters, one of which gives up; a third one takes the free place. No wake-up is lost, whenever the build ends.
+fn a_place_that_was_given_up_is_reused_while_the_build_ends() {
+    let cell = cell();
+    let lease = elect(&cell);
+    let [first, second] = [(); 2].map(|()| match cell.lookup_owned() {
+        Lookup::Pending(pending) => pending,
+        other => panic!("{other:?}"),
+    });
+    let fickle = fork(&cell, move |cell| {
+        {
+            let mut first = pin!(first);
+            if poll_once(first.as_mut()).is_pending() {
+                saw("given up");
+            }
+        }
+        *block_on(cell.get_or_refresh_async(|| async { unreachable!("another caller builds") }))
+    });
+    let thread = fork(&(), move |()| match second.wait() {
+        Waited::Published(value) => *value,
+        other => panic!("{other:?}"),
+    });
+    lease.publish(1);
+    assert_eq!((fickle.join().unwrap(), thread.join().unwrap()), (1, 1));
+    match cell.stats().waits {
+        0 => saw("too late to wait"),
+        3 => saw("three waited"),
+        _ => {}
+    }
+}
+
 fn a_task_that_builds_is_dropped() {
     let cell = cell();
     let task = fork(&cell, |cell| {
@@ -122,7 +158,7 @@ fn a_task_that_builds_is_dropped() {
 fn the_latest_waker_is_woken() {
     let cell = cell();
     let lease = elect(&cell);
-    let OwnedLookup::Pending(pending) = cell.lookup_owned() else { unreachable!("somebody builds") };
+    let Lookup::Pending(pending) = cell.lookup_owned() else { unreachable!("a build runs") };
     let builder = fork(&Arc::new(std::sync::Mutex::new(Some(lease))), |lease| {
         let lease = lease.lock().unwrap().take().expect("only here");
         lease.publish(1);
@@ -130,7 +166,7 @@ fn the_latest_waker_is_woken() {
     let mut pending = pin!(pending);
     let waited = match poll_once(pending.as_mut()) {
         Poll::Ready(waited) => waited,
-        // From now on the first waker is good for nothing.
+        // From now on the first waker wakes no thread.
         Poll::Pending => {
             let bell = Arc::new(Bell::default());
             let waker = Waker::from(Arc::clone(&bell));

@@ -9,7 +9,7 @@ use dogpile_under_test::{Drain, ManualClock, Policy, RefreshError, SyncReaderCel
 use shuttle::thread::yield_now;
 
 use crate::cell::Noon;
-use crate::support::{Scenario, below, block_on, fork, join_all, saw};
+use crate::support::{Failed, Scenario, below, block_on, fork, join_all, saw, without_pauses};
 
 pub(crate) const SCENARIOS: &[Scenario] = &[
     Scenario {
@@ -47,6 +47,8 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
             "not finalised in time",
             "read",
             "read by another thread",
+            "reset",
+            "revoked",
             "set",
             "task dropped",
             "timed out",
@@ -89,7 +91,7 @@ fn cell(drain: Drain) -> (Arc<Cell>, Arc<Log>) {
         let log = Arc::clone(&log);
         move |value: Value| log.finalize(&value)
     };
-    let cell = SyncReaderCell::with_clock(Policy::never_expires(), Noon, drain, finalizer);
+    let cell = SyncReaderCell::with_clock(without_pauses(Policy::never_expires()), Noon, drain, finalizer);
     (Arc::new(cell), log)
 }
 
@@ -116,10 +118,10 @@ fn a_writer_readers_and_tasks_that_are_dropped() {
     let writer = fork(&both, |(cell, numbers)| {
         for _ in 0..2 {
             cell.invalidate();
-            let result = cell.try_get_or_refresh_with(|writer| {
+            let result = cell.request().try_get_with_writer(|writer| {
                 let Ok(mut lock) = writer.acquire_write_lock_timeout(Duration::MAX) else {
                     saw("overtaken");
-                    return Err(());
+                    return Err(Failed);
                 };
                 saw("locked");
                 if let Some(old) = lock.old() {
@@ -129,7 +131,7 @@ fn a_writer_readers_and_tasks_that_are_dropped() {
                 }
                 if below(2) == 0 {
                     saw("failed under the lock");
-                    return Err(());
+                    return Err(Failed);
                 }
                 Ok(value(numbers.fetch_add(1, SeqCst)))
             });
@@ -188,7 +190,7 @@ fn a_writer_readers_and_tasks_that_are_dropped() {
 
 fn the_cell_is_dropped_while_values_drain() {
     let (cell, log) = cell(Drain::Background);
-    // Shuttle takes an execution in which there is only one thread for a mistake, and with no reader there would be.
+    // Shuttle takes an execution with only one thread for a mistake, and without readers there would be one.
     let bystander = fork(&(), |()| yield_now());
     let mut readers = vec![bystander];
     for number in 0..4 {
@@ -230,11 +232,11 @@ impl World {
     }
 
     fn replace_in_place(&self) {
-        let result = self.cell.try_get_or_refresh_with(|writer| {
+        let result = self.cell.request().try_get_with_writer(|writer| {
             let wait = if below(2) == 0 { LIMIT } else { Duration::MAX };
             let Ok(mut lock) = writer.acquire_write_lock_timeout(wait) else {
                 saw("no lock in time");
-                return if below(2) == 0 { Ok(self.value()) } else { Err(()) };
+                return if below(2) == 0 { Ok(self.value()) } else { Err(Failed) };
             };
             saw("locked");
             if let Some(old) = lock.old() {
@@ -244,7 +246,7 @@ impl World {
             }
             if below(2) == 0 {
                 saw("failed under the lock");
-                return Err(());
+                return Err(Failed);
             }
             Ok(self.value())
         });
@@ -253,7 +255,7 @@ impl World {
         }
     }
 
-    /// Nobody who holds a value waits for others, so nobody waits for ever.
+    /// No thread that holds a value waits for others, so none waits for ever.
     fn step(&self, readers: &mut Vec<shuttle::thread::JoinHandle<()>>) {
         let cell = &self.cell;
         match below(12) {
@@ -272,9 +274,9 @@ impl World {
                     saw("read by another thread");
                 }));
             }
-            3 => read(&cell.get_fresh_or_refresh(|| self.value())),
+            3 => read(&cell.request().max_stale(Duration::ZERO).get(|| self.value())),
             4 => {
-                let result = cell.try_get_or_refresh_timeout(LIMIT / 2, || Err(()));
+                let result = cell.request().wait_at_most(LIMIT / 2).try_get(|| Err(Failed));
                 saw(match result {
                     Ok(_) => "served",
                     Err(RefreshError::Build(_)) => "failed",
@@ -289,12 +291,27 @@ impl World {
                     None => saw("task dropped"),
                 }
             }
-            6 => {
-                cell.clear();
-                saw("cleared");
-            }
+            6 => match below(4) {
+                0 => {
+                    cell.reset();
+                    saw("reset");
+                }
+                1 => {
+                    if cell.revoke() {
+                        saw("revoked");
+                    }
+                }
+                _ => {
+                    cell.clear();
+                    saw("cleared");
+                }
+            },
             7 => {
-                read(&cell.set(self.value()));
+                match below(3) {
+                    0 => read(&cell.set_for(self.value(), LIMIT / 2)),
+                    1 => read(&cell.restore(self.value(), LIMIT / 2)),
+                    _ => read(&cell.set(self.value())),
+                }
                 saw("set");
             }
             8 => {
@@ -324,7 +341,7 @@ fn everything_at_once() {
         let log = Arc::clone(&log);
         move |value: Value| log.finalize(&value)
     };
-    let cell = SyncReaderCell::with_clock(policy, clock.clone(), drain, finalizer);
+    let cell = SyncReaderCell::with_clock(without_pauses(policy), clock.clone(), drain, finalizer);
     let world = Arc::new(World { cell, numbers: AtomicU64::new(0) });
     let actors = (0..4).map(|_| {
         fork(&world, |world| {
@@ -349,7 +366,7 @@ fn everything_at_once() {
     assert_eq!((cell.readers(), cell.retired(), cell.is_refreshing()), (0, 0, false));
     let current = cell.get().map(|value| value.number);
     let expected: Vec<u64> = (0..world.numbers.load(SeqCst)).collect();
-    // What was never published is waited for by nobody but the cell's own thread.
+    // Only the cell's own thread waits for what was never published.
     drop(world);
     let mut all = log.finalized.lock().unwrap().clone();
     all.extend(current);

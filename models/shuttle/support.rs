@@ -1,14 +1,16 @@
-//! What scenarios are made of, and what runs them.
+//! The parts that scenarios share, and the loop that runs them.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
-use std::sync::Mutex;
-use std::time::Instant;
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use dogpile_under_test::Policy;
 
 use shuttle::rand::{Rng, thread_rng};
 use shuttle::scheduler::{PctScheduler, RandomScheduler};
 
-/// What has happened, in all executions of a scenario.
+/// The events of all executions of a scenario.
 static SEEN: Mutex<BTreeMap<&'static str, usize>> = Mutex::new(BTreeMap::new());
 
 pub(crate) struct Scenario {
@@ -17,7 +19,7 @@ pub(crate) struct Scenario {
     /// For each of the two schedulers.
     pub(crate) executions: usize,
     pub(crate) body: fn(),
-    /// What [`saw`] has to have been told.
+    /// What some execution has to pass to [`saw`].
     pub(crate) sees: &'static [&'static str],
 }
 
@@ -69,7 +71,7 @@ pub(crate) fn join_all(threads: impl IntoIterator<Item = shuttle::thread::JoinHa
     }
 }
 
-/// Wakes whoever polls.
+/// Wakes the thread that polls.
 struct Bell(shuttle::thread::Thread);
 
 impl std::task::Wake for Bell {
@@ -95,5 +97,74 @@ pub(crate) fn block_on<F: Future>(future: F, patience: Option<u64>) -> Option<F:
         }
         pending += 1;
         shuttle::thread::park();
+    }
+}
+
+/// The error of builds that fail.
+#[derive(Debug)]
+pub(crate) struct Failed;
+
+impl std::fmt::Display for Failed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("the build fails")
+    }
+}
+
+impl std::error::Error for Failed {}
+
+/// No failure begins a pause, which would outlast the scenario.
+pub(crate) fn without_pauses(policy: Policy) -> Policy {
+    policy.retry_backoff(Duration::ZERO, Duration::ZERO)
+}
+
+/// The builds that run. Two at a time are a fault, unless a `set`, `clear`, `revoke` or `reset` has displaced one of
+/// them (G1).
+#[derive(Default)]
+pub(crate) struct Builders {
+    /// By number: how many displacements had ended when the call began that runs the build.
+    running: Mutex<BTreeMap<u64, u64>>,
+    numbers: AtomicU64,
+    begun: AtomicU64,
+    ended: AtomicU64,
+}
+
+/// A build, as long as it lives.
+pub(crate) struct Turn {
+    builders: Arc<Builders>,
+    number: u64,
+}
+
+impl Builders {
+    /// How many displacements have ended: to be asked before the call that may be elected.
+    pub(crate) fn displacements(&self) -> u64 {
+        self.ended.load(SeqCst)
+    }
+
+    /// Calls `displace`, which displaces builds that run.
+    pub(crate) fn displacing<R>(&self, displace: impl FnOnce() -> R) -> R {
+        self.begun.fetch_add(1, SeqCst);
+        let result = displace();
+        self.ended.fetch_add(1, SeqCst);
+        result
+    }
+
+    /// `before`: the number of [displacements](Builders::displacements) before the call.
+    pub(crate) fn enter(self: &Arc<Self>, before: u64) -> Turn {
+        let mut running = self.running.lock().unwrap();
+        let begun = self.begun.load(SeqCst);
+        for others in running.values() {
+            assert!(begun > before.min(*others), "two leases at a time (G1)");
+        }
+        let number = self.numbers.fetch_add(1, SeqCst);
+        running.insert(number, before);
+        Turn { builders: Arc::clone(self), number }
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        if let Ok(mut running) = self.builders.running.lock() {
+            running.remove(&self.number);
+        }
     }
 }

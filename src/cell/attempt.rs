@@ -1,13 +1,13 @@
-//! One attempt to build, as those see it who wait for it.
+//! One attempt to build, as its waiters see it.
 //!
 //! An [`Attempt`] is made by the first waiter and has two states: open, and settled with an [`Outcome`] that
-//! never changes again (a `OnceCell`). Whoever ends the build takes the attempt out of the cell under the
+//! never changes again (a `OnceCell`). The thread that ends the build takes the attempt out of the cell under the
 //! cell's lock, so that later callers find a new one, and settles it after unlocking.
 //!
 //! Waiters park on their own thread's token and read the outcome without a lock (G6): waking a thousand of
-//! them makes no queue in front of anything. A wake-up is never trusted: they look at the outcome again, and
-//! the outcome is stored before the list of waiters is taken, so a waiter that enrols too late to be in the
-//! list finds it when it looks.
+//! them makes no queue in front of a lock. No wake-up is trusted: a waiter looks at the outcome again. The outcome is
+//! stored before the list of waiters is taken, so a waiter that joins too late to be in the list finds it when it
+//! looks.
 
 use crate::clock::Clock;
 use crate::error::SharedError;
@@ -15,28 +15,29 @@ use crate::seats::{Seats, Sleeper};
 use crate::sync::{Arc, Mutex, OnceCell};
 use crate::wait::wait_until;
 
+use super::slot::Record;
+
 #[cfg(feature = "async")]
 use {
+    crate::seats::renew,
     crate::wait::Nap,
-    std::task::{Context, Waker},
+    std::task::{Context, Poll},
 };
 
-/// How a build ended, for those who waited.
+/// How a build ended, for its waiters.
 pub(crate) enum Outcome<T> {
     Published(Publication<T>),
     Failed(SharedError),
-    /// It ended without a result for them. They look up again, and one of them is elected.
+    /// It ended without a result for them. They look again, and one of them is elected.
     Abandoned,
 }
 
 /// A value handed to waiters, even if it has expired by the time they wake (G6).
 pub(crate) struct Publication<T> {
     pub(crate) value: Arc<T>,
-    pub(crate) generation: u64,
+    pub(crate) record: Record,
     /// The number of the build or the `set` that it comes from.
     pub(crate) origin: u64,
-    /// Published as already stale, because an `invalidate` came during the build.
-    pub(crate) lapsed: bool,
 }
 
 impl<T> Clone for Publication<T> {
@@ -69,12 +70,12 @@ impl<T> Attempt<T> {
         self.outcome.get()
     }
 
-    /// Stores the outcome and wakes everybody. Called once, without a lock.
+    /// Stores the outcome and wakes all waiters. Called once, without a lock.
     pub(crate) fn settle(&self, outcome: Outcome<T>) {
         let first = self.outcome.set(outcome).is_ok();
-        debug_assert!(first, "an attempt is settled by the one who took it out of the cell");
+        debug_assert!(first, "an attempt is settled by the thread that took it out of the cell");
         let waiters = self.waiters.lock().take_all();
-        for (_, waiter, ()) in waiters {
+        for waiter in waiters {
             waiter.wake();
         }
     }
@@ -86,7 +87,7 @@ impl<T> Attempt<T> {
         wait_until(clock, deadline, || self.outcome())
     }
 
-    fn leave(&self, number: u64) {
+    fn leave(&self, number: usize) {
         // A settled attempt wakes nobody any more. Not locking then is what lets a thousand waiters leave
         // without queueing.
         if self.outcome().is_none() {
@@ -96,10 +97,10 @@ impl<T> Attempt<T> {
     }
 }
 
-/// A place in the list of those to be woken, given up when dropped.
+/// A place in the list of waiters, given up when dropped.
 struct Seat<'a, T> {
     attempt: &'a Attempt<T>,
-    number: u64,
+    number: usize,
 }
 
 impl<T> Drop for Seat<'_, T> {
@@ -108,37 +109,71 @@ impl<T> Drop for Seat<'_, T> {
     }
 }
 
-/// A task's place in that list, likewise.
+/// A task's wait, and its place in that list, likewise.
 #[cfg(feature = "async")]
 pub(crate) struct TaskSeat<T> {
-    attempt: Arc<Attempt<T>>,
-    nap: Nap,
+    pub(crate) attempt: Arc<Attempt<T>>,
+    /// From the first poll on that finds no outcome.
+    taken: Option<(usize, Nap)>,
 }
 
 #[cfg(feature = "async")]
 impl<T> TaskSeat<T> {
-    /// Takes a place; whatever is settled from now on wakes the task, or did before and is seen by a look.
-    pub(crate) fn take<C: Clock>(attempt: &Arc<Attempt<T>>, clock: &C, deadline: u64, waker: &Waker) -> Self {
-        let take = |sleeper| attempt.waiters.lock().take(sleeper, ());
-        Self { nap: Nap::begin(clock, deadline, waker, take), attempt: Arc::clone(attempt) }
+    pub(crate) fn new(attempt: Arc<Attempt<T>>) -> Self {
+        Self { attempt, taken: None }
     }
 
-    pub(crate) fn renew(&mut self, waker: &Waker) {
-        let Self { attempt, nap } = self;
-        nap.renew(waker, |number, sleeper| attempt.waiters.lock().exchange(number, sleeper));
+    pub(crate) fn is_taken(&self) -> bool {
+        self.taken.is_some()
     }
 
-    /// See [`Nap::is_over`].
-    pub(crate) fn is_over<C: Clock>(&mut self, clock: &C, cx: &mut Context<'_>) -> bool {
-        self.nap.is_over(clock, cx)
+    /// As [`wait`](Attempt::wait): ready with what `look` makes of the outcome, or with `None` at the deadline.
+    pub(crate) fn poll<C: Clock, R>(
+        &mut self,
+        clock: &C,
+        deadline: u64,
+        cx: &mut Context<'_>,
+        look: impl Fn(&Outcome<T>) -> R,
+    ) -> Poll<Option<R>> {
+        let Self { attempt, taken } = self;
+        let (_, nap) = match taken {
+            Some(taken) => {
+                let number = taken.0;
+                renew(cx.waker(), |at| {
+                    if let Some(sleeping) = attempt.waiters.lock().at(number) {
+                        at(sleeping);
+                    }
+                });
+                taken
+            }
+            None => {
+                let nap = Nap::begin(clock, deadline);
+                let sleeper = Sleeper::task(cx.waker());
+                let number = attempt.waiters.lock().take(sleeper, ());
+                taken.insert((number, nap))
+            }
+        };
+        // What was settled before the place was taken is seen now, what is settled later wakes the task.
+        match attempt.outcome() {
+            Some(outcome) => Poll::Ready(Some(look(outcome))),
+            None if nap.is_over(clock, cx) => Poll::Ready(None),
+            None => Poll::Pending,
+        }
+    }
+
+    /// Gives the place up. Another poll begins anew.
+    pub(crate) fn leave(&mut self) {
+        // A settled attempt has woken all its waiters: a wake-up that reaches nobody any more was not meant for another.
+        if let Some((number, _)) = self.taken.take() {
+            self.attempt.leave(number);
+        }
     }
 }
 
 #[cfg(feature = "async")]
 impl<T> Drop for TaskSeat<T> {
-    /// A settled attempt has woken everybody: a wake-up that reaches nobody any more was not meant for another.
     fn drop(&mut self) {
-        self.attempt.leave(self.nap.number());
+        self.leave();
     }
 }
 
@@ -148,10 +183,10 @@ mod tests {
     use crate::clock::ManualClock;
 
     #[test]
-    fn who_gives_up_leaves_the_list() {
+    fn a_thread_that_gives_up_leaves_the_list() {
         let attempt = Attempt::<u32>::open();
         assert!(attempt.wait(&ManualClock::new(), 0).is_none());
-        assert!(attempt.waiters.lock().take_all().is_empty());
+        assert_eq!(attempt.waiters.lock().take_all().count(), 0);
         // After the end there is nothing to leave, and the outcome is there at once.
         attempt.settle(Outcome::Abandoned);
         assert!(matches!(attempt.wait(&ManualClock::new(), 0), Some(Outcome::Abandoned)));
@@ -161,14 +196,16 @@ mod tests {
     #[test]
     fn a_task_that_gives_up_leaves_the_list() {
         let attempt = Attempt::<u32>::open();
-        let seat = TaskSeat::take(&attempt, &ManualClock::new(), 1, Waker::noop());
-        assert_eq!(attempt.waiters.lock().those(|()| true).count(), 1);
+        let mut seat = TaskSeat::new(Arc::clone(&attempt));
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        assert!(seat.poll(&ManualClock::new(), 1, &mut cx, |_| ()).is_pending());
+        assert_eq!(attempt.waiters.lock().len(), 1);
         drop(seat);
-        assert!(attempt.waiters.lock().take_all().is_empty());
+        assert_eq!(attempt.waiters.lock().take_all().count(), 0);
     }
 
     #[test]
-    fn g6_who_leaves_a_settled_attempt_takes_no_lock() {
+    fn g6_leaving_a_settled_attempt_takes_no_lock() {
         let attempt = Attempt::<u32>::open();
         let number = attempt.waiters.lock().take(Sleeper::this_thread(), ());
         let seat = Seat { attempt: &attempt, number };

@@ -4,30 +4,42 @@
 //! [`renew`](Lease::renew), [`renew_for`](Lease::renew_for), [`fail`](Lease::fail), or by being dropped. Each hands the ticket back to the state
 //! machine; whether the result still counts is decided there.
 
+use std::any::Any;
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::time::Duration;
 
-use crate::clock::{Clock, SystemClock, nanos};
-use crate::error::SharedError;
+use crate::clock::{Clock, FOREVER, SystemClock, nanos};
+use crate::contain::contain;
+use crate::error::{BoxError, SharedError};
 use crate::sync::{Arc, panicking};
 use crate::trace::{self, Ending, Span};
 
+use super::DogpileCell;
 use super::building::Building;
-use super::machine::{Concluded, GivenBack, Home, Machine, Ticket, Withheld};
+use super::elect::{Stage, Ticket};
+use super::exclusive::Withheld;
+use super::handle::Handle;
+use super::handle::sealed::Kind;
+use super::machine::Machine;
+use super::publish::{BuildOutput, Concluded, GivenBack, Ttl};
 use super::slot::Slot;
 
 /// The right to build the next value, held by one caller at a time.
 ///
 /// [`DogpileCell::lookup`](crate::DogpileCell::lookup) gives it to the caller that it elects. It can be sent to
-/// another thread and ended there. Dropping it gives the right back without a result: those who wait look up
+/// another thread and ended there. Dropping it gives the right back without a result: the waiters look
 /// again, and one of them is elected. If it is dropped because the thread unwinds, the build counts as
 /// panicked.
+///
+/// Borrows its cell. [`DogpileCell::lookup_owned`](crate::DogpileCell::lookup_owned), or a look at a cell in a `static`,
+/// gives a `Lease<'static, _, _>`, which can outlive the caller.
 ///
 /// # Deadlocks
 ///
 /// A thread that keeps a lease and waits without a timeout for a value of the same cell waits for itself. For
-/// builds that run as a closure (`get_or_refresh` and its kin) this is detected; for a lease it cannot be,
-/// since it may be in other hands by now. A leaked lease ([`std::mem::forget`]) is never given back: see
+/// builds that run as a closure (as in `get_or_refresh`) this is detected; for a lease it cannot be,
+/// since it may have been sent to another thread. A leaked lease ([`std::mem::forget`]) is never given back: see
 /// [`Policy::lease_timeout`](crate::Policy::lease_timeout).
 ///
 /// # Examples
@@ -69,16 +81,260 @@ use super::slot::Slot;
 /// assert!(Arc::ptr_eq(&first, &second));
 /// assert_eq!(cell.generation(), 2);
 /// ```
-#[must_use = "a lease that is dropped is given back: somebody else will be elected"]
-pub struct Lease<'a, T, C: Clock = SystemClock>(pub(super) Held<&'a Machine<T, C>>);
+#[must_use = "a lease that is dropped is given back: another caller will be elected"]
+pub struct Lease<'a, T, C: Clock = SystemClock>(pub(super) Held<'a, DogpileCell<T, C>>);
 
-/// What [`Lease`] and [`OwnedLease`](crate::OwnedLease) are made of.
-pub(crate) struct Held<H: Home> {
-    home: H,
-    /// `None` only while the lease is dropped.
-    ticket: Option<Ticket<H::Value>>,
+impl<T, C: Clock> Lease<'_, T, C> {
+    /// The value that the build is to replace, fresh or not: for builds that only have to find out
+    /// whether it is still right (`ETag`, modification time).
+    ///
+    /// `None` if there is none, or none since a `clear`.
+    #[must_use]
+    pub fn previous(&self) -> Option<&Arc<T>> {
+        self.0.previous()
+    }
+
+    /// The generation that the value will have, unless a `set` comes first.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::{DogpileCell, Lookup};
+    /// use std::time::Duration;
+    ///
+    /// let cell = DogpileCell::new(Duration::from_secs(60));
+    /// let Lookup::Elected(lease) = cell.lookup() else { unreachable!() };
+    /// assert_eq!((lease.generation(), cell.generation()), (1, 0));
+    /// lease.publish("value");
+    /// assert_eq!(cell.generation(), 1);
+    /// ```
+    #[must_use]
+    pub fn generation(&self) -> u64 {
+        self.0.ticket().beginning.generation
+    }
+
+    /// Whether the result can no longer be published: there was a `set`, a `clear`, a `revoke` or a `reset`, or the
+    /// lease timed out and another caller was elected. A build that takes long may look at this, and stop.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::{DogpileCell, Lookup};
+    /// use std::time::Duration;
+    ///
+    /// let cell = DogpileCell::new(Duration::from_secs(60));
+    /// let Lookup::Elected(lease) = cell.lookup() else { unreachable!() };
+    /// assert!(!lease.is_fenced());
+    /// cell.set("newer");
+    /// assert!(lease.is_fenced());
+    /// assert_eq!(*lease.publish("older"), "newer");
+    /// ```
+    #[must_use]
+    pub fn is_fenced(&self) -> bool {
+        self.0.machine().is_fenced(self.0.ticket())
+    }
+
+    /// Publishes `value`. Returns it, or what the cell serves if `value` is not published.
+    ///
+    /// If something happened during the build, the fence decides:
+    ///
+    /// * `invalidate`: `value` is published, but as already stale.
+    /// * `clear`, `revoke`, `reset`, `set`, or the lease timed out and another caller was elected: `value` is not published.
+    ///   The caller gets what the cell serves now, or else `value`.
+    ///
+    /// # Panics
+    ///
+    /// If dropping the replaced value panics. The new one is in place and the lease released by then.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::{DogpileCell, Freshness, Lookup};
+    /// use std::time::Duration;
+    ///
+    /// let cell = DogpileCell::new(Duration::from_secs(60));
+    /// let Lookup::Elected(lease) = cell.lookup() else { unreachable!() };
+    /// cell.invalidate();
+    /// assert_eq!(*lease.publish("perhaps out of date"), "perhaps out of date");
+    /// assert_eq!(cell.freshness(), Freshness::Stale);
+    /// ```
+    pub fn publish(self, value: T) -> Arc<T> {
+        self.0.publish_arc(Arc::new(value), Ttl::Policy)
+    }
+
+    /// As [`publish`](Self::publish), with a time to live of its own instead of the policy's.
+    ///
+    /// The policy's jitter and windows apply to it as to any other.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::{DogpileCell, Lookup};
+    /// use std::time::Duration;
+    ///
+    /// let cell = DogpileCell::new(Duration::from_secs(60));
+    /// let Lookup::Elected(lease) = cell.lookup() else { unreachable!() };
+    /// lease.publish_for("token", Duration::from_secs(3600));
+    /// assert!(cell.snapshot().unwrap().fresh_for > Duration::from_secs(60));
+    /// ```
+    pub fn publish_for(self, value: T, ttl: Duration) -> Arc<T> {
+        self.0.publish_arc(Arc::new(value), Ttl::Own(nanos(ttl)))
+    }
+
+    /// As [`publish`](Self::publish), of a value that is in an [`Arc`] already.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::{DogpileCell, Lookup};
+    /// use std::sync::Arc;
+    /// use std::time::Duration;
+    ///
+    /// let shared = Arc::new("made elsewhere");
+    /// let cell = DogpileCell::new(Duration::from_secs(60));
+    /// let Lookup::Elected(lease) = cell.lookup() else { unreachable!() };
+    /// assert!(Arc::ptr_eq(&lease.publish_arc(Arc::clone(&shared)), &shared));
+    /// ```
+    pub fn publish_arc(self, value: Arc<T>) -> Arc<T> {
+        self.0.publish_arc(value, Ttl::Policy)
+    }
+
+    /// As [`publish`](Self::publish), and tells what has become of `value`: for caches built on top, which keep records
+    /// of their own beside the cell's. `ttl`: [`None`] for the policy's.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::{DogpileCell, Lookup, PublishOutcome};
+    /// use std::sync::Arc;
+    /// use std::time::Duration;
+    ///
+    /// const MINUTE: Duration = Duration::from_secs(60);
+    ///
+    /// let cell = DogpileCell::new(MINUTE);
+    /// let Lookup::Elected(lease) = cell.lookup() else { unreachable!() };
+    /// let published = lease.publish_snapshot(Arc::new(1), None);
+    /// assert_eq!((*published.value, published.generation), (1, Some(1)));
+    /// assert_eq!((published.outcome, published.fresh_for), (PublishOutcome::Published, MINUTE));
+    /// assert_eq!(published.servable_for, Duration::MAX);
+    /// ```
+    pub fn publish_snapshot(self, value: Arc<T>, ttl: Option<Duration>) -> Published<T> {
+        self.0.publish_snapshot(value, ttl.map_or(Ttl::Policy, |ttl| Ttl::Own(nanos(ttl))))
+    }
+
+    /// "Not modified": publishes the previous value anew, as a new generation with the same `Arc`.
+    ///
+    /// The fence applies as to [`publish`](Self::publish).
+    ///
+    /// # Errors
+    ///
+    /// The lease itself, if there is no previous value to renew.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::{DogpileCell, Freshness, Lookup};
+    /// use std::time::Duration;
+    ///
+    /// let cell = DogpileCell::new(Duration::from_secs(60));
+    /// cell.set(1);
+    /// cell.invalidate();
+    /// let Lookup::Elected(lease) = cell.lookup() else { unreachable!() };
+    /// assert_eq!(*lease.renew().unwrap(), 1);
+    /// assert_eq!((cell.freshness(), cell.generation()), (Freshness::Fresh, 2));
+    /// ```
+    #[allow(clippy::result_large_err)] // with `tracing`; it is the caller's own
+    pub fn renew(self) -> Result<Arc<T>, Self> {
+        self.0.renew(Ttl::Policy).map_err(Self)
+    }
+
+    /// As [`renew`](Self::renew), with a time to live of its own instead of the policy's.
+    ///
+    /// # Errors
+    ///
+    /// The lease itself, if there is no previous value to renew.
+    #[allow(clippy::result_large_err)] // as above
+    pub fn renew_for(self, ttl: Duration) -> Result<Arc<T>, Self> {
+        self.0.renew(Ttl::Own(nanos(ttl))).map_err(Self)
+    }
+
+    /// Ends the build with an error, which all its waiters share.
+    ///
+    /// The value in the cell, if there is one, stays. The policy's retry pause begins. The error is
+    /// [`last_error`](crate::DogpileCell::last_error) until a value is published.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::{DogpileCell, Lookup, Waited};
+    /// use std::time::Duration;
+    ///
+    /// let cell = DogpileCell::<u32>::new(Duration::from_secs(60));
+    /// let Lookup::Elected(lease) = cell.lookup() else { unreachable!() };
+    /// let Lookup::Pending(pending) = cell.lookup() else { unreachable!() };
+    /// lease.fail("no route to host");
+    /// let Waited::Failed(error) = pending.wait() else { unreachable!() };
+    /// assert_eq!(error.to_string(), "no route to host");
+    /// ```
+    // Not `#[must_use]`: the waiters have it.
+    #[allow(clippy::must_use_candidate)]
+    pub fn fail<E: Into<BoxError>>(self, error: E) -> SharedError {
+        self.0.fail(SharedError::new(error))
+    }
+}
+
+impl<T, C: Clock> fmt::Debug for Lease<'_, T, C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Lease").finish_non_exhaustive()
+    }
+}
+
+/// What [`Lease::publish_snapshot`] has come to.
+#[non_exhaustive]
+pub struct Published<T> {
+    /// What [`Lease::publish`] returns.
+    pub value: Arc<T>,
+    /// The number of its publication; `None` if it was never published.
+    pub generation: Option<u64>,
+    /// How long it stays fresh; zero if it is stale or was never published. [`Duration::MAX`]: without end.
+    pub fresh_for: Duration,
+    /// How long it may be served; zero if it was never published. [`Duration::MAX`]: without end.
+    pub servable_for: Duration,
+    /// What has become of the value that was to be published.
+    pub outcome: PublishOutcome,
+}
+
+impl<T> fmt::Debug for Published<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Published")
+            .field("generation", &self.generation)
+            .field("outcome", &self.outcome)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What has become of a value that was to be published.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum PublishOutcome {
+    /// It is published.
+    Published,
+    /// It is published as already stale, because of an `invalidate` during the build.
+    PublishedStale,
+    /// It is not published, because of a `set`, a `clear`, a `revoke` or a `reset` during the build.
+    Displaced,
+    /// It is not published, because the lease timed out and another caller was elected.
+    Superseded,
+}
+
+/// The lease of a cell of any kind.
+#[allow(unreachable_pub, missing_debug_implementations)] // named by a sealed trait
+pub struct Held<'a, K: Kind> {
+    handle: Handle<'a, K>,
+    /// `None` only while it is being ended.
+    ticket: Option<Ticket<K::Stored>>,
     span: Span,
-    /// Whether the thread was unwinding already when the lease was granted.
+    /// The thread was unwinding when it got the lease, so that it unwinds is no sign of a panic of the build.
     was_panicking: bool,
 }
 
@@ -88,121 +344,120 @@ pub(crate) struct Inside {
     _span: trace::Inside,
 }
 
-impl<H: Home> Held<H> {
-    pub(crate) fn new(home: H, ticket: Ticket<H::Value>) -> Self {
+impl<'a, K: Kind> Held<'a, K> {
+    pub(crate) fn new(handle: Handle<'a, K>, ticket: Ticket<K::Stored>) -> Self {
         let beginning = ticket.beginning;
-        let mut held = Self { home, ticket: Some(ticket), span: Span::none(), was_panicking: panicking() };
+        let mut held = Self { handle, ticket: Some(ticket), span: Span::none(), was_panicking: panicking() };
         // A subscriber may panic: then the lease comes back.
-        held.span = Span::begin(held.home.machine().name, beginning);
+        held.span = Span::begin(held.machine().name, beginning);
         held
     }
 
-    pub(crate) fn previous(&self) -> Option<&Arc<H::Value>> {
+    pub(crate) fn handle(&self) -> &Handle<'a, K> {
+        &self.handle
+    }
+
+    pub(crate) fn machine(&self) -> &Machine<K::Stored, K::Clock> {
+        self.handle.machine()
+    }
+
+    pub(crate) fn previous(&self) -> Option<&Arc<K::Stored>> {
         self.ticket.as_ref()?.previous.as_ref()
     }
 
-    pub(crate) fn publish(self, value: H::Value, ttl: Option<u64>) -> Arc<H::Value> {
-        self.publish_arc(Arc::new(value), ttl)
+    pub(crate) fn take_previous(&mut self) -> Option<Arc<K::Stored>> {
+        self.ticket.as_mut()?.previous.take()
     }
 
-    fn publish_arc(mut self, value: Arc<H::Value>, ttl: Option<u64>) -> Arc<H::Value> {
-        let concluded = self.conclude(value, ttl, true, |_, _| ());
+    pub(crate) fn publish_arc(self, value: Arc<K::Stored>, ttl: Ttl) -> Arc<K::Stored> {
+        self.publish_output(BuildOutput { value, ttl, renews: false, release: true })
+    }
+
+    /// Publishes the previous value anew.
+    pub(crate) fn publish_again(self, value: Arc<K::Stored>, ttl: Ttl) -> Arc<K::Stored> {
+        self.publish_output(BuildOutput { value, ttl, renews: true, release: true })
+    }
+
+    fn publish_output(mut self, output: BuildOutput<K::Stored>) -> Arc<K::Stored> {
+        let concluded = self.conclude(output, |_, _| ());
         // The previous value first; what is dropped last may panic.
         drop(self);
         drop(concluded.leftover);
         concluded.served
     }
 
-    pub(crate) fn renew(self, ttl: Option<u64>) -> Result<Arc<H::Value>, Self> {
+    #[allow(clippy::result_large_err)] // with `tracing`; it is the caller's own
+    pub(crate) fn renew(self, ttl: Ttl) -> Result<Arc<K::Stored>, Self> {
         match self.previous().cloned() {
-            Some(previous) => Ok(self.publish_arc(previous, ttl)),
+            Some(previous) => Ok(self.publish_again(previous, ttl)),
             None => Err(self),
         }
     }
 
-    pub(crate) fn fail<E: Send + Sync + 'static>(mut self, error: E) -> Arc<E> {
-        self.fail_with(error, || None).0
+    pub(crate) fn fail(mut self, error: SharedError) -> SharedError {
+        drop(self.fail_with(&error, || None));
+        error
     }
 
-    /// Runs `build` and publishes what it returns. If it panics, the lease is given back.
-    pub(crate) fn build(self, build: impl FnOnce() -> H::Value) -> Arc<H::Value> {
-        let value = self.run(build);
-        self.publish(value, None)
-    }
-
-    /// Runs `build` and publishes what it returns, or fails with its error.
-    pub(crate) fn try_build<E>(
-        self,
-        build: impl FnOnce() -> Result<H::Value, E>,
-    ) -> Result<Arc<H::Value>, Arc<E>>
-    where
-        E: Send + Sync + 'static,
-    {
-        match self.run(build) {
-            Ok(value) => Ok(self.publish(value, None)),
-            Err(error) => Err(self.fail(error)),
-        }
-    }
-
-    /// Publishes `value` as far as the fence allows; unless it is to `release` the lease, that goes on.
+    /// Publishes what was built as far as the fence allows.
     ///
     /// The ticket stays where it is meanwhile: if the clock panics, the lease is given back.
     pub(crate) fn conclude(
         &mut self,
-        value: Arc<H::Value>,
-        ttl: Option<u64>,
-        release: bool,
-        note: impl FnOnce(&Arc<H::Value>, &Slot<H::Value>),
-    ) -> Concluded<H::Value> {
-        let Self { home, ticket, span, .. } = self;
-        let concluded = home.machine().conclude(unended(ticket), value, ttl, release, note);
+        output: BuildOutput<K::Stored>,
+        note: impl FnOnce(&Arc<K::Stored>, &Slot<K::Stored>),
+    ) -> Concluded<K::Stored> {
+        let Self { handle, ticket, span, .. } = self;
+        let concluded = handle.machine().conclude(unended(ticket), output, note);
         span.end(concluded.ending, concluded.nanos);
         concluded
     }
 
     /// As [`fail`](Held::fail), for a build that may have withheld something. Returns what could not be put back.
-    pub(crate) fn fail_with<E: Send + Sync + 'static>(
+    pub(crate) fn fail_with(
         &mut self,
-        error: E,
-        withheld: impl FnOnce() -> Option<Withheld<H::Value>>,
-    ) -> (Arc<E>, Option<Arc<H::Value>>) {
-        let Self { home, ticket, span, .. } = self;
-        let error = Arc::new(error);
-        let shared = SharedError::new(Arc::clone(&error));
-        let GivenBack { rejected, nanos } = home.machine().fail(unended(ticket), shared.clone(), withheld);
-        span.fail(&shared, nanos);
-        (error, rejected)
+        error: &SharedError,
+        withheld: impl FnOnce() -> Option<Withheld<K::Stored>>,
+    ) -> Option<Arc<K::Stored>> {
+        let Self { handle, ticket, span, .. } = self;
+        let GivenBack { rejected, nanos } = handle.machine().fail(unended(ticket), error.clone(), withheld);
+        span.fail(error, nanos);
+        rejected
     }
 
     /// Gives the lease back, with what the build has withheld. Returns what could not be put back.
-    pub(crate) fn give_back(&mut self, withheld: Option<Withheld<H::Value>>) -> Option<Arc<H::Value>> {
+    pub(crate) fn give_back(&mut self, withheld: Option<Withheld<K::Stored>>) -> Option<Arc<K::Stored>> {
         self.end_without(panicking() && !self.was_panicking, withheld)
     }
 
-    fn end_without(&mut self, panicked: bool, withheld: Option<Withheld<H::Value>>) -> Option<Arc<H::Value>> {
+    fn end_without(
+        &mut self,
+        panicked: bool,
+        withheld: Option<Withheld<K::Stored>>,
+    ) -> Option<Arc<K::Stored>> {
         let ticket = self.ticket.take()?;
-        let concluded = ticket.is_concluded();
-        let GivenBack { rejected, nanos } = self.home.machine().give_back(ticket, panicked, withheld);
-        if !concluded {
+        if ticket.stage == Stage::Ended {
+            // Of the previous value: the thread may be panicking already.
+            contain(|| drop(ticket));
+            return None;
+        }
+        let is_building = ticket.stage == Stage::Building;
+        // It may have been contained.
+        let panicked = panicked || ticket.panic.is_some();
+        let GivenBack { rejected, nanos } = self.machine().give_back(ticket, panicked, withheld);
+        if is_building {
             self.span.end(if panicked { Ending::Panicked } else { Ending::Abandoned }, nanos);
         }
         rejected
     }
 
-    /// Notes, as long as what it returns lives, that this thread runs the build.
+    /// As long as what it returns lives, this thread runs the build.
     pub(crate) fn inside(&self) -> Inside {
-        Inside { _building: Building::of(self.home.machine()), _span: self.span.enter() }
+        Inside { _building: Building::of(self.machine()), _span: self.span.enter() }
     }
 
-    pub(crate) fn ticket(&self) -> &Ticket<H::Value> {
+    pub(crate) fn ticket(&self) -> &Ticket<K::Stored> {
         self.ticket.as_ref().expect("the lease has not ended yet")
-    }
-
-    /// Lets go of the previous value.
-    pub(crate) fn forget_previous(&mut self) {
-        if let Some(ticket) = &mut self.ticket {
-            ticket.previous = None;
-        }
     }
 
     /// Gives the lease back unused, also if the thread unwinds: for another reason than the build, which has not begun.
@@ -210,15 +465,58 @@ impl<H: Home> Held<H> {
         drop(self.end_without(false, None));
     }
 
-    /// Gives the lease back after a panic of the build that has been contained.
-    #[cfg(feature = "async")]
-    pub(crate) fn panicked(mut self) {
-        drop(self.end_without(true, None));
+    /// The error that the build's panic is shown as when the lease is given back.
+    pub(crate) fn note_panic(&mut self, panic: &(dyn Any + Send)) {
+        if let Some(ticket) = &mut self.ticket {
+            ticket.panic = Some(SharedError::of_panic("build", panic));
+        }
     }
 
-    pub(crate) fn run<R>(&self, build: impl FnOnce() -> R) -> R {
-        let _inside = self.inside();
-        build()
+    /// Runs `build`. A panic is noted, and goes on.
+    pub(crate) fn run<R>(&mut self, build: impl FnOnce() -> R) -> R {
+        let inside = self.inside();
+        let result = catch_unwind(AssertUnwindSafe(build));
+        drop(inside);
+        match result {
+            Ok(result) => result,
+            Err(panic) => {
+                self.note_panic(&*panic);
+                resume_unwind(panic)
+            }
+        }
+    }
+}
+
+impl<T, C: Clock> Held<'_, DogpileCell<T, C>> {
+    fn publish_snapshot(mut self, value: Arc<T>, ttl: Ttl) -> Published<T> {
+        let Concluded { served, record, ending, now, leftover, .. } =
+            self.conclude(BuildOutput { value, ttl, renews: false, release: true }, |_, _| ());
+        let machine = self.machine();
+        let left = |end: Option<u64>| end.map_or(Duration::ZERO, |end| left(end, now));
+        let published = Published {
+            value: served,
+            generation: record.map(|record| record.generation),
+            fresh_for: left(record.map(|record| record.fresh_end())),
+            servable_for: left(record.map(|record| machine.served_end(&record))),
+            outcome: match ending {
+                Ending::Published => PublishOutcome::Published,
+                Ending::PublishedStale => PublishOutcome::PublishedStale,
+                Ending::Displaced => PublishOutcome::Displaced,
+                Ending::TooLate | Ending::Panicked | Ending::Abandoned => PublishOutcome::Superseded,
+            },
+        };
+        drop(self);
+        drop(leftover);
+        published
+    }
+}
+
+/// The time up to the last tick before `end`.
+pub(super) fn left(end: u64, now: u64) -> Duration {
+    if end == FOREVER {
+        Duration::MAX
+    } else {
+        Duration::from_nanos(end.saturating_sub(1).saturating_sub(now))
     }
 }
 
@@ -226,92 +524,8 @@ fn unended<T>(ticket: &mut Option<Ticket<T>>) -> &mut Ticket<T> {
     ticket.as_mut().expect("the ticket is there until the lease is dropped")
 }
 
-impl<H: Home> Held<H> {
-    pub(crate) fn home(&self) -> &H {
-        &self.home
-    }
-}
-
-impl<H: Home> Drop for Held<H> {
+impl<K: Kind> Drop for Held<'_, K> {
     fn drop(&mut self) {
         drop(self.give_back(None));
     }
 }
-
-/// The methods of [`Lease`] and [`OwnedLease`](crate::OwnedLease), whose only field is a [`Held`].
-macro_rules! lease_methods {
-    ($Lease:ident $(<$lifetime:lifetime>)?) => {
-        impl<$($lifetime,)? T, C: Clock> $Lease<$($lifetime,)? T, C> {
-            /// The value that the build is to replace, fresh or not: for builds that only have to find out
-            /// whether it is still right (`ETag`, modification time).
-            ///
-            /// `None` if there is none, or none since a `clear`.
-            #[must_use]
-            pub fn previous(&self) -> Option<&Arc<T>> {
-                self.0.previous()
-            }
-
-            /// Publishes `value` and returns what the cell serves now.
-            ///
-            /// Usually that is `value`. If something happened during the build, the fence decides:
-            ///
-            /// * `invalidate`: `value` is published, but as already stale.
-            /// * `clear`: `value` is not published; only this caller gets it.
-            /// * `set`: `value` is not published; the caller gets the value that was set.
-            /// * The lease timed out and somebody else was elected: `value` is not published; the caller gets
-            ///   what the cell may serve, or else `value`.
-            ///
-            /// # Panics
-            ///
-            /// If dropping the replaced value panics. The new one is in place and the lease released by then.
-            pub fn publish(self, value: T) -> Arc<T> {
-                self.0.publish(value, None)
-            }
-
-            /// As [`publish`](Self::publish), with a time to live of its own instead of the policy's.
-            ///
-            /// The policy's jitter and windows apply to it as to any other.
-            pub fn publish_for(self, value: T, ttl: Duration) -> Arc<T> {
-                self.0.publish(value, Some(nanos(ttl)))
-            }
-
-            /// "Not modified": publishes the previous value anew, as a new generation with the same `Arc`.
-            ///
-            /// The fence applies as to [`publish`](Self::publish).
-            ///
-            /// # Errors
-            ///
-            /// The lease itself, if there is no previous value to renew.
-            #[allow(clippy::result_large_err)] // with `tracing`; it is the caller's own
-            pub fn renew(self) -> Result<Arc<T>, Self> {
-                self.0.renew(None).map_err(Self)
-            }
-
-            /// As [`renew`](Self::renew), with a time to live of its own instead of the policy's.
-            ///
-            /// # Errors
-            ///
-            /// As there.
-            #[allow(clippy::result_large_err)] // as there
-            pub fn renew_for(self, ttl: Duration) -> Result<Arc<T>, Self> {
-                self.0.renew(Some(nanos(ttl))).map_err(Self)
-            }
-
-            /// Ends the build with an error, which those who wait for it share.
-            ///
-            /// The value in the cell, if there is one, stays. The policy's retry pause begins.
-            pub fn fail<E: Send + Sync + 'static>(self, error: E) -> Arc<E> {
-                self.0.fail(error)
-            }
-        }
-
-        impl<$($lifetime,)? T, C: Clock> fmt::Debug for $Lease<$($lifetime,)? T, C> {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.debug_struct(stringify!($Lease)).finish_non_exhaustive()
-            }
-        }
-    };
-}
-pub(super) use lease_methods;
-
-lease_methods!(Lease<'a>);

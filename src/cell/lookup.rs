@@ -6,11 +6,13 @@ use crate::clock::{Clock, SystemClock};
 use crate::error::SharedError;
 use crate::sync::Arc;
 
+use super::DogpileCell;
+use super::elect::Decision;
+use super::handle::Handle;
 use super::lease::{Held, Lease};
-use super::machine::{Decision, Machine};
-use super::pending::{Pending, Waiting};
+use super::pending::Pending;
 
-/// What [`DogpileCell::lookup`](crate::DogpileCell::lookup) found: everything else is built on it.
+/// What [`DogpileCell::lookup`](crate::DogpileCell::lookup) found. Every other read is built on it.
 ///
 /// | value | lease | retry pause | outcome |
 /// |---|---|---|---|
@@ -21,31 +23,55 @@ use super::pending::{Pending, Waiting};
 /// | none / expired | free | runs | `Failed` |
 /// | none / expired | free | none | `Elected` |
 ///
-/// Three refinements. A caller that was overtaken (somebody published, or was about to elect or publish, while it
-/// looked) gets `Stale` with what may be served. While a retry pause runs, a value also counts as stale, not as expired,
-/// up to the policy's `stale_if_error`. And after a panic there is no error to show: where the table says `Failed`, the
-/// caller is elected.
+/// Three refinements:
+///
+/// * A caller that was overtaken (another published while it looked) gets what was published.
+/// * While a retry pause runs, a value also counts as stale, not as expired, up to the policy's `stale_if_error`.
+/// * After a panic no error is passed on: where the table says `Failed`, the caller is elected.
+///
+/// Under the conditions of a [`Request`](crate::Request), a value that does not meet them counts as none. What a build
+/// that is [`Pending`] then publishes may not meet them either: look again.
+///
+/// It borrows the cell; that of [`lookup_owned`](crate::DogpileCell::lookup_owned), or of a cell in a `static`, is a
+/// `Lookup<'static, _, _>`.
+///
+/// # Examples
+///
+/// ```
+/// use dogpile::{DogpileCell, Lookup};
+/// use std::sync::Arc;
+/// use std::time::Duration;
+///
+/// let cell = Arc::new(DogpileCell::new(Duration::from_secs(60)));
+/// cell.set(1);
+/// cell.invalidate();
+///
+/// let Lookup::Elected(lease) = cell.lookup_owned() else { unreachable!() };
+/// let builder = std::thread::spawn(move || lease.publish(2));
+/// assert_eq!(*builder.join().unwrap(), 2);
+/// assert_eq!(cell.get().as_deref(), Some(&2));
+/// ```
 #[must_use = "if the caller was elected, this holds its lease, and dropping it gives the lease back"]
 pub enum Lookup<'a, T, C: Clock = SystemClock> {
     /// A fresh value.
     Fresh(Arc<T>),
-    /// A value that may be served; somebody else builds, or a retry pause runs.
+    /// A value that may be served; a build or a retry pause runs.
     Stale(Arc<T>),
     /// The caller is to build.
     Elected(Lease<'a, T, C>),
-    /// There is nothing to serve, and somebody else builds.
+    /// There is nothing to serve, and another caller builds.
     Pending(Pending<'a, T, C>),
     /// There is nothing to serve, the latest build failed with this error, and a retry pause runs.
     Failed(SharedError),
 }
 
 impl<'a, T, C: Clock> Lookup<'a, T, C> {
-    pub(crate) fn new(machine: &'a Machine<T, C>, decision: Decision<T>) -> Self {
+    pub(crate) fn new(handle: Handle<'a, DogpileCell<T, C>>, decision: Decision<T>) -> Self {
         match decision {
             Decision::Fresh(value) => Self::Fresh(value),
             Decision::Stale(value) => Self::Stale(value),
-            Decision::Elected(ticket) => Self::Elected(Lease(Held::new(machine, ticket))),
-            Decision::Pending(wait) => Self::Pending(Pending(Waiting::new(machine, wait))),
+            Decision::Elected(ticket) => Self::Elected(Lease(Held::new(handle, ticket))),
+            Decision::Pending(wait) => Self::Pending(Pending::new(handle, wait)),
             Decision::Failed(error) => Self::Failed(error),
         }
     }

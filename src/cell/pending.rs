@@ -1,4 +1,4 @@
-//! Waiting for somebody else's build.
+//! Waiting for another caller's build.
 
 use std::fmt;
 use std::time::Duration;
@@ -7,9 +7,13 @@ use crate::clock::{Clock, FOREVER, SystemClock, deadline};
 use crate::error::SharedError;
 use crate::sync::Arc;
 
-use super::attempt::{Outcome, Publication};
+use super::DogpileCell;
+use super::attempt::{Attempt, Outcome, Publication};
 use super::building::is_building;
-use super::machine::{Awaits, Home, Machine, Wait};
+use super::elect::Wait;
+use super::handle::Handle;
+use super::machine::Machine;
+use super::state::Awaits;
 
 #[cfg(feature = "async")]
 use {
@@ -17,14 +21,15 @@ use {
     std::task::{Context, Poll},
 };
 
-/// How a wait for somebody else's build ended.
+/// How a wait for another caller's build ended.
+#[non_exhaustive]
 pub enum Waited<T> {
     /// A value was published while the caller waited: the newest one. It is handed over even if it has expired by now.
     Published(Arc<T>),
     /// The build that the caller waited for failed.
     Failed(SharedError),
     /// The build ended without a result (it panicked, was given back or fenced off), or has run for longer than
-    /// the lease timeout: look up again.
+    /// the lease timeout: look again.
     Abandoned,
     /// The caller is inside the build that it would have waited for.
     Reentrant,
@@ -41,13 +46,13 @@ impl<T> fmt::Debug for Waited<T> {
     }
 }
 
-/// A place among those who wait for a build, because there is nothing that they may be served.
+/// A place among the callers that wait for a build, because there is nothing that they may be served.
 ///
 /// It has no claim on the lease and can be dropped at any time.
 ///
 /// With the feature `async` it is a future too, on any executor: ready when the build has ended, or when it has run for
-/// longer than the lease timeout. Each publish wakes all who wait, threads and tasks alike, so a wake-up that reaches a
-/// task which has given up its place was not meant for another.
+/// longer than the lease timeout. Each publication wakes all waiters, threads and tasks alike, so a wake-up that reaches a
+/// task which has given up its place is not lost to another.
 ///
 /// # Examples
 ///
@@ -66,19 +71,86 @@ impl<T> fmt::Debug for Waited<T> {
 /// });
 /// ```
 #[must_use = "nothing is waited for until `wait` is called"]
-pub struct Pending<'a, T, C: Clock = SystemClock>(pub(super) Waiting<&'a Machine<T, C>>);
+pub struct Pending<'a, T, C: Clock = SystemClock> {
+    handle: Handle<'a, DogpileCell<T, C>>,
+    waiting: Waiting<T>,
+}
 
-/// What [`Pending`] and [`OwnedPending`](crate::OwnedPending) are made of.
-pub(crate) struct Waiting<H: Home> {
-    home: H,
-    wait: Wait<H::Value>,
-    /// The place of the task that polls it.
+impl<'a, T, C: Clock> Pending<'a, T, C> {
+    pub(super) fn new(handle: Handle<'a, DogpileCell<T, C>>, wait: Wait<T>) -> Self {
+        Self { handle, waiting: Waiting::new(wait) }
+    }
+
+    /// Blocks until the build has ended.
+    ///
+    /// # Deadlocks
+    ///
+    /// A thread that holds the lease itself waits for itself; see [`Lease`](crate::Lease). Inside a
+    /// build that runs as a closure this is known, and the answer is [`Waited::Reentrant`].
+    pub fn wait(self) -> Waited<T> {
+        // Without a deadline there is always an end.
+        let ended = self.waiting.wait_until(&self.handle.machine, Some(FOREVER));
+        ended.map_or(Waited::Abandoned, Waited::from)
+    }
+
+    /// Blocks until the build has ended, but not for longer than `timeout` on the cell's clock. With
+    /// [`Duration::ZERO`] it only looks.
+    ///
+    /// # Errors
+    ///
+    /// The place among the waiters, when the time is over.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::{DogpileCell, Lookup, Waited};
+    /// use std::time::Duration;
+    ///
+    /// let cell = DogpileCell::<u32>::new(Duration::from_secs(60));
+    /// let Lookup::Elected(lease) = cell.lookup() else { unreachable!() };
+    /// let Lookup::Pending(pending) = cell.lookup() else { unreachable!() };
+    /// let pending = pending.wait_timeout(Duration::ZERO).unwrap_err();
+    /// drop(lease);
+    /// assert!(matches!(pending.wait_timeout(Duration::ZERO), Ok(Waited::Abandoned)));
+    /// ```
+    pub fn wait_timeout(self, timeout: Duration) -> Result<Waited<T>, Self> {
+        let machine = &self.handle.machine;
+        let deadline = (!timeout.is_zero()).then(|| deadline(&machine.clock, timeout));
+        self.waiting.wait_until(machine, deadline).map(Waited::from).ok_or(self)
+    }
+}
+
+#[cfg(feature = "async")]
+impl<T, C: Clock> Future for Pending<'_, T, C> {
+    type Output = Waited<T>;
+
+    fn poll(mut self: std::pin::Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Waited<T>> {
+        let Self { handle, waiting } = &mut *self;
+        // Without a deadline there is always an end.
+        waiting.poll(&handle.machine, FOREVER, cx).map(|ended| ended.map_or(Waited::Abandoned, Waited::from))
+    }
+}
+
+impl<T, C: Clock> fmt::Debug for Pending<'_, T, C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pending").finish_non_exhaustive()
+    }
+}
+
+/// A wait of a thread or of a task.
+pub(crate) struct Waiting<T> {
+    #[cfg(not(feature = "async"))]
+    attempt: Arc<Attempt<T>>,
+    /// With the place of the task that polls it.
     #[cfg(feature = "async")]
-    seat: Option<TaskSeat<H::Value>>,
+    seat: TaskSeat<T>,
+    /// When the build that is waited for may be superseded: then it is time to look again.
+    pub(crate) look_again_at: u64,
+    pub(crate) awaits: Awaits,
 }
 
 /// As [`Waited`], with what is known of the publication.
-pub(super) enum Ended<T> {
+pub(crate) enum Ended<T> {
     Published(Publication<T>),
     Failed(SharedError),
     Abandoned,
@@ -106,136 +178,79 @@ impl<T> From<Outcome<T>> for Ended<T> {
     }
 }
 
-impl<H: Home> Waiting<H> {
-    pub(crate) fn new(home: H, wait: Wait<H::Value>) -> Self {
+impl<T> Waiting<T> {
+    pub(crate) fn new(Wait { attempt, look_again_at, awaits, .. }: Wait<T>) -> Self {
         Self {
-            home,
-            wait,
+            #[cfg(not(feature = "async"))]
+            attempt,
             #[cfg(feature = "async")]
-            seat: None,
+            seat: TaskSeat::new(attempt),
+            look_again_at,
+            awaits,
         }
     }
 
-    /// For whom the build waits that is waited for.
-    pub(crate) fn awaits(&self) -> Awaits {
-        self.wait.awaits
-    }
-
-    /// The moment that lies `wait` from now on the cell's clock; `None` if that is no wait at all.
-    pub(super) fn deadline(&self, wait: Duration) -> Option<u64> {
-        (!wait.is_zero()).then(|| deadline(&self.home.machine().clock, wait))
+    fn attempt(&self) -> &Attempt<T> {
+        #[cfg(not(feature = "async"))]
+        return &self.attempt;
+        #[cfg(feature = "async")]
+        return &self.seat.attempt;
     }
 
     /// Waits until `deadline`, or only looks if there is none; `None`: the time is over.
-    pub(super) fn wait_until(&self, deadline: Option<u64>) -> Option<Ended<H::Value>> {
-        let machine = self.home.machine();
-        if let Some(outcome) = self.wait.attempt.outcome() {
+    pub(crate) fn wait_until<C: Clock>(
+        &self,
+        machine: &Machine<T, C>,
+        deadline: Option<u64>,
+    ) -> Option<Ended<T>> {
+        if let Some(outcome) = self.attempt().outcome() {
             return Some(machine.up_to_date(outcome).into());
         }
         if is_building(machine) {
             return Some(Ended::Reentrant);
         }
-        let outcome = if let Some(deadline) = deadline {
-            machine.counters.waits.count();
-            self.wait.wait(machine, deadline)
-        } else {
-            (machine.now() >= self.wait.look_again_at).then_some(Outcome::Abandoned)
+        let Some(deadline) = deadline else {
+            // From that tick on.
+            return Self::time_over(machine, machine.now() >= self.look_again_at);
         };
-        if outcome.is_none() {
-            machine.counters.wait_timeouts.count();
+        machine.counters.waits.count();
+        match self.attempt().wait(&machine.clock, deadline.min(self.look_again_at)) {
+            Some(outcome) => Some(machine.up_to_date(outcome).into()),
+            None => Self::time_over(machine, self.look_again_at < deadline),
         }
-        outcome.map(Ended::from)
     }
 
-    /// As [`wait_until`](Waiting::wait_until) without a deadline, for a task.
+    /// There is no outcome yet: either it is time to look again, or the caller's time is over.
+    fn time_over<C>(machine: &Machine<T, C>, looks_again: bool) -> Option<Ended<T>> {
+        if looks_again {
+            return Some(Ended::Abandoned);
+        }
+        machine.counters.wait_timeouts.count();
+        None
+    }
+
+    /// As [`wait_until`](Waiting::wait_until), for a task.
     #[cfg(feature = "async")]
-    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Ended<H::Value>> {
-        let Self { home, wait, seat } = self;
-        let machine = home.machine();
-        let ended = || wait.attempt.outcome().map(|outcome| machine.up_to_date(outcome).into());
-        if let Some(ended) = ended() {
-            *seat = None;
-            return Poll::Ready(ended);
+    pub(crate) fn poll<C: Clock>(
+        &mut self,
+        machine: &Machine<T, C>,
+        deadline: u64,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Ended<T>>> {
+        if let Some(outcome) = self.attempt().outcome() {
+            return Poll::Ready(Some(machine.up_to_date(outcome).into()));
         }
         if is_building(machine) {
-            return Poll::Ready(Ended::Reentrant);
+            return Poll::Ready(Some(Ended::Reentrant));
         }
-        let seat_taken = match seat {
-            Some(seat) => {
-                seat.renew(cx.waker());
-                seat
-            }
-            None => {
-                machine.counters.waits.count();
-                seat.insert(TaskSeat::take(&wait.attempt, &machine.clock, wait.look_again_at, cx.waker()))
-            }
-        };
-        // What was settled before the place was taken is seen now, what is settled later wakes the task.
-        match ended() {
-            Some(ended) => Poll::Ready(ended),
-            None if seat_taken.is_over(&machine.clock, cx) => Poll::Ready(Ended::Abandoned),
-            None => return Poll::Pending,
+        if !self.seat.is_taken() {
+            machine.counters.waits.count();
         }
-        .map(|ended| {
-            *seat = None;
-            ended
-        })
-    }
-
-    pub(crate) fn wait(&self) -> Waited<H::Value> {
-        // Without a deadline there is always an end.
-        self.wait_until(Some(FOREVER)).map_or(Waited::Abandoned, Waited::from)
-    }
-
-    pub(crate) fn wait_timeout(self, timeout: Duration) -> Result<Waited<H::Value>, Self> {
-        self.wait_until(self.deadline(timeout)).map(Waited::from).ok_or(self)
+        let until = deadline.min(self.look_again_at);
+        let polled = self.seat.poll(&machine.clock, until, cx, |outcome| machine.up_to_date(outcome).into());
+        if polled.is_ready() {
+            self.seat.leave();
+        }
+        polled.map(|ended| ended.or_else(|| Self::time_over(machine, self.look_again_at < deadline)))
     }
 }
-
-/// The methods of [`Pending`] and [`OwnedPending`](crate::OwnedPending), whose only field is a [`Waiting`].
-macro_rules! pending_methods {
-    ($Pending:ident $(<$lifetime:lifetime>)?) => {
-        impl<$($lifetime,)? T, C: Clock> $Pending<$($lifetime,)? T, C> {
-            /// Blocks until the build has ended.
-            ///
-            /// # Deadlocks
-            ///
-            /// A thread that holds the lease itself waits for itself; see [`Lease`](crate::Lease). Inside a
-            /// build that runs as a closure this is known, and the answer is [`Waited::Reentrant`].
-            pub fn wait(self) -> Waited<T> {
-                self.0.wait()
-            }
-
-            /// Blocks until the build has ended, but not for longer than `timeout` on the cell's clock. With
-            /// [`Duration::ZERO`] it only looks.
-            ///
-            /// # Errors
-            ///
-            /// The place among those who wait, when the time is over.
-            pub fn wait_timeout(self, timeout: Duration) -> Result<Waited<T>, Self> {
-                self.0.wait_timeout(timeout).map_err(Self)
-            }
-        }
-
-        #[cfg(feature = "async")]
-        impl<$($lifetime,)? T, C: Clock> Future for $Pending<$($lifetime,)? T, C> {
-            type Output = Waited<T>;
-
-            fn poll(
-                mut self: std::pin::Pin<&mut Self>,
-                cx: &mut std::task::Context<'_>,
-            ) -> std::task::Poll<Waited<T>> {
-                self.0.poll(cx).map(Waited::from)
-            }
-        }
-
-        impl<$($lifetime,)? T, C: Clock> fmt::Debug for $Pending<$($lifetime,)? T, C> {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.debug_struct(stringify!($Pending)).finish_non_exhaustive()
-            }
-        }
-    };
-}
-pub(super) use pending_methods;
-
-pending_methods!(Pending<'a>);

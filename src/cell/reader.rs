@@ -5,7 +5,7 @@ use std::fmt;
 use crate::clock::{Clock, FOREVER, SystemClock, Tick, nanos};
 use crate::sync::{Arc, into_arc};
 
-use super::machine::Machine;
+use super::DogpileCell;
 
 /// A handle that keeps the value, for threads that read it very often.
 ///
@@ -32,7 +32,7 @@ use super::machine::Machine;
 /// assert_eq!(WORDS.stats().builds, 1);
 /// ```
 pub struct Reader<'a, T, C = SystemClock> {
-    machine: &'a Machine<T, C>,
+    cell: &'a DogpileCell<T, C>,
     value: Option<Arc<T>>,
     /// The sequence at which `value` is the cell's; NEVER if that is not known.
     sequence: u64,
@@ -48,8 +48,8 @@ pub struct Reader<'a, T, C = SystemClock> {
 const NEVER: u64 = u64::MAX;
 
 impl<'a, T, C> Reader<'a, T, C> {
-    pub(crate) fn new(machine: &'a Machine<T, C>) -> Self {
-        Self { machine, value: None, sequence: NEVER, timeless: NEVER, quiet_end: 0, sure_end: 0 }
+    pub(crate) fn new(cell: &'a DogpileCell<T, C>) -> Self {
+        Self { cell, value: None, sequence: NEVER, timeless: NEVER, quiet_end: 0, sure_end: 0 }
     }
 
     /// Lets go of the value that the handle keeps. The next read takes the current one.
@@ -67,11 +67,13 @@ impl<T, C: Clock> Reader<'_, T, C> {
     /// Keeps `value`, and finds out for how long it is the right one.
     fn keep(&mut self, value: Option<Arc<T>>) {
         self.forget();
-        if let Some((sequence, quiet_end)) = value.as_ref().and_then(|value| self.machine.place_of(value)) {
+        if let Some((sequence, quiet_end)) =
+            value.as_ref().and_then(|value| self.cell.machine.place_of(value))
+        {
             self.sequence = sequence;
             self.timeless = if quiet_end == FOREVER { sequence } else { NEVER };
             self.quiet_end = quiet_end;
-            self.sure_end = quiet_end.saturating_sub(nanos(self.machine.clock.coarse_lag()));
+            self.sure_end = quiet_end.saturating_sub(nanos(self.cell.machine.clock.coarse_lag()));
         }
         // Runs user code (`T::drop`), so last.
         self.value = value;
@@ -108,7 +110,7 @@ impl<T, C: Clock> Reader<'_, T, C> {
     #[inline]
     pub fn get_unless_due(&mut self) -> Option<&Arc<T>> {
         if !self.is_current() {
-            self.keep(self.machine.serve());
+            self.keep(self.cell.machine.serve());
         }
         self.value.as_ref()
     }
@@ -120,21 +122,21 @@ impl<T, C: Clock> Reader<'_, T, C> {
     /// because it becomes odd before the value is swapped (G3).
     #[inline]
     fn is_current(&self) -> bool {
-        let sequence = self.machine.sequence();
+        let sequence = self.cell.machine.sequence();
         sequence == self.timeless || (sequence == self.sequence && self.is_early())
     }
 
     /// Whether it is still before `quiet_end`.
     #[inline]
     fn is_early(&self) -> bool {
-        self.machine.clock.is_coarsely_before(Tick(self.sure_end)) || self.is_early_after_all()
+        self.cell.machine.clock.is_coarsely_before(Tick(self.sure_end)) || self.is_early_after_all()
     }
 
     /// The answer near the end and after it, where the coarse clock alone does not give it.
     #[cold]
     #[inline(never)]
     fn is_early_after_all(&self) -> bool {
-        self.machine.is_before(self.quiet_end)
+        self.cell.machine.is_before(self.quiet_end)
     }
 
     #[cold]
@@ -143,9 +145,9 @@ impl<T, C: Clock> Reader<'_, T, C> {
     fn reload(&mut self, build: impl FnOnce() -> T) {
         // If the build panics, the old value is not taken for a current one.
         self.forget();
-        let value = match self.machine.serve() {
+        let value = match self.cell.machine.serve() {
             Some(value) => value,
-            None => self.machine.get_or_refresh(build),
+            None => self.cell.refresh(build),
         };
         self.keep(Some(value));
     }
@@ -153,7 +155,7 @@ impl<T, C: Clock> Reader<'_, T, C> {
     #[cold]
     #[inline(never)]
     fn look(&mut self) {
-        self.keep(self.machine.servable().and_then(into_arc));
+        self.keep(self.cell.machine.servable().and_then(into_arc));
     }
 }
 
@@ -175,12 +177,12 @@ mod tests {
     fn a_value_that_was_read_is_current_until_something_changes() {
         let clock = ManualClock::new();
         for policy in [Policy::ttl(Duration::from_nanos(10)), Policy::never_expires()] {
-            let machine = Machine::new(policy, &clock);
-            let mut reader = Reader::new(&machine);
+            let cell = DogpileCell::with_clock(policy, &clock);
+            let mut reader = Reader::new(&cell);
             assert!(!reader.is_current());
             reader.get_or_refresh(|| 1);
             assert!(reader.is_current());
-            drop(machine.set(Arc::new(2), |_, _| ()).unwrap_or_else(|_| unreachable!()));
+            cell.set(2);
             assert!(!reader.is_current());
             assert_eq!(reader.get().map(|value| **value), Some(2));
             assert!(reader.is_current());
@@ -188,7 +190,7 @@ mod tests {
             assert!(!reader.is_current());
             assert_eq!(reader.get_unless_due().map(|value| **value), Some(2));
             assert!(reader.is_current());
-            machine.invalidate();
+            cell.invalidate();
             assert_eq!(reader.get_unless_due(), None);
             assert!(!reader.is_current());
         }
@@ -211,8 +213,8 @@ mod tests {
     #[test]
     fn a_value_is_current_up_to_its_last_nanosecond() {
         let clock = Lagging(ManualClock::new());
-        let machine = Machine::new(Policy::ttl(Duration::from_nanos(10)), &clock);
-        let mut reader = Reader::new(&machine);
+        let cell = DogpileCell::with_clock(Policy::ttl(Duration::from_nanos(10)), &clock);
+        let mut reader = Reader::new(&cell);
         reader.get_or_refresh(|| 1);
         for age in 0..20 {
             assert_eq!(reader.is_current(), age <= 10, "at the age of {age} ns");

@@ -49,33 +49,68 @@ impl Key {
     }
 }
 
-/// What is known of a publication. All times are ticks.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// What is known of a publication. All times are ticks or nanoseconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Record {
     /// Number of publications up to and including this one.
     pub(crate) generation: u64,
     pub(crate) published: u64,
-    /// Fresh before this tick. 0: declared stale, whatever the clock says. [`FOREVER`]: without a deadline.
-    pub(crate) fresh_end: u64,
-    /// When it lapses or lapsed: the windows in which it may be served all the same count from here.
-    pub(crate) lapse: u64,
+    /// Its age at that tick: zero, unless it was restored.
+    pub(crate) initial_age: u64,
+    /// Its time to live. [`FOREVER`]: without a deadline.
+    pub(crate) ttl: u64,
+    /// When it was declared stale. [`FOREVER`]: never.
+    pub(crate) declared_stale: u64,
 }
 
 impl Record {
+    pub(crate) const NONE: Self =
+        Self { generation: 0, published: 0, initial_age: 0, ttl: 0, declared_stale: FOREVER };
+
     /// A value published `now`, fresh for `ttl`: up to and including that age.
     pub(crate) fn fresh(generation: u64, now: u64, ttl: u64) -> Self {
-        let end = if ttl == FOREVER { FOREVER } else { now.saturating_add(ttl).saturating_add(1) };
-        Self { generation, published: now, fresh_end: end, lapse: end }
-    }
-
-    /// A value published `now`, stale from the beginning.
-    pub(crate) fn stale(generation: u64, now: u64) -> Self {
-        Self { generation, published: now, fresh_end: 0, lapse: now }
+        Self { generation, published: now, ttl, ..Self::NONE }
     }
 
     /// The same publication, declared stale at `now`.
     pub(crate) fn lapsed(self, now: u64) -> Self {
-        Self { fresh_end: 0, lapse: self.lapse.min(now), ..self }
+        Self { declared_stale: self.declared_stale.min(now), ..self }
+    }
+
+    pub(crate) fn is_declared_stale(&self) -> bool {
+        self.declared_stale != FOREVER
+    }
+
+    pub(crate) fn age(&self, now: u64) -> u64 {
+        now.saturating_sub(self.published).saturating_add(self.initial_age)
+    }
+
+    /// Fresh before this tick. 0: stale whatever the clock says. [`FOREVER`]: without a deadline.
+    pub(crate) fn fresh_end(&self) -> u64 {
+        if self.is_declared_stale() {
+            0
+        } else if self.ttl == FOREVER {
+            FOREVER
+        } else if self.initial_age > self.ttl {
+            0
+        } else {
+            self.published.saturating_add(self.ttl - self.initial_age).saturating_add(1)
+        }
+    }
+
+    /// Before this tick it is not stale for longer than `window`.
+    pub(crate) fn late_end(&self, window: u64) -> u64 {
+        if window == FOREVER {
+            return FOREVER;
+        }
+        if self.initial_age <= self.ttl || self.ttl == FOREVER {
+            let natural = Self { declared_stale: FOREVER, ..*self }.fresh_end();
+            return natural.min(self.declared_stale).saturating_add(window);
+        }
+        // Restored after its end, which perhaps came before the clock's tick 0.
+        let end = i128::from(self.published) + i128::from(self.ttl) + 1 - i128::from(self.initial_age);
+        let end = end.min(i128::from(self.declared_stale)) + i128::from(window);
+        u64::try_from(end.max(0)).unwrap_or(FOREVER)
     }
 }
 
@@ -93,8 +128,9 @@ struct Bank {
     address: AtomicUsize,
     generation: AtomicU64,
     published: AtomicU64,
-    fresh_end: AtomicU64,
-    lapse: AtomicU64,
+    initial_age: AtomicU64,
+    ttl: AtomicU64,
+    declared_stale: AtomicU64,
 }
 
 impl Bank {
@@ -104,8 +140,9 @@ impl Bank {
                 address: AtomicUsize::new(0),
                 generation: AtomicU64::new(0),
                 published: AtomicU64::new(0),
-                fresh_end: AtomicU64::new(0),
-                lapse: AtomicU64::new(0),
+                initial_age: AtomicU64::new(0),
+                ttl: AtomicU64::new(0),
+                declared_stale: AtomicU64::new(FOREVER),
             }
         }
     }
@@ -117,8 +154,9 @@ impl Bank {
         (self.address.load(Ordering::Acquire) == address).then(|| Record {
             generation: self.generation.load(Ordering::Acquire),
             published: self.published.load(Ordering::Acquire),
-            fresh_end: self.fresh_end.load(Ordering::Acquire),
-            lapse: self.lapse.load(Ordering::Acquire),
+            initial_age: self.initial_age.load(Ordering::Acquire),
+            ttl: self.ttl.load(Ordering::Acquire),
+            declared_stale: self.declared_stale.load(Ordering::Acquire),
         })
     }
 
@@ -127,8 +165,9 @@ impl Bank {
         self.address.store(address, Ordering::Release);
         self.generation.store(record.generation, Ordering::Release);
         self.published.store(record.published, Ordering::Release);
-        self.fresh_end.store(record.fresh_end, Ordering::Release);
-        self.lapse.store(record.lapse, Ordering::Release);
+        self.initial_age.store(record.initial_age, Ordering::Release);
+        self.ttl.store(record.ttl, Ordering::Release);
+        self.declared_stale.store(record.declared_stale, Ordering::Release);
     }
 }
 
@@ -143,7 +182,8 @@ pub(crate) struct Slot<T> {
     banks: [Bank; 2],
 }
 
-fn address_of<T>(value: Option<&Arc<T>>) -> usize {
+/// 0: no value.
+pub(super) fn address_of<T>(value: Option<&Arc<T>>) -> usize {
     value.map_or(0, |value| Arc::as_ptr(value).addr())
 }
 
@@ -259,8 +299,9 @@ impl<T> Slot<T> {
         Record {
             generation: bank.generation.load(Ordering::Relaxed),
             published: bank.published.load(Ordering::Relaxed),
-            fresh_end: bank.fresh_end.load(Ordering::Relaxed),
-            lapse: bank.lapse.load(Ordering::Relaxed),
+            initial_age: bank.initial_age.load(Ordering::Relaxed),
+            ttl: bank.ttl.load(Ordering::Relaxed),
+            declared_stale: bank.declared_stale.load(Ordering::Relaxed),
         }
     }
 
@@ -291,4 +332,27 @@ impl<T> Slot<T> {
     /// Bytes from the beginning to the end of what reads load.
     #[cfg(test)]
     pub(crate) const HOT: usize = std::mem::offset_of!(Self, banks);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_restored_value_may_be_older_than_the_clock() {
+        let restored = |initial_age, ttl| Record { initial_age, ..Record::fresh(1, 100, ttl) };
+        assert_eq!(restored(0, 50).fresh_end(), 151);
+        assert_eq!(restored(50, 50).fresh_end(), 101);
+        assert_eq!(restored(51, 50).fresh_end(), 0);
+        assert_eq!(restored(51, 50).late_end(0), 100);
+        assert_eq!(restored(1_000, 50).late_end(900), 51);
+        assert_eq!(restored(1_000, 50).late_end(800), 0);
+        assert_eq!(restored(u64::MAX, 50).late_end(u64::MAX - 1), 150);
+        assert_eq!(restored(u64::MAX, FOREVER).fresh_end(), FOREVER);
+        assert_eq!(restored(u64::MAX, 0).age(200), u64::MAX);
+        assert_eq!(restored(7, 50).age(110), 17);
+        assert_eq!(restored(7, 50).lapsed(120).late_end(5), 125);
+        assert_eq!(restored(70, 50).lapsed(120).late_end(5), 86);
+        assert_eq!(restored(0, FOREVER).lapsed(120).late_end(5), 125);
+    }
 }

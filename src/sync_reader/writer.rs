@@ -11,18 +11,20 @@
 use std::fmt;
 use std::time::Duration;
 
-use crate::cell::machine::{Concluded, Leftover, Place, Withheld};
-use crate::cell::{Held, Machine, Slot};
+use crate::cell::{BuildOutput, Concluded, Held, Leftover, Place, Slot, Ttl, Withheld};
 use crate::clock::{Clock, FOREVER, SystemClock, deadline};
+use crate::error::SharedError;
 use crate::sync::{Arc, ThreadId, current_thread};
+
+use super::SyncReaderCell;
 
 use super::drain::{Drain, DrainTimeout, Room, Tracked};
 
 /// What a build is given that may need the old value for itself. See
-/// [`SyncReaderCell::get_or_refresh_with`](crate::SyncReaderCell::get_or_refresh_with).
-pub struct Writer<'a, T, C: Clock = SystemClock> {
-    room: &'a Arc<Room<T>>,
-    held: Held<&'a Machine<Tracked<T>, C>>,
+/// [`Request::get_with_writer`](crate::Request::get_with_writer).
+pub struct Writer<'a, T: Send + Sync + 'static, C: Clock = SystemClock> {
+    room: Arc<Room<T>>,
+    held: Held<'a, SyncReaderCell<T, C>>,
     section: Section<T>,
     /// The thread that builds. It may have the lock taken by another one.
     builder: ThreadId,
@@ -79,17 +81,16 @@ impl<T> fmt::Debug for WriteLock<'_, T> {
     }
 }
 
-impl<T, C: Clock> fmt::Debug for Writer<'_, T, C> {
+impl<T: Send + Sync + 'static, C: Clock> fmt::Debug for Writer<'_, T, C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let locked = matches!(self.section, Section::Locked { .. });
         f.debug_struct("Writer").field("locked", &locked).finish_non_exhaustive()
     }
 }
 
-impl<'a, T, C: Clock> Writer<'a, T, C> {
-    pub(super) fn new(room: &'a Arc<Room<T>>, mut held: Held<&'a Machine<Tracked<T>, C>>) -> Self {
-        // It would count as a reader.
-        held.forget_previous();
+impl<'a, T: Send + Sync + 'static, C: Clock> Writer<'a, T, C> {
+    pub(super) fn new(held: Held<'a, SyncReaderCell<T, C>>) -> Self {
+        let room = Arc::clone(&held.handle().room);
         Self { room, held, section: Section::Open, builder: current_thread().id() }
     }
 
@@ -151,7 +152,7 @@ impl<'a, T, C: Clock> Writer<'a, T, C> {
         if self.room.is_finalized_by_this_thread() {
             return Err(DrainTimeout { readers: 0 });
         }
-        let deadline = deadline(&self.machine().clock, wait);
+        let deadline = deadline(&self.held.machine().clock, wait);
         self.lock(deadline)?;
         Ok(self.locked())
     }
@@ -168,13 +169,14 @@ impl<'a, T, C: Clock> Writer<'a, T, C> {
             return Ok(());
         }
         self.end_wait();
-        let machine = self.machine();
+        let machine = self.held.machine();
         let Some(Withheld { value, place }) = machine.withhold(self.held.ticket()) else {
             return Err(DrainTimeout { readers: 0 });
         };
         self.section = Section::Waiting { kept: value, place };
         let Section::Waiting { kept, .. } = &mut self.section else { unreachable!("just now") };
-        match self.room.claim(kept, self.builder, &machine.clock, deadline) {
+        let drain = self.held.handle().drain;
+        match self.room.claim(kept, self.builder, drain, &machine.clock, deadline) {
             Ok(old) => {
                 self.section = Section::Locked { old, place };
                 Ok(())
@@ -190,16 +192,17 @@ impl<'a, T, C: Clock> Writer<'a, T, C> {
     /// that.
     fn end_wait(&mut self) {
         if let Section::Waiting { .. } = self.section
-            && let Some(withheld) = self.section.end(self.room)
+            && let Some(withheld) = self.section.end(&self.room)
         {
-            self.retire(self.machine().put_back(withheld));
+            self.retire(self.held.machine().put_back(withheld));
         }
     }
 
     /// Publishes `value`, and lets go of the old one as the cell's `drain` says.
-    pub(super) fn publish(mut self, value: T, drain: Drain) -> Arc<Tracked<T>> {
-        let Published { served, mut leftover, number } = self.conclude(value, drain);
-        self.room.let_go(leftover.replaced.take(), number, drain, &self.machine().clock);
+    pub(super) fn publish(mut self, value: T, ttl: Ttl) -> Arc<Tracked<T>> {
+        let drain = self.held.handle().drain;
+        let Published { served, mut leftover, number } = self.conclude(value, ttl);
+        self.room.let_go(leftover.replaced.take(), number, drain, &self.held.machine().clock);
         // The lease, if it is still held; then what may panic.
         drop(self);
         drop(leftover);
@@ -209,9 +212,10 @@ impl<'a, T, C: Clock> Writer<'a, T, C> {
     /// As [`publish`](Writer::publish), for a task. If it is dropped while the old value drains, that goes to the
     /// background, and the lease is released.
     #[cfg(feature = "async")]
-    pub(super) async fn publish_async(mut self, value: T, drain: Drain) -> Arc<Tracked<T>> {
-        let Published { served, mut leftover, number } = self.conclude(value, drain);
-        let machine = self.machine();
+    pub(super) async fn publish_async(mut self, value: T, ttl: Ttl) -> Arc<Tracked<T>> {
+        let drain = self.held.handle().drain;
+        let Published { served, mut leftover, number } = self.conclude(value, ttl);
+        let machine = self.held.machine();
         let replaced = leftover.replaced.take();
         self.room.let_go_async(replaced, number, drain, &machine.clock, || self.held.inside()).await;
         drop(self);
@@ -219,17 +223,18 @@ impl<'a, T, C: Clock> Writer<'a, T, C> {
         served
     }
 
-    fn conclude(&mut self, value: T, drain: Drain) -> Published<T> {
+    fn conclude(&mut self, value: T, ttl: Ttl) -> Published<T> {
         self.end_wait();
-        let value = Arc::new(Tracked::new(value, self.room));
-        let room = self.room;
-        let hold = matches!(drain, Drain::Wait(_));
-        let note = |new: &Arc<_>, slot: &Slot<_>| room.published(new, slot.load().as_ref(), hold);
+        let Self { room, held, section, .. } = self;
+        let value = Arc::new(Tracked::new(value, room));
+        let drains = matches!(held.handle().drain, Drain::Wait(_));
+        let note = |new: &Arc<_>, slot: &Slot<_>| room.published(new, slot.load().as_ref(), drains);
         // Before the lease may be released: if it is not published, the next writer must wait for its reader.
         room.let_loose(&value);
-        let Concluded { served, leftover, .. } = self.held.conclude(value, None, !hold, note);
+        let output = BuildOutput { value, ttl, renews: false, release: !drains };
+        let Concluded { served, leftover, .. } = held.conclude(output, note);
         let mut number = None;
-        if let Section::Locked { old, .. } = std::mem::replace(&mut self.section, Section::Open) {
+        if let Section::Locked { old, .. } = std::mem::replace(section, Section::Open) {
             number = old.map(|(number, old)| room.take_in(number, old));
             room.leave_section();
         }
@@ -237,11 +242,16 @@ impl<'a, T, C: Clock> Writer<'a, T, C> {
     }
 
     /// The build has failed.
-    pub(super) fn fail<E: Send + Sync + 'static>(mut self, error: E) -> Arc<E> {
+    pub(super) fn fail(mut self, error: SharedError) -> SharedError {
         let Self { room, held, section, .. } = &mut self;
-        let (error, rejected) = held.fail_with(error, || section.end(room));
+        let rejected = held.fail_with(&error, || section.end(room));
         self.retire(rejected);
         error
+    }
+
+    /// A panic of the build, to be shown when the lease is given back.
+    pub(super) fn note_panic(&mut self, panic: &(dyn std::any::Any + Send)) {
+        self.held.note_panic(panic);
     }
 
     /// What could not be put back, because it was cleared, waits for its turn.
@@ -251,21 +261,12 @@ impl<'a, T, C: Clock> Writer<'a, T, C> {
             self.room.release(Some(cleared));
         }
     }
-
-    #[cfg(feature = "async")]
-    pub(super) fn held(&self) -> &Held<&'a Machine<Tracked<T>, C>> {
-        &self.held
-    }
-
-    pub(super) fn machine(&self) -> &'a Machine<Tracked<T>, C> {
-        self.held.home()
-    }
 }
 
-impl<T, C: Clock> Drop for Writer<'_, T, C> {
+impl<T: Send + Sync + 'static, C: Clock> Drop for Writer<'_, T, C> {
     /// A build that ends without a result: it panicked.
     fn drop(&mut self) {
-        let withheld = self.section.end(self.room);
+        let withheld = self.section.end(&self.room);
         let rejected = self.held.give_back(withheld);
         self.retire(rejected);
     }

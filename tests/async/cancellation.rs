@@ -2,12 +2,11 @@
 
 use std::sync::Arc;
 use std::thread;
+use std::time::Duration;
 
-use crate::support::{
-    Cell, Door, Hand, LookupExt, Room, TTL, cell, eventually, joined, never, owned_pending, stale_cell,
-};
+use crate::support::{Cell, Door, Hand, LookupExt, Room, TTL, cell, eventually, joined, never, stale_cell};
 
-/// A task that waits for somebody else's build.
+/// A task that waits for the build of another caller.
 #[track_caller]
 fn waiting(cell: &Cell<u32>) -> Hand<'_, Arc<u32>> {
     let mut task = Hand::new(cell.get_or_refresh_async(|| async { 7 }));
@@ -19,8 +18,9 @@ fn waiting(cell: &Cell<u32>) -> Hand<'_, Arc<u32>> {
 fn before_the_first_poll_there_is_nothing_to_give_back() {
     let (cell, _clock) = cell::<u32>();
     drop(cell.get_or_refresh_async(never));
-    drop(cell.get_fresh_or_refresh_async(never));
-    drop(cell.try_get_or_refresh_async(never::<Result<u32, ()>>));
+    drop(cell.request().max_stale(Duration::ZERO).get_async(never));
+    drop(cell.try_get_or_refresh_async(never::<Result<u32, &str>>));
+    drop(cell.request_owned().spawn_with(|_| unreachable!()).get_async(never));
     let stats = cell.stats();
     assert_eq!((stats.builds, stats.waits, stats.abandoned), (0, 0, 0));
     assert!(!cell.is_refreshing());
@@ -34,7 +34,7 @@ fn while_it_waits_it_gives_up_its_place() {
     let wakes = [first.wakes_handle(), third.wakes_handle()];
     drop(first);
     drop(third);
-    // Nothing of them is kept, nobody is troubled.
+    // Nothing of them is kept, and no other task is woken.
     assert!(wakes.iter().all(|wakes| Arc::strong_count(wakes) == 1 && wakes.count() == 0));
     assert_eq!(second.wakes(), 0);
     lease.publish(1);
@@ -46,10 +46,14 @@ type Builder = fn(&Cell<u32>) -> Hand<'_, ()>;
 
 #[test]
 fn while_it_builds_it_gives_back_the_lease() {
-    let builders: [Builder; 3] = [
+    let builders: [Builder; 4] = [
         |cell| Hand::new(async { drop(cell.get_or_refresh_async(never).await) }),
-        |cell| Hand::new(async { drop(cell.get_fresh_or_refresh_async(never).await) }),
-        |cell| Hand::new(async { drop(cell.try_get_or_refresh_async(never::<Result<u32, ()>>).await) }),
+        |cell| Hand::new(async { drop(cell.request().max_stale(Duration::ZERO).get_async(never).await) }),
+        |cell| Hand::new(async { drop(cell.try_get_or_refresh_async(never::<Result<u32, &str>>).await) }),
+        |cell| {
+            let build = |_| never::<Result<_, &str>>();
+            Hand::new(async move { drop(cell.request().wait_at_most(TTL).try_get_with_async(build).await) })
+        },
     ];
     for builder in builders {
         let (cell, _clock) = cell();
@@ -182,7 +186,7 @@ fn when_it_has_taken_its_turn_after_a_cancelled_build_it_can_be_dropped_too() {
 fn a_wait_for_a_fresh_value_can_be_given_up() {
     let (cell, _clock) = stale_cell(1);
     let lease = cell.lookup().elected();
-    let mut task = Hand::new(cell.get_fresh_or_refresh_async(|| async { 0 }));
+    let mut task = Hand::new(cell.request().max_stale(Duration::ZERO).get_async(|| async { 0 }));
     task.pending();
     let wakes = task.wakes_handle();
     drop(task);
@@ -195,7 +199,7 @@ fn places_can_be_given_up() {
     let (cell, _clock) = cell();
     let lease = cell.lookup().elected();
     let mut borrowed = Hand::new(cell.lookup().pending());
-    let mut owned = Hand::new(owned_pending(&cell));
+    let mut owned = Hand::new(cell.lookup_owned().pending());
     borrowed.pending();
     owned.pending();
     let wakes = [borrowed.wakes_handle(), owned.wakes_handle()];

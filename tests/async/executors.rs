@@ -10,8 +10,8 @@ use dogpile::{DogpileCell, Drain, LazyDogpile, ManualClock, Policy, RefreshError
 use futures_lite::FutureExt as _;
 
 use crate::support::{
-    Door, LookupExt, Room, TICK, TTL, cell, guarded, is_planned, owned_pending, panic_as_planned, stale_cell,
-    until,
+    Door, LookupExt, Room, TICK, TTL, cell, guarded, is_planned, panic_as_planned, stale_cell, unbuilt,
+    until, untried,
 };
 
 /// What runs a scenario.
@@ -68,7 +68,7 @@ type Outcome<T> = std::thread::Result<T>;
 /// The result of a task, to be awaited.
 pub(crate) struct Spawned<T>(Arc<Mutex<Parcel<T>>>);
 
-/// Once it is there, and who waits for it.
+/// Once it is there, and the waker of the task that waits for it.
 type Parcel<T> = (Option<Outcome<T>>, Option<Waker>);
 
 impl Spawner {
@@ -205,17 +205,15 @@ async fn a_stale_value_is_served_while_a_task_builds(spawner: Spawner) {
         })
     };
     until("a task builds", || cell.is_refreshing()).await;
-    assert_eq!(*cell.get_or_refresh_async(|| async { unreachable!("somebody else builds") }).await, 1);
-    let served: Result<_, RefreshError<()>> =
-        cell.try_get_or_refresh_async(|| async { unreachable!("somebody else builds") }).await;
-    assert_eq!(*served.unwrap(), 1);
+    assert_eq!(*cell.get_or_refresh_async(unbuilt).await, 1);
+    assert_eq!(*cell.try_get_or_refresh_async(untried).await.unwrap(), 1);
     door.open();
     assert_eq!(*builder.join().await, 2);
     assert_eq!(cell.stats().waits, 0);
 }
 
 async fn tasks_share_one_error(spawner: Spawner) {
-    let (cell, _clock) = cell::<u32>();
+    let (cell, clock) = cell::<u32>();
     let door = Door::default();
     let tasks = (0..TASKS).map(|_| {
         let (cell, door) = (Arc::clone(&cell), door.clone());
@@ -237,8 +235,12 @@ async fn tasks_share_one_error(spawner: Spawner) {
             other => panic!("expected the error of the build, got {other:?}"),
         }
     }
-    assert!(errors.iter().all(|error| Arc::ptr_eq(error, &errors[0])));
+    assert!(errors.iter().all(|error| error.ptr_eq(&errors[0])));
     assert_eq!(cell.stats().builds, 1);
+    // In the retry pause others get it too.
+    let later = cell.try_get_or_refresh_async(untried).await.unwrap_err();
+    assert!(later.build_error().unwrap().ptr_eq(&errors[0]));
+    clock.advance(TTL);
     let built = cell.try_get_or_refresh_async(|| async { Ok::<_, &str>(1) }).await;
     assert_eq!(*built.unwrap(), 1);
 }
@@ -249,11 +251,13 @@ async fn a_fresh_value_is_waited_for(spawner: Spawner) {
     let tasks = (0..TASKS).map(|_| {
         let (cell, door) = (Arc::clone(&cell), door.clone());
         spawner.spawn(async move {
-            cell.get_fresh_or_refresh_async(|| async {
-                door.pass().await;
-                2
-            })
-            .await
+            cell.request()
+                .max_stale(Duration::ZERO)
+                .get_async(|| async {
+                    door.pass().await;
+                    2
+                })
+                .await
         })
     });
     let tasks: Vec<_> = tasks.collect();
@@ -300,7 +304,7 @@ async fn after_a_panic_one_task_is_next(spawner: Spawner) {
 async fn pendings_are_awaited(spawner: Spawner) {
     let (cell, _clock) = cell();
     let lease = cell.lookup().elected();
-    let owned = spawner.spawn(owned_pending(&cell));
+    let owned = spawner.spawn(cell.lookup_owned().pending());
     let borrowed = {
         let cell = Arc::clone(&cell);
         spawner.spawn(async move { cell.lookup().pending().await })
@@ -374,7 +378,7 @@ async fn a_lazy_cell_is_built_once(spawner: Spawner) {
     let lazy = Arc::new(LazyDogpile::new(Duration::from_secs(3600), build));
     let tasks = (0..TASKS).map(|_| {
         let lazy = Arc::clone(&lazy);
-        spawner.spawn(async move { lazy.get_async().await })
+        spawner.spawn(async move { lazy.get_or_refresh_async().await })
     });
     let tasks: Vec<_> = tasks.collect();
     until("all but one wait", || lazy.cell().stats().waits == TASKS - 1).await;
@@ -383,7 +387,7 @@ async fn a_lazy_cell_is_built_once(spawner: Spawner) {
         assert_eq!(*task.join().await, 0);
     }
     lazy.cell().invalidate();
-    assert_eq!((*lazy.get_async().await, builds.load(Ordering::SeqCst)), (1, 2));
+    assert_eq!((*lazy.get_or_refresh_async().await, builds.load(Ordering::SeqCst)), (1, 2));
 }
 
 type Numbers = Arc<SyncReaderCell<u32, ManualClock>>;
@@ -414,7 +418,8 @@ async fn a_sync_reader_cell_is_read_and_drained(spawner: Spawner) {
     clock.advance(TTL + TICK);
     let builder = {
         let cell = Arc::clone(&cell);
-        spawner.spawn(async move { *cell.get_fresh_or_refresh_async(|| async { 2 }).await })
+        spawner
+            .spawn(async move { *cell.request().max_stale(Duration::ZERO).get_async(|| async { 2 }).await })
     };
     until("the new value is out", || cell.generation() == 2).await;
     let synchronizer = {
@@ -424,8 +429,8 @@ async fn a_sync_reader_cell_is_read_and_drained(spawner: Spawner) {
             log.lock().unwrap().clone()
         })
     };
-    // Nobody waits who takes the new one.
-    assert_eq!(*cell.get_or_refresh_async(|| async { unreachable!("it is fresh") }).await, 2);
+    // Readers of the new one do not wait.
+    assert_eq!(*cell.get_or_refresh_async(unbuilt).await, 2);
     while let Some(reader) = held.pop() {
         assert_eq!((*reader, log.lock().unwrap().len(), cell.is_refreshing()), (1, 0, true));
         drop(reader);
@@ -460,7 +465,7 @@ async fn a_sync_reader_cell_shares_one_error(spawner: Spawner) {
             other => panic!("expected the error of the build, got {other:?}"),
         }
     }
-    assert!(errors.iter().all(|error| Arc::ptr_eq(error, &errors[0])));
+    assert!(errors.iter().all(|error| error.ptr_eq(&errors[0])));
     assert_eq!((cell.stats().builds, log.lock().unwrap().len()), (1, 0));
 }
 

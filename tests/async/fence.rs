@@ -1,10 +1,11 @@
 //! G4: what began before an `invalidate`, a `clear` or a `set` does not undo it.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use dogpile::{Freshness, RefreshError};
+use dogpile::Freshness;
 
-use crate::support::{Cell, Door, Hand, LookupExt, cell, stale_cell};
+use crate::support::{Cell, Door, Hand, LookupExt, cell, never, stale_cell, untried};
 
 /// A task that builds 1, and is suspended in it until the door is opened.
 fn builder<'a>(cell: &'a Cell<u32>, door: &'a Door) -> Hand<'a, Arc<u32>> {
@@ -22,7 +23,7 @@ fn an_invalidate_during_a_build_makes_its_value_stale() {
     let door = Door::default();
     let mut builder = builder(&cell, &door);
     let mut waits = Hand::new(cell.get_or_refresh_async(|| async { 0 }));
-    let mut wants_fresh = Hand::new(cell.get_fresh_or_refresh_async(|| async { 2 }));
+    let mut wants_fresh = Hand::new(cell.request().max_stale(Duration::ZERO).get_async(|| async { 2 }));
     waits.pending();
     wants_fresh.pending();
     cell.invalidate();
@@ -42,11 +43,54 @@ fn a_clear_during_a_build_leaves_its_value_to_its_caller() {
     let door = Door::default();
     let mut builder = builder(&cell, &door);
     assert_eq!(cell.clear().as_deref(), Some(&0));
-    let mut waits = Hand::new(cell.get_or_refresh_async(|| async { 2 }));
-    waits.pending();
+    assert!(!cell.is_refreshing());
     door.open();
     assert_eq!((*builder.ready(), cell.get(), cell.stats().fenced), (1, None, 1));
-    assert_eq!((waits.wakes(), *waits.ready()), (1, 2));
+    assert_eq!(*Hand::new(cell.get_or_refresh_async(|| async { 2 })).ready(), 2);
+}
+
+/// G1: a build that can no longer be published makes no caller wait.
+#[test]
+fn a_clear_during_a_build_lets_the_next_caller_build_at_once() {
+    let ends: [fn(&Cell<u32>); 2] = [|cell| drop(cell.clear()), |cell| assert!(cell.revoke())];
+    for end in ends {
+        let (cell, _clock) = cell();
+        let door = Door::default();
+        let mut builder = builder(&cell, &door);
+        let mut waits = Hand::new(cell.get_or_refresh_async(|| async { 2 }));
+        waits.pending();
+        end(&cell);
+        // The waiter looks again, and is elected.
+        let value = waits.ready();
+        assert_eq!((waits.wakes(), *value, cell.is_refreshing()), (1, 2, false));
+        // The caller of the late build gets what the cell serves by now.
+        door.open();
+        assert!(Arc::ptr_eq(&builder.ready(), &value));
+        assert_eq!((cell.generation(), cell.stats().fenced), (1, 1));
+    }
+}
+
+#[test]
+fn the_failure_of_a_build_that_was_revoked_is_its_callers_only() {
+    let (cell, _clock) = cell::<u32>();
+    let door = Door::default();
+    let mut builder = Hand::new(cell.try_get_or_refresh_async(|| async {
+        door.pass().await;
+        Err("no")
+    }));
+    builder.pending();
+    assert!(cell.revoke());
+    let mut next = Hand::new(cell.try_get_or_refresh_async(never::<Result<u32, &str>>));
+    next.pending();
+    let mut waits = Hand::new(cell.try_get_or_refresh_async(untried));
+    waits.pending();
+    door.open();
+    assert_eq!(builder.ready().unwrap_err().to_string(), "no");
+    // It begins no pause, is no error of the cell's, and takes no lease away.
+    waits.pending();
+    assert!(cell.is_refreshing() && cell.last_error().is_none());
+    drop(next);
+    assert!(waits.wakes() > 0);
 }
 
 #[test]
@@ -59,10 +103,10 @@ fn a_set_during_a_build_stays() {
     waits.pending();
     tries.pending();
     let value = cell.set(7);
-    // Those who wait have it at once.
+    // The waiters have it at once, and the build holds no lease any more.
     assert_eq!((waits.wakes(), tries.wakes()), (1, 1));
     assert!(Arc::ptr_eq(&waits.ready(), &value) && Arc::ptr_eq(&tries.ready().unwrap(), &value));
-    assert!(cell.is_refreshing());
+    assert!(!cell.is_refreshing());
     door.open();
     assert!(Arc::ptr_eq(&builder.ready(), &value));
     assert_eq!((cell.generation(), cell.is_refreshing()), (1, false));
@@ -79,8 +123,9 @@ fn an_error_after_a_set_is_its_callers_only() {
     builder.pending();
     cell.set(7);
     door.open();
-    // The value is fresh: it stands in for the error.
+    // The value is fresh: the caller gets it in place of the error.
     assert_eq!(*builder.ready().unwrap(), 7);
+    assert!(cell.last_error().is_none());
     cell.clear();
     assert_eq!(*Hand::new(cell.try_get_or_refresh_async(|| async { Ok::<_, &str>(8) })).ready().unwrap(), 8);
 }
@@ -95,14 +140,13 @@ fn a_value_that_is_set_before_a_cancelled_build_stays() {
     assert_eq!((cell.get().as_deref(), cell.freshness()), (Some(&7), Freshness::Fresh));
 }
 
-/// G3: a task that was told of a build long ago does not go back.
+/// G3: a task that was woken by a build long ago does not go back.
 #[test]
 fn a_task_that_is_polled_late_gets_the_newest_value() {
     let (cell, _clock) = cell();
     let lease = cell.lookup().elected();
     let mut task = Hand::new(cell.get_or_refresh_async(|| async { 0 }));
-    let mut tries: Hand<'_, Result<_, RefreshError<&str>>> =
-        Hand::new(cell.try_get_or_refresh_async(|| async { Err("no") }));
+    let mut tries = Hand::new(cell.try_get_or_refresh_async(untried));
     task.pending();
     tries.pending();
     lease.publish(1);
@@ -128,7 +172,7 @@ fn a_task_that_is_polled_late_and_wants_a_fresh_value_takes_no_newer_one_that_is
         let (cell, _clock) = cell();
         let door = Door::default();
         let mut builder = builder(&cell, &door);
-        let mut wants_fresh = Hand::new(cell.get_fresh_or_refresh_async(|| async { 2 }));
+        let mut wants_fresh = Hand::new(cell.request().max_stale(Duration::ZERO).get_async(|| async { 2 }));
         wants_fresh.pending();
         door.open();
         assert_eq!(*builder.ready(), 1);

@@ -31,7 +31,7 @@ async fn ten_thousand(spawner: Spawner) {
         assert!(Arc::ptr_eq(value.get_or_insert_with(|| Arc::clone(&built)), &built));
     }
     assert_eq!((builds.load(Ordering::SeqCst), cell.stats().builds), (1, 1));
-    // The cell's and this one: nobody has kept another.
+    // The cell's and this one: no task has kept another.
     assert_eq!(value.as_ref().map(Arc::strong_count), Some(2));
 }
 

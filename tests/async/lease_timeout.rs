@@ -5,9 +5,7 @@ use std::time::Duration;
 
 use dogpile::{DogpileCell, Drain, Freshness, ManualClock, Policy, RefreshError, SyncReaderCell, Waited};
 
-use crate::support::{
-    Cell, Door, Hand, LookupExt, TICK, TTL, cell_with, eventually, guarded, joined, never, owned_pending,
-};
+use crate::support::{Cell, Door, Hand, LookupExt, TICK, TTL, cell_with, eventually, guarded, joined, never};
 
 const LEASE: Duration = Duration::from_secs(3);
 
@@ -74,7 +72,7 @@ fn a_late_error_does_not_count_either() {
     waits.pending();
     door.open();
     assert!(matches!(builder.ready(), Err(RefreshError::Build(_))));
-    // Nobody is told of it who waits for the other one.
+    // No waiter of the other build is woken by it.
     assert_eq!(waits.pending().wakes(), 0);
     assert!(cell.is_refreshing());
     drop(second);
@@ -121,7 +119,7 @@ fn every_lease_is_timed_anew() {
 fn a_place_is_abandoned_when_the_time_is_over() {
     let (cell, clock) = impatient();
     let lease = cell.lookup().elected();
-    let mut owned = Hand::new(owned_pending(&cell));
+    let mut owned = Hand::new(cell.lookup_owned().pending());
     let mut borrowed = Hand::new(cell.lookup().pending());
     owned.pending();
     borrowed.pending();

@@ -1,5 +1,5 @@
-//! Many tasks and threads that are cancelled, fail and panic at random: nobody is left asleep, nobody builds beside
-//! another, nothing is kept.
+//! Many tasks and threads that are cancelled, fail and panic at random: no task is left asleep, no two build at a time,
+//! nothing is kept.
 //!
 //! `DOGPILE_SEED` repeats the draws of a run, though not what the scheduler does. The seed is printed, which the test
 //! harness shows if the test fails; a hang is ended by `guarded`.
@@ -13,12 +13,14 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 
-use dogpile::{DogpileCell, Drain, ManualClock, OwnedLookup, Policy, RefreshError, SyncReaderCell, Waited};
+use dogpile::{
+    DogpileCell, Drain, Lookup, ManualClock, Policy, RefreshError, Refreshed, SyncReaderCell, Waited,
+};
 use futures_lite::FutureExt as _;
 use futures_lite::future::yield_now;
 
 use crate::executors::{Executor, Spawner};
-use crate::support::{Room, TICK, TTL, is_planned, panic_as_planned, until};
+use crate::support::{Room, TICK, TTL, is_planned, panic_as_planned, plain, until};
 
 fn seed() -> u64 {
     let seed = match std::env::var("DOGPILE_SEED") {
@@ -110,7 +112,7 @@ impl Stage {
             }
             let polled = future.as_mut().poll(cx).map(Some);
             if left.is_some() && polled.is_pending() {
-                // It has other reasons to be polled, and is not told of the one that counts.
+                // It is polled for other reasons than a wake-up of the future.
                 cx.waker().wake_by_ref();
             }
             polled
@@ -149,7 +151,7 @@ impl Stage {
         println!("{builds} builds, {completed} reads completed, {cancelled} cancelled");
         assert!(builds > 100 && completed > 500 && cancelled > 500, "it was not much of a load");
         assert!(self.room.is_empty());
-        assert_eq!(self.alive.load(Ordering::SeqCst), 0, "values are alive that nobody can have");
+        assert_eq!(self.alive.load(Ordering::SeqCst), 0, "a value is alive that is in no cell");
     }
 }
 
@@ -159,20 +161,28 @@ const THREADS: u64 = 2;
 
 type Cell = Arc<DogpileCell<Token, ManualClock>>;
 
-/// One read of whichever kind, and now and then something that makes the next one wait.
-async fn step(cell: &Cell, clock: &ManualClock, stage: &Stage, random: &mut Random) {
+/// One read of any kind, and now and then something that makes the next one wait. `displaces`: also what takes the lease
+/// from a running build, so that the next one runs beside it.
+async fn step(cell: &Cell, clock: &ManualClock, stage: &Stage, displaces: bool, random: &mut Random) {
     let draws = Random(random.next());
-    match random.below(8) {
+    match random.below(10) {
         0 | 1 => drop(stage.perhaps(random, cell.get_or_refresh_async(|| stage.build_value(draws))).await),
         2 | 3 => drop(stage.perhaps(random, cell.try_get_or_refresh_async(|| stage.build(draws))).await),
-        4 => drop(stage.perhaps(random, cell.get_fresh_or_refresh_async(|| stage.build_value(draws))).await),
+        4 => drop(
+            stage
+                .perhaps(
+                    random,
+                    cell.request().max_stale(Duration::ZERO).get_async(|| stage.build_value(draws)),
+                )
+                .await,
+        ),
         5 => match cell.lookup_owned() {
-            OwnedLookup::Pending(pending) => {
+            Lookup::Pending(pending) => {
                 if let Some(waited) = stage.perhaps(random, pending).await {
                     assert!(!matches!(waited, Waited::Reentrant));
                 }
             }
-            OwnedLookup::Elected(lease) => {
+            Lookup::Elected(lease) => {
                 // Held for a while, and given back or used.
                 let built = stage.perhaps(random, stage.build_value(draws)).await;
                 if let Some(token) = built {
@@ -182,13 +192,20 @@ async fn step(cell: &Cell, clock: &ManualClock, stage: &Stage, random: &mut Rand
             _ => {}
         },
         6 => clock.advance(TTL + TICK),
-        _ => {
-            if random.one_in(2) {
-                drop(cell.clear());
-            } else {
-                cell.invalidate();
-            }
+        7 => {
+            let build = |_| async { stage.build(draws).await.map(Refreshed::New) };
+            let request = cell.request().no_cache().or_stale();
+            drop(stage.perhaps(random, request.try_get_with_async(build)).await);
         }
+        8 => {
+            // The clock may stand still from now on, if this is the last task: it waits for nothing.
+            let request = cell.request().wait_at_most(Duration::ZERO);
+            let read = stage.perhaps(random, request.try_get_async(|| stage.build(draws))).await;
+            assert!(!matches!(read, Some(Err(RefreshError::Reentrant | RefreshError::Abandoned))));
+        }
+        _ if displaces && random.one_in(2) => drop(cell.clear()),
+        _ if displaces && random.one_in(4) => drop(cell.revoke()),
+        _ => cell.invalidate(),
     }
     if random.one_in(3) {
         yield_now().await;
@@ -198,18 +215,18 @@ async fn step(cell: &Cell, clock: &ManualClock, stage: &Stage, random: &mut Rand
 async fn cancelled_at_random(spawner: Spawner) {
     let mut seeds = Random(seed());
     let clock = ManualClock::new();
-    // Expired at once, so that there is somebody who waits.
-    let policy = Policy::ttl(TTL).stale_while_refresh(Duration::ZERO);
+    // Expired at once, so that some wait.
+    let policy = plain(Policy::ttl(TTL).stale_while_refresh(Duration::ZERO));
     let cell: Cell = Arc::new(DogpileCell::with_clock(policy, clock.clone()));
     let stage = Stage::default();
     // So that some wait, however they are scheduled.
-    let OwnedLookup::Elected(first) = cell.lookup_owned() else { panic!("the first caller is elected") };
+    let Lookup::Elected(first) = cell.lookup_owned() else { panic!("the first caller is elected") };
     let tasks = (0..TASKS).map(|_| {
         let (cell, clock, stage) = (Arc::clone(&cell), clock.clone(), stage.clone());
         let mut random = Random(seeds.next());
         spawner.spawn(async move {
             for _ in 0..ROUNDS {
-                step(&cell, &clock, &stage, &mut random).await;
+                step(&cell, &clock, &stage, false, &mut random).await;
             }
         })
     });
@@ -243,7 +260,7 @@ async fn cancelled_at_random(spawner: Spawner) {
     assert_eq!(stats.superseded, 0);
     assert_eq!(Arc::strong_count(&cell), 1, "a task that has ended keeps the cell");
     if let Some(value) = cell.clear() {
-        assert_eq!(Arc::strong_count(&value), 1, "somebody keeps the value");
+        assert_eq!(Arc::strong_count(&value), 1, "the value is kept");
     }
     drop(cell);
     stage.close();
@@ -269,11 +286,11 @@ fn on_none() {
     Executor::Bare.run(cancelled_at_random);
 }
 
-/// The same with leases that time out, where late builds go on beside the one that counts.
+/// The same with leases that time out or are taken away, where late builds go on beside the one that counts.
 async fn superseded_at_random(spawner: Spawner) {
     let mut seeds = Random(seed());
     let clock = ManualClock::new();
-    let policy = Policy::ttl(TTL).stale_while_refresh(Duration::ZERO).lease_timeout(TTL);
+    let policy = plain(Policy::ttl(TTL).stale_while_refresh(Duration::ZERO)).lease_timeout(TTL);
     let cell: Cell = Arc::new(DogpileCell::with_clock(policy, clock.clone()));
     // Not one at a time: a room for each build.
     let stage = Stage::default();
@@ -283,7 +300,7 @@ async fn superseded_at_random(spawner: Spawner) {
         let mut random = Random(seeds.next());
         spawner.spawn(async move {
             for _ in 0..ROUNDS {
-                step(&cell, &clock, &stage, &mut random).await;
+                step(&cell, &clock, &stage, true, &mut random).await;
             }
         })
     });
@@ -317,7 +334,7 @@ async fn drains_cancelled_at_random(spawner: Spawner) {
             drop(token);
         }
     };
-    let policy = Policy::ttl(TTL).stale_while_refresh(Duration::ZERO);
+    let policy = plain(Policy::ttl(TTL).stale_while_refresh(Duration::ZERO));
     let cell = Arc::new(SyncReaderCell::with_clock(policy, clock.clone(), Drain::Wait(TTL), finalizer));
     let tasks = (0..TASKS).map(|_| {
         let (cell, clock, stage) = (Arc::clone(&cell), clock.clone(), stage.clone());
@@ -341,7 +358,8 @@ async fn drains_cancelled_at_random(spawner: Spawner) {
                         assert!(!matches!(reader, Some(Err(RefreshError::WaitTimeout))));
                     }
                     5 => {
-                        let read = cell.get_fresh_or_refresh_async(|| stage.build_value(draws));
+                        let read =
+                            cell.request().max_stale(Duration::ZERO).get_async(|| stage.build_value(draws));
                         drop(stage.perhaps(&mut random, read).await);
                     }
                     6 => drop(stage.perhaps(&mut random, cell.synchronize_async()).await),

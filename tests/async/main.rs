@@ -1,15 +1,15 @@
 //! The feature `async`: one cell and one lease for tasks and threads, on any executor.
 //!
 //! Most tests poll their futures by hand, each with a waker that counts ([`support::Hand`]), so that the order is
-//! theirs. Real executors where they are the point: [`executors`], [`herd`], [`shutdown`], [`load`]. Time is a
-//! `ManualClock`; real time is a guard against hangs.
+//! the test's. Real executors where they are the point: [`executors`], [`herd`], [`spawn`], [`shutdown`], [`load`]. Time is
+//! a `ManualClock`; real time is a guard against hangs.
 
-mod background;
 mod bounds;
 mod cancellation;
 mod executors;
 mod fence;
 mod herd;
+mod impatient;
 mod lazy;
 mod lease_timeout;
 mod load;
@@ -17,8 +17,10 @@ mod pending;
 mod reads;
 mod reentrancy;
 mod refresher;
+mod request;
 mod sharing;
 mod shutdown;
+mod spawn;
 mod support;
 mod sync_reader;
 mod wakers;

@@ -1,11 +1,11 @@
-//! `Pending` and `OwnedPending` are futures.
+//! `Pending` is a future, borrowed or `'static`.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use dogpile::{Policy, Waited};
 
-use crate::support::{Cell, Hand, LookupExt, TICK, TTL, cell, cell_with, eventually, joined, owned_pending};
+use crate::support::{Cell, Hand, LookupExt, TICK, TTL, cell, cell_with, eventually, joined};
 
 #[test]
 fn a_place_is_ready_when_the_build_has_ended() {
@@ -15,7 +15,7 @@ fn a_place_is_ready_when_the_build_has_ended() {
         let (cell, _clock) = cell();
         let lease = cell.lookup().elected();
         let mut borrowed = Hand::new(cell.lookup().pending());
-        let mut owned = Hand::new(owned_pending(&cell));
+        let mut owned = Hand::new(cell.lookup_owned().pending());
         borrowed.pending();
         owned.pending();
         end(lease);
@@ -23,7 +23,7 @@ fn a_place_is_ready_when_the_build_has_ended() {
         for waited in [borrowed.ready(), owned.ready()] {
             match (number, waited) {
                 (0, Waited::Published(value)) => assert_eq!(*value, 7),
-                (1, Waited::Failed(error)) => assert!(error.is::<&str>()),
+                (1, Waited::Failed(error)) => assert_eq!(error.to_string(), "no"),
                 (2, Waited::Abandoned) => {}
                 (_, other) => panic!("{other:?}"),
             }
@@ -47,10 +47,12 @@ fn a_place_can_be_awaited_after_a_wait_that_timed_out() {
     let (cell, _clock) = cell();
     let lease = cell.lookup().elected();
     let Err(borrowed) = cell.lookup().pending().wait_timeout(Duration::ZERO) else {
-        panic!("nobody ends it")
+        panic!("the build runs")
     };
-    let Err(owned) = owned_pending(&cell).wait_timeout(Duration::ZERO) else { panic!("nobody ends it") };
-    let Err(dropped) = cell.lookup().pending().wait_timeout(Duration::ZERO) else { panic!("nobody ends it") };
+    let Err(owned) = cell.lookup_owned().pending().wait_timeout(Duration::ZERO) else {
+        panic!("the build runs")
+    };
+    let Err(dropped) = cell.lookup().pending().wait_timeout(Duration::ZERO) else { panic!("the build runs") };
     drop(dropped);
     let (mut borrowed, mut owned) = (Hand::new(borrowed), Hand::new(owned));
     borrowed.pending();
@@ -67,11 +69,11 @@ fn a_place_can_be_awaited_after_a_wait_that_timed_out() {
 fn a_place_that_was_polled_can_be_blocked_on() {
     let (cell, _clock) = cell();
     let lease = cell.lookup().elected();
-    let (mut polled, counter) = (owned_pending(&cell), Arc::<crate::support::Wakes>::default());
+    let (mut polled, counter) = (cell.lookup_owned().pending(), Arc::<crate::support::Wakes>::default());
     let waker = std::task::Waker::from(Arc::clone(&counter));
     let mut cx = std::task::Context::from_waker(&waker);
     assert!(std::pin::Pin::new(&mut polled).poll(&mut cx).is_pending());
-    let Err(polled) = polled.wait_timeout(Duration::ZERO) else { panic!("nobody ends it") };
+    let Err(polled) = polled.wait_timeout(Duration::ZERO) else { panic!("the build runs") };
     let thread = std::thread::spawn(move || polled.wait());
     eventually("the thread waits", || cell.stats().waits == 2);
     lease.publish(7);
@@ -115,10 +117,8 @@ fn a_place_that_is_polled_again_after_the_lease_has_timed_out_is_ready_again() {
 #[test]
 fn an_owned_place_keeps_the_cell_alive_and_moves_between_tasks() {
     let (cell, _clock) = cell();
-    let dogpile::OwnedLookup::Elected(lease) = cell.lookup_owned() else {
-        panic!("the first caller is elected")
-    };
-    let mut place = owned_pending(&cell);
+    let lease = cell.lookup_owned().elected();
+    let mut place = cell.lookup_owned().pending();
     drop(cell);
     let tasks = [1, 2, 3].map(|_| Arc::<crate::support::Wakes>::default());
     for task in &tasks {

@@ -1,12 +1,13 @@
 //! A read that finds something to serve is ready at the first poll, and has nothing to do with a waker.
 
 use std::future::Future;
-use std::sync::Arc;
 use std::time::Duration;
 
 use dogpile::{DogpileCell, Drain, ManualClock, Policy, RefreshError, SyncReaderCell};
 
-use crate::support::{Cell, Hand, LookupExt, TICK, TTL, cell, cell_with, never, stale_cell};
+use crate::support::{
+    Cell, Hand, LookupExt, TICK, TTL, cell, cell_with, never, stale_cell, unbuilt, untried,
+};
 
 /// Polls `future` once: it has to be ready, and to leave the waker alone.
 #[track_caller]
@@ -18,16 +19,14 @@ fn at_once<T>(future: impl Future<Output = T>) -> T {
     value
 }
 
-async fn unreached<T>() -> T {
-    unreachable!("there is something to serve")
-}
-
 /// Each read that takes a stale value.
 #[track_caller]
 fn serves(cell: &DogpileCell<u32, ManualClock>, value: u32) {
-    assert_eq!(*at_once(cell.get_or_refresh_async(unreached)), value);
-    let served: Result<_, RefreshError<()>> = at_once(cell.try_get_or_refresh_async(unreached));
-    assert_eq!(*served.unwrap(), value);
+    assert_eq!(*at_once(cell.get_or_refresh_async(unbuilt)), value);
+    assert_eq!(*at_once(cell.try_get_or_refresh_async(untried)).unwrap(), value);
+    assert_eq!(*at_once(cell.request().get_async(unbuilt)), value);
+    let conditional = cell.request().wait_at_most(TTL).try_get_with_async(|_| untried());
+    assert_eq!(*at_once(conditional).unwrap(), value);
 }
 
 #[test]
@@ -36,7 +35,7 @@ fn a_fresh_read_is_ready_at_once() {
     cell.set(1);
     clock.advance(TTL);
     serves(&cell, 1);
-    assert_eq!(*at_once(cell.get_fresh_or_refresh_async(unreached)), 1);
+    assert_eq!(*at_once(cell.request().max_stale(Duration::ZERO).get_async(unbuilt)), 1);
 }
 
 #[test]
@@ -45,7 +44,7 @@ fn a_fresh_read_without_a_deadline_is_ready_at_once() {
     cell.set(1);
     clock.advance(Duration::MAX);
     serves(&cell, 1);
-    assert_eq!(*at_once(cell.get_fresh_or_refresh_async(unreached)), 1);
+    assert_eq!(*at_once(cell.request().max_stale(Duration::ZERO).get_async(unbuilt)), 1);
 }
 
 #[test]
@@ -65,7 +64,8 @@ fn a_stale_read_during_a_build_is_ready_at_once() {
 
 #[test]
 fn a_stale_read_in_a_retry_pause_is_ready_at_once() {
-    let (cell, clock) = cell_with(Policy::ttl(TTL).retry_backoff(TTL, TTL));
+    let policy = Policy::ttl(TTL).retry_backoff(TTL, TTL).stale_if_error(Duration::ZERO);
+    let (cell, clock) = cell_with(policy);
     cell.set(1);
     clock.advance(TTL + TICK);
     let failed = at_once(cell.try_get_or_refresh_async(|| async { Err("no") }));
@@ -83,22 +83,24 @@ fn the_error_of_a_retry_pause_is_ready_at_once() {
     else {
         panic!("it fails")
     };
-    let second: Result<_, RefreshError<&str>> = at_once(cell.try_get_or_refresh_async(unreached));
-    assert!(matches!(second, Err(RefreshError::Build(second)) if Arc::ptr_eq(&first, &second)));
-    // An error of another type means nothing to this one; and this one can return none. Both build.
-    let other = at_once(cell.try_get_or_refresh_async(|| async { Err(7) }));
-    assert!(matches!(other, Err(RefreshError::Build(error)) if *error == 7));
+    let second = at_once(cell.try_get_or_refresh_async(untried));
+    assert!(matches!(second, Err(RefreshError::Build(second)) if first.ptr_eq(&second)));
+    // Whatever the error type of the caller's own build is.
+    let other = at_once(cell.try_get_or_refresh_async(never::<Result<u32, std::io::Error>>));
+    assert!(matches!(other, Err(RefreshError::Build(error)) if first.ptr_eq(&error)));
+    // This one can return no error, and builds.
     assert_eq!(*at_once(cell.get_or_refresh_async(|| async { 1 })), 1);
-    assert_eq!(cell.stats().builds, 3);
+    assert_eq!(cell.stats().builds, 2);
 }
 
 #[test]
-fn a_stale_value_stands_in_for_an_error() {
+fn a_stale_value_is_served_in_place_of_an_error() {
     let (cell, clock) = cell_with(Policy::ttl(TTL).stale_if_error(TTL));
     cell.set(1);
     clock.advance(TTL + TICK);
     let served = at_once(cell.try_get_or_refresh_async(|| async { Err("no") }));
-    assert_eq!(*served.unwrap(), 1);
+    assert_eq!((*served.unwrap(), cell.stats().served_stale_on_error), (1, 1));
+    assert_eq!(cell.last_error().unwrap().to_string(), "no");
     clock.advance(TTL);
     let failed = at_once(cell.try_get_or_refresh_async(|| async { Err("no") }));
     assert!(matches!(failed, Err(RefreshError::Build(_))));
@@ -107,12 +109,16 @@ fn a_stale_value_stands_in_for_an_error() {
 #[test]
 fn nothing_happens_before_the_first_poll() {
     let (cell, _clock) = cell::<u32>();
-    let future = cell.get_or_refresh_async(|| -> std::future::Ready<u32> { unreachable!("nobody polls") });
-    let fresh = cell.get_fresh_or_refresh_async(|| -> std::future::Ready<u32> { unreachable!("as above") });
+    let future =
+        cell.get_or_refresh_async(|| -> std::future::Ready<u32> { unreachable!("it is not polled") });
+    let fresh = cell
+        .request()
+        .max_stale(Duration::ZERO)
+        .get_async(|| -> std::future::Ready<u32> { unreachable!("as above") });
     assert_eq!((cell.stats().builds, cell.is_refreshing()), (0, false));
     drop((future, fresh));
-    // It looks when it is polled, not when it is called.
-    let mut late = Hand::new(cell.get_or_refresh_async(unreached));
+    // It looks at the cell when it is polled, not when it is made.
+    let mut late = Hand::new(cell.get_or_refresh_async(unbuilt));
     cell.set(1);
     assert_eq!(*late.ready(), 1);
 }
@@ -122,13 +128,13 @@ fn reads_of_a_sync_reader_cell_are_ready_at_once() {
     let clock = ManualClock::new();
     let cell = SyncReaderCell::with_clock(Policy::ttl(TTL), clock.clone(), Drain::Background, drop::<u32>);
     let serves = |value| {
-        assert_eq!(*at_once(cell.get_or_refresh_async(unreached)), value);
-        let served: Result<_, RefreshError<()>> = at_once(cell.try_get_or_refresh_async(unreached));
-        assert_eq!(*served.unwrap(), value);
+        assert_eq!(*at_once(cell.get_or_refresh_async(unbuilt)), value);
+        assert_eq!(*at_once(cell.try_get_or_refresh_async(untried)).unwrap(), value);
+        assert_eq!(*at_once(cell.request().get_async(unbuilt)), value);
     };
     cell.set(1);
     serves(1);
-    assert_eq!(*at_once(cell.get_fresh_or_refresh_async(unreached)), 1);
+    assert_eq!(*at_once(cell.request().max_stale(Duration::ZERO).get_async(unbuilt)), 1);
     clock.advance(TTL + TICK);
     let mut builder = Hand::new(cell.get_or_refresh_async(never));
     builder.pending();
@@ -136,6 +142,8 @@ fn reads_of_a_sync_reader_cell_are_ready_at_once() {
     // Nothing is retired.
     at_once(cell.synchronize_async());
     drop(builder);
+    // Not even the finalizer of the old value comes in the way, which runs on the cell's own thread.
     assert_eq!(*at_once(cell.get_or_refresh_async(|| async { 2 })), 2);
+    Hand::new(cell.synchronize_async()).eventually_ready();
     at_once(cell.synchronize_async());
 }

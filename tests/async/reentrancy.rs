@@ -1,4 +1,4 @@
-//! G10: a build that asks its own cell is served or told, never hung. Also when it is a future.
+//! G10: a build that reads its own cell gets the old value or an error; it never hangs. Also when it is a future.
 
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
@@ -14,7 +14,7 @@ use futures_lite::future::{yield_now, zip};
 
 use crate::support::{
     Cell, Door, Hand, LookupExt, cell, guarded, panic_as_planned, panic_message, panics_as_planned, run,
-    stale_cell,
+    stale_cell, unbuilt, untried,
 };
 
 #[test]
@@ -22,10 +22,9 @@ fn a_build_that_asks_gets_the_stale_value() {
     let (cell, _clock) = stale_cell(1);
     let value = run(cell.get_or_refresh_async(|| async {
         yield_now().await;
-        assert_eq!(*cell.get_or_refresh_async(|| async { unreachable!() }).await, 1);
-        let served: Result<_, RefreshError<()>> =
-            cell.try_get_or_refresh_async(|| async { unreachable!() }).await;
-        assert_eq!(*served.unwrap(), 1);
+        assert_eq!(*cell.get_or_refresh_async(unbuilt).await, 1);
+        assert_eq!(*cell.try_get_or_refresh_async(untried).await.unwrap(), 1);
+        assert_eq!(*cell.request().get_async(unbuilt).await, 1);
         assert_eq!(*cell.get_or_refresh(|| unreachable!()), 1);
         *cell.get().unwrap() + 1
     }));
@@ -59,19 +58,19 @@ fn without_a_value_get_or_refresh_async_panics_and_says_where() {
 }
 
 #[test]
-fn get_fresh_or_refresh_async_panics_and_says_where() {
+fn get_async_panics_and_says_where() {
     let (cell, _clock) = stale_cell(1);
     let line = AtomicU32::new(0);
     let message = panic_message(|| {
-        run(cell.get_fresh_or_refresh_async(|| async {
+        run(cell.request().max_stale(Duration::ZERO).get_async(|| async {
             yield_now().await;
             line.store(line!() + 1, Ordering::SeqCst);
-            let own = cell.get_fresh_or_refresh_async(|| async { 1 });
+            let own = cell.request().max_stale(Duration::ZERO).get_async(|| async { 1 });
             *own.await
         }))
     });
-    names(&message, "get_fresh_or_refresh_async", &line);
-    assert_eq!(*run(cell.get_fresh_or_refresh_async(|| async { 2 })), 2);
+    names(&message, "get_async", &line);
+    assert_eq!(*run(cell.request().max_stale(Duration::ZERO).get_async(|| async { 2 })), 2);
 }
 
 #[test]
@@ -79,22 +78,20 @@ fn without_a_value_try_get_or_refresh_async_returns_an_error() {
     let (cell, _clock) = cell::<u32>();
     let value = run(cell.try_get_or_refresh_async(|| async {
         yield_now().await;
-        let result: Result<_, RefreshError<()>> =
-            cell.try_get_or_refresh_async(|| async { unreachable!() }).await;
+        let result = cell.try_get_or_refresh_async(untried).await;
         assert!(matches!(result, Err(RefreshError::Reentrant)));
-        Ok::<_, ()>(1)
+        Ok::<_, &str>(1)
     }));
     assert_eq!(*value.unwrap(), 1);
     assert_eq!(cell.stats().waits, 0);
 }
 
 #[test]
-fn a_sync_reader_cell_tells_it_too() {
+fn a_build_of_a_sync_reader_cell_gets_an_error_too() {
     let cell = Arc::new(dogpile::SyncReaderCell::new(Duration::from_secs(3600), drop::<u32>));
     let value = run(cell.get_or_refresh_async(|| async {
         yield_now().await;
-        let result: Result<_, RefreshError<()>> =
-            cell.try_get_or_refresh_async(|| async { unreachable!() }).await;
+        let result = cell.try_get_or_refresh_async(untried).await;
         assert!(matches!(result, Err(RefreshError::Reentrant)));
         1
     }));
@@ -110,18 +107,18 @@ fn a_sync_reader_cell_tells_it_too() {
     });
     names(&message, "get_or_refresh_async", &line);
     let message = panic_message(|| {
-        run(cell.get_fresh_or_refresh_async(|| async {
+        run(cell.request().max_stale(Duration::ZERO).get_async(|| async {
             line.store(line!() + 1, Ordering::SeqCst);
-            let own = cell.get_fresh_or_refresh_async(|| async { 1 });
+            let own = cell.request().max_stale(Duration::ZERO).get_async(|| async { 1 });
             *own.await
         }))
     });
-    names(&message, "get_fresh_or_refresh_async", &line);
+    names(&message, "get_async", &line);
     assert_eq!(*cell.get_or_refresh(|| 2), 2);
 }
 
 #[test]
-fn a_place_that_is_awaited_inside_the_build_says_so() {
+fn a_pending_that_is_awaited_inside_the_build_is_reentrant() {
     let (cell, _clock) = cell();
     run(cell.get_or_refresh_async(|| async {
         yield_now().await;
@@ -136,7 +133,7 @@ fn a_place_that_is_awaited_inside_the_build_says_so() {
 fn the_closure_that_makes_the_future_is_inside_too() {
     let (cell, _clock) = cell::<u32>();
     let value = run(cell.get_or_refresh_async(|| {
-        let result: Result<_, RefreshError<()>> = cell.try_get_or_refresh(|| unreachable!());
+        let result = cell.try_get_or_refresh(|| -> Result<_, &str> { unreachable!() });
         assert!(matches!(result, Err(RefreshError::Reentrant)));
         async { 1 }
     }));
@@ -144,13 +141,12 @@ fn the_closure_that_makes_the_future_is_inside_too() {
 }
 
 #[test]
-fn threads_and_tasks_are_told_inside_each_other() {
+fn a_build_of_a_thread_that_runs_a_task_gets_an_error_and_so_does_the_reverse() {
     let (cell, _clock) = cell::<u32>();
     // A thread's build that runs a future.
     let value = cell.get_or_refresh(|| {
         run(async {
-            let result: Result<_, RefreshError<()>> =
-                cell.try_get_or_refresh_async(|| async { unreachable!() }).await;
+            let result = cell.try_get_or_refresh_async(untried).await;
             assert!(matches!(result, Err(RefreshError::Reentrant)));
         });
         1
@@ -160,7 +156,7 @@ fn threads_and_tasks_are_told_inside_each_other() {
     // A task's build that would block.
     let value = run(cell.get_or_refresh_async(|| async {
         yield_now().await;
-        let result: Result<_, RefreshError<()>> = cell.try_get_or_refresh(|| unreachable!());
+        let result = cell.try_get_or_refresh(|| -> Result<_, &str> { unreachable!() });
         assert!(matches!(result, Err(RefreshError::Reentrant)));
         2
     }));
@@ -169,7 +165,7 @@ fn threads_and_tasks_are_told_inside_each_other() {
 
 /// A build may go on on another thread than it began on.
 #[test]
-fn a_build_that_moves_to_another_thread_is_told_there_and_nobody_here() {
+fn a_build_that_moves_to_another_thread_gets_an_error_there_and_callers_here_wait() {
     let (cell, _clock) = cell::<u32>();
     let door = Door::default();
     let mut builder: Pin<Box<dyn Future<Output = Arc<u32>> + Send>> = {
@@ -177,8 +173,7 @@ fn a_build_that_moves_to_another_thread_is_told_there_and_nobody_here() {
         Box::pin(async move {
             cell.get_or_refresh_async(|| async {
                 door.pass().await;
-                let result: Result<_, RefreshError<()>> =
-                    cell.try_get_or_refresh_async(|| async { unreachable!() }).await;
+                let result = cell.try_get_or_refresh_async(untried).await;
                 assert!(matches!(result, Err(RefreshError::Reentrant)));
                 1
             })
@@ -209,8 +204,7 @@ fn builds_of_two_cells_may_be_nested() {
         let nested = inner.get_or_refresh_async(|| async {
             yield_now().await;
             // Inside both.
-            let result: Result<_, RefreshError<()>> =
-                outer.try_get_or_refresh_async(|| async { unreachable!() }).await;
+            let result = outer.try_get_or_refresh_async(untried).await;
             assert!(matches!(result, Err(RefreshError::Reentrant)));
             1
         });
@@ -230,8 +224,8 @@ fn interleaved_builds_are_not_taken_for_nested() {
     };
     let right_build = || async {
         yield_now().await;
-        // Somebody else's build, which is suspended.
-        *left.get_or_refresh_async(|| async { unreachable!() }).await + 10
+        // The build of another caller, which is suspended.
+        *left.get_or_refresh_async(unbuilt).await + 10
     };
     let mut both =
         Hand::new(zip(left.get_or_refresh_async(left_build), right.get_or_refresh_async(right_build)));
@@ -274,79 +268,77 @@ fn after_a_panic_the_thread_is_not_taken_for_building() {
     lease.publish(1);
 }
 
-/// Asks the cell when it is dropped, without waiting, and notes whether it was told.
+/// Reads the cell when it is dropped, without waiting, and notes whether that was refused.
 struct Asks<'a> {
     cell: &'a DogpileCell<u32, dogpile::ManualClock>,
-    told: &'a AtomicBool,
+    refused: &'a AtomicBool,
 }
 
 impl Drop for Asks<'_> {
     fn drop(&mut self) {
-        let result: Result<_, RefreshError<()>> =
-            self.cell.try_get_or_refresh_timeout(Duration::ZERO, || unreachable!("the lease is held"));
-        self.told.store(matches!(result, Err(RefreshError::Reentrant)), Ordering::SeqCst);
+        let request = self.cell.request().wait_at_most(Duration::ZERO);
+        let result = request.try_get(|| -> Result<_, &str> { unreachable!("the lease is held") });
+        self.refused.store(matches!(result, Err(RefreshError::Reentrant)), Ordering::SeqCst);
     }
 }
 
-/// What a build holds is dropped with it, before the lease comes back: what asks the cell then waits for itself.
+/// What a build holds is dropped with it, before the lease comes back: a read of the cell would wait for itself then.
 #[test]
-fn a_build_that_asks_while_it_is_cancelled_is_told() {
+fn a_build_that_reads_while_it_is_cancelled_gets_an_error() {
     let (cell, _clock) = cell();
-    let told = AtomicBool::new(false);
+    let refused = AtomicBool::new(false);
     let mut builder = Hand::new(cell.get_or_refresh_async(|| async {
-        let _asks = Asks { cell: &cell, told: &told };
+        let _asks = Asks { cell: &cell, refused: &refused };
         std::future::pending().await
     }));
     builder.pending();
     drop(builder);
-    assert!(told.into_inner(), "it would have waited for itself");
+    assert!(refused.into_inner(), "it would have waited for itself");
 }
 
 /// The same when it has ended, for a future that keeps something until it is dropped.
 #[test]
-fn a_build_that_asks_when_it_is_dropped_after_its_end_is_told() {
+fn a_build_that_reads_when_it_is_dropped_after_its_end_gets_an_error() {
     struct Keeps<'a>(Asks<'a>);
     impl Future for Keeps<'_> {
         type Output = u32;
         fn poll(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<u32> {
-            let _ = self.0.told;
+            let _ = self.0.refused;
             Poll::Ready(1)
         }
     }
     let (cell, _clock) = cell();
-    let told = AtomicBool::new(false);
-    let value = run(cell.get_or_refresh_async(|| Keeps(Asks { cell: &cell, told: &told })));
+    let refused = AtomicBool::new(false);
+    let value = run(cell.get_or_refresh_async(|| Keeps(Asks { cell: &cell, refused: &refused })));
     assert_eq!(*value, 1);
-    assert!(told.into_inner(), "it would have waited for itself");
+    assert!(refused.into_inner(), "it would have waited for itself");
 }
 
-/// What it panics with is dropped by whoever catches it, who may ask.
+/// What it holds is dropped during the panic.
 #[test]
-fn a_build_that_asks_while_it_unwinds_is_told() {
+fn a_build_that_reads_while_it_unwinds_gets_an_error() {
     let (cell, _clock) = cell();
-    let told = AtomicBool::new(false);
+    let refused = AtomicBool::new(false);
     panics_as_planned(|| {
         run(cell.get_or_refresh_async(|| async {
-            let _asks = Asks { cell: &cell, told: &told };
+            let _asks = Asks { cell: &cell, refused: &refused };
             yield_now().await;
             panic_as_planned()
         }))
     });
-    assert!(told.into_inner(), "it would have waited for itself");
+    assert!(refused.into_inner(), "it would have waited for itself");
 }
 
-/// A task that a build waits for is nobody's build: it waits, and a lease timeout is what ends that.
+/// A task that a build waits for is not inside that build: it waits, and a lease timeout ends that.
 #[test]
-fn another_task_inside_the_build_waits_like_everybody() {
+fn another_task_that_the_build_awaits_waits_like_any_other() {
     guarded(|| {
         let (cell, _clock): (Cell<u32>, _) = cell();
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         let value = runtime.block_on(cell.get_or_refresh_async(|| async {
             let task = {
                 let cell = Arc::clone(&cell);
-                tokio::spawn(AssertUnwindSafe(async move {
-                    *cell.get_or_refresh_async(|| async { unreachable!("somebody else builds") }).await
-                }))
+                tokio::spawn(AssertUnwindSafe(async move { *cell.get_or_refresh_async(unbuilt).await }))
             };
             while cell.stats().waits == 0 {
                 yield_now().await;

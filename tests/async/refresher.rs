@@ -13,19 +13,25 @@ use std::sync::{Arc, Mutex, Weak};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use dogpile::{DogpileCell, Freshness, ManualClock, Policy, RefreshError, Refreshed, Refresher};
+use dogpile::{
+    DogpileCell, Freshness, ManualClock, Policy, RefreshError, Refreshed, Refresher, RefresherOptions,
+    SharedError, Task,
+};
 
 use crate::support::{
     Cell, Door, Hand, PATIENCE, TICK, TTL, Wakes, cell, cell_with, eventually, guarded, never,
-    panic_as_planned, panics_as_planned, stale_cell, until,
+    panic_as_planned, panics_as_planned, plain, stale_cell, unbuilt, until, untried,
 };
+
+mod control;
+mod kinds;
+mod rest;
 
 const AHEAD: Duration = Duration::from_secs(4);
 /// The age at which it is due: a value is fresh up to and including its ttl.
 const DUE: Duration = Duration::from_nanos(6_000_000_001);
 const SECOND: Duration = Duration::from_secs(1);
 
-type Boxed = Pin<Box<dyn Future<Output = ()> + Send>>;
 type Ended = Result<Refreshed<u32>, &'static str>;
 type End = Box<dyn FnOnce() -> Ended + Send>;
 
@@ -113,7 +119,7 @@ struct Polled {
     refresher: Refresher,
 }
 
-fn spawned<R>(spawn: impl FnOnce(&dyn Fn(Boxed)) -> R) -> (R, Boxed) {
+fn spawned<R>(spawn: impl FnOnce(&dyn Fn(Task)) -> R) -> (R, Task) {
     let task = Mutex::new(None);
     let result = spawn(&|spawned| *task.lock().unwrap() = Some(spawned));
     (result, task.into_inner().unwrap().expect("a task"))
@@ -126,10 +132,14 @@ impl Polled {
     }
 
     fn of(cell: Cell<u32>, clock: ManualClock) -> Self {
+        Self::with_options(Refresher::options(), cell, clock)
+    }
+
+    fn with_options(options: RefresherOptions, cell: Cell<u32>, clock: ManualClock) -> Self {
         let builds = Builds::default();
         let (refresher, task) = spawned(|spawn| {
             let builds = builds.clone();
-            Refresher::spawn_async(&cell, AHEAD, spawn, move |previous| builds.begin(previous)).unwrap()
+            options.spawn_async(&cell, AHEAD, spawn, move |previous| builds.begin(previous)).unwrap()
         });
         Self { cell, clock, builds, task: Hand::new(task), answered: 0, refresher }
     }
@@ -137,7 +147,13 @@ impl Polled {
     /// One that has published 1 at the tick 0 and sleeps.
     #[track_caller]
     fn asleep(policy: Policy) -> Self {
-        let mut task = Self::new(policy);
+        Self::asleep_with(Refresher::options(), policy)
+    }
+
+    #[track_caller]
+    fn asleep_with(options: RefresherOptions, policy: Policy) -> Self {
+        let (cell, clock) = cell_with(policy);
+        let mut task = Self::with_options(options, cell, clock);
         task.task.pending();
         task.builds.begun(None);
         task.ends(Ok(Refreshed::New(1)));
@@ -148,11 +164,11 @@ impl Polled {
         self.clock.advance(by);
     }
 
-    /// Polls it, which somebody must have woken it for.
+    /// Polls it; it must have been woken.
     #[track_caller]
     fn woken(&mut self) -> Poll<()> {
         let wakes = self.task.wakes();
-        assert!(wakes > self.answered, "nobody has woken it");
+        assert!(wakes > self.answered, "it was not woken");
         self.answered = wakes;
         self.task.poll()
     }
@@ -199,10 +215,14 @@ impl Polled {
     }
 
     #[track_caller]
-    fn failed<E: Send + Sync + 'static>(&self, failures: u32) -> Arc<E> {
+    fn error(&self, failures: u32) -> SharedError {
         assert_eq!(self.refresher.consecutive_failures(), failures);
-        let error = self.refresher.last_error().expect("there should be an error");
-        error.downcast().expect("the error of the build")
+        self.refresher.last_error().expect("there should be an error")
+    }
+
+    #[track_caller]
+    fn fails(&self, failures: u32, message: &str) {
+        assert_eq!(self.error(failures).to_string(), message);
     }
 
     #[track_caller]
@@ -212,17 +232,13 @@ impl Polled {
     }
 }
 
-async fn unbuilt() -> u32 {
-    unreachable!("readers do not build")
-}
-
 #[track_caller]
 fn serves(cell: &Cell<u32>, value: u32) {
     assert_eq!(*Hand::new(cell.get_or_refresh_async(unbuilt)).ready(), value);
     assert_eq!(*cell.get_or_refresh(|| unreachable!("readers do not build")), value);
 }
 
-/// Nobody looks after the cell: a reader builds again as soon as its value is stale.
+/// No refresher is attached: a reader builds again as soon as its value is stale.
 #[track_caller]
 fn is_left_alone(cell: &Cell<u32>) {
     cell.set(100);
@@ -324,7 +340,7 @@ fn readers_never_build_while_it_is_attached() {
     assert_eq!(task.cell.freshness(), Freshness::Stale);
     task.serves(1);
     task.ends(Err("down"));
-    // The lease is free, and nobody takes it.
+    // The lease is free, and no reader takes it.
     assert!(!task.cell.is_refreshing());
     task.serves(1);
     task.cell.invalidate();
@@ -372,7 +388,7 @@ fn not_modified_renews_the_previous_value() {
     task.goes_on();
     task.builds.begun(None);
     task.ends(Ok(Refreshed::NotModified));
-    assert_eq!(*task.failed::<String>(1), "the build returned NotModified, but there is no previous value");
+    assert_eq!(task.error(1).to_string(), "the build returned NotModified, but there is no previous value");
     task.builds_after(SECOND / 10, None, Ok(Refreshed::New(2)));
     task.no_error();
 }
@@ -381,9 +397,9 @@ fn not_modified_renews_the_previous_value() {
 fn the_last_error_and_the_number_of_failures_are_on_view() {
     let mut task = Polled::asleep(Policy::ttl(TTL));
     task.builds_after(DUE, Some(1), Err("first"));
-    assert_eq!(*task.failed::<&str>(1), "first");
+    task.fails(1, "first");
     task.builds_after(SECOND / 10, Some(1), Err("second"));
-    assert_eq!(*task.failed::<&str>(2), "second");
+    task.fails(2, "second");
     task.builds_after(SECOND / 5, Some(1), Ok(Refreshed::New(2)));
     task.no_error();
 }
@@ -393,15 +409,25 @@ fn g7_a_reader_without_a_value_shares_its_error() {
     let mut task = Polled::new(Policy::ttl(TTL));
     task.task.pending();
     let cell = Arc::clone(&task.cell);
-    let mut reader = Hand::new(cell.try_get_or_refresh_async(|| async { Err::<u32, _>("own") }));
+    let mut reader = Hand::new(cell.try_get_or_refresh_async(untried));
     reader.pending();
     task.ends(Err("down"));
     let Err(RefreshError::Build(shared)) = reader.ready() else { panic!("it should have failed") };
-    assert!(Arc::ptr_eq(&shared, &task.failed(1)));
+    assert!(shared.ptr_eq(&task.error(1)));
 }
 
 #[test]
-fn without_a_pause_in_the_policy_they_double_from_100_ms_to_10_s() {
+fn without_a_pause_in_the_policy_each_failure_is_followed_by_the_least_interval() {
+    let mut task = Polled::asleep(plain(Policy::ttl(TTL)));
+    task.builds_after(DUE, Some(1), Err("down"));
+    for _ in 0..4 {
+        task.builds_after(SECOND / 10, Some(1), Err("down"));
+    }
+    task.begins_after(SECOND / 10, Some(1));
+}
+
+#[test]
+fn by_default_pauses_double_from_100_ms_to_10_s() {
     let mut task = Polled::asleep(Policy::ttl(TTL));
     task.builds_after(DUE, Some(1), Err("down"));
     for pause in [100, 200, 400, 800, 1600, 3200, 6400, 10_000, 10_000] {
@@ -431,14 +457,14 @@ fn a_panic_is_contained_and_reported() {
     let mut task = Polled::asleep(Policy::ttl(TTL));
     task.begins_after(DUE, Some(1));
     task.ends_with(panicking("a literal"));
-    assert_eq!(*task.failed::<String>(1), "a literal");
+    task.fails(1, "the build panicked: a literal");
     assert_eq!((task.builds.dropped(), task.cell.is_refreshing()), (2, false));
     task.begins_after(SECOND / 10, Some(1));
     task.ends_with(panicking(format!("formatted {}", 7)));
-    assert_eq!(*task.failed::<String>(2), "formatted 7");
+    task.fails(2, "the build panicked: formatted 7");
     task.begins_after(SECOND / 5, Some(1));
     task.ends_with(panicking(7_u8));
-    assert_eq!(*task.failed::<String>(3), "the build panicked");
+    task.fails(3, "the build panicked");
     assert_eq!((task.cell.stats().panicked, task.cell.stats().abandoned), (3, 0));
     task.serves(1);
     task.builds_after(2 * SECOND / 5, Some(1), Ok(Refreshed::New(2)));
@@ -454,7 +480,7 @@ fn a_panic_of_the_closure_is_contained_too() {
             if std::mem::take(&mut panics) {
                 panic_as_planned();
             }
-            std::future::ready(Ok::<u32, ()>(1))
+            std::future::ready(1)
         })
         .unwrap()
     });
@@ -531,7 +557,7 @@ fn an_invalidate_does_not_end_a_pause() {
     }
 }
 
-/// The wake-ups follow the task from one waker to another, asleep and while it builds.
+/// The wake-ups follow the task from one waker to another, in a sleep and during a build.
 #[test]
 fn it_is_woken_by_its_latest_waker() {
     let mut task = Polled::asleep(Policy::ttl(TTL));
@@ -572,7 +598,7 @@ fn the_build_of_another_caller_is_waited_for() {
     task.cell.invalidate();
     task.cell.set(5);
     task.goes_on();
-    // Somebody builds where there is nothing to serve, ahead of the refresher.
+    // A reader builds where there is nothing to serve, ahead of the refresher.
     task.cell.clear();
     let mut other = Hand::new(cell.get_or_refresh_async(|| async {
         door.pass().await;
@@ -595,7 +621,10 @@ fn g4_a_build_that_never_ends_is_superseded_and_fenced_off() {
     task.begins_after(DUE, Some(1));
     task.advance(TTL);
     task.serves(1);
-    assert_eq!(*Hand::new(task.cell.get_fresh_or_refresh_async(|| async { 2 })).ready(), 2);
+    assert_eq!(
+        *Hand::new(task.cell.request().max_stale(Duration::ZERO).get_async(|| async { 2 })).ready(),
+        2
+    );
     task.advance(SECOND);
     task.ends(Ok(Refreshed::New(3)));
     task.serves(2);
@@ -609,7 +638,7 @@ fn g1_a_thread_and_a_task_on_one_cell_build_once() {
     let Polled { cell, clock, builds, mut task, refresher, .. } = task;
     let (show, begun) = std::sync::mpsc::channel();
     let (end, ended) = std::sync::mpsc::channel::<u32>();
-    let on_a_thread = Refresher::spawn(&cell, AHEAD, move |_: Option<&Arc<u32>>| {
+    let on_a_thread = Refresher::spawn(&cell, AHEAD, move |_| {
         show.send(()).unwrap();
         ended.recv_timeout(PATIENCE).map_err(|_| "no result")
     })
@@ -780,7 +809,7 @@ fn an_ended_task_keeps_nothing() {
         let kept = Arc::clone(&kept);
         Refresher::spawn_async(&cell, AHEAD, spawn, move |_| {
             let owners = Arc::strong_count(&kept);
-            std::future::ready(Ok::<_, ()>(owners))
+            std::future::ready(owners)
         })
         .unwrap()
     });
@@ -789,15 +818,15 @@ fn an_ended_task_keeps_nothing() {
     drop(refresher);
     task.ready();
     assert_eq!(Arc::strong_count(&kept), 1);
-    // Nobody has its waker any more: neither the cell nor the clock.
+    // Neither the cell nor the clock has its waker any more.
     assert!(!task.is_listed());
     cell.invalidate();
 }
 
 // Real executors.
 
-/// First build, due, invalidated, failed, dropped: on whichever executor `spawn` stands for.
-async fn goes_round(spawn: impl FnOnce(Boxed)) {
+/// First build, due, invalidated, failed, dropped: on any executor.
+async fn goes_round<S>(spawn: impl FnOnce(Task) -> S) {
     let (cell, clock) = cell::<u32>();
     let refresher = Refresher::spawn_async(&cell, AHEAD, spawn, {
         let clock = clock.clone();
@@ -842,16 +871,16 @@ async fn goes_round(spawn: impl FnOnce(Boxed)) {
     .await;
     drop(cell);
     // The task may be having a last look.
-    until("nobody holds the cell", || weak.strong_count() == 0).await;
+    until("the cell is let go of", || weak.strong_count() == 0).await;
 }
 
 #[test]
 fn on_tokio() {
     guarded(|| {
-        let spawn = |task| drop(tokio::spawn(task));
-        tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(goes_round(spawn));
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(goes_round(tokio::spawn));
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).build().unwrap();
-        runtime.block_on(goes_round(spawn));
+        runtime.block_on(goes_round(tokio::spawn));
     });
 }
 
@@ -874,17 +903,9 @@ fn on_the_systems_clock_it_comes_round() {
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         runtime.block_on(async {
             let cell = Arc::new(DogpileCell::<u32>::new(Duration::from_millis(20)));
-            let spawn = |task| drop(tokio::spawn(task));
-            let refresher =
-                Refresher::spawn_async(
-                    &cell,
-                    Duration::from_millis(15),
-                    spawn,
-                    |previous: Option<Arc<u32>>| async move {
-                        Ok::<u32, ()>(previous.map_or(0, |value| *value) + 1)
-                    },
-                )
-                .unwrap();
+            let build = |previous: Option<Arc<u32>>| async move { previous.map_or(0, |value| *value) + 1 };
+            let ahead = Duration::from_millis(15);
+            let refresher = Refresher::spawn_async(&cell, ahead, tokio::spawn, build).unwrap();
             until("five rounds", || cell.get().is_some_and(|value| *value >= 5)).await;
             drop(refresher);
         });
@@ -922,7 +943,7 @@ fn a_runtime_that_is_shut_down_in_a_sleep_leaves_the_cell_alone() {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().unwrap();
         let (cell, _clock) = cell::<u32>();
         let spawn = |task| drop(runtime.spawn(task));
-        let build = |_: Option<Arc<u32>>| std::future::ready(Ok::<u32, ()>(1));
+        let build = |_| std::future::ready(1);
         let refresher = Refresher::spawn_async(&cell, AHEAD, spawn, build).unwrap();
         runtime.block_on(until("the first build", || cell.get().is_some()));
         drop(runtime);

@@ -1,4 +1,4 @@
-//! An executor that goes away in mid-build: the lease comes back, and who waits goes on.
+//! An executor that goes away in mid-build: the lease comes back, and the waiters go on.
 
 use std::sync::Arc;
 use std::sync::mpsc::channel;
@@ -25,7 +25,7 @@ fn waiting_thread(cell: &Cell<u32>) -> JoinHandle<Arc<u32>> {
     thread
 }
 
-/// Whoever waits goes on, thread and task.
+/// The waiters go on, thread and task.
 fn goes_on(shut_down: impl FnOnce(&Cell<u32>) -> Box<dyn FnOnce()>) {
     let (cell, _clock) = cell();
     let shut_down = shut_down(&cell);

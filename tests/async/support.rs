@@ -11,7 +11,7 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use dogpile::{Clock, DogpileCell, Lease, Lookup, ManualClock, OwnedLookup, OwnedPending, Pending, Policy};
+use dogpile::{Clock, DogpileCell, Lease, Lookup, ManualClock, Pending, Policy};
 
 pub(crate) const TTL: Duration = Duration::from_secs(10);
 pub(crate) const TICK: Duration = Duration::from_nanos(1);
@@ -29,6 +29,11 @@ pub(crate) fn cell<T>() -> (Cell<T>, ManualClock) {
 pub(crate) fn cell_with<T>(policy: Policy) -> (Cell<T>, ManualClock) {
     let clock = ManualClock::new();
     (Arc::new(DogpileCell::with_clock(policy, clock.clone())), clock)
+}
+
+/// No retry pauses, and no stale value in place of an error.
+pub(crate) const fn plain(policy: Policy) -> Policy {
+    policy.retry_backoff(Duration::ZERO, Duration::ZERO).stale_if_error(Duration::ZERO)
 }
 
 /// A cell that holds `value`, which has just become stale.
@@ -59,14 +64,6 @@ impl<'a, T, C: Clock> LookupExt<'a, T, C> for Lookup<'a, T, C> {
             Lookup::Pending(pending) => pending,
             other => panic!("expected to be pending, got {other:?}"),
         }
-    }
-}
-
-#[track_caller]
-pub(crate) fn owned_pending<T, C: Clock>(cell: &Arc<DogpileCell<T, C>>) -> OwnedPending<T, C> {
-    match cell.lookup_owned() {
-        OwnedLookup::Pending(pending) => pending,
-        other => panic!("expected to be pending, got {other:?}"),
     }
 }
 
@@ -147,13 +144,13 @@ impl<'a, T> Hand<'a, T> {
         Arc::clone(&self.wakes)
     }
 
-    /// Whether somebody keeps the waker.
+    /// Whether the waker is kept anywhere.
     pub(crate) fn is_listed(&self) -> bool {
         Arc::strong_count(&self.wakes) > 1
     }
 }
 
-/// Polls `future` for as long as it is woken. It has to end by itself: nobody else is there to wake it.
+/// Polls `future` for as long as it is woken. It has to end by itself: nothing else wakes it.
 #[track_caller]
 pub(crate) fn run<T>(future: impl Future<Output = T>) -> T {
     let mut hand = Hand::new(future);
@@ -201,7 +198,7 @@ impl Door {
     }
 }
 
-/// Counts who is inside; there is room for one.
+/// Counts the builds that run; there is room for one.
 #[derive(Clone, Default)]
 pub(crate) struct Room(Arc<AtomicUsize>);
 
@@ -224,6 +221,16 @@ impl Drop for Inside {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::SeqCst);
     }
+}
+
+/// A build for a caller that is not to build.
+pub(crate) async fn unbuilt<T>() -> T {
+    unreachable!("it is served, or waits for another build")
+}
+
+/// As [`unbuilt`], for one that may fail.
+pub(crate) async fn untried<T>() -> Result<T, &'static str> {
+    unreachable!("it is served, or waits for another build")
 }
 
 /// A build that never ends.

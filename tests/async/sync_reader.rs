@@ -9,9 +9,11 @@ use std::task::{Wake, Waker};
 use std::thread::{self, ThreadId};
 use std::time::Duration;
 
-use dogpile::{Clock, Drain, ManualClock, Policy, ReaderArc, RefreshError, SyncReaderCell, Tick};
+use dogpile::{
+    Clock, Drain, ManualClock, Policy, ReaderArc, RefreshError, Refreshed, SyncReaderCell, Task, Tick,
+};
 
-use crate::support::{Hand, PATIENCE, TICK, TTL, eventually, guarded, joined, never};
+use crate::support::{Hand, LookupExt, PATIENCE, TICK, TTL, eventually, guarded, joined, never, unbuilt};
 
 const WAIT: Duration = Duration::from_secs(5);
 
@@ -26,6 +28,10 @@ type Entries = Vec<(u32, ThreadId)>;
 impl Log {
     fn entries(&self) -> Vec<u32> {
         self.0.lock().unwrap().iter().map(|(value, _)| *value).collect()
+    }
+
+    fn is_of_another_thread(&self) -> bool {
+        self.0.lock().unwrap().iter().all(|(_, thread)| *thread != thread::current().id())
     }
 
     /// Whether all of it was finalised on this thread.
@@ -63,7 +69,10 @@ fn the_task_that_has_built_waits_for_the_readers_and_finalises() {
     assert_eq!(task.pending().wakes(), 0);
     // Readers of the new value do not wait.
     assert_eq!(*Hand::new(cell.get_or_refresh_async(|| async { unreachable!() })).ready(), 2);
-    assert_eq!(*Hand::new(cell.get_fresh_or_refresh_async(|| async { unreachable!() })).ready(), 2);
+    assert_eq!(
+        *Hand::new(cell.request().max_stale(Duration::ZERO).get_async(|| async { unreachable!() })).ready(),
+        2
+    );
     assert_eq!(log.entries(), []);
     drop(other);
     assert_eq!((task.wakes(), log.entries()), (1, vec![]));
@@ -74,11 +83,15 @@ fn the_task_that_has_built_waits_for_the_readers_and_finalises() {
 
 #[test]
 fn every_method_waits() {
-    let reads: [fn(&Cell) -> Hand<'_, u32>; 3] = [
+    let reads: [fn(&Cell) -> Hand<'_, u32>; 4] = [
         |cell| Hand::new(async { *cell.get_or_refresh_async(|| async { 2 }).await }),
-        |cell| Hand::new(async { *cell.get_fresh_or_refresh_async(|| async { 2 }).await }),
+        |cell| Hand::new(async { *cell.request().max_stale(Duration::ZERO).get_async(|| async { 2 }).await }),
         |cell| {
-            Hand::new(async { *cell.try_get_or_refresh_async(|| async { Ok::<_, ()>(2) }).await.unwrap() })
+            let build = |_| async { Ok::<_, &str>(Refreshed::NewFor(2, TTL)) };
+            Hand::new(async move { *cell.request().try_get_with_async(build).await.unwrap() })
+        },
+        |cell| {
+            Hand::new(async { *cell.try_get_or_refresh_async(|| async { Ok::<_, &str>(2) }).await.unwrap() })
         },
     ];
     for read in reads {
@@ -94,7 +107,7 @@ fn every_method_waits() {
 
 #[test]
 fn without_a_reader_it_does_not_wait() {
-    for drain in [Drain::Wait(Duration::MAX), Drain::Wait(WAIT), Drain::Background] {
+    for drain in [Drain::Wait(Duration::MAX), Drain::Wait(WAIT)] {
         let (cell, _clock, log) = logged(drain);
         drop(cell.set(1));
         cell.invalidate();
@@ -102,6 +115,64 @@ fn without_a_reader_it_does_not_wait() {
         assert_eq!((*task.ready(), log.entries(), log.is_of_this_thread()), (2, vec![1], true));
         assert!(!task.is_listed());
     }
+}
+
+/// A slow finalizer costs no caller anything.
+#[test]
+fn in_the_background_no_task_runs_the_finalizer() {
+    let (cell, _clock, log) = logged(Drain::Background);
+    drop(cell.set(1));
+    cell.invalidate();
+    let mut task = Hand::new(cell.get_or_refresh_async(|| async { 2 }));
+    drop(task.ready());
+    assert!(!task.is_listed());
+    cell.set(3);
+    Hand::new(cell.synchronize_async()).eventually_ready();
+    assert_eq!((log.entries(), log.is_of_another_thread()), (vec![1, 2], true));
+}
+
+/// The build of a task is given the previous value, which is a reader while the build has it.
+#[test]
+fn not_modified_keeps_the_same_value_and_waits_for_no_reader() {
+    for drain in [Drain::Wait(Duration::MAX), Drain::Wait(WAIT), Drain::Background] {
+        let (cell, _clock, log) = logged(drain);
+        let reader = cell.set(1);
+        cell.invalidate();
+        let build = |previous: Option<ReaderArc<u32>>| {
+            assert!(cell.readers() > 1);
+            async move { if previous.is_some() { Ok(Refreshed::NotModified) } else { Err("no value") } }
+        };
+        let mut task = Hand::new(cell.request().try_get_with_async(build));
+        assert!(ReaderArc::ptr_eq(&task.ready().unwrap(), &reader));
+        assert_eq!((cell.generation(), cell.retired(), cell.is_refreshing()), (2, 0, false));
+        drop(reader);
+        cell.synchronize();
+        assert_eq!((cell.readers(), log.entries()), (0, vec![]));
+    }
+}
+
+/// A build that is handed to a task drains there; its caller takes the new value at once.
+#[test]
+fn a_task_that_was_spawned_waits_for_the_readers() {
+    let (cell, _clock, log) = logged(Drain::Wait(Duration::MAX));
+    let reader = cell.set(1);
+    cell.invalidate();
+    let mut spawned = None;
+    {
+        let request = cell.request_owned().max_stale(Duration::ZERO);
+        let spawn = |task: Task| spawned = Some(task);
+        let mut caller = Hand::new(request.clone().spawn_with(spawn).get_async(|| async { 2 }));
+        caller.pending();
+        drop(caller);
+        let mut task = Hand::new(spawned.take().expect("the caller is elected"));
+        task.pending();
+        assert_eq!((cell.generation(), cell.is_refreshing(), cell.retired()), (2, true, 1));
+        assert_eq!(*Hand::new(request.get_async(unbuilt)).ready(), 2);
+        drop(reader);
+        assert_eq!(task.wakes(), 1);
+        task.ready();
+    }
+    assert_eq!((log.entries(), cell.is_refreshing()), (vec![1], false));
 }
 
 #[test]
@@ -150,7 +221,7 @@ fn a_task_that_is_cancelled_in_the_drain_releases_the_lease_and_leaves_the_rest_
     assert_eq!((Arc::strong_count(&wakes), wakes.count()), (1, 0));
 }
 
-/// Nobody else is there to be woken when the cell is gone.
+/// When the cell is gone no other task is there to be woken.
 #[test]
 fn a_task_that_is_leaked_in_the_drain_of_a_cell_that_is_dropped_is_not_counted_on() {
     let (cell, _clock, log) = logged(Drain::Wait(Duration::MAX));
@@ -162,7 +233,7 @@ fn a_task_that_is_leaked_in_the_drain_of_a_cell_that_is_dropped_is_not_counted_o
     assert!(!log.is_of_this_thread());
 }
 
-/// The last reader has woken it, and it does not come: the wake-up is passed on.
+/// The last reader has woken it, and it is dropped: the wake-up is passed on.
 #[test]
 fn a_task_that_is_cancelled_when_the_readers_have_left_passes_the_wake_up_on() {
     let (cell, _clock, log) = logged(Drain::Wait(Duration::MAX));
@@ -192,7 +263,7 @@ fn a_wake_up_is_passed_on_to_a_thread_that_drains() {
 }
 
 #[test]
-fn values_are_finalised_in_order_by_whoever_drains() {
+fn values_are_finalised_in_order_by_the_callers_that_drain() {
     let (cell, _clock, log) = logged(Drain::Wait(Duration::MAX));
     let (mut second, first_reader) = draining(&cell);
     let second_reader = cell.get().unwrap();
@@ -221,23 +292,23 @@ fn values_are_finalised_in_order_by_whoever_drains() {
 fn the_lease_stays_taken_while_the_old_value_drains() {
     let (cell, clock, log) = logged(Drain::Wait(Duration::MAX));
     let (mut task, reader) = draining(&cell);
-    // The new value is stale before the old one has gone: nobody is elected, so that at most two are alive.
+    // The new value is stale before the old one has gone: no caller is elected, so that at most two are alive.
     clock.advance(2 * TTL);
     assert_eq!(*Hand::new(cell.get_or_refresh_async(|| async { unreachable!() })).ready(), 2);
-    let mut fresh = Hand::new(cell.get_fresh_or_refresh_async(|| async { 3 }));
+    let mut fresh = Hand::new(cell.request().max_stale(Duration::ZERO).get_async(|| async { 3 }));
     fresh.pending();
     drop(reader);
     drop(task.ready());
     assert_eq!((fresh.wakes(), *fresh.ready(), log.entries()), (1, 3, vec![1, 2]));
 }
 
-/// The lease is released by a cancelled drain: who waits for it goes on, and waits for the readers in turn.
+/// A cancelled drain releases the lease: the next caller builds, and waits for the readers in turn.
 #[test]
-fn after_a_cancelled_drain_those_who_wait_for_the_lease_go_on() {
+fn after_a_cancelled_drain_the_callers_that_wait_for_the_lease_go_on() {
     let (cell, clock, log) = logged(Drain::Wait(Duration::MAX));
     let (task, reader) = draining(&cell);
     clock.advance(2 * TTL);
-    let mut fresh = Hand::new(cell.get_fresh_or_refresh_async(|| async { 3 }));
+    let mut fresh = Hand::new(cell.request().max_stale(Duration::ZERO).get_async(|| async { 3 }));
     fresh.pending();
     drop(task);
     assert_eq!(fresh.wakes(), 1);
@@ -307,7 +378,7 @@ fn tasks_wait_for_the_finalizer() {
     one.ready();
     assert_eq!(log.entries(), [1]);
     assert!(other.poll().is_pending());
-    // One that gives up is no burden to the others.
+    // One that gives up leaves nothing behind.
     let mut gives_up = Hand::new(cell.synchronize_async());
     gives_up.pending();
     let wakes = gives_up.wakes_handle();
@@ -365,14 +436,14 @@ fn a_build_that_is_cancelled_leaves_everything_as_it_was() {
     cell.invalidate();
     let mut task = Hand::new(cell.get_or_refresh_async(never));
     task.pending();
-    let mut fresh = Hand::new(cell.get_fresh_or_refresh_async(|| async { 2 }));
+    let mut fresh = Hand::new(cell.request().max_stale(Duration::ZERO).get_async(|| async { 2 }));
     fresh.pending();
     drop(task);
     assert_eq!((cell.readers(), cell.get().as_deref(), log.entries()), (0, Some(&1), vec![]));
     assert_eq!((fresh.wakes(), *fresh.ready(), log.entries()), (1, 2, vec![1]));
 }
 
-/// What the fence keeps out is finalised all the same, when its caller has let go of it.
+/// What the fence keeps out is finalised all the same, when its caller has dropped it.
 #[test]
 fn what_a_clear_keeps_out_is_finalised_out_of_turn() {
     let (cell, _clock, log) = logged(Drain::Wait(Duration::MAX));
@@ -401,7 +472,7 @@ fn a_task_waits_for_the_end_of_a_write_section() {
     let writer = {
         let cell = Arc::clone(&cell);
         thread::spawn(move || {
-            drop(cell.get_or_refresh_with(|writer| {
+            drop(cell.request().get_with_writer(|writer| {
                 let mut lock = writer.acquire_write_lock();
                 let next = *lock.old().unwrap() + 1;
                 inside.send(()).unwrap();
@@ -420,14 +491,14 @@ fn a_task_waits_for_the_end_of_a_write_section() {
 
 /// G10: a finalizer that runs in a task which holds the lease must not wait for that lease.
 #[test]
-fn a_finalizer_that_asks_during_a_drain_is_told() {
+fn a_finalizer_that_reads_during_a_drain_gets_an_error() {
     type Own = Arc<OnceLock<Arc<SyncReaderCell<u32, ManualClock>>>>;
-    let (own, told): (Own, _) = (Arc::default(), Arc::new(AtomicBool::new(false)));
+    let (own, refused): (Own, _) = (Arc::default(), Arc::new(AtomicBool::new(false)));
     let finalizer = {
-        let (own, told) = (Arc::clone(&own), Arc::clone(&told));
+        let (own, refused) = (Arc::clone(&own), Arc::clone(&refused));
         move |value| {
             if value == 1 {
-                told.store(is_told(own.get().unwrap()), Ordering::SeqCst);
+                refused.store(is_refused(own.get().unwrap()), Ordering::SeqCst);
             }
         }
     };
@@ -442,13 +513,13 @@ fn a_finalizer_that_asks_during_a_drain_is_told() {
     drop(reader);
     assert_eq!(task.wakes(), 1);
     drop(task.ready());
-    assert!(told.load(Ordering::SeqCst), "it would have waited for itself");
+    assert!(refused.load(Ordering::SeqCst), "it would have waited for itself");
 }
 
-/// Whether a read that would wait for a build is told that it would wait for itself.
-fn is_told<C: Clock>(cell: &SyncReaderCell<u32, C>) -> bool {
-    let read: Result<_, RefreshError<()>> =
-        cell.try_get_or_refresh_timeout(Duration::ZERO, || unreachable!("the lease is held"));
+/// Whether a read that would wait for a build is refused because it would wait for itself.
+fn is_refused<C: Clock>(cell: &SyncReaderCell<u32, C>) -> bool {
+    let request = cell.request().wait_at_most(Duration::ZERO);
+    let read = request.try_get(|| -> Result<_, &str> { unreachable!("the lease is held") });
     matches!(read, Err(RefreshError::Reentrant))
 }
 
@@ -498,24 +569,24 @@ fn an_alarm_that_is_early_ends_no_drain() {
 
 /// The same of a wait for a build.
 #[test]
-fn an_alarm_that_is_early_supersedes_nobody() {
+fn an_alarm_that_is_early_supersedes_no_build() {
     let clock = Arc::new(Alarming::default());
     let policy = Policy::ttl(TTL).lease_timeout(WAIT);
     let cell = Arc::new(dogpile::DogpileCell::with_clock(policy, Arc::clone(&clock)));
-    let dogpile::Lookup::Elected(lease) = cell.lookup() else { panic!("the first caller is elected") };
+    let lease = cell.lookup().elected();
     clock.early.store(true, Ordering::SeqCst);
     let mut task = Hand::new(cell.get_or_refresh_async(|| async { 0 }));
     task.pending();
     clock.early.store(true, Ordering::SeqCst);
-    let mut place = Hand::new(crate::support::owned_pending(&cell));
+    let mut place = Hand::new(cell.lookup_owned().pending());
     assert!(place.poll().is_pending(), "the build has not run for longer than the lease timeout");
     lease.publish(1);
     assert_eq!(*task.ready(), 1);
 }
 
-/// The time is over and the last reader leaves, both at once. Whoever finalises then still has the lease.
+/// The time is over and the last reader leaves, both at once. The thread that finalises then still has the lease.
 #[test]
-fn a_finalizer_that_asks_at_the_end_of_a_bounded_drain_is_told() {
+fn a_finalizer_that_reads_at_the_end_of_a_bounded_drain_gets_an_error() {
     type Own = Arc<OnceLock<SyncReaderCell<u32, Arc<Alarming>>>>;
     let own: Own = Arc::default();
     let outcome = Arc::new(Mutex::new(None));
@@ -523,8 +594,8 @@ fn a_finalizer_that_asks_at_the_end_of_a_bounded_drain_is_told() {
         let (own, outcome, here) = (Arc::clone(&own), Arc::clone(&outcome), thread::current().id());
         move |value| {
             if value == 1 {
-                // On the cell's own thread it is no fault to wait.
-                let is_fine = is_told(own.get().unwrap()) || thread::current().id() != here;
+                // On the cell's own thread it is no fault to wait, or to build.
+                let is_fine = thread::current().id() != here || is_refused(own.get().unwrap());
                 *outcome.lock().unwrap() = Some(is_fine);
             }
         }
@@ -547,7 +618,7 @@ fn a_finalizer_that_asks_at_the_end_of_a_bounded_drain_is_told() {
     assert_eq!(*outcome.lock().unwrap(), Some(true), "it would have waited for itself");
 }
 
-/// Sets a value when it is called first, and notes how many readers there are then.
+/// Sets a value when it is first called, and notes how many readers there are then.
 struct Setting {
     cell: Cell,
     readers: OnceLock<usize>,
@@ -573,7 +644,7 @@ fn readers_of_a_value_that_a_writer_gives_up_are_known_all_the_time() {
     let writer = {
         let cell = Arc::clone(&cell);
         thread::spawn(move || {
-            cell.get_or_refresh_with(|writer| {
+            cell.request().get_with_writer(|writer| {
                 assert_eq!(writer.acquire_write_lock_timeout(WAIT).unwrap_err().readers, 1);
                 2
             });

@@ -1,4 +1,4 @@
-//! Wakers are code of somebody else's: called without a lock, the latest one only, and none at the cost of another.
+//! Wakers are code of the executor: called without a lock, the latest one only, and none at the cost of another.
 
 use std::collections::VecDeque;
 use std::future::Future;
@@ -10,7 +10,7 @@ use std::thread;
 use std::time::Duration;
 
 use cooked_waker::IntoWaker as _;
-use dogpile::{DogpileCell, Drain, ManualClock, OwnedLookup, Policy, SyncReaderCell};
+use dogpile::{DogpileCell, Drain, ManualClock, Policy, SyncReaderCell};
 
 use crate::support::{
     Cell, Hand, LookupExt, TICK, TTL, Wakes, cell, cell_with, eventually, guarded, joined, panic_as_planned,
@@ -94,7 +94,7 @@ impl Wake for Panics {
 }
 
 #[test]
-fn a_waker_that_panics_keeps_nobody_else_asleep() {
+fn a_waker_that_panics_keeps_no_other_task_asleep() {
     let (cell, _clock) = cell();
     let lease = cell.lookup().elected();
     let mut before = Hand::new(cell.get_or_refresh_async(|| async { 0 }));
@@ -196,7 +196,7 @@ impl Wake for Inline {
     }
 }
 
-/// Tasks that wait for somebody else's build. What they get is added up.
+/// Tasks that wait for the build of another caller. What they get is added up.
 fn inline_readers(what: fn(&Arc<Inline>), cell: &Cell<usize>, sum: &Arc<AtomicUsize>) -> Vec<Arc<Inline>> {
     let reader = || {
         let (cell, sum) = (Arc::clone(cell), Arc::clone(sum));
@@ -221,7 +221,7 @@ fn a_waker_that_polls_at_once_does_not_deadlock() {
         lease.publish(1);
         assert!(tasks.iter().all(|task| task.is_done()));
         assert_eq!(sum.load(Ordering::SeqCst), 3);
-        // What they are elected by is a wake-up too: the first one builds, in the other's drop.
+        // An abandoned build wakes them too: the first one builds, inside the drop of the lease.
         cell.clear();
         let lease = cell.lookup().elected();
         let tasks = inline_readers(Inline::poll, &cell, &sum);
@@ -330,10 +330,10 @@ impl Meddler {
         if self.inside.swap(true, Ordering::SeqCst) {
             return;
         }
-        // Each takes a lock, of the cell, of the attempt that is waited for, of the room or of the clock.
+        // Each takes a lock: of the cell, of the attempt that is waited for, of the clock.
         self.cell.invalidate();
         drop(self.cell.lookup());
-        let mut task = Hand::new(self.cell.get_fresh_or_refresh_async(|| async { 9 }));
+        let mut task = Hand::new(self.cell.request().max_stale(Duration::ZERO).get_async(|| async { 9 }));
         let _ = task.poll();
         drop(task);
         if let Some(numbers) = &self.numbers {
@@ -506,12 +506,12 @@ impl cooked_waker::WakeRef for OnClone {
 
 impl cooked_waker::Wake for OnClone {}
 
-/// It wakes nobody, since nobody is on the list yet.
+/// It wakes no task, since none is on the list yet.
 #[test]
 fn what_is_published_while_a_task_takes_its_place_is_seen() {
     guarded(|| {
         let (cell, _clock) = cell();
-        let OwnedLookup::Elected(lease) = cell.lookup_owned() else { panic!("the first caller is elected") };
+        let lease = cell.lookup_owned().elected();
         let mut task = Hand::new(cell.get_or_refresh_async(|| async { 0 }));
         let (waker, counter) = OnClone::waker(0, || drop(lease.publish(7)));
         assert!(matches!(task.poll_with(&waker), Poll::Ready(value) if *value == 7));
@@ -524,7 +524,7 @@ fn what_is_published_while_a_task_takes_its_place_is_seen() {
 fn what_is_published_while_a_task_changes_its_waker_is_seen() {
     guarded(|| {
         let (cell, _clock) = cell();
-        let OwnedLookup::Elected(lease) = cell.lookup_owned() else { panic!("the first caller is elected") };
+        let lease = cell.lookup_owned().elected();
         let mut task = Hand::new(cell.get_or_refresh_async(|| async { 0 }));
         task.pending();
         let (waker, _) = OnClone::waker(0, || drop(lease.publish(7)));
@@ -575,7 +575,7 @@ fn readers_that_leave_while_a_task_takes_its_place_are_seen() {
 /// The last reference to a waker may be the list's, if the future is dropped when it is woken. Some wakers drop their
 /// whole task then.
 #[test]
-fn a_waker_whose_drop_panics_keeps_nobody_else_asleep() {
+fn a_waker_whose_drop_panics_keeps_no_other_task_asleep() {
     struct Bomb(Mutex<Option<Boxed>>);
     impl Wake for Bomb {
         fn wake(self: Arc<Self>) {
@@ -606,7 +606,7 @@ fn a_waker_whose_drop_panics_keeps_nobody_else_asleep() {
     drop(bomb);
     let mut after = Hand::new(cell.get_or_refresh_async(|| async { 0 }));
     after.pending();
-    // Whether the panic reaches the one that publishes or not, ...
+    // Whether the panic reaches the caller that publishes or not, ...
     let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| lease.publish(7)));
     // ... the other one is woken.
     assert_eq!((after.wakes(), *after.ready()), (1, 7));

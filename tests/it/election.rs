@@ -1,4 +1,4 @@
-//! G1, G2: who builds, and who goes on reading.
+//! G1, G2: one caller builds, and the others go on reading.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Barrier};
@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use dogpile::{DogpileCell, Lookup, Policy};
 
-use crate::support::{GatedClock, LookupExt, TICK, TTL, cell, cell_with, gate, stale_cell};
+use crate::support::{Down, GatedClock, LookupExt, TICK, TTL, cell, cell_with, eventually, gate, stale_cell};
 
 #[test]
 fn g1_one_lease_at_a_time() {
@@ -61,7 +61,7 @@ fn g1_of_many_callers_at_expiry_one_builds() {
     }
 }
 
-/// The caller sees the stale value of generation 1, is delayed, and wins the election after somebody else has
+/// The caller sees the stale value of generation 1, is delayed, and wins the election after another caller has
 /// published generation 2. By the clock even that is stale again: only the generation can tell.
 #[test]
 fn g1_the_late_winner_does_not_build_again() {
@@ -73,7 +73,7 @@ fn g1_the_late_winner_does_not_build_again() {
     thread::scope(|scope| {
         let late = scope.spawn(|| {
             clock.stop_at(thread::current().id(), stop);
-            cell.get_or_refresh(|| unreachable!("somebody else has built meanwhile"))
+            cell.get_or_refresh(|| unreachable!("another caller has built meanwhile"))
         });
         keeper.wait_for_arrival();
         assert_eq!(*cell.get_or_refresh(|| 2), 2);
@@ -82,12 +82,12 @@ fn g1_the_late_winner_does_not_build_again() {
         assert_eq!(*late.join().unwrap(), 2);
     });
     assert_eq!(cell.stats().builds, 1);
-    // Whoever comes now has seen generation 2, stale, and builds.
+    // A caller that comes now sees generation 2, stale, and builds.
     assert_eq!(*cell.get_or_refresh(|| 3), 3);
 }
 
-/// The same for one that wants a fresh value: it takes what has arrived, as if it had waited for it (G6), unless that was
-/// declared stale.
+/// The same for a caller that needs a fresh value: it takes what has arrived, as if it had waited for it (G6), unless that
+/// was declared stale.
 #[test]
 fn g1_the_late_winner_of_a_fresh_value_takes_what_has_arrived() {
     for is_invalidated in [false, true] {
@@ -99,7 +99,7 @@ fn g1_the_late_winner_of_a_fresh_value_takes_what_has_arrived() {
         thread::scope(|scope| {
             let late = scope.spawn(|| {
                 clock.stop_at(thread::current().id(), stop);
-                cell.get_fresh_or_refresh(|| 3)
+                cell.request().max_stale(Duration::ZERO).get(|| 3)
             });
             keeper.wait_for_arrival();
             cell.set(2);
@@ -114,7 +114,7 @@ fn g1_the_late_winner_of_a_fresh_value_takes_what_has_arrived() {
 }
 
 #[test]
-fn g2_while_somebody_builds_everybody_else_reads_the_old_value() {
+fn g2_while_one_caller_builds_all_others_read_the_old_value() {
     let (cell, _clock) = stale_cell(1);
     let (build, keeper) = gate();
     thread::scope(|scope| {
@@ -130,7 +130,7 @@ fn g2_while_somebody_builds_everybody_else_reads_the_old_value() {
             assert_eq!(*cell.get_or_refresh(|| unreachable!()), 1);
             assert_eq!(*cell.load_or_refresh(|| unreachable!()), 1);
             assert_eq!(**reader.get_or_refresh(|| unreachable!()), 1);
-            assert_eq!(*cell.try_get_or_refresh(|| -> Result<u32, ()> { unreachable!() }).unwrap(), 1);
+            assert_eq!(*cell.try_get_or_refresh(|| -> Result<u32, Down> { unreachable!() }).unwrap(), 1);
             assert!(matches!(cell.lookup(), Lookup::Stale(value) if *value == 1));
             assert_eq!(cell.get().as_deref(), Some(&1));
         }
@@ -162,7 +162,7 @@ fn a_fresh_read_does_not_wait_for_a_forced_rebuild() {
     let (build, keeper) = gate();
     thread::scope(|scope| {
         let forced = scope.spawn(|| {
-            cell.refresh(|| {
+            cell.request().no_cache().get(|| {
                 build.pass();
                 2
             })
@@ -183,7 +183,7 @@ fn a_value_that_ages_during_a_forced_rebuild_is_served_as_stale() {
     let (build, keeper) = gate();
     thread::scope(|scope| {
         let forced = scope.spawn(|| {
-            cell.refresh(|| {
+            cell.request().no_cache().get(|| {
                 build.pass();
                 2
             })
@@ -200,12 +200,12 @@ fn a_value_that_ages_during_a_forced_rebuild_is_served_as_stale() {
 }
 
 #[test]
-fn refresh_returns_a_value_whose_build_began_after_the_call() {
+fn no_cache_returns_a_value_whose_build_began_after_the_call() {
     let (cell, _clock) = cell();
     let running = cell.lookup().elected();
     thread::scope(|scope| {
-        let forced = scope.spawn(|| cell.refresh(|| 2));
-        crate::support::eventually("refresh waits for the running build", || cell.stats().waits == 1);
+        let forced = scope.spawn(|| cell.request().no_cache().get(|| 2));
+        eventually("it waits for the running build", || cell.stats().waits == 1);
         running.publish(1);
         assert_eq!(*forced.join().unwrap(), 2);
     });
@@ -213,7 +213,7 @@ fn refresh_returns_a_value_whose_build_began_after_the_call() {
 }
 
 #[test]
-fn refreshes_that_wait_for_the_same_build_share_the_next_one() {
+fn no_cache_callers_that_wait_for_the_same_build_share_the_next_one() {
     const CALLERS: u64 = 8;
     let (cell, _clock) = cell();
     let running = cell.lookup().elected();
@@ -222,18 +222,18 @@ fn refreshes_that_wait_for_the_same_build_share_the_next_one() {
     thread::scope(|scope| {
         for _ in 0..CALLERS {
             scope.spawn(|| {
-                let value = cell.refresh(|| {
+                let value = cell.request().no_cache().get(|| {
                     build.pass();
                     builds.fetch_add(1, Ordering::Relaxed) + 2
                 });
                 assert_eq!(*value, 2);
             });
         }
-        crate::support::eventually("all wait", || cell.stats().waits == CALLERS);
+        eventually("all wait", || cell.stats().waits == CALLERS);
         running.publish(1);
         keeper.wait_for_arrival();
         // One builds, the others wait for it.
-        crate::support::eventually("the others wait again", || cell.stats().waits == 2 * CALLERS - 1);
+        eventually("the others wait again", || cell.stats().waits == 2 * CALLERS - 1);
         keeper.open();
     });
     assert_eq!(builds.into_inner(), 1);
@@ -241,24 +241,24 @@ fn refreshes_that_wait_for_the_same_build_share_the_next_one() {
 }
 
 #[test]
-fn get_fresh_waits_for_the_running_build_instead_of_taking_a_stale_value() {
+fn a_caller_that_needs_a_fresh_value_waits_for_the_running_build() {
     let (cell, _clock) = stale_cell(1);
     let lease = cell.lookup().elected();
     thread::scope(|scope| {
-        let fresh = scope.spawn(|| cell.get_fresh_or_refresh(|| unreachable!()));
-        crate::support::eventually("it waits", || cell.stats().waits == 1);
+        let fresh = scope.spawn(|| cell.request().max_stale(Duration::ZERO).get(|| unreachable!()));
+        eventually("it waits", || cell.stats().waits == 1);
         lease.publish(2);
         assert_eq!(*fresh.join().unwrap(), 2);
     });
 }
 
 #[test]
-fn get_fresh_does_not_take_a_value_that_was_published_as_stale() {
+fn a_caller_that_needs_a_fresh_value_does_not_take_one_that_was_published_as_stale() {
     let (cell, _clock) = stale_cell(1);
     let lease = cell.lookup().elected();
     thread::scope(|scope| {
-        let fresh = scope.spawn(|| cell.get_fresh_or_refresh(|| 3));
-        crate::support::eventually("it waits", || cell.stats().waits == 1);
+        let fresh = scope.spawn(|| cell.request().max_stale(Duration::ZERO).get(|| 3));
+        eventually("it waits", || cell.stats().waits == 1);
         cell.invalidate();
         lease.publish(2);
         assert_eq!(*fresh.join().unwrap(), 3);

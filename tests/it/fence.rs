@@ -1,12 +1,12 @@
-//! G4: what began before an invalidation, a clear or a set never undoes it.
+//! G4, and G1 of doomed builds: what began before an invalidation, a clear or a set never undoes it.
 
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use dogpile::{DogpileCell, Freshness, Lookup, ManualClock, Policy};
+use dogpile::{DogpileCell, Freshness, Lookup, ManualClock, Policy, Waited};
 
-use crate::support::{LookupExt, TICK, TTL, cell, cell_with, eventually, stale_cell};
+use crate::support::{Down, LookupExt, TICK, TTL, cell, cell_with, eventually, panic_message, stale_cell};
 
 #[test]
 fn g4_a_build_from_before_an_invalidation_is_published_as_stale() {
@@ -86,6 +86,7 @@ fn g4_a_build_from_before_a_clear_is_for_its_own_caller_only() {
     let (cell, _clock) = stale_cell(1);
     let lease = cell.lookup().elected();
     assert_eq!(cell.clear().as_deref(), Some(&1));
+    assert!(!cell.is_refreshing());
     assert_eq!(*lease.publish(2), 2);
     assert_eq!(cell.get(), None);
     assert_eq!(cell.generation(), 1);
@@ -103,19 +104,80 @@ fn g4_a_renewal_from_before_a_clear_does_not_bring_the_value_back() {
     assert_eq!(cell.get(), None);
 }
 
-/// Who waits for a build that a clear has fenced off does not get its result: one of them builds again.
+/// The waiters of a build that a clear has doomed do not wait for its end: one of them builds at once.
 #[test]
-fn g4_waiters_do_not_get_what_a_clear_has_fenced_off() {
-    let (cell, _clock) = stale_cell(1);
+fn g1_waiters_do_not_wait_for_a_build_that_a_clear_has_doomed() {
+    const WAITERS: u64 = 4;
+    let (cell, _clock) = cell();
     let lease = cell.lookup().elected();
-    cell.clear();
     thread::scope(|scope| {
-        let waiter = scope.spawn(|| cell.get_or_refresh(|| 3));
-        eventually("it waits", || cell.stats().waits == 1);
-        assert_eq!(*lease.publish(2), 2);
-        assert_eq!(*waiter.join().unwrap(), 3);
+        let waiters: Vec<_> = (0..WAITERS).map(|_| scope.spawn(|| *cell.get_or_refresh(|| 3))).collect();
+        eventually("all wait", || cell.stats().waits == WAITERS);
+        cell.clear();
+        for waiter in waiters {
+            assert_eq!(waiter.join().unwrap(), 3);
+        }
     });
+    assert_eq!(cell.stats().builds, 2);
+    // Its own caller gets what the cell serves now.
+    assert!(lease.is_fenced());
+    assert_eq!(*lease.publish(2), 3);
     assert_eq!(cell.get().as_deref(), Some(&3));
+}
+
+/// What takes the lease away from a running build, whether its waiters get a value by it, and the value there is then.
+#[test]
+fn g1_a_doomed_build_holds_no_lease() {
+    type Doom = fn(&DogpileCell<u32, ManualClock>);
+    let dooms: [(&str, Doom, Option<u32>); 4] = [
+        ("set", |cell| drop(cell.set(5)), Some(5)),
+        ("clear", |cell| drop(cell.clear()), None),
+        ("revoke", |cell| assert!(cell.revoke()), Some(1)),
+        ("reset", |cell| cell.reset(), None),
+    ];
+    for (name, doom, value) in dooms {
+        let (cell, _clock) = stale_cell(1);
+        let doomed = cell.lookup().elected();
+        assert!(cell.is_refreshing() && !doomed.is_fenced(), "{name}");
+        doom(&cell);
+        assert!(!cell.is_refreshing() && doomed.is_fenced(), "{name}");
+        assert_eq!(cell.get().as_deref().copied(), value, "{name}");
+        // The next caller that needs a build is elected at once, while the doomed build still runs.
+        let next = cell.request().no_cache().lookup().elected();
+        assert!(cell.is_refreshing(), "{name}");
+        // The end of the doomed build does not give back the lease of the next one.
+        assert_eq!(*doomed.publish(2), value.unwrap_or(2), "{name}");
+        assert!(cell.is_refreshing() && !next.is_fenced(), "{name}");
+        assert_eq!(*next.publish(3), 3, "{name}");
+        assert_eq!((cell.get().as_deref(), cell.is_refreshing()), (Some(&3), false), "{name}");
+    }
+}
+
+/// A doomed build that fails leaves no trace: no retry pause, no error, and no waiter is woken by it.
+#[test]
+fn g1_the_failure_of_a_doomed_build_is_not_recorded() {
+    for fails in [true, false] {
+        let (cell, _clock) = cell_with::<u32>(Policy::ttl(TTL).retry_backoff(TTL, TTL));
+        let doomed = cell.lookup().elected();
+        cell.clear();
+        let next = cell.lookup().elected();
+        let pending = cell.lookup().pending();
+        if fails {
+            doomed.fail(Down(1));
+        } else {
+            panic_message(move || {
+                let _doomed = doomed;
+                panic!("no")
+            });
+        }
+        assert!(cell.last_error().is_none());
+        assert_eq!(cell.stats().consecutive_failures, 0);
+        let pending = pending.wait_timeout(Duration::ZERO).expect_err("the next build still runs");
+        drop(next);
+        assert!(matches!(pending.wait(), Waited::Abandoned));
+        // No pause runs.
+        drop(cell.lookup().elected());
+    }
 }
 
 #[test]
@@ -188,19 +250,20 @@ fn g4_a_superseded_build_without_a_successor_yet_is_for_its_own_caller() {
     assert_eq!(cell.get().as_deref(), Some(&2));
 }
 
-/// If its successor's value is one that its caller may be served when it ends, at the last moment too; else its own.
+/// The value of its successor, up to the last tick at which that may be served and meets the conditions; after that its own.
 #[test]
 fn g4_a_superseded_build_gets_what_its_caller_may_be_served() {
     const SECOND: Duration = Duration::from_secs(1);
     type Read = fn(&DogpileCell<u32, ManualClock>, &mut dyn FnMut() -> u32) -> Arc<u32>;
-    let reads: [(Read, Duration); 3] = [
+    let reads: [(Read, Duration); 5] = [
         (|cell, build| cell.get_or_refresh(build), TTL + SECOND),
-        (|cell, build| cell.get_fresh_or_refresh(build), TTL),
-        // Any whose build began after the call.
-        (|cell, build| cell.refresh(build), 1000 * TTL),
+        (|cell, build| cell.request().max_stale(Duration::ZERO).get(build), TTL),
+        (|cell, build| cell.request().max_age(TTL / 2).get(build), TTL / 2),
+        (|cell, build| cell.request().newer_than(0).get(build), TTL + SECOND),
+        (|cell, build| cell.request().no_cache().get(build), TTL + SECOND),
     ];
     for (number, (read, until)) in reads.into_iter().enumerate() {
-        for (age, expected) in [(until, 2), (until + TICK, if number == 2 { 2 } else { 1 })] {
+        for (age, expected) in [(until, 2), (until + TICK, 1)] {
             let policy = Policy::ttl(TTL).stale_while_refresh(SECOND).lease_timeout(SECOND);
             let (cell, clock) = cell_with(policy);
             let value = read(&cell, &mut || {

@@ -3,10 +3,11 @@
 //! Time is a `ManualClock`, order is made by channels and barriers. `support::eventually` looks again and again
 //! until another thread has got somewhere; its limit is a guard against hangs, not a measurement.
 
-mod background;
 mod election;
+mod errors;
 mod failure;
 mod fence;
+mod front_door;
 mod lazy;
 mod lease;
 mod misuse;
@@ -17,10 +18,13 @@ mod reentrancy;
 mod refresher;
 mod refresher_faults;
 mod regressions;
+mod request;
 mod source;
+mod spawn;
 mod statics;
 mod support;
 mod sync_reader;
 mod time;
 mod traits;
 mod waiting;
+mod writes;

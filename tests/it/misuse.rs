@@ -1,13 +1,13 @@
-//! Bad input and misuse: told at the caller's line, nothing lost.
+//! Bad input and misuse: a panic at the caller's line, and nothing is lost.
 
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use dogpile::{DogpileCell, LazyDogpile, Policy};
+use dogpile::{DogpileCell, Job, LazyDogpile, Policy};
 
 use crate::support::{TTL, panic_message};
 
-/// Runs `f`, which panics, and returns the line that is blamed for it.
+/// Runs `f`, which panics, and returns the line of the panic.
 fn blamed_line(f: impl FnOnce()) -> u32 {
     static BLAMED: Mutex<Vec<(std::thread::ThreadId, u32)>> = Mutex::new(Vec::new());
     static HOOK: std::sync::Once = std::sync::Once::new();
@@ -26,7 +26,7 @@ fn blamed_line(f: impl FnOnce()) -> u32 {
 }
 
 #[test]
-fn g10_waiting_for_oneself_is_blamed_on_the_callers_line() {
+fn g10_a_call_that_would_wait_for_itself_panics_at_its_line() {
     let cell = DogpileCell::<u32>::new(TTL);
     let mut expected = 0;
     let line = blamed_line(|| {
@@ -56,7 +56,7 @@ fn g10_waiting_for_oneself_is_blamed_on_the_callers_line() {
     let line = blamed_line(|| {
         cell.get_or_refresh(|| {
             expected = line!() + 1;
-            *cell.refresh(|| 1)
+            *cell.request().no_cache().get(|| 1)
         });
     });
     assert_eq!(line, expected);
@@ -64,23 +64,59 @@ fn g10_waiting_for_oneself_is_blamed_on_the_callers_line() {
     let line = blamed_line(|| {
         cell.get_or_refresh(|| {
             expected = line!() + 1;
-            *cell.get_fresh_or_refresh(|| 1)
+            *cell.request().max_stale(Duration::ZERO).get(|| 1)
+        });
+    });
+    assert_eq!(line, expected);
+
+    let shared = Arc::new(DogpileCell::<u32>::new(TTL));
+    let line = blamed_line(|| {
+        shared.get_or_refresh(|| {
+            expected = line!() + 1;
+            *shared.request_owned().spawn_with(|job: Job| job()).get(|| 1)
         });
     });
     assert_eq!(line, expected);
 }
 
+/// `get` can return no error: it panics, and the panic names the line of the call.
 #[test]
-fn g10_a_lazy_cell_that_waits_for_itself_is_blamed_on_the_build() {
+fn a_get_whose_job_is_dropped_or_panics_panics_at_its_line() {
+    static LAZY: LazyDogpile<u32> = LazyDogpile::new(TTL, || 1);
+
+    let cell = Arc::new(DogpileCell::<u32>::new(TTL));
+    let mut expected = 0;
+    let line = blamed_line(|| {
+        expected = line!() + 1;
+        cell.request_owned().spawn_with(drop::<Job>).get(|| 1);
+    });
+    assert_eq!(line, expected);
+
+    let line = blamed_line(|| {
+        let panicking = || std::panic::resume_unwind(Box::new("no"));
+        expected = line!() + 1;
+        cell.request_owned().spawn_with(std::thread::spawn).get(panicking);
+    });
+    assert_eq!(line, expected);
+
+    let line = blamed_line(|| {
+        expected = line!() + 1;
+        LAZY.request().spawn_with(drop::<Job>).get();
+    });
+    assert_eq!(line, expected);
+}
+
+#[test]
+fn g10_a_lazy_cell_that_would_wait_for_itself_panics_in_its_build() {
     static SELFISH: LazyDogpile<u32> = LazyDogpile::new(TTL, selfish);
     const LINE: u32 = line!() + 3;
 
     fn selfish() -> u32 {
-        *SELFISH.get() + 1
+        *SELFISH.get_or_refresh() + 1
     }
     assert_eq!(
         blamed_line(|| {
-            SELFISH.get();
+            SELFISH.get_or_refresh();
         }),
         LINE
     );

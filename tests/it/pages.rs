@@ -206,7 +206,31 @@ fn pages_of_the_guide_link_only_to_each_other() {
     }
 }
 
-/// They are to be read in one go.
+/// The changelog says what became of them.
+#[test]
+fn no_page_shows_a_name_that_is_gone() {
+    let gone = [
+        "get_fresh_or_refresh",
+        "try_get_or_refresh_timeout",
+        "get_or_refresh_in_background",
+        "get_or_refresh_with",
+        "SharedCell",
+        "OwnedLease",
+        "OwnedPending",
+        "OwnedLookup",
+        "RefreshError<",
+        "LazyDogpile::load`",
+    ];
+    let mut wrong = String::new();
+    for (page, text) in pages().iter().filter(|(page, _)| !page.ends_with("CHANGELOG.md")) {
+        for name in gone.iter().filter(|name| text.contains(**name)) {
+            writeln!(wrong, "{}: {name}", page.display()).unwrap();
+        }
+    }
+    assert!(wrong.is_empty(), "\n{wrong}");
+}
+
+/// Each can be read at a sitting.
 #[test]
 fn the_small_examples_are_small() {
     let folder = root().join("examples/patterns/src/bin");

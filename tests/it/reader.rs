@@ -2,9 +2,7 @@
 
 use std::sync::Arc;
 
-use dogpile::Policy;
-
-use crate::support::{LookupExt, TICK, TTL, cell, cell_with, panic_message, stale_cell};
+use crate::support::{LookupExt, STRICT, TICK, TTL, cell, cell_with, panic_message, stale_cell};
 
 #[test]
 fn a_reader_builds_like_the_cell_and_keeps_what_it_got() {
@@ -38,7 +36,7 @@ fn a_reader_sees_every_change() {
 }
 
 #[test]
-fn a_reader_serves_the_stale_value_while_somebody_builds() {
+fn a_reader_serves_the_stale_value_while_a_build_runs() {
     let (cell, _clock) = stale_cell(1);
     let mut reader = cell.reader();
     let lease = cell.lookup().elected();
@@ -77,7 +75,7 @@ fn a_reader_lets_go() {
 
 #[test]
 fn a_reader_survives_a_panicking_build() {
-    let (cell, clock) = cell_with(Policy::ttl(TTL));
+    let (cell, clock) = cell_with(STRICT);
     let mut reader = cell.reader();
     reader.get_or_refresh(|| 1);
     clock.advance(TTL + TICK);

@@ -9,7 +9,7 @@ use dogpile::{
     Clock, DogpileCell, Drain, Freshness, Guard, ManualClock, Policy, SyncReaderCell, Tick, Waited,
 };
 
-use crate::support::{LookupExt, TICK, TTL, cell, cell_with, stale_cell};
+use crate::support::{Down, LookupExt, TICK, TTL, cell, cell_with, stale_cell};
 
 #[test]
 fn an_empty_cell_has_nothing_to_show() {
@@ -40,9 +40,9 @@ fn what_may_be_served_is_served_without_building() {
     assert_eq!(cell.into_inner().as_deref(), Some(&1));
 }
 
-/// Each state of a cell, and what is served in it by those who would rather have nothing than be elected or wait.
+/// Each state of a cell, and what `get_unless_due` serves in it: a value, or nothing where a caller would be elected or wait.
 #[test]
-fn what_is_due_is_not_served_and_nobody_is_elected() {
+fn what_is_due_is_not_served_and_no_caller_is_elected() {
     let policy = Policy::ttl(TTL).stale_while_refresh(TTL).retry_backoff(TTL / 2, TTL / 2);
     let (cell, clock) = cell_with(policy);
     let mut reader = cell.reader();
@@ -53,7 +53,7 @@ fn what_is_due_is_not_served_and_nobody_is_elected() {
     };
     assert_eq!(unless_due(), None, "empty");
     let first = cell.lookup().elected();
-    assert_eq!(unless_due(), None, "one would have to wait");
+    assert_eq!(unless_due(), None, "the caller would have to wait");
     first.publish(1);
     assert_eq!(unless_due(), Some(1), "fresh");
     clock.advance(TTL);
@@ -61,14 +61,14 @@ fn what_is_due_is_not_served_and_nobody_is_elected() {
     clock.advance(TICK);
     assert_eq!((unless_due(), cell.is_refreshing()), (None, false), "stale");
     let lease = cell.lookup().elected();
-    assert_eq!(unless_due(), Some(1), "stale, but somebody builds");
+    assert_eq!(unless_due(), Some(1), "stale, but a build runs");
     lease.fail("no");
     assert_eq!(unless_due(), Some(1), "stale, but a pause runs");
     clock.advance(TTL / 2);
     assert_eq!((unless_due(), cell.is_refreshing()), (None, false), "the pause is over");
     let _lease = cell.lookup().elected();
     clock.advance(TTL);
-    assert_eq!(unless_due(), None, "expired: one would have to wait");
+    assert_eq!(unless_due(), None, "expired: the caller would have to wait");
     cell.set(2);
     assert_eq!(unless_due(), Some(2));
     cell.clear();
@@ -83,10 +83,12 @@ fn a_snapshot_belongs_to_one_publication() {
     clock.advance(Duration::from_secs(3));
     let snapshot = cell.snapshot().unwrap();
     assert_eq!((*snapshot.value, snapshot.generation), (1, 1));
+    assert_eq!((snapshot.fresh_for, snapshot.servable_for), (TTL - Duration::from_secs(3), Duration::MAX));
     assert_eq!((snapshot.age, snapshot.freshness), (Duration::from_secs(3), Freshness::Fresh));
     cell.invalidate();
     let snapshot = cell.snapshot().unwrap();
     assert_eq!((snapshot.generation, snapshot.freshness), (1, Freshness::Stale));
+    assert_eq!((snapshot.fresh_for, snapshot.servable_for), (Duration::ZERO, Duration::MAX));
     assert_eq!(snapshot.age, Duration::from_secs(3));
     cell.clear();
     assert!(cell.snapshot().is_none());
@@ -182,8 +184,9 @@ fn looking_at_a_cell_in_a_debugger_shows_no_value_and_does_not_block() {
 fn what_a_look_finds_shows_what_it_is() {
     let cell = Arc::new(cell::<u32>().0);
     let text = |cell: &Arc<DogpileCell<u32, ManualClock>>| {
-        let (text, owned) = (format!("{:?}", cell.lookup()), format!("{:?}", cell.lookup_owned()));
-        assert_eq!(owned.replace("Owned", ""), text);
+        let text = format!("{:?}", cell.lookup());
+        assert_eq!(format!("{:?}", cell.lookup_owned()), text);
+        assert_eq!(format!("{:?}", cell.request().lookup()), text);
         text
     };
     assert_eq!(text(&cell), "Elected(Lease { .. })");
@@ -243,7 +246,7 @@ fn asked_by_reads(policy: Policy, lead: impl Fn(&CountedCell, &ManualClock)) -> 
     lead(&cell, &clock.manual);
     clock.asked();
     assert_eq!(*cell.get_or_refresh(|| unreachable!()), 1);
-    assert_eq!(*cell.try_get_or_refresh(|| -> Result<u32, ()> { unreachable!() }).unwrap(), 1);
+    assert_eq!(*cell.try_get_or_refresh(|| -> Result<u32, Down> { unreachable!() }).unwrap(), 1);
     assert_eq!(*cell.load_or_refresh(|| unreachable!()), 1);
     assert_eq!(cell.get().as_deref(), Some(&1));
     assert_eq!(cell.load().as_deref(), Some(&1));
@@ -256,8 +259,8 @@ fn asked_by_reads(policy: Policy, lead: impl Fn(&CountedCell, &ManualClock)) -> 
     clock.asked()
 }
 
-/// The value has become stale, and somebody builds for ever.
-fn stale_while_somebody_builds(cell: &CountedCell, clock: &ManualClock) {
+/// The value has become stale, and a build runs for ever.
+fn stale_while_a_build_runs(cell: &CountedCell, clock: &ManualClock) {
     clock.advance(TTL + TICK);
     std::mem::forget(cell.lookup().elected());
 }
@@ -271,7 +274,7 @@ fn stale_after_a_failure(cell: &CountedCell, clock: &ManualClock) {
 fn no_clock_is_asked_where_no_answer_could_depend_on_it() {
     assert_eq!(asked_by_reads(Policy::never_expires(), |_, _| ()), (0, 0));
     // Staleness is not bounded: the value is served however old it is.
-    assert_eq!(asked_by_reads(Policy::ttl(TTL), stale_while_somebody_builds), (0, 0));
+    assert_eq!(asked_by_reads(Policy::ttl(TTL), stale_while_a_build_runs), (0, 0));
 }
 
 #[test]
@@ -280,7 +283,7 @@ fn away_from_the_deadline_only_the_coarse_clock_is_asked() {
     let pausing = Policy::ttl(TTL).retry_backoff(TTL, TTL);
     for (state, (exact, coarse)) in [
         ("fresh", asked_by_reads(Policy::ttl(TTL), |_, _| ())),
-        ("stale while somebody builds", asked_by_reads(bounded, stale_while_somebody_builds)),
+        ("stale while a build runs", asked_by_reads(bounded, stale_while_a_build_runs)),
         ("stale during a retry pause", asked_by_reads(pausing, stale_after_a_failure)),
     ] {
         assert_eq!(exact, 0, "{state}");
@@ -312,7 +315,7 @@ fn a_sync_reader_cell_asks_no_clock_either() {
         read(&cell);
         assert_eq!(clock.asked().0, 0);
         cell.invalidate();
-        // Inside the build, which is as good as beside it: reads do not care who builds.
+        // Inside the build, which is as good as beside it: reads do not depend on which thread builds.
         cell.get_or_refresh(|| {
             clock.asked();
             read(&cell);

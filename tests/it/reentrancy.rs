@@ -1,6 +1,8 @@
 //! G9, G10: user code may call back into the cell from wherever the cell runs it.
 
 use std::cell::RefCell;
+use std::error::Error;
+use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock, mpsc};
 use std::thread;
@@ -8,14 +10,16 @@ use std::time::Duration;
 
 use dogpile::{Clock, DogpileCell, Lookup, ManualClock, Policy, RefreshError, Tick, Waited};
 
-use crate::support::{LookupExt, TTL, cell, cell_with, eventually, panic_message, stale_cell};
+use crate::support::{
+    Down, LookupExt, STRICT, TTL, cell, cell_with, eventually, panic_message, stale_cell, stale_cell_with,
+};
 
 #[test]
 fn g10_a_build_that_calls_back_gets_the_stale_value() {
     let (cell, _clock) = stale_cell(1);
     let value = cell.get_or_refresh(|| {
         assert_eq!(*cell.get_or_refresh(|| unreachable!()), 1);
-        assert_eq!(*cell.try_get_or_refresh(|| -> Result<u32, ()> { unreachable!() }).unwrap(), 1);
+        assert_eq!(*cell.try_get_or_refresh(|| -> Result<u32, Down> { unreachable!() }).unwrap(), 1);
         assert_eq!(*cell.load_or_refresh(|| unreachable!()), 1);
         *cell.get().unwrap() + 1
     });
@@ -31,7 +35,7 @@ fn g10_without_a_value_get_or_refresh_panics_and_says_what_to_do() {
         "{message}"
     );
     assert!(message.contains("use `get`"), "{message}");
-    // Nothing is lost, nobody is stranded.
+    // Nothing is lost, no caller is stranded.
     assert_eq!(cell.stats().panicked, 1);
     assert_eq!(*cell.get_or_refresh(|| 2), 2);
 }
@@ -40,9 +44,9 @@ fn g10_without_a_value_get_or_refresh_panics_and_says_what_to_do() {
 fn g10_without_a_value_try_get_or_refresh_returns_an_error() {
     let (cell, _clock) = cell::<u32>();
     let value = cell.get_or_refresh(|| {
-        let result = cell.try_get_or_refresh(|| -> Result<u32, ()> { unreachable!() });
+        let result = cell.try_get_or_refresh(|| -> Result<u32, Down> { unreachable!() });
         assert!(matches!(result, Err(RefreshError::Reentrant)));
-        let result = cell.try_get_or_refresh_timeout(TTL, || -> Result<u32, ()> { unreachable!() });
+        let result = cell.request().wait_at_most(TTL).try_get(|| -> Result<u32, Down> { unreachable!() });
         assert!(matches!(result, Err(RefreshError::Reentrant)));
         assert_eq!(cell.get(), None);
         1
@@ -62,12 +66,27 @@ fn g10_a_look_from_inside_a_build_says_so() {
 }
 
 #[test]
-fn g10_waiting_for_fresh_inside_a_build_panics() {
-    let (cell, _clock) = stale_cell(1);
-    let message = panic_message(|| cell.get_or_refresh(|| *cell.get_fresh_or_refresh(|| 2)));
-    assert!(message.contains("get_fresh_or_refresh was called from inside"), "{message}");
-    let message = panic_message(|| cell.get_or_refresh(|| *cell.refresh(|| 2)));
-    assert!(message.contains("refresh was called from inside"), "{message}");
+fn g10_a_request_inside_a_build_that_rules_out_the_stale_value_gets_no_value() {
+    let (cell, _clock) = stale_cell_with(STRICT, 1);
+    for request in [
+        cell.request().max_stale(Duration::ZERO),
+        cell.request().max_age(Duration::ZERO),
+        cell.request().newer_than(1),
+        cell.request().no_cache(),
+        cell.request().no_cache().wait_at_most(TTL),
+    ] {
+        let inner = request.clone();
+        let message = panic_message(|| cell.get_or_refresh(|| *inner.get(|| 2)));
+        assert!(message.starts_with("get was called from inside the build of the same cell"), "{message}");
+        // A call that returns a `Result` gets an error, or the stale value if it accepts that.
+        let value = cell.try_get_or_refresh(|| {
+            let inner = request.clone().try_get(|| Ok::<u32, Down>(2));
+            assert!(matches!(inner, Err(RefreshError::Reentrant)), "{inner:?}");
+            assert_eq!(*request.or_stale().try_get(|| Ok::<u32, Down>(2)).unwrap(), 1);
+            Err(Down(1))
+        });
+        assert!(value.unwrap_err().is::<Down>());
+    }
     assert_eq!(*cell.get_or_refresh(|| 3), 3);
 }
 
@@ -77,7 +96,7 @@ fn g10_builds_of_other_cells_may_be_nested() {
     let (inner, _clock) = cell();
     let value = outer.get_or_refresh(|| {
         *inner.get_or_refresh(|| {
-            let nested = outer.try_get_or_refresh(|| -> Result<u32, ()> { unreachable!() });
+            let nested = outer.try_get_or_refresh(|| -> Result<u32, Down> { unreachable!() });
             assert!(matches!(nested, Err(RefreshError::Reentrant)));
             1
         }) + 1
@@ -86,7 +105,7 @@ fn g10_builds_of_other_cells_may_be_nested() {
 }
 
 #[test]
-fn g10_inside_a_build_one_may_wait_for_another_cell() {
+fn g10_a_build_may_wait_for_another_cell() {
     let (outer, _clock) = cell();
     let (inner, _clock) = cell();
     let lease = inner.lookup().elected();
@@ -99,7 +118,7 @@ fn g10_inside_a_build_one_may_wait_for_another_cell() {
 }
 
 #[test]
-fn g10_another_thread_inside_the_build_waits_like_everybody() {
+fn g10_another_thread_inside_the_build_waits_like_any_other() {
     let (cell, _clock) = cell();
     let value = thread::scope(|scope| {
         let (sender, receiver) = mpsc::channel();
@@ -186,7 +205,7 @@ fn g9_a_value_may_use_the_cell_when_it_is_dropped() {
     cell.invalidate();
     cell.get_or_refresh(|| meddler(3));
     cell.invalidate();
-    cell.refresh(|| meddler(4));
+    cell.request().no_cache().get(|| meddler(4));
     cell.clear();
     assert_eq!(dropped.load(Ordering::Relaxed), 4);
     // What is fenced off is dropped by its caller.
@@ -199,6 +218,20 @@ fn g9_a_value_may_use_the_cell_when_it_is_dropped() {
 }
 
 struct MeddlingError(Shared<u32>);
+
+impl fmt::Debug for MeddlingError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("MeddlingError")
+    }
+}
+
+impl fmt::Display for MeddlingError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an error that uses the cell")
+    }
+}
+
+impl Error for MeddlingError {}
 
 impl Drop for MeddlingError {
     fn drop(&mut self) {
@@ -260,10 +293,10 @@ fn g9_a_clock_may_use_the_cell() {
     cell.clear();
     cell.invalidate();
     let _ = (cell.snapshot(), cell.freshness());
-    cell.refresh(|| 3);
+    cell.request().no_cache().get(|| 3);
 }
 
-/// A panic while the replaced value is dropped: the new one is published, the lease is free, nobody is stranded.
+/// A panic while the replaced value is dropped: the new one is published, the lease is free, no caller is stranded.
 #[test]
 fn g5_a_value_whose_drop_panics_loses_nothing() {
     struct Bomb(u32);
@@ -295,11 +328,17 @@ fn g5_a_value_whose_drop_panics_loses_nothing() {
     assert!(!cell.is_refreshing());
 }
 
-/// The waiters have been told before the replaced value is dropped.
 /// A second panic would end the process.
 #[test]
 fn g5_a_build_that_panics_contains_the_drop_of_a_former_error() {
+    #[derive(Debug)]
     struct Bomb;
+    impl fmt::Display for Bomb {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("an error whose drop panics")
+        }
+    }
+    impl Error for Bomb {}
     impl Drop for Bomb {
         fn drop(&mut self) {
             panic!("the drop of an error panics");
@@ -329,9 +368,10 @@ fn g5_a_value_whose_drop_panics_strands_no_waiter() {
     assert!(matches!(pending.wait(), Waited::Published(value) if value.0 == 2));
     cell.clear();
 
-    // A lease keeps the previous value until it has ended. Here the cell has the only reference.
+    // A lease keeps the previous value until it has ended. Of a value that is restored meanwhile the cell has the only
+    // reference.
     let _lease = cell.lookup().elected();
-    cell.set(Bomb(1));
+    cell.restore(Bomb(1), Duration::ZERO);
     clock.advance(2 * TTL);
     let pending = cell.lookup().pending();
     panic_message(|| cell.set(Bomb(3)));
@@ -352,16 +392,16 @@ thread_local! {
     static LAST: RefCell<Option<Last>> = const { RefCell::new(None) };
 }
 
-/// G10: the thread did not know any more what it built, and waited for itself.
+/// The thread did not know any more what it built, and waited for itself.
 #[test]
 fn g10_a_build_of_a_thread_that_ends_hung_if_it_called_back() {
     let (tell, told) = mpsc::channel();
     let last = Last(Box::new(move || {
         let (cell, _clock) = cell::<u32>();
         let built = cell.try_get_or_refresh(|| {
-            let inner = cell.try_get_or_refresh(|| Ok::<u32, ()>(1));
+            let inner = cell.try_get_or_refresh(|| Ok::<u32, Down>(1));
             tell.send(matches!(inner, Err(RefreshError::Reentrant))).unwrap();
-            Err(())
+            Err(Down(1))
         });
         assert!(built.is_err());
     }));
@@ -380,7 +420,7 @@ fn g10_of_builds_inside_of_each_other_each_is_known() {
     fn nest(cells: &[DogpileCell<usize>], depth: usize) -> usize {
         *cells[depth].get_or_refresh(|| {
             for inside in &cells[..=depth] {
-                let inner = inside.try_get_or_refresh(|| Ok::<usize, ()>(0));
+                let inner = inside.try_get_or_refresh(|| Ok::<usize, Down>(0));
                 assert!(matches!(inner, Err(RefreshError::Reentrant)));
             }
             if depth + 1 < cells.len() { nest(cells, depth + 1) } else { depth }
@@ -391,6 +431,6 @@ fn g10_of_builds_inside_of_each_other_each_is_known() {
     // And when they have ended, none.
     for cell in cells {
         cell.clear();
-        assert_eq!(*cell.try_get_or_refresh(|| Ok::<usize, ()>(1)).unwrap(), 1);
+        assert_eq!(*cell.try_get_or_refresh(|| Ok::<usize, Down>(1)).unwrap(), 1);
     }
 }

@@ -7,6 +7,7 @@
 use std::any::Any;
 use std::collections::HashMap;
 use std::io::ErrorKind;
+use std::ops::Deref;
 use std::panic::resume_unwind;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -15,11 +16,15 @@ use std::thread::{self, ThreadId};
 use std::time::{Duration, Instant};
 
 use dogpile::{
-    Clock, DogpileCell, Freshness, LazyDogpile, Lookup, ManualClock, OwnedLease, OwnedLookup, Policy,
-    RefreshError, Refreshed, Refresher, SharedCell, SharedError, Tick,
+    Clock, DogpileCell, Freshness, Lease, Lookup, ManualClock, Policy, RefreshError, Refreshed, Refresher,
+    RefresherOptions, SharedError, Tick,
 };
 
 use crate::support::{LookupExt, PATIENCE, TICK, TTL, eventually, panic_message};
+
+mod control;
+mod kinds;
+mod options;
 
 /// How long before the end of a value the refresher of a [`Rig`] begins.
 const AHEAD: Duration = Duration::from_secs(4);
@@ -27,16 +32,23 @@ const AHEAD: Duration = Duration::from_secs(4);
 const DUE: Duration = Duration::from_nanos(6_000_000_001);
 const SECOND: Duration = Duration::from_secs(1);
 
-/// A manual clock that shows which refreshers sleep on it.
+/// No retry pauses, and no stale value in place of an error.
+const fn plain(policy: Policy) -> Policy {
+    policy.retry_backoff(Duration::ZERO, Duration::ZERO).stale_if_error(Duration::ZERO)
+}
+
+/// A manual clock that shows which threads sleep on it.
 #[derive(Clone, Default)]
 struct Bed {
     manual: ManualClock,
     naps: Arc<Mutex<HashMap<ThreadId, Nap>>>,
+    /// How often refreshers have gone to sleep.
     count: Arc<AtomicU64>,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Nap {
+    is_refresher: bool,
     until: Tick,
     /// When the sleeper last looked.
     looked: Tick,
@@ -50,14 +62,12 @@ impl Clock for Bed {
     fn park_until(&self, deadline: Tick, now: Tick) {
         let thread = thread::current();
         let is_refresher = thread.name() == Some("dogpile-refresher");
+        self.naps.lock().unwrap().insert(thread.id(), Nap { is_refresher, until: deadline, looked: now });
         if is_refresher {
-            self.naps.lock().unwrap().insert(thread.id(), Nap { until: deadline, looked: now });
             self.count.fetch_add(1, Ordering::SeqCst);
         }
         self.manual.park_until(deadline, now);
-        if is_refresher {
-            self.naps.lock().unwrap().remove(&thread.id());
-        }
+        self.naps.lock().unwrap().remove(&thread.id());
     }
 }
 
@@ -72,11 +82,26 @@ impl Bed {
         self.sleep_until(time, 1);
     }
 
+    fn refreshers(&self) -> Vec<Nap> {
+        self.naps.lock().unwrap().values().filter(|nap| nap.is_refresher).copied().collect()
+    }
+
+    /// Waits until `thread` has looked at the present time and sleeps until `time`.
+    #[track_caller]
+    fn waits_until(&self, thread: ThreadId, time: Duration) {
+        let until = Tick::default().saturating_add(time);
+        eventually("the thread waits", || {
+            self.wake();
+            let nap = self.naps.lock().unwrap().get(&thread).copied();
+            nap.is_some_and(|nap| nap.until == until && nap.looked == self.now())
+        });
+    }
+
     #[track_caller]
     fn sleep_until(&self, time: Duration, sleepers: usize) {
         let start = Instant::now();
         loop {
-            let naps: Vec<Nap> = self.naps.lock().unwrap().values().copied().collect();
+            let naps = self.refreshers();
             let until = Tick::default().saturating_add(time);
             if naps.len() == sleepers && naps.iter().all(|nap| nap.until == until && nap.looked == self.now())
             {
@@ -97,18 +122,18 @@ impl Bed {
     fn nap_end(&self) -> Duration {
         let start = Instant::now();
         loop {
-            if let Some(nap) = self.naps.lock().unwrap().values().next()
+            if let Some(nap) = self.refreshers().first()
                 && nap.looked == self.now()
             {
                 return nap.until.saturating_duration_since(Tick::default());
             }
             self.wake();
-            assert!(start.elapsed() < PATIENCE, "nobody sleeps");
+            assert!(start.elapsed() < PATIENCE, "no refresher sleeps");
             thread::yield_now();
         }
     }
 
-    /// Lets those who sleep look again. A step of the clock between a sleeper's look and its lying down has not woken it.
+    /// Makes the sleepers look again. A step of the clock between a sleeper's look and its sleep has not woken it.
     fn wake(&self) {
         self.manual.advance(Duration::ZERO);
     }
@@ -117,23 +142,22 @@ impl Bed {
 type Ended = Result<Refreshed<u32>, &'static str>;
 
 /// The builds of a refresher: each shows the previous value and waits for its result.
-struct Builds {
-    begun: Receiver<Option<Arc<u32>>>,
+struct Builds<P = Arc<u32>> {
+    begun: Receiver<Option<P>>,
     results: Sender<Box<dyn FnOnce() -> Ended + Send>>,
     /// Counts the owners of what the build owns.
     kept: Weak<()>,
 }
 
-impl Builds {
-    #[allow(clippy::type_complexity)]
-    fn new() -> (Self, impl FnMut(Option<&Arc<u32>>) -> Ended + Send + 'static) {
+impl<P: Deref<Target = u32> + Send + 'static> Builds<P> {
+    fn new() -> (Self, impl FnMut(Option<P>) -> Ended + Send + 'static) {
         let (show, begun) = channel();
         let (results, result) = channel::<Box<dyn FnOnce() -> Ended + Send>>();
         let owned = Arc::new(());
         let kept = Arc::downgrade(&owned);
-        let build = move |previous: Option<&Arc<u32>>| {
+        let build = move |previous: Option<P>| {
             assert_eq!(Arc::strong_count(&owned), 1);
-            show.send(previous.cloned()).ok();
+            show.send(previous).ok();
             // None, if the test has ended early by a panic of its own.
             result.recv_timeout(PATIENCE).map_or(Err("no result"), |result| result())
         };
@@ -142,7 +166,7 @@ impl Builds {
 
     /// Waits for the next build and returns the previous value that it is given.
     #[track_caller]
-    fn previous(&self) -> Option<Arc<u32>> {
+    fn previous(&self) -> Option<P> {
         match self.begun.recv_timeout(PATIENCE) {
             Ok(previous) => previous,
             Err(RecvTimeoutError::Timeout) => panic!("no build begins"),
@@ -201,8 +225,12 @@ fn rig_with(policy: Policy, ahead: Duration) -> Rig {
 }
 
 fn rig_of(clock: Bed, cell: Arc<Cell>, ahead: Duration) -> Rig {
+    rig_with_options(Refresher::options(), clock, cell, ahead)
+}
+
+fn rig_with_options(options: RefresherOptions, clock: Bed, cell: Arc<Cell>, ahead: Duration) -> Rig {
     let (builds, build) = Builds::new();
-    let refresher = Refresher::spawn(&cell, ahead, build).unwrap();
+    let refresher = options.spawn(&cell, ahead, build).unwrap();
     Rig { clock, cell, builds, refresher }
 }
 
@@ -210,7 +238,14 @@ impl Rig {
     /// A rig whose refresher has published 1 at the tick 0 and sleeps.
     #[track_caller]
     fn asleep(policy: Policy) -> Self {
-        let rig = rig_with(policy, AHEAD);
+        Self::asleep_with(Refresher::options(), policy)
+    }
+
+    #[track_caller]
+    fn asleep_with(options: RefresherOptions, policy: Policy) -> Self {
+        let clock = Bed::default();
+        let cell = Arc::new(Cell::with_clock(policy, clock.clone()));
+        let rig = rig_with_options(options, clock, cell, AHEAD);
         rig.builds.begins(None);
         rig.builds.ends(Ok(Refreshed::New(1)));
         rig.clock.sleeps_until(DUE);
@@ -233,7 +268,15 @@ impl Rig {
         self.builds.begins(previous);
     }
 
-    /// The same, and it ends with `result`.
+    /// The next build begins exactly in `interval`, though the policy's `pause` is over before.
+    #[track_caller]
+    fn holds_back(&self, pause: Duration, interval: Duration, previous: Option<u32>) {
+        self.clock.sleeps_until(self.clock.time() + pause);
+        self.advance(pause);
+        self.begins_after(interval - pause, previous);
+    }
+
+    /// As [`begins_after`](Rig::begins_after), and it ends with `result`.
     #[track_caller]
     fn builds_after(&self, pause: Duration, previous: Option<u32>, result: Ended) {
         self.begins_after(pause, previous);
@@ -246,12 +289,16 @@ impl Rig {
         serves(&self.cell, value);
     }
 
-    /// The number of failures and the last error, when there are so many.
+    /// The last error, when there are so many failures.
     #[track_caller]
-    fn error<E: Send + Sync + 'static>(&self, failures: u32) -> Arc<E> {
+    fn error(&self, failures: u32) -> SharedError {
         eventually("the failure is noted", || self.refresher.consecutive_failures() == failures);
-        let error = self.refresher.last_error().expect("there should be an error");
-        error.downcast().expect("the error of the build")
+        self.refresher.last_error().expect("there should be an error")
+    }
+
+    #[track_caller]
+    fn fails(&self, failures: u32, message: &str) {
+        assert_eq!(self.error(failures).to_string(), message);
     }
 
     #[track_caller]
@@ -265,22 +312,25 @@ fn unbuilt() -> u32 {
     unreachable!("readers do not build")
 }
 
+fn untried() -> Result<u32, &'static str> {
+    unreachable!("readers do not build")
+}
+
 #[track_caller]
 fn serves<C: Clock>(cell: &DogpileCell<u32, C>, value: u32) {
     reads(cell, value);
     assert!(matches!(cell.lookup(), Lookup::Fresh(served) | Lookup::Stale(served) if *served == value));
+    let request = || cell.request().wait_at_most(Duration::ZERO);
+    assert_eq!(*request().get(unbuilt), value);
+    assert_eq!(*request().try_get(untried).unwrap(), value);
 }
 
-/// The same without `lookup`, which tells a fresh value from a stale one and so needs the time.
+/// The same without `lookup` and `request`, which tell a fresh value from a stale one and so need the time.
 #[track_caller]
 fn reads<C: Clock>(cell: &DogpileCell<u32, C>, value: u32) {
     assert_eq!(*cell.get_or_refresh(unbuilt), value);
     assert_eq!(*cell.load_or_refresh(unbuilt), value);
-    let served: Result<_, RefreshError<()>> = cell.try_get_or_refresh(|| Ok(unbuilt()));
-    assert_eq!(*served.unwrap(), value);
-    let served: Result<_, RefreshError<()>> =
-        cell.try_get_or_refresh_timeout(Duration::ZERO, || Ok(unbuilt()));
-    assert_eq!(*served.unwrap(), value);
+    assert_eq!(*cell.try_get_or_refresh(untried).unwrap(), value);
     let mut reader = cell.reader();
     assert_eq!((**reader.get_or_refresh(unbuilt), **reader.get_or_refresh(unbuilt)), (value, value));
     assert_eq!(cell.get().as_deref(), Some(&value));
@@ -337,7 +387,7 @@ fn readers_never_see_a_stale_value_if_builds_are_fast_enough() {
         // The slowest that is.
         rig.advance(AHEAD - TICK);
         assert_eq!(rig.cell.freshness(), Freshness::Fresh);
-        assert_eq!(*rig.cell.get_fresh_or_refresh(unbuilt), value);
+        assert_eq!(*rig.cell.request().max_stale(Duration::ZERO).get(unbuilt), value);
         rig.serves(value);
         rig.builds.ends(Ok(Refreshed::New(value + 1)));
         rig.clock.sleeps_until(rig.clock.time() + DUE);
@@ -550,8 +600,9 @@ fn while_it_is_attached_reads_consult_no_clock_if_staleness_is_unbounded() {
     asked();
     reads(&cell, 1);
     assert_eq!(asked(), 0);
-    // Others do.
+    // Without a refresher they do, and build when the pause is over.
     drop((builds, refresher));
+    clock.bed.manual.advance(SECOND / 10);
     assert_eq!(*cell.get_or_refresh(|| 2), 2);
     reads(&cell, 2);
     assert!(asked() > 0);
@@ -579,7 +630,7 @@ fn readers_never_build_while_it_is_attached() {
     let rig = Rig::asleep(Policy::ttl(TTL));
     rig.advance(DUE);
     rig.builds.begins(Some(1));
-    // Its build is late, and fails in the end: the lease is free, and nobody takes it.
+    // Its build is late, and fails in the end: the lease is free, and no reader takes it.
     rig.advance(TTL);
     assert_eq!(rig.cell.freshness(), Freshness::Stale);
     rig.serves(1);
@@ -587,7 +638,8 @@ fn readers_never_build_while_it_is_attached() {
     rig.clock.sleeps_until(rig.clock.time() + SECOND / 10);
     assert!(!rig.cell.is_refreshing());
     rig.serves(1);
-    assert_eq!(*rig.cell.get_or_refresh_in_background(|_| unreachable!("nobody is elected"), unbuilt), 1);
+    let request = rig.cell.request_owned().spawn_with(|_| unreachable!("readers spawn nothing"));
+    assert_eq!(*request.get(unbuilt), 1);
     // Also through a handle that has cached the value.
     let mut reader = rig.cell.reader();
     assert_eq!(**reader.get_or_refresh(unbuilt), 1);
@@ -596,11 +648,12 @@ fn readers_never_build_while_it_is_attached() {
     assert_eq!(**reader.get_or_refresh(unbuilt), 1);
     // When it is gone they do again.
     drop((rig.builds, rig.refresher));
+    rig.clock.manual.advance(SECOND / 10);
     assert_eq!(**reader.get_or_refresh(|| 2), 2);
     assert_eq!(rig.cell.stats().builds, 3);
 }
 
-/// Those who ask for more than what may be served build as ever, and the refresher sees it.
+/// Callers that ask for more than what may be served build as ever, and the refresher takes note of it.
 #[test]
 fn readers_that_want_a_fresh_value_build_if_it_does_not() {
     let rig = Rig::asleep(Policy::ttl(TTL));
@@ -610,9 +663,9 @@ fn readers_that_want_a_fresh_value_build_if_it_does_not() {
     rig.builds.ends(Err("down"));
     let pause_end = rig.clock.time() + SECOND / 10;
     rig.clock.sleeps_until(pause_end);
-    assert_eq!(*rig.cell.get_fresh_or_refresh(|| 2), 2);
+    assert_eq!(*rig.cell.request().max_stale(Duration::ZERO).get(|| 2), 2);
     rig.clock.sleeps_until(rig.clock.time() + DUE);
-    assert_eq!(*rig.cell.refresh(|| 3), 3);
+    assert_eq!(*rig.cell.request().no_cache().get(|| 3), 3);
     rig.clock.sleeps_until(rig.clock.time() + DUE);
     rig.builds_after(DUE, Some(3), Ok(Refreshed::New(4)));
 }
@@ -636,13 +689,15 @@ fn g7_a_reader_without_a_value_shares_its_error() {
     rig.builds.begins(None);
     let reader = {
         let cell = Arc::clone(&rig.cell);
-        thread::spawn(move || cell.try_get_or_refresh(|| -> Result<u32, &'static str> { Ok(unbuilt()) }))
+        thread::spawn(move || cell.try_get_or_refresh(untried))
     };
     eventually("it waits", || rig.cell.stats().waits == 1);
     rig.builds.ends(Err("down"));
     let Err(RefreshError::Build(shared)) = reader.join().unwrap() else { panic!("it should have failed") };
-    assert!(Arc::ptr_eq(&shared, &rig.error(1)));
-    // In its pause, which is not the policy's, a reader with nothing to serve builds.
+    assert!(shared.ptr_eq(&rig.error(1)));
+    // In the pause others get it too; a reader that can return no error builds.
+    let later = rig.cell.try_get_or_refresh(untried).unwrap_err();
+    assert!(later.build_error().unwrap().ptr_eq(&shared));
     assert_eq!(*rig.cell.get_or_refresh(|| 5), 5);
     rig.clock.sleeps_until(DUE);
 }
@@ -688,9 +743,9 @@ fn when_staleness_is_bounded_the_policys_pause_shows_its_error_after_the_bound()
     rig.builds_after(DUE, Some(1), Err("down"));
     rig.clock.sleeps_until(DUE + 5 * TTL);
     rig.advance(2 * TTL + TICK - DUE);
-    let result = rig.cell.try_get_or_refresh(|| -> Result<u32, &'static str> { Ok(unbuilt()) });
+    let result = rig.cell.try_get_or_refresh(untried);
     let Err(RefreshError::Build(shared)) = result else { panic!("there is nothing to serve") };
-    assert!(Arc::ptr_eq(&shared, &rig.error(1)));
+    assert!(shared.ptr_eq(&rig.error(1)));
 }
 
 // What builds are given, and what they say.
@@ -702,7 +757,7 @@ fn the_build_is_given_the_previous_value() {
     let previous = rig.builds.previous().unwrap();
     assert!(Arc::ptr_eq(&previous, &rig.cell.get().unwrap()));
     rig.builds.ends(Err("down"));
-    // Again after a failure, also when it has expired, but not after it has been cleared.
+    // Again after a failure, but not after it has been cleared.
     rig.begins_after(SECOND / 10, Some(1));
     rig.cell.clear();
     rig.builds.ends(Ok(Refreshed::New(2)));
@@ -744,7 +799,7 @@ fn not_modified_without_a_previous_value_is_a_failure() {
     let rig = rig();
     rig.builds.begins(None);
     rig.builds.ends(Ok(Refreshed::NotModified));
-    assert_eq!(*rig.error::<String>(1), "the build returned NotModified, but there is no previous value");
+    rig.fails(1, "the build returned NotModified, but there is no previous value");
     assert_eq!((rig.cell.stats().failed, rig.cell.generation()), (1, 0));
     rig.begins_after(SECOND / 10, None);
     rig.builds.ends(Ok(Refreshed::New(1)));
@@ -755,10 +810,8 @@ fn not_modified_without_a_previous_value_is_a_failure() {
 #[test]
 fn a_plain_value_is_a_new_one() {
     static CELL: DogpileCell<u32> = DogpileCell::with_policy(Policy::never_expires());
-    let refresher = Refresher::spawn(&CELL, SECOND, |previous: Option<&Arc<u32>>| {
-        Ok::<u32, ()>(previous.map_or(1, |previous| **previous + 1))
-    })
-    .unwrap();
+    let build = |previous: Option<Arc<u32>>| previous.map_or(1, |previous| *previous + 1);
+    let refresher = Refresher::spawn(&CELL, SECOND, build).unwrap();
     eventually("the first build", || CELL.get().as_deref() == Some(&1));
     CELL.invalidate();
     eventually("the second build", || CELL.get().as_deref() == Some(&2));
@@ -773,12 +826,12 @@ fn the_last_error_and_the_number_of_failures_are_on_view() {
     let rig = Rig::asleep(Policy::ttl(TTL));
     rig.no_error();
     rig.builds_after(DUE, Some(1), Err("first"));
-    assert_eq!(*rig.error::<&str>(1), "first");
+    rig.fails(1, "first");
     rig.begins_after(SECOND / 10, Some(1));
     // The former one, while the next build runs.
-    assert_eq!(*rig.error::<&str>(1), "first");
+    rig.fails(1, "first");
     rig.builds.ends(Err("second"));
-    assert_eq!(*rig.error::<&str>(2), "second");
+    rig.fails(2, "second");
     assert!(format!("{:?}", rig.refresher).contains("consecutive_failures: 2"));
     rig.begins_after(SECOND / 5, Some(1));
     rig.builds.ends(Ok(Refreshed::New(2)));
@@ -787,17 +840,37 @@ fn the_last_error_and_the_number_of_failures_are_on_view() {
 }
 
 #[test]
-fn errors_need_neither_debug_nor_clone() {
-    struct Opaque;
-    let cell = Arc::new(DogpileCell::<u32>::new(TTL));
-    let refresher =
-        Refresher::spawn(&cell, SECOND, |_: Option<&Arc<u32>>| Err::<u32, Opaque>(Opaque)).unwrap();
-    eventually("it fails", || refresher.last_error().is_some_and(|error| error.is::<Opaque>()));
-    drop(refresher);
+fn an_error_is_whatever_converts_into_a_boxed_error() {
+    fn fails<E: Into<dogpile::BoxError>>(error: impl Fn() -> E + Send + 'static) -> SharedError {
+        let cell = Arc::new(DogpileCell::<u32>::new(TTL));
+        let refresher = Refresher::spawn(&cell, SECOND, move |_| Err::<u32, E>(error())).unwrap();
+        eventually("it fails", || refresher.last_error().is_some());
+        let (own, of_the_cell) = (refresher.last_error().unwrap(), cell.last_error().unwrap());
+        assert!(own.ptr_eq(&of_the_cell));
+        own
+    }
+    assert_eq!(fails(|| "text").to_string(), "text");
+    assert_eq!(fails(|| String::from("owned")).to_string(), "owned");
+    assert_eq!(fails(|| dogpile::BoxError::from("boxed")).to_string(), "boxed");
+    let error = fails(|| std::io::Error::from(ErrorKind::NotFound));
+    assert_eq!(error.downcast_ref::<std::io::Error>().unwrap().kind(), ErrorKind::NotFound);
 }
 
 #[test]
-fn without_a_pause_in_the_policy_they_double_from_100_ms_to_10_s() {
+fn without_a_pause_in_the_policy_each_failure_is_followed_by_the_least_interval() {
+    let rig = Rig::asleep(plain(Policy::ttl(TTL)));
+    rig.builds_after(DUE, Some(1), Err("down"));
+    for _ in 0..4 {
+        rig.builds_after(SECOND / 10, Some(1), Err("down"));
+    }
+    rig.begins_after(SECOND / 10, Some(1));
+    rig.builds.ends_with(panicking("no"));
+    rig.builds_after(SECOND / 10, Some(1), Ok(Refreshed::New(2)));
+    rig.begins_after(DUE, Some(2));
+}
+
+#[test]
+fn by_default_pauses_double_from_100_ms_to_10_s() {
     let rig = Rig::asleep(Policy::ttl(TTL));
     rig.builds_after(DUE, Some(1), Err("down"));
     for pause in [100, 200, 400, 800, 1600, 3200, 6400, 10_000, 10_000] {
@@ -811,7 +884,7 @@ fn without_a_pause_in_the_policy_they_double_from_100_ms_to_10_s() {
     rig.begins_after(DUE, Some(2));
     rig.builds.ends(Err("down"));
     rig.begins_after(SECOND / 10, Some(2));
-    assert_eq!(rig.error::<&str>(1).len(), 4);
+    rig.fails(1, "down");
 }
 
 #[test]
@@ -833,13 +906,16 @@ fn the_policys_pauses_count() {
 }
 
 #[test]
-fn the_policys_pauses_count_even_if_they_are_shorter() {
+fn no_pause_is_shorter_than_the_least_interval() {
     const FIRST: Duration = Duration::from_millis(1);
-    let rig = Rig::asleep(Policy::ttl(TTL).retry_backoff(FIRST, 2 * FIRST));
+    let rig = Rig::asleep(Policy::ttl(TTL).retry_backoff(FIRST, 200 * FIRST));
     rig.builds_after(DUE, Some(1), Err("down"));
-    for pause in [FIRST, 2 * FIRST, 2 * FIRST] {
-        rig.builds_after(pause, Some(1), Err("down"));
+    for doublings in 0..7 {
+        rig.holds_back(2_u32.pow(doublings) * FIRST, SECOND / 10, Some(1));
+        rig.builds.ends(Err("down"));
     }
+    rig.builds_after(128 * FIRST, Some(1), Err("down"));
+    rig.begins_after(200 * FIRST, Some(1));
 }
 
 #[test]
@@ -849,7 +925,7 @@ fn the_policys_pauses_are_jittered() {
     rig.builds.ends(Err("down"));
     let mut pauses = Vec::new();
     for failures in 1..8 {
-        rig.error::<&str>(failures);
+        rig.fails(failures, "down");
         let end = rig.clock.nap_end();
         let pause = end - rig.clock.time();
         assert!((SECOND..=2 * SECOND).contains(&pause), "{pause:?}");
@@ -861,9 +937,8 @@ fn the_policys_pauses_are_jittered() {
     assert!(pauses.iter().any(|pause| *pause != pauses[0]), "{pauses:?}");
 }
 
-/// A pause that somebody else's failure has begun holds for the refresher too.
 #[test]
-fn the_pause_after_somebody_elses_failure_counts() {
+fn the_pause_after_the_failure_of_another_caller_counts() {
     let clock = Bed::default();
     let policy = Policy::ttl(TTL).retry_backoff(SECOND, SECOND);
     let cell = Arc::new(Cell::with_clock(policy, clock.clone()));
@@ -880,13 +955,13 @@ fn a_panic_is_contained_and_reported() {
     rig.advance(DUE);
     rig.builds.begins(Some(1));
     rig.builds.ends_with(panicking("a literal"));
-    assert_eq!(*rig.error::<String>(1), "a literal");
+    rig.fails(1, "the build panicked: a literal");
     rig.begins_after(SECOND / 10, Some(1));
     rig.builds.ends_with(panicking(format!("formatted {}", 7)));
-    assert_eq!(*rig.error::<String>(2), "formatted 7");
+    rig.fails(2, "the build panicked: formatted 7");
     rig.begins_after(SECOND / 5, Some(1));
     rig.builds.ends_with(panicking(7_u8));
-    assert_eq!(*rig.error::<String>(3), "the build panicked");
+    rig.fails(3, "the build panicked");
     rig.serves(1);
     assert_eq!((rig.cell.stats().panicked, rig.cell.stats().failed), (3, 0));
     // The same thread goes on.
@@ -918,7 +993,7 @@ fn what_a_build_panics_with_may_panic_in_turn() {
     rig.advance(DUE);
     rig.builds.begins(Some(1));
     rig.builds.ends_with(panicking(Nasty));
-    assert_eq!(*rig.error::<String>(1), "the build panicked");
+    rig.fails(1, "the build panicked");
     rig.begins_after(SECOND / 10, Some(1));
     rig.builds.ends(Ok(Refreshed::New(2)));
     rig.clock.sleeps_until(rig.clock.time() + DUE);
@@ -937,12 +1012,7 @@ fn a_replaced_value_may_panic_when_it_is_dropped() {
     let clock = Bed::default();
     let cell = Arc::new(DogpileCell::with_clock(Policy::ttl(TTL), clock.clone()));
     let mut nasty = true;
-    let refresher = Refresher::spawn(&cell, AHEAD, move |_: Option<&Arc<Nasty>>| {
-        let value = Nasty(nasty);
-        nasty = false;
-        Ok::<_, ()>(value)
-    })
-    .unwrap();
+    let refresher = Refresher::spawn(&cell, AHEAD, move |_| Nasty(std::mem::take(&mut nasty))).unwrap();
     clock.sleeps_until(DUE);
     clock.manual.advance(DUE);
     // It has been published, and the thread lives.
@@ -958,15 +1028,14 @@ fn a_replaced_value_may_panic_when_it_is_dropped() {
 fn g10_a_build_that_waits_for_itself_fails() {
     let cell = Arc::new(DogpileCell::<u32>::new(TTL));
     let inner = Arc::downgrade(&cell);
-    let refresher = Refresher::spawn(&cell, SECOND, move |_: Option<&Arc<u32>>| {
+    let refresher = Refresher::spawn(&cell, SECOND, move |_| {
         let cell = inner.upgrade().expect("the build holds it");
-        let built: Result<_, RefreshError<()>> = cell.try_get_or_refresh(|| Ok(unbuilt()));
-        assert!(matches!(built, Err(RefreshError::Reentrant)));
-        Err::<u32, &str>("reentrant")
+        cell.try_get_or_refresh(untried).map(|value| *value)
     })
     .unwrap();
-    let noted = || refresher.last_error().and_then(|error| error.downcast::<&str>().ok());
-    eventually("it fails", || noted().is_some_and(|error| *error == "reentrant"));
+    eventually("it fails", || refresher.last_error().is_some());
+    let error = refresher.last_error().unwrap();
+    assert!(matches!(error.downcast_ref(), Some(RefreshError::Reentrant)), "{error}");
     drop(refresher);
 }
 
@@ -1026,6 +1095,24 @@ fn g4_a_clear_during_its_build_asks_for_another() {
 }
 
 #[test]
+fn g1_a_build_that_can_no_longer_be_published_makes_no_reader_wait() {
+    let rig = Rig::asleep(Policy::ttl(TTL));
+    rig.advance(DUE);
+    rig.builds.begins(Some(1));
+    rig.cell.clear();
+    assert!(!rig.cell.is_refreshing());
+    assert_eq!(*rig.cell.get_or_refresh(|| 5), 5);
+    // Its failure is its own: it begins no pause of the cell's.
+    rig.builds.ends(Err("late"));
+    rig.fails(1, "late");
+    assert!(rig.cell.last_error().is_none());
+    rig.cell.clear();
+    assert_eq!(*rig.cell.try_get_or_refresh(|| Ok::<_, &str>(6)).unwrap(), 6);
+    rig.clock.sleeps_until(DUE + DUE);
+    rig.builds_after(DUE, Some(6), Ok(Refreshed::New(7)));
+}
+
+#[test]
 fn g4_a_set_during_its_build_wins() {
     let rig = Rig::asleep(Policy::ttl(TTL));
     rig.advance(DUE);
@@ -1047,7 +1134,7 @@ fn a_set_moves_the_time_at_which_it_builds() {
     rig.cell.set(7);
     rig.clock.sleeps_until(SECOND + DUE);
     rig.builds_after(DUE, Some(7), Ok(Refreshed::New(8)));
-    // Earlier too: somebody publishes for a short time.
+    // Earlier too: after a value for a long time comes one for the policy's.
     rig.clock.sleeps_until(SECOND + DUE + DUE);
     rig.cell.invalidate();
     rig.builds.begins(Some(8));
@@ -1087,11 +1174,8 @@ fn a_set_ends_a_pause() {
 // Other builders.
 
 #[track_caller]
-fn owned_lease(cell: &Arc<Cell>) -> OwnedLease<u32, Bed> {
-    match cell.lookup_owned() {
-        OwnedLookup::Elected(lease) => lease,
-        other => panic!("expected to be elected, got {other:?}"),
-    }
+fn owned_lease(cell: &Arc<Cell>) -> Lease<'static, u32, Bed> {
+    cell.lookup_owned().elected()
 }
 
 #[test]
@@ -1103,7 +1187,7 @@ fn the_build_of_another_caller_is_waited_for() {
     let other = {
         let cell = Arc::clone(&rig.cell);
         thread::spawn(move || {
-            *cell.refresh(|| {
+            *cell.request().no_cache().get(|| {
                 show.send(()).unwrap();
                 ended.recv().unwrap()
             })
@@ -1153,7 +1237,7 @@ fn g4_a_build_that_never_ends_is_superseded_by_a_caller_that_wants_a_fresh_value
     rig.builds.begins(Some(1));
     rig.advance(TTL);
     rig.serves(1);
-    assert_eq!(*rig.cell.get_fresh_or_refresh(|| 2), 2);
+    assert_eq!(*rig.cell.request().max_stale(Duration::ZERO).get(|| 2), 2);
     assert_eq!(rig.cell.stats().superseded, 1);
     // It ends after all: fenced off.
     rig.advance(SECOND);
@@ -1174,9 +1258,9 @@ fn g4_a_build_that_never_ends_is_superseded_by_any_caller_after_the_bound() {
     rig.serves(1);
     rig.advance(TICK);
     assert_eq!(*rig.cell.get_or_refresh(|| 2), 2);
-    // It fails after all, which is its own affair.
+    // It fails after all, which no caller of the cell sees.
     rig.builds.ends(Err("down"));
-    assert_eq!(*rig.error::<&str>(1), "down");
+    rig.fails(1, "down");
     rig.clock.sleeps_until(2 * TTL + TICK + DUE);
     rig.serves(2);
 }
@@ -1189,7 +1273,7 @@ fn two_of_one_build() -> (Rig, Refresher) {
     let shared = Arc::new(Mutex::new(build));
     let spawn = || {
         let shared = Arc::clone(&shared);
-        let build = move |previous: Option<&Arc<u32>>| match shared.try_lock() {
+        let build = move |previous: Option<Arc<u32>>| match shared.try_lock() {
             Ok(mut build) => build(previous),
             Err(_) => Err("two build at a time"),
         };
@@ -1215,7 +1299,7 @@ fn g1_two_on_one_cell_build_once() {
     }
     assert_eq!((rig.cell.stats().builds, rig.cell.generation()), (21, 21));
     assert_eq!(rig.refresher.consecutive_failures() + second.consecutive_failures(), 0);
-    // One is enough, and it is still told of changes.
+    // One is enough, and changes still wake it.
     drop(second);
     rig.builds_after(DUE, Some(21), Ok(Refreshed::New(20)));
     rig.clock.sleeps_until(rig.clock.time() + DUE);
@@ -1226,7 +1310,7 @@ fn g1_two_on_one_cell_build_once() {
     rig.clock.sleeps_until(rig.clock.time() + SECOND / 10);
     rig.advance(SECOND / 10 - TICK);
     rig.serves(21);
-    // With none, readers build.
+    // Without any, readers build.
     drop((rig.builds, rig.refresher));
     rig.clock.manual.advance(TTL);
     assert_eq!(*rig.cell.get_or_refresh(|| 22), 22);
@@ -1274,7 +1358,7 @@ fn ahead_must_be_shorter_than_the_ttl() {
         assert_eq!(*cell.get_or_refresh(|| 2), 2);
     }
     // More than 584 years are for ever.
-    drop(Refresher::spawn(&half, Duration::MAX, |_: Option<&Arc<u32>>| Ok::<u32, ()>(1)).unwrap());
+    drop(Refresher::spawn(&half, Duration::MAX, |_| 1).unwrap());
 }
 
 // How it ends.
@@ -1336,7 +1420,7 @@ fn dropping_it_waits_for_its_build_which_is_published() {
     let (dropping, about_to_drop) = channel();
     rig.builds.ends_with(move || {
         about_to_drop.recv().unwrap();
-        // Give whoever does not wait the time to be seen.
+        // A drop that does not wait has time to be seen.
         for _ in 0..if cfg!(miri) { 10 } else { 1000 } {
             thread::yield_now();
         }
@@ -1377,7 +1461,7 @@ fn dropped_from_inside_its_own_build_it_stops_when_that_has_ended() {
         Ok(Refreshed::New(2))
     });
     builds.end();
-    // Published, and nobody looks after the cell any more.
+    // Published, and no refresher is attached any more.
     assert_eq!((cell.generation(), cell.is_refreshing()), (2, false));
     serves(&cell, 2);
     clock.manual.advance(TTL + TICK);
@@ -1403,7 +1487,7 @@ fn dropped_by_a_build_that_panics_it_stops_too() {
 fn dropping_it_at_once_is_no_race() {
     for _ in 0..50 {
         let cell = Arc::new(DogpileCell::<u32>::new(TTL));
-        drop(Refresher::spawn(&cell, SECOND, |_: Option<&Arc<u32>>| Ok::<u32, ()>(1)).unwrap());
+        drop(Refresher::spawn(&cell, SECOND, |_| 1).unwrap());
         assert!(!cell.is_refreshing());
         cell.set(2);
         cell.invalidate();
@@ -1438,12 +1522,12 @@ fn when_the_last_user_drops_the_cell_it_ends_from_a_sleep_without_an_end() {
 fn when_the_last_user_drops_the_cell_it_ends_from_a_pause() {
     let rig = Rig::asleep(Policy::ttl(TTL));
     rig.builds_after(DUE, Some(1), Err("down"));
-    assert_eq!(*rig.error::<&str>(1), "down");
+    rig.fails(1, "down");
     drop(rig.cell);
     rig.builds.end();
-    // What it has to say can still be read.
+    // The error can still be read.
     assert_eq!(rig.refresher.consecutive_failures(), 1);
-    assert!(rig.refresher.last_error().is_some_and(|error: SharedError| error.is::<&str>()));
+    assert_eq!(rig.refresher.last_error().unwrap().to_string(), "down");
 }
 
 #[test]
@@ -1461,16 +1545,16 @@ fn when_the_last_user_drops_the_cell_it_ends_after_its_build() {
     assert_eq!(cell.strong_count(), 0);
 }
 
-/// It may be kept by the value that it rebuilds, or next to the cell that it looks after.
+/// It may be kept by the value that it rebuilds.
 #[test]
 fn it_may_live_in_its_own_cell() {
     struct Value(Mutex<Option<Refresher>>);
-    let cell = Arc::new(DogpileCell::new(TTL));
+    let cell = Arc::new(DogpileCell::<Value>::new(TTL));
     let kept = Arc::new(());
     let ended = Arc::downgrade(&kept);
-    let refresher = Refresher::spawn(&cell, SECOND, move |_: Option<&Arc<Value>>| {
+    let refresher = Refresher::spawn(&cell, SECOND, move |_| {
         assert_eq!(Arc::strong_count(&kept), 1);
-        Ok::<_, ()>(Value(Mutex::new(None)))
+        Value(Mutex::new(None))
     })
     .unwrap();
     eventually("the first build", || cell.get().is_some());
@@ -1478,8 +1562,6 @@ fn it_may_live_in_its_own_cell() {
     drop(cell);
     eventually("the refresher ends", || ended.strong_count() == 0);
 }
-
-// Kinds of cells.
 
 #[test]
 fn a_static_cell() {
@@ -1500,28 +1582,12 @@ fn a_static_cell() {
     assert_eq!(*CELL.get_or_refresh(|| 3), 3);
 }
 
-#[test]
-fn the_cell_of_a_lazy_one() {
-    static CELL: LazyDogpile<u32> = LazyDogpile::with_policy(Policy::never_expires(), unbuilt);
-    let (builds, build) = Builds::new();
-    let refresher = Refresher::spawn(CELL.cell(), SECOND, build).unwrap();
-    builds.begins(None);
-    builds.ends(Ok(Refreshed::New(1)));
-    eventually("it is published", || CELL.cell().generation() == 1);
-    CELL.cell().invalidate();
-    builds.begins(Some(1));
-    assert_eq!((*CELL.get(), *CELL.load(), **CELL.reader().get()), (1, 1, 1));
-    drop((builds, refresher));
-}
-
 /// Real time: nothing is measured, but it has to come round again and again.
 #[test]
 fn on_the_systems_clock_it_comes_round() {
     let cell = Arc::new(DogpileCell::<u32>::new(Duration::from_millis(20)));
-    let refresher = Refresher::spawn(&cell, Duration::from_millis(15), |previous: Option<&Arc<u32>>| {
-        Ok::<u32, ()>(previous.map_or(0, |value| **value) + 1)
-    })
-    .unwrap();
+    let build = |previous: Option<Arc<u32>>| previous.map_or(0, |value| *value) + 1;
+    let refresher = Refresher::spawn(&cell, Duration::from_millis(15), build).unwrap();
     eventually("five rounds", || cell.get().is_some_and(|value| *value >= 5));
     drop(refresher);
     assert_eq!(cell.stats().builds, cell.generation());
@@ -1530,7 +1596,7 @@ fn on_the_systems_clock_it_comes_round() {
 #[test]
 fn it_runs_on_a_thread_of_its_own_name() {
     let cell = Arc::new(DogpileCell::<String>::new(TTL));
-    let name = |_: Option<&Arc<String>>| Ok::<_, ()>(thread::current().name().unwrap_or_default().to_owned());
+    let name = |_| thread::current().name().unwrap_or_default().to_owned();
     let refresher = Refresher::spawn(&cell, SECOND, name).unwrap();
     eventually("the first build", || cell.get().is_some());
     assert_eq!(*cell.get().unwrap(), "dogpile-refresher");
@@ -1546,12 +1612,12 @@ fn under_load_it_builds_after_each_invalidate() {
     let inside = Arc::new(AtomicBool::new(false));
     let refresher = {
         let (source, inside) = (Arc::clone(&source), Arc::clone(&inside));
-        Refresher::spawn(&cell, SECOND, move |_: Option<&Arc<u32>>| {
+        Refresher::spawn(&cell, SECOND, move |_| {
             assert!(!inside.swap(true, Ordering::SeqCst));
             let value = u32::try_from(source.load(Ordering::SeqCst)).unwrap();
             thread::yield_now();
             inside.store(false, Ordering::SeqCst);
-            Ok::<u32, ()>(value)
+            value
         })
         .unwrap()
     };

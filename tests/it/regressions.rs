@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use dogpile::{Clock, DogpileCell, Freshness, Lookup, ManualClock, Policy, Tick, Waited};
 
-use crate::support::{Gate, GatedClock, LookupExt, TICK, TTL, cell, cell_with, gate, panic_message};
+use crate::support::{Down, Gate, GatedClock, LookupExt, TICK, TTL, cell, cell_with, gate, panic_message};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -60,7 +60,7 @@ impl Drop for Looker {
 }
 
 #[test]
-fn a_drop_during_a_lookup_found_the_lease_taken_by_nobody() {
+fn a_drop_during_a_lookup_found_the_lease_taken_without_a_build() {
     let clock = Arc::new(GatedClock::default());
     let shared = Shared::default();
     let seen = Arc::default();
@@ -121,11 +121,11 @@ fn a_clock_that_panics_at_the_end_of_a_build_took_the_lease_for_ever() {
 }
 
 #[test]
-fn a_superseded_refresh_returned_a_value_from_before_its_call() {
+fn a_superseded_no_cache_request_returned_a_value_from_before_its_call() {
     let (cell, clock) = cell_with(Policy::ttl(TTL).lease_timeout(SECOND));
     cell.set(0);
     let mut successor = None;
-    let value = cell.refresh(|| {
+    let value = cell.request().no_cache().get(|| {
         clock.advance(TTL + SECOND);
         successor = Some(cell.lookup().elected());
         1
@@ -135,12 +135,12 @@ fn a_superseded_refresh_returned_a_value_from_before_its_call() {
 }
 
 #[test]
-fn a_superseded_get_fresh_returned_a_stale_value() {
+fn a_superseded_request_for_a_fresh_value_returned_a_stale_one() {
     let (cell, clock) = cell_with(Policy::ttl(TTL).lease_timeout(SECOND));
     cell.set(0);
     clock.advance(TTL + TICK);
     let mut successor = None;
-    let value = cell.get_fresh_or_refresh(|| {
+    let value = cell.request().max_stale(Duration::ZERO).get(|| {
         clock.advance(SECOND + TICK);
         successor = Some(cell.lookup().elected());
         1
@@ -174,7 +174,7 @@ fn a_forced_rebuild_took_away_the_value_that_a_retry_pause_lets_be_served() {
     clock.advance(TTL + TICK);
     cell.lookup().elected().fail("no");
     assert_eq!(cell.freshness(), Freshness::Stale);
-    cell.refresh(|| {
+    cell.request().no_cache().get(|| {
         assert_eq!(cell.get().as_deref(), Some(&0));
         assert!(matches!(cell.lookup(), Lookup::Stale(_)));
         assert_eq!(cell.freshness(), Freshness::Stale);
@@ -186,7 +186,7 @@ fn a_forced_rebuild_took_away_the_value_that_a_retry_pause_lets_be_served() {
 fn a_look_changed_what_may_be_served_in_a_pause_that_began_while_the_value_was_fresh() {
     let (cell, clock) = cell_with(PAUSED);
     cell.set(0);
-    panic_message(|| cell.refresh(|| panic!("no")));
+    panic_message(|| cell.request().no_cache().get(|| panic!("no")));
     clock.advance(TTL + TICK);
     for _ in 0..2 {
         assert_eq!((cell.get().as_deref(), cell.freshness()), (Some(&0), Freshness::Stale));
@@ -221,7 +221,7 @@ fn at_the_last_tick_a_timeout_never_ended() {
     clock.advance(Duration::MAX);
     let lease = cell.lookup().elected();
     assert!(cell.lookup().pending().wait_timeout(Duration::ZERO).is_err());
-    assert!(cell.try_get_or_refresh_timeout(TTL, || Ok::<_, ()>(2)).is_err());
+    assert!(cell.request().wait_at_most(TTL).try_get(|| Ok::<_, Down>(2)).is_err());
     lease.publish(1);
 }
 
@@ -326,7 +326,7 @@ fn a_delayed_reader_was_served_a_value_that_never_was_to_be_served() {
             cell.get().as_deref().copied()
         });
         keeper.wait_for_arrival();
-        cell.refresh(|| {
+        cell.request().no_cache().get(|| {
             cell.invalidate();
             2
         });
@@ -358,7 +358,8 @@ impl Clock for SlowClock {
 #[test]
 fn a_failure_was_shown_as_if_in_a_retry_pause_where_there_is_none() {
     let clock = Arc::new(SlowClock::default());
-    let cell = Arc::new(DogpileCell::<u32, _>::with_clock(Policy::never_expires(), Arc::clone(&clock)));
+    let policy = Policy::never_expires().retry_backoff(Duration::ZERO, Duration::ZERO);
+    let cell = Arc::new(DogpileCell::<u32, _>::with_clock(policy, Arc::clone(&clock)));
     let (other, manual) = (Arc::clone(&cell), clock.manual.clone());
     *clock.meanwhile.lock().unwrap() = Some(Box::new(move || {
         let lease = other.lookup().elected();

@@ -1,6 +1,8 @@
 //! What the tests share.
 
 use std::collections::HashMap;
+use std::error::Error;
+use std::fmt;
 use std::sync::Mutex;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::{self, ThreadId};
@@ -12,6 +14,32 @@ pub(crate) const TTL: Duration = Duration::from_secs(10);
 pub(crate) const TICK: Duration = Duration::from_nanos(1);
 /// Real time, as a guard against hangs.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(if cfg!(miri) { 1200 } else { 120 });
+
+/// Without retry pauses, and with an error for the caller whose build fails, whatever value there is.
+pub(crate) const STRICT: Policy =
+    Policy::ttl(TTL).retry_backoff(Duration::ZERO, Duration::ZERO).stale_if_error(Duration::ZERO);
+
+/// What a build fails with.
+#[derive(Debug, PartialEq)]
+pub(crate) struct Down(pub(crate) u32);
+
+impl fmt::Display for Down {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the source is down ({})", self.0)
+    }
+}
+
+impl Error for Down {}
+
+/// A build that must not run.
+pub(crate) fn unbuilt<T>() -> T {
+    unreachable!("this build must not run")
+}
+
+/// As [`unbuilt`], for calls whose builds may fail.
+pub(crate) fn not_tried<T>() -> Result<T, Down> {
+    unreachable!("this build must not run")
+}
 
 /// A cell with a ttl of [`TTL`] and its clock.
 pub(crate) fn cell<T>() -> (DogpileCell<T, ManualClock>, ManualClock) {
@@ -25,7 +53,12 @@ pub(crate) fn cell_with<T>(policy: Policy) -> (DogpileCell<T, ManualClock>, Manu
 
 /// A cell that holds `value`, which has just become stale.
 pub(crate) fn stale_cell<T>(value: T) -> (DogpileCell<T, ManualClock>, ManualClock) {
-    let (cell, clock) = cell();
+    stale_cell_with(Policy::ttl(TTL), value)
+}
+
+/// As [`stale_cell`], with a policy whose ttl is [`TTL`].
+pub(crate) fn stale_cell_with<T>(policy: Policy, value: T) -> (DogpileCell<T, ManualClock>, ManualClock) {
+    let (cell, clock) = cell_with(policy);
     cell.set(value);
     clock.advance(TTL + TICK);
     (cell, clock)
@@ -89,7 +122,7 @@ impl Gate {
 
 impl Gatekeeper {
     pub(crate) fn wait_for_arrival(&self) {
-        self.arrived.recv_timeout(PATIENCE).expect("nobody arrives at the gate");
+        self.arrived.recv_timeout(PATIENCE).expect("no thread arrives at the gate");
     }
 
     pub(crate) fn open(&self) {

@@ -3,10 +3,11 @@
 use std::cell::Cell;
 use std::panic::{RefUnwindSafe, UnwindSafe};
 
+use dogpile::markers::{InCaller, SpawnWith};
 use dogpile::{
-    DogpileCell, DrainTimeout, Freshness, Guard, LazyDogpile, LazyReader, Lease, Lookup, ManualClock,
-    OwnedLease, OwnedLookup, OwnedPending, Pending, Policy, ReadGuard, Reader, ReaderArc, RefreshError,
-    SharedError, Snapshot, Stats, SyncReaderCell, SystemClock, Tick, TickClock, Waited,
+    DogpileCell, DrainTimeout, Freshness, Guard, Job, LazyDogpile, LazyReader, Lease, Lookup, ManualClock,
+    Pending, Policy, PublishOutcome, Published, ReadGuard, Reader, ReaderArc, RefreshError, Refreshed,
+    Request, SharedError, Snapshot, Stats, SyncReaderCell, SystemClock, Tick, TickClock, Waited,
 };
 
 fn send<T: Send>() {}
@@ -30,7 +31,7 @@ macro_rules! implements {
     }};
 }
 
-/// An error without any trait: nothing of the crate needs `Debug` or `Clone`.
+/// A value without any trait: nothing of the crate needs `Debug` or `Clone`.
 struct Opaque;
 
 #[test]
@@ -46,14 +47,19 @@ fn what_can_be_sent_and_shared() {
         Lease<'static, Opaque>,
         Pending<'static, Opaque>,
         Lookup<'static, Opaque>,
-        OwnedLease<Opaque>,
-        OwnedPending<Opaque>,
-        OwnedLookup<Opaque>,
         Waited<Opaque>,
+        Published<Opaque>,
+        PublishOutcome,
+        Refreshed<Opaque>,
+        Request<'static, Opaque>,
+        Request<'static, Opaque, SystemClock, LazyDogpile<Opaque>>,
+        Request<'static, Opaque, SystemClock, SyncReaderCell<Opaque>>,
+        Request<'static, Opaque, SystemClock, DogpileCell<Opaque>, SpawnWith<fn(Job)>>,
+        InCaller,
         Guard<'static, Opaque>,
         Reader<'static, Opaque>,
         Snapshot<Opaque>,
-        RefreshError<Opaque>,
+        RefreshError,
         SharedError,
         Policy,
         Freshness,
@@ -77,7 +83,7 @@ fn a_cell_is_no_more_shareable_than_its_value() {
     assert!(!implements!(Guard<'static, Cell<u32>>: Send));
     assert!(!implements!(Reader<'static, std::rc::Rc<u32>>: Send));
     assert!(!implements!(ReaderArc<Cell<u32>>: Send));
-    // A guard stays on its thread, so that the thread can be told when it would wait for itself.
+    // A guard stays on its thread, so that a thread that would wait for itself is found out.
     assert!(!implements!(ReadGuard<'static, u32>: Send));
 }
 
@@ -89,6 +95,7 @@ fn a_cell_may_be_carried_across_a_panic_if_its_value_may() {
     unwind_safe::<Reader<'static, Opaque>>();
     unwind_safe::<Lease<'static, Opaque>>();
     unwind_safe::<SyncReaderCell<Opaque>>();
+    unwind_safe::<RefreshError>();
     assert!(!implements!(DogpileCell<Cell<u32>>: UnwindSafe));
     assert!(!implements!(DogpileCell<Cell<u32>>: RefUnwindSafe));
 }
@@ -101,10 +108,11 @@ fn clocks_of_the_system_take_no_space() {
 }
 
 #[test]
-fn values_and_errors_need_neither_debug_nor_clone() {
+fn values_need_neither_debug_nor_clone() {
     let cell = DogpileCell::new(std::time::Duration::from_secs(60));
-    let result: Result<_, RefreshError<Opaque>> = cell.try_get_or_refresh(|| Err::<Opaque, Opaque>(Opaque));
-    assert!(result.is_err());
-    assert!(cell.try_get_or_refresh(|| Ok::<Opaque, Opaque>(Opaque)).is_ok());
-    let _ = format!("{cell:?} {:?}", cell.snapshot());
+    assert!(cell.try_get_or_refresh(|| Err::<Opaque, _>("no")).is_err());
+    assert!(cell.request().no_cache().try_get(|| Ok::<Opaque, String>(Opaque)).is_ok());
+    let snapshot = cell.snapshot();
+    let _ = format!("{cell:?} {snapshot:?} {:?}", cell.request());
+    drop((cell.request().clone(), snapshot.clone()));
 }

@@ -1,4 +1,4 @@
-//! G6: waiting, and being handed what one waited for.
+//! G6: waiting, and what waiters are handed.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use dogpile::{Clock, DogpileCell, Lookup, Policy, RefreshError, Tick, Waited};
 
-use crate::support::{GatedClock, LookupExt, TICK, TTL, cell, cell_with, eventually, gate};
+use crate::support::{Down, GatedClock, LookupExt, TICK, TTL, cell, cell_with, eventually, gate, not_tried};
 
-/// The value is expired as soon as the clock moves; those who waited get it all the same.
+/// The value is expired as soon as the clock moves; the waiters get it all the same.
 #[test]
 fn g6_with_a_ttl_of_zero_a_hundred_waiters_share_one_build() {
     const WAITERS: u64 = if cfg!(miri) { 5 } else { 100 };
@@ -99,7 +99,7 @@ fn g6_a_waiter_is_not_woken_by_a_stray_token() {
 
 /// It would be `Abandoned`. A caller that loops could hide that.
 #[test]
-fn g6_a_place_among_those_who_wait_outlasts_a_stray_token() {
+fn g6_a_place_among_the_waiters_outlasts_a_stray_token() {
     let (cell, _clock) = cell();
     let lease = cell.lookup().elected();
     thread::scope(|scope| {
@@ -122,8 +122,7 @@ fn a_timeout_follows_the_cells_clock() {
     let (cell, clock) = cell::<u32>();
     let lease = cell.lookup().elected();
     thread::scope(|scope| {
-        let waiter =
-            scope.spawn(|| cell.try_get_or_refresh_timeout(TTL, || -> Result<u32, ()> { unreachable!() }));
+        let waiter = scope.spawn(|| cell.request().wait_at_most(TTL).try_get(not_tried));
         eventually("it waits", || cell.stats().waits == 1);
         clock.advance(TTL - TICK);
         assert!(!waiter.is_finished());
@@ -140,7 +139,7 @@ fn a_timeout_follows_the_cells_clock() {
 fn a_timeout_of_zero_never_waits() {
     let (cell, _clock) = cell::<u32>();
     let lease = cell.lookup().elected();
-    let result = cell.try_get_or_refresh_timeout(Duration::ZERO, || -> Result<u32, ()> { unreachable!() });
+    let result = cell.request().wait_at_most(Duration::ZERO).try_get(not_tried);
     assert!(matches!(result, Err(RefreshError::WaitTimeout)));
     let pending = cell.lookup().pending().wait_timeout(Duration::ZERO).unwrap_err();
     assert_eq!((cell.stats().waits, cell.stats().wait_timeouts), (0, 2));
@@ -151,7 +150,7 @@ fn a_timeout_of_zero_never_waits() {
 #[test]
 fn a_timeout_of_zero_builds_if_elected() {
     let (cell, _clock) = cell();
-    let result = cell.try_get_or_refresh_timeout(Duration::ZERO, || Ok::<_, ()>(1));
+    let result = cell.request().wait_at_most(Duration::ZERO).try_get(|| Ok::<_, Down>(1));
     assert_eq!(*result.unwrap(), 1);
 }
 
@@ -161,9 +160,7 @@ fn an_endless_timeout_does_not_overflow() {
     clock.advance(Duration::from_secs(1));
     let lease = cell.lookup().elected();
     thread::scope(|scope| {
-        let waiter = scope.spawn(|| {
-            cell.try_get_or_refresh_timeout(Duration::MAX, || -> Result<u32, ()> { unreachable!() })
-        });
+        let waiter = scope.spawn(|| cell.request().wait_at_most(Duration::MAX).try_get(not_tried));
         eventually("it waits", || cell.stats().waits == 1);
         lease.publish(1);
         assert_eq!(*waiter.join().unwrap().unwrap(), 1);
@@ -179,9 +176,9 @@ fn a_timeout_covers_all_waits_of_a_call() {
     let first = cell.lookup().elected();
     thread::scope(|scope| {
         let waiter = scope.spawn(|| {
-            cell.try_get_or_refresh_timeout(TTL, || -> Result<u32, ()> {
-                unreachable!("another one is elected")
-            })
+            cell.request()
+                .wait_at_most(TTL)
+                .try_get(|| -> Result<u32, Down> { unreachable!("another one is elected") })
         });
         eventually("it waits", || cell.stats().waits == 1);
         clock.manual.advance(TTL - TICK);
@@ -221,7 +218,7 @@ fn a_pending_place_can_be_given_up() {
     assert!(matches!(cell.lookup(), Lookup::Fresh(_)));
 }
 
-/// Who waits for a build that hangs looks again when the lease times out, and one of them takes its place.
+/// The waiters of a build that hangs look again when the lease times out, and one of them takes its place.
 #[test]
 fn waiters_take_the_place_of_a_leaked_lease() {
     const WAITERS: u64 = 4;
@@ -250,7 +247,7 @@ fn a_waiter_with_time_left_supersedes_a_build_that_hangs() {
     let hangs = cell.lookup().elected();
     let pending = cell.lookup().pending();
     thread::scope(|scope| {
-        let waiter = scope.spawn(|| cell.try_get_or_refresh_timeout(10 * LIMIT, || Ok::<u32, ()>(2)));
+        let waiter = scope.spawn(|| cell.request().wait_at_most(10 * LIMIT).try_get(|| Ok::<u32, Down>(2)));
         let looker = scope.spawn(|| pending.wait_timeout(10 * LIMIT));
         eventually("both wait", || cell.stats().waits == 2);
         clock.advance(LIMIT + TICK);

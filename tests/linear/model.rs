@@ -13,49 +13,91 @@ pub(crate) struct State {
     lease: Option<Lease>,
 }
 
-/// What has happened since it was granted.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+/// The lease of a build that can still be published. One that was displaced holds none (G1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Lease {
+    id: u64,
+    /// The value was declared stale since it was granted.
     invalidated: bool,
-    displaced: bool,
 }
 
-/// An operation and its answer. Values are numbers, each made once.
+/// An operation and its answer. Values are numbers, each made once; so are leases.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Operation {
     Set(u64),
+    /// Publishes a value, but displaces no build.
+    Restore(u64),
     Invalidate,
+    InvalidateIfCurrent {
+        seen: u64,
+        declared: bool,
+    },
     /// With what it has taken away.
     Clear(Option<u64>),
-    /// By a cell whose `clear` does not tell.
+    /// By a call that does not tell: `clear` of a cell with readers, or `reset`.
     ClearUnseen,
-    /// By whatever reads without building.
+    /// With whether a build has lost its lease.
+    Revoke(bool),
+    /// By any call that reads without building.
     Get(Option<u64>),
     Snapshot(Option<(u64, u64, Freshness)>),
     Generation(u64),
     Looks(Freshness),
+    /// Whether a build runs that can still be published.
+    Refreshing(bool),
     /// `lookup`: fresh.
     Fresh(u64),
-    /// `lookup`: stale, and somebody else builds.
+    /// `lookup`: stale, and a build runs.
     Stale(u64),
     /// One of the two.
     Served(u64),
-    /// Somebody else builds, and there is nothing to serve.
+    /// A build runs, and there is nothing to serve.
     Pending,
+    /// A build runs, and there is nothing fresh.
+    PendingUntilFresh,
+    /// A build runs, and there may be a value: the caller needs a newer one.
+    PendingAnew,
     /// With the previous value.
-    Elected(Option<u64>),
+    Elected {
+        id: u64,
+        previous: Option<u64>,
+    },
     /// By a call that does not show it.
-    ElectedUnseen,
+    ElectedUnseen(u64),
+    /// By a caller that needs a newer value than any.
+    ElectedAnew {
+        id: u64,
+        previous: Option<u64>,
+    },
+    /// Whether the result of this build can no longer be published.
+    Fenced {
+        id: u64,
+        fenced: bool,
+    },
     Publish {
+        id: u64,
+        value: u64,
+        served: u64,
+    },
+    /// By a caller that accepts fresh values only.
+    PublishForFresh {
+        id: u64,
         value: u64,
         served: u64,
     },
     Renew {
+        id: u64,
         previous: u64,
         served: u64,
     },
-    /// The lease comes back without a value: dropped, or the build failed.
-    GiveBack,
+    /// By a caller that accepts newer values only: if the result is displaced, it may get what the cell holds, or its own.
+    PublishForNewer {
+        id: u64,
+        value: u64,
+        served: u64,
+    },
+    /// The lease comes back without a value: it was dropped, or the build failed.
+    GiveBack(u64),
 }
 
 impl State {
@@ -82,25 +124,40 @@ impl State {
         Self { value: Some((value, is_fresh)), generation: self.generation + 1, ..self }
     }
 
-    fn elect(self) -> Option<Self> {
-        let is_due = self.freshness() != Freshness::Fresh && self.lease.is_none();
-        is_due.then_some(Self { lease: Some(Lease::default()), ..self })
+    fn elect(self, id: u64) -> Option<Self> {
+        self.lease.is_none().then_some(Self { lease: Some(Lease { id, invalidated: false }), ..self })
     }
 
+    fn elect_if_due(self, id: u64) -> Option<Self> {
+        if self.freshness() == Freshness::Fresh { None } else { self.elect(id) }
+    }
+
+    fn invalidated(self) -> Self {
+        Self {
+            value: self.value.map(|(number, _)| (number, false)),
+            lease: self.lease.map(|lease| Lease { invalidated: true, ..lease }),
+            ..self
+        }
+    }
+
+    /// A build that runs loses its lease.
     fn displaced(self) -> Self {
-        Self { lease: self.lease.map(|lease| Lease { displaced: true, ..lease }), ..self }
+        Self { lease: None, ..self }
     }
 
-    /// The end of a build whose value is served unless the cell has another one that is not to be displaced.
-    fn conclude(self, value: u64, served: u64) -> Option<Self> {
-        let lease = self.lease?;
-        let released = Self { lease: None, ..self };
-        let (instead, next) = if lease.displaced {
-            (self.number(), released)
-        } else {
-            (None, released.publish(value, !lease.invalidated))
-        };
-        (served == instead.unwrap_or(value)).then_some(next)
+    fn released(self, id: u64) -> Self {
+        Self { lease: self.lease.filter(|lease| lease.id != id), ..self }
+    }
+
+    /// The end of a build. `instead`: what its caller gets if the result is not published. `is_gone`: it must not be.
+    fn conclude(self, id: u64, value: u64, served: u64, instead: Option<u64>, is_gone: bool) -> Option<Self> {
+        let released = self.released(id);
+        match self.lease {
+            Some(lease) if lease.id == id && !is_gone => {
+                (served == value).then(|| released.publish(value, !lease.invalidated))
+            }
+            _ => (served == instead.unwrap_or(value)).then_some(released),
+        }
     }
 }
 
@@ -110,42 +167,62 @@ impl Model for State {
     fn after(&self, operation: &Operation, contended: bool) -> Option<Self> {
         let here = *self;
         let unchanged_if = |condition: bool| condition.then_some(here);
-        // G2: who has something to serve does not wait to find out whether it would be elected.
+        // G2: a caller that has something to serve does not wait to find out whether it would be elected.
         let is_served_stale = here.lease.is_some() || contended;
         match *operation {
             Operation::Set(value) => Some(here.displaced().publish(value, true)),
-            Operation::Invalidate => Some(Self {
-                value: here.value.map(|(number, _)| (number, false)),
-                lease: here.lease.map(|lease| Lease { invalidated: true, ..lease }),
-                ..here
-            }),
+            Operation::Restore(value) => Some(here.publish(value, true)),
+            Operation::Invalidate => Some(here.invalidated()),
+            Operation::InvalidateIfCurrent { seen, declared } => {
+                let is_current = here.value == Some((seen, true));
+                (declared == is_current).then_some(if declared { here.invalidated() } else { here })
+            }
             Operation::Clear(taken) => {
                 (taken == here.number()).then_some(Self { value: None, ..here.displaced() })
             }
             Operation::ClearUnseen => Some(Self { value: None, ..here.displaced() }),
+            Operation::Revoke(revoked) => (revoked == here.lease.is_some()).then_some(here.displaced()),
             Operation::Get(value) => unchanged_if(value == here.number()),
             Operation::Snapshot(shot) => {
                 unchanged_if(shot == here.number().map(|number| (number, here.generation, here.freshness())))
             }
             Operation::Generation(generation) => unchanged_if(generation == here.generation),
             Operation::Looks(freshness) => unchanged_if(freshness == here.freshness()),
+            // It is a word beside the value, which changes a moment earlier or later.
+            Operation::Refreshing(refreshing) => {
+                unchanged_if(refreshing == here.lease.is_some() || contended)
+            }
             Operation::Fresh(value) => unchanged_if(here.value == Some((value, true))),
             Operation::Stale(value) => unchanged_if(here.value == Some((value, false)) && is_served_stale),
             Operation::Served(value) => unchanged_if(
                 here.value == Some((value, true)) || (here.value == Some((value, false)) && is_served_stale),
             ),
             Operation::Pending => unchanged_if(here.value.is_none() && here.lease.is_some()),
-            Operation::Elected(previous) => {
-                if previous == here.number() {
-                    here.elect()
-                } else {
-                    None
-                }
+            Operation::PendingUntilFresh => {
+                unchanged_if(here.freshness() != Freshness::Fresh && here.lease.is_some())
             }
-            Operation::ElectedUnseen => here.elect(),
-            Operation::Publish { value, served } => here.conclude(value, served),
-            Operation::Renew { previous, served } => here.conclude(previous, served),
-            Operation::GiveBack => here.lease.is_some().then_some(Self { lease: None, ..here }),
+            Operation::PendingAnew => unchanged_if(here.lease.is_some()),
+            Operation::Elected { id, previous } if previous == here.number() => here.elect_if_due(id),
+            Operation::ElectedAnew { id, previous } if previous == here.number() => here.elect(id),
+            Operation::Elected { .. } | Operation::ElectedAnew { .. } => None,
+            Operation::ElectedUnseen(id) => here.elect_if_due(id),
+            Operation::Fenced { id, fenced } => {
+                unchanged_if(fenced == here.lease.is_none_or(|lease| lease.id != id))
+            }
+            Operation::Publish { id, value, served } => {
+                here.conclude(id, value, served, here.number(), false)
+            }
+            Operation::PublishForFresh { id, value, served } => {
+                let fresh = here.value.filter(|(_, is_fresh)| *is_fresh).map(|(number, _)| number);
+                here.conclude(id, value, served, fresh, false)
+            }
+            Operation::PublishForNewer { id, value, served } => here
+                .conclude(id, value, served, None, false)
+                .or_else(|| here.conclude(id, value, served, here.number(), false)),
+            Operation::Renew { id, previous, served } => {
+                here.conclude(id, previous, served, here.number(), here.number() != Some(previous))
+            }
+            Operation::GiveBack(id) => Some(here.released(id)),
         }
     }
 
@@ -155,25 +232,35 @@ impl Model for State {
             | Operation::Snapshot(_)
             | Operation::Generation(_)
             | Operation::Looks(_)
+            | Operation::Refreshing(_)
             | Operation::Fresh(_) => false,
             Operation::Set(_)
+            | Operation::Restore(_)
             | Operation::Invalidate
+            | Operation::InvalidateIfCurrent { .. }
             | Operation::Clear(_)
             | Operation::ClearUnseen
-            | Operation::Elected(_)
-            | Operation::ElectedUnseen
+            | Operation::Revoke(_)
+            | Operation::Elected { .. }
+            | Operation::ElectedUnseen(_)
+            | Operation::ElectedAnew { .. }
             | Operation::Publish { .. }
+            | Operation::PublishForFresh { .. }
+            | Operation::PublishForNewer { .. }
             | Operation::Renew { .. }
-            | Operation::GiveBack
+            | Operation::GiveBack(_)
             // They may look under the lock, which is contention too.
+            | Operation::Fenced { .. }
             | Operation::Stale(_)
             | Operation::Served(_)
-            | Operation::Pending => true,
+            | Operation::Pending
+            | Operation::PendingUntilFresh
+            | Operation::PendingAnew => true,
         }
     }
 }
 
-/// Histories that cannot have happened, and their neighbours that can: what the checker is worth.
+/// Histories that cannot have happened, beside similar ones that can: so the checker can tell them apart.
 mod tests {
     use super::Operation::*;
     use super::*;
@@ -206,10 +293,10 @@ mod tests {
         assert!(history(threads).is_err(), "it was taken for possible: {threads:?}");
     }
 
-    const ELECTED: Operation = ElectedUnseen;
+    const ELECTED: Operation = ElectedUnseen(1);
 
     fn published(value: u64) -> Operation {
-        Publish { value, served: value }
+        Publish { id: 1, value, served: value }
     }
 
     #[test]
@@ -271,7 +358,7 @@ mod tests {
         impossible(&[&build(Fresh(1)), &invalidation]);
         impossible(&[&build(Looks(Freshness::Fresh)), &invalidation]);
         possible(&[&build(Looks(Freshness::Stale)), &invalidation]);
-        possible(&[&build(Elected(Some(1))), &invalidation]);
+        possible(&[&build(Elected { id: 2, previous: Some(1) }), &invalidation]);
         // One that is under way when the build begins may have come before it.
         possible(&[&build(Fresh(1)), &[(1, 4, Invalidate)]]);
     }
@@ -286,7 +373,8 @@ mod tests {
 
     #[test]
     fn the_fence_stands_before_a_set_and_the_build_is_served_that() {
-        let build = |served| [(1, 2, ELECTED), (5, 6, Publish { value: 1, served }), (7, 8, Get(Some(2)))];
+        let build =
+            |served| [(1, 2, ELECTED), (5, 6, Publish { id: 1, value: 1, served }), (7, 8, Get(Some(2)))];
         let set = [(3, 4, Set(2))];
         impossible(&[&build(1), &set]);
         possible(&[&build(2), &set]);
@@ -294,24 +382,56 @@ mod tests {
     }
 
     #[test]
-    fn nobody_is_elected_while_somebody_builds() {
-        impossible(&[&[(1, 2, ELECTED), (7, 8, GiveBack)], &[(3, 4, ELECTED)]]);
-        possible(&[&[(1, 2, ELECTED), (3, 8, GiveBack)], &[(4, 9, ELECTED)]]);
+    fn no_caller_is_elected_while_a_build_runs() {
+        let other = ElectedUnseen(2);
+        impossible(&[&[(1, 2, ELECTED), (7, 8, GiveBack(1))], &[(3, 4, other)]]);
+        possible(&[&[(1, 2, ELECTED), (3, 8, GiveBack(1))], &[(4, 9, other)]]);
     }
 
     #[test]
-    fn nobody_builds_what_is_fresh() {
+    fn a_build_that_was_displaced_holds_no_lease() {
+        let other = ElectedUnseen(2);
+        for displaced in [Clear(None), ClearUnseen, Revoke(true)] {
+            possible(&[&[(1, 2, ELECTED), (9, 10, GiveBack(1))], &[(3, 4, displaced), (5, 6, other)]]);
+            possible(&[&[(1, 2, ELECTED)], &[(3, 4, displaced), (5, 6, Refreshing(false))]]);
+            impossible(&[&[(1, 2, ELECTED)], &[(3, 4, displaced), (5, 6, Refreshing(true))]]);
+            impossible(&[&[(1, 2, ELECTED), (5, 6, Fenced { id: 1, fenced: false })], &[(3, 4, displaced)]]);
+        }
+        // What it returns without a lease takes none away from the next build.
+        impossible(&[
+            &[(1, 2, ELECTED), (7, 8, GiveBack(1))],
+            &[(3, 4, Revoke(true)), (5, 6, other), (9, 10, Refreshing(false))],
+        ]);
+        impossible(&[&[(1, 2, ELECTED)], &[(3, 4, Revoke(false))]]);
+        // A restored value displaces no build.
+        impossible(&[&[(1, 2, ELECTED)], &[(3, 4, Restore(7)), (5, 6, Refreshing(false))]]);
+        possible(&[&[(1, 2, ELECTED), (5, 6, published(1)), (7, 8, Fresh(1))], &[(3, 4, Restore(7))]]);
+    }
+
+    #[test]
+    fn a_value_is_declared_stale_by_one_caller_and_only_while_it_is_current() {
+        let set = [(1, 2, Set(1))];
+        let declare = |called, declared| [(called, 9, InvalidateIfCurrent { seen: 1, declared })];
+        possible(&[&set, &declare(3, true), &declare(4, false)]);
+        impossible(&[&set, &declare(3, true), &declare(4, true)]);
+        impossible(&[&set, &declare(3, false)]);
+        impossible(&[&[(1, 2, Set(1)), (3, 4, Set(2))], &declare(5, true)]);
+    }
+
+    #[test]
+    fn no_caller_builds_what_is_fresh() {
         impossible(&[&[(1, 2, Set(1)), (3, 4, ELECTED)]]);
-        possible(&[&[(1, 2, Set(1)), (3, 4, Invalidate), (5, 6, Elected(Some(1)))]]);
+        possible(&[&[(1, 2, Set(1)), (3, 4, Invalidate), (5, 6, Elected { id: 1, previous: Some(1) })]]);
+        possible(&[&[(1, 2, Set(1)), (3, 4, ElectedAnew { id: 1, previous: Some(1) })]]);
     }
 
     #[test]
-    fn who_is_not_elected_has_a_reason() {
+    fn a_stale_answer_without_an_election_has_a_reason() {
         let stale = [(1, 2, Set(1)), (3, 4, Invalidate)];
         impossible(&[&stale, &[(5, 6, Stale(1))]]);
-        // Somebody builds.
+        // A build runs.
         possible(&[&stale, &[(5, 6, ELECTED)], &[(7, 8, Stale(1))]]);
-        // Or is just being elected.
+        // Or its caller is just being elected.
         possible(&[&stale, &[(5, 8, ELECTED)], &[(6, 7, Stale(1))]]);
         impossible(&[&[(1, 2, Pending)]]);
         possible(&[&[(1, 2, ELECTED)], &[(3, 4, Pending)]]);
@@ -319,8 +439,8 @@ mod tests {
 
     #[test]
     fn what_is_renewed_is_a_new_generation_of_the_same_value() {
-        let stale = [(1, 2, Set(1)), (3, 4, Invalidate), (5, 6, Elected(Some(1)))];
-        let renewed = (7, 8, Renew { previous: 1, served: 1 });
+        let stale = [(1, 2, Set(1)), (3, 4, Invalidate), (5, 6, Elected { id: 1, previous: Some(1) })];
+        let renewed = (7, 8, Renew { id: 1, previous: 1, served: 1 });
         let then = |operation| [stale[0], stale[1], stale[2], renewed, (9, 10, operation)];
         possible(&[&then(Snapshot(Some((1, 2, Freshness::Fresh))))]);
         impossible(&[&then(Snapshot(Some((1, 1, Freshness::Fresh))))]);

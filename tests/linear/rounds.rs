@@ -8,7 +8,8 @@ use std::thread;
 use std::time::Duration;
 
 use dogpile::{
-    Clock, DogpileCell, Drain, Lease, Lookup, Policy, Reader, RefreshError, Snapshot, SyncReaderCell, Tick,
+    Clock, DogpileCell, Drain, Lease, Lookup, Policy, Reader, ReaderArc, RefreshError, Snapshot,
+    SyncReaderCell, Tick,
 };
 
 use crate::checker::{Event, check};
@@ -110,7 +111,7 @@ impl Notes<'_> {
     }
 }
 
-/// What the rounds are about.
+/// A cell that the rounds use.
 trait Subject: Sync {
     fn new() -> Self;
     fn set(&self, value: u64);
@@ -223,9 +224,14 @@ fn number(value: impl std::ops::Deref<Target = u64>) -> u64 {
     *value
 }
 
+/// No failure begins a pause.
+fn policy() -> Policy {
+    Policy::never_expires().retry_backoff(Duration::ZERO, Duration::ZERO)
+}
+
 impl Subject for TestCell {
     fn new() -> Self {
-        Self::with_clock(Policy::never_expires(), Interrupter)
+        Self::with_clock(policy(), Interrupter)
     }
 
     fn set(&self, value: u64) {
@@ -238,7 +244,7 @@ impl Subject for TestCell {
 
     fn act(&self, me: &mut Member<'_>, notes: &mut Notes<'_>) {
         let mut handle = self.reader();
-        let mut lease: Option<Lease<'_, u64, Interrupter>> = None;
+        let mut lease: Option<Granted<'_>> = None;
         for _ in 0..STEPS {
             if let Some(held) = lease.take_if(|_| me.random.one_in(2)) {
                 end(me, notes, held);
@@ -252,14 +258,22 @@ impl Subject for TestCell {
     }
 }
 
+/// A lease with its number.
+struct Granted<'a> {
+    id: u64,
+    /// Its caller needs a newer value than any that it could find.
+    anew: bool,
+    lease: Lease<'a, u64, Interrupter>,
+}
+
 fn step<'a>(
     cell: &'a TestCell,
     me: &mut Member<'_>,
     notes: &mut Notes<'_>,
     handle: &mut Reader<'a, u64, Interrupter>,
-    lease: &mut Option<Lease<'a, u64, Interrupter>>,
+    lease: &mut Option<Granted<'a>>,
 ) {
-    match me.random.below(24) {
+    match me.random.below(30) {
         0..3 => drop(notes.note(|| cell.get(), |value| Operation::Get(value.as_deref().copied()))),
         3 | 4 => drop(notes.note(|| cell.load(), |value| Operation::Get(value.as_deref().copied()))),
         5..8 => {
@@ -274,45 +288,91 @@ fn step<'a>(
             let read = |value: &Option<u64>| Operation::Get(*value);
             notes.note(|| handle.get().map(|value| **value), read);
         }
-        12..16 => look_up(cell, notes, lease),
-        16 | 17 if lease.is_none() => read_or_build(me, notes, |build| {
-            cell.try_get_or_refresh_timeout(Duration::ZERO, build).map(number)
+        12..15 => look_up(cell, me, notes, lease, false),
+        15 => look_up(cell, me, notes, lease, true),
+        16 | 17 if lease.is_none() => read_or_build(me, notes, Operation::Pending, |build| {
+            cell.request().wait_at_most(Duration::ZERO).try_get(build).map(number)
+        }),
+        18 if lease.is_none() => read_or_build(me, notes, Operation::PendingUntilFresh, |build| {
+            cell.request().max_stale(Duration::ZERO).wait_at_most(Duration::ZERO).try_get(build).map(number)
         }),
         16..20 => {
             let value = notes.number();
-            notes.note(|| cell.set(value), |_| Operation::Set(value));
+            let set = |_: &Arc<u64>| Operation::Set(value);
+            match me.random.below(4) {
+                0 => drop(notes.note(|| cell.set_for(value, Duration::MAX), set)),
+                1 => drop(notes.note(|| cell.set_arc(Arc::new(value)), set)),
+                2 => drop(notes.note(|| cell.restore(value, Duration::ZERO), |_| Operation::Restore(value))),
+                _ => drop(notes.note(|| cell.set(value), set)),
+            }
         }
         20..23 => notes.note(|| cell.invalidate(), |()| Operation::Invalidate),
-        _ => drop(notes.note(|| cell.clear(), |taken| Operation::Clear(taken.as_deref().copied()))),
+        23 => drop(notes.note(|| cell.clear(), |taken| Operation::Clear(taken.as_deref().copied()))),
+        24 => notes.note(|| cell.reset(), |()| Operation::ClearUnseen),
+        25 => drop(notes.note(|| cell.revoke(), |revoked| Operation::Revoke(*revoked))),
+        26 | 27 => {
+            let Some(seen) = notes.note(|| cell.get(), |value| Operation::Get(value.as_deref().copied()))
+            else {
+                return;
+            };
+            let declared =
+                |declared: &bool| Operation::InvalidateIfCurrent { seen: *seen, declared: *declared };
+            notes.note(|| cell.invalidate_if_current(&seen), declared);
+        }
+        28 => drop(notes.note(|| cell.is_refreshing(), |now| Operation::Refreshing(*now))),
+        _ => {
+            if let Some(Granted { id, lease, .. }) = lease {
+                let fenced = |fenced: &bool| Operation::Fenced { id: *id, fenced: *fenced };
+                notes.note(|| lease.is_fenced(), fenced);
+            }
+        }
     }
 }
 
-fn look_up<'a>(cell: &'a TestCell, notes: &mut Notes<'_>, lease: &mut Option<Lease<'a, u64, Interrupter>>) {
+/// `anew`: it needs a newer value than any that it could find.
+fn look_up<'a>(
+    cell: &'a TestCell,
+    me: &mut Member<'_>,
+    notes: &mut Notes<'_>,
+    lease: &mut Option<Granted<'a>>,
+    anew: bool,
+) {
+    let id = notes.number();
     let looked = |found: &Lookup<'_, u64, Interrupter>| match found {
+        // Of a `set` that came between the beginning of the call and its look.
+        Lookup::Fresh(value) | Lookup::Stale(value) if anew => Operation::Get(Some(**value)),
         Lookup::Fresh(value) => Operation::Fresh(**value),
         Lookup::Stale(value) => Operation::Stale(**value),
-        Lookup::Elected(lease) => Operation::Elected(lease.previous().map(|value| **value)),
+        Lookup::Elected(lease) => {
+            let previous = lease.previous().map(|value| **value);
+            if anew { Operation::ElectedAnew { id, previous } } else { Operation::Elected { id, previous } }
+        }
+        Lookup::Pending(_) if anew => Operation::PendingAnew,
         Lookup::Pending(_) => Operation::Pending,
         Lookup::Failed(error) => panic!("there is no retry pause: {error:?}"),
     };
-    if let Lookup::Elected(granted) = notes.note(|| cell.lookup(), looked) {
-        assert!(lease.is_none(), "elected while it holds the lease");
-        *lease = Some(granted);
+    let look = || if anew { cell.request().no_cache().lookup() } else { cell.lookup() };
+    if let Lookup::Elected(granted) = notes.note(look, looked)
+        && let Some(displaced) = lease.replace(Granted { id, anew, lease: granted })
+    {
+        assert!(displaced.lease.is_fenced(), "elected while it holds the lease");
+        end(me, notes, displaced);
     }
 }
 
-/// A build that is to fail.
-struct Failed;
+/// The error of a build that is to fail.
+const FAILED: &str = "the build fails";
 
-type Attempt<'a> = Box<dyn FnOnce() -> Result<u64, Failed> + 'a>;
+type Attempt<'a> = Box<dyn FnOnce() -> Result<u64, &'static str> + 'a>;
 
 /// A read that builds if it is elected is two operations: one until the build begins, and one from its end.
 fn read_or_build(
     me: &mut Member<'_>,
     notes: &mut Notes<'_>,
-    read: impl for<'a> FnOnce(Attempt<'a>) -> Result<u64, RefreshError<Failed>>,
+    pending: Operation,
+    read: impl for<'a> FnOnce(Attempt<'a>) -> Result<u64, RefreshError>,
 ) {
-    let value = notes.number();
+    let (id, value) = (notes.number(), notes.number());
     let fails = me.random.one_in(4);
     let times = notes.times;
     let (mut elected, mut built) = (None, None);
@@ -321,52 +381,70 @@ fn read_or_build(
         elected = Some(times.now());
         me.random.dawdle();
         built = Some(times.now());
-        if fails { Err(Failed) } else { Ok(value) }
+        if fails { Err(FAILED) } else { Ok(value) }
     }));
     let returned = times.now();
+    let is_fresh_only = pending == Operation::PendingUntilFresh;
     if let (Some(elected), Some(built)) = (elected, built) {
-        notes.add(called, elected, Operation::ElectedUnseen);
+        notes.add(called, elected, Operation::ElectedUnseen(id));
         if fails {
-            notes.add(built, returned, Operation::GiveBack);
-            // There may be a fresh value by now, which is better than an error.
-            if let Ok(served) = result {
-                notes.add(built, returned, Operation::Fresh(served));
+            notes.add(built, returned, Operation::GiveBack(id));
+            match result {
+                // What may be served is better than an error.
+                Ok(served) if is_fresh_only => notes.add(built, returned, Operation::Fresh(served)),
+                Ok(served) => notes.add(built, returned, Operation::Get(Some(served))),
+                Err(_) if is_fresh_only => {}
+                Err(_) => notes.add(built, returned, Operation::Get(None)),
             }
         } else {
             let served = result.unwrap_or_else(|error| panic!("a build that succeeds: {error}"));
-            notes.add(built, returned, Operation::Publish { value, served });
+            let published = if is_fresh_only {
+                Operation::PublishForFresh { id, value, served }
+            } else {
+                Operation::Publish { id, value, served }
+            };
+            notes.add(built, returned, published);
         }
     } else {
         match result {
+            Ok(served) if is_fresh_only => notes.add(called, returned, Operation::Fresh(served)),
             Ok(served) => notes.add(called, returned, Operation::Served(served)),
-            Err(RefreshError::WaitTimeout) => notes.add(called, returned, Operation::Pending),
-            // The end of somebody else's build, which it had come to wait for: nothing that the model knows of.
+            Err(RefreshError::WaitTimeout) => notes.add(called, returned, pending),
+            // The end of another caller's build, for which it had come to wait: nothing that the model knows of.
             Err(_) => {}
         }
     }
 }
 
-fn end(me: &mut Member<'_>, notes: &mut Notes<'_>, lease: Lease<'_, u64, Interrupter>) {
+fn end(me: &mut Member<'_>, notes: &mut Notes<'_>, Granted { id, anew, lease }: Granted<'_>) {
     let previous = lease.previous().map(|value| **value);
     match (me.random.below(8), previous) {
-        (0, _) => notes.note(|| drop(lease), |()| Operation::GiveBack),
-        (1, _) => drop(notes.note(|| lease.fail("no luck"), |_| Operation::GiveBack)),
-        (2 | 3, Some(previous)) => {
+        (0, _) => notes.note(|| drop(lease), |()| Operation::GiveBack(id)),
+        (1, _) => drop(notes.note(|| lease.fail(FAILED), |_| Operation::GiveBack(id))),
+        (2 | 3, Some(previous)) if !anew => {
             let renew = || lease.renew().unwrap_or_else(|_| unreachable!("there is a previous value"));
-            let renewed = |served: &Arc<u64>| Operation::Renew { previous, served: **served };
+            let renewed = |served: &Arc<u64>| Operation::Renew { id, previous, served: **served };
             drop(notes.note(renew, renewed));
         }
-        _ => {
+        (way, _) => {
             let value = notes.number();
-            let published = |served: &Arc<u64>| Operation::Publish { value, served: **served };
-            drop(notes.note(|| lease.publish(value), published));
+            let published = |served: &Arc<u64>| {
+                let served = **served;
+                if anew {
+                    Operation::PublishForNewer { id, value, served }
+                } else {
+                    Operation::Publish { id, value, served }
+                }
+            };
+            let publish = || if way == 4 { lease.publish_arc(Arc::new(value)) } else { lease.publish(value) };
+            drop(notes.note(publish, published));
         }
     }
 }
 
 impl Subject for TestReaderCell {
     fn new() -> Self {
-        Self::with_clock(Policy::never_expires(), Interrupter, Drain::Background, drop)
+        Self::with_clock(policy(), Interrupter, Drain::Background, drop)
     }
 
     fn set(&self, value: u64) {
@@ -379,20 +457,47 @@ impl Subject for TestReaderCell {
 
     fn act(&self, me: &mut Member<'_>, notes: &mut Notes<'_>) {
         for _ in 0..STEPS {
-            match me.random.below(16) {
+            match me.random.below(22) {
                 0..3 => drop(notes.note(|| self.get(), |value| Operation::Get(value.as_deref().copied()))),
                 3..5 => drop(notes.note(|| self.load(), |value| Operation::Get(value.as_deref().copied()))),
                 5 => drop(notes.note(|| self.generation(), |now| Operation::Generation(*now))),
                 6 => drop(notes.note(|| self.freshness(), |now| Operation::Looks(*now))),
-                7..11 => read_or_build(me, notes, |build| {
-                    self.try_get_or_refresh_timeout(Duration::ZERO, build).map(number)
+                7..11 => read_or_build(me, notes, Operation::Pending, |build| {
+                    self.request().wait_at_most(Duration::ZERO).try_get(build).map(number)
                 }),
                 11..13 => {
                     let value = notes.number();
-                    drop(notes.note(|| TestReaderCell::set(self, value), |_| Operation::Set(value)));
+                    let set = |_: &ReaderArc<u64>| Operation::Set(value);
+                    match me.random.below(3) {
+                        0 => drop(notes.note(|| self.set_for(value, Duration::MAX), set)),
+                        1 => {
+                            let restored = |_: &ReaderArc<u64>| Operation::Restore(value);
+                            drop(notes.note(|| self.restore(value, Duration::ZERO), restored));
+                        }
+                        _ => drop(notes.note(|| TestReaderCell::set(self, value), set)),
+                    }
                 }
                 13 | 14 => notes.note(|| TestReaderCell::invalidate(self), |()| Operation::Invalidate),
-                _ => notes.note(|| self.clear(), |()| Operation::ClearUnseen),
+                15 => notes.note(|| self.clear(), |()| Operation::ClearUnseen),
+                16 => notes.note(|| self.reset(), |()| Operation::ClearUnseen),
+                17 => drop(notes.note(|| self.revoke(), |revoked| Operation::Revoke(*revoked))),
+                18 => drop(notes.note(|| self.is_refreshing(), |now| Operation::Refreshing(*now))),
+                19 => {
+                    let read = |value: &Option<ReaderArc<u64>>| Operation::Get(value.as_deref().copied());
+                    let Some(seen) = notes.note(|| self.get(), read) else { continue };
+                    let declared =
+                        |declared: &bool| Operation::InvalidateIfCurrent { seen: *seen, declared: *declared };
+                    notes.note(|| self.invalidate_if_current(&seen), declared);
+                }
+                _ => {
+                    let shown = |shot: &Option<Snapshot<u64, ReaderArc<u64>>>| {
+                        let shown = |shot: &Snapshot<u64, ReaderArc<u64>>| {
+                            (*shot.value, shot.generation, shot.freshness)
+                        };
+                        Operation::Snapshot(shot.as_ref().map(shown))
+                    };
+                    drop(notes.note(|| self.snapshot(), shown));
+                }
             }
         }
     }

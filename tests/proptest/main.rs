@@ -64,7 +64,7 @@ const CASES: u32 = 1500;
 
 #[test]
 fn a_cell_does_what_the_model_does() {
-    let worth_meeting = [&WORTH_MEETING[..], &WORTH_MEETING_OF_TASKS].concat();
+    let worth_meeting = [WORTH_MEETING, WORTH_MEETING_OF_TASKS].concat();
     holds_and_meets(CASES, file!(), &worth_meeting, strategies::case(), runner::run);
 }
 

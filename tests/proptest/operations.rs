@@ -13,9 +13,11 @@ pub(crate) const READERS: usize = 2;
 pub(crate) struct Case {
     pub(crate) settings: Settings,
     pub(crate) operations: Vec<Operation>,
+    /// What happens while the one thread waits: one of these at each look, then only time passes.
+    pub(crate) meanwhile: Vec<Operation>,
     /// A refresher that is still there at the end sees the cell go; else it goes first.
     pub(crate) cell_goes_first: bool,
-    /// Which of them runs: for the watchdog, which cannot ask the thread that hangs.
+    /// Which of the operations runs: for the watchdog, which cannot ask the thread that hangs.
     pub(crate) at: AtomicUsize,
 }
 
@@ -27,37 +29,60 @@ impl fmt::Debug for Case {
             let mark = if number == self.at.load(Ordering::Relaxed) { "=>" } else { "  " };
             write!(f, "\n{mark}{number:4} {operation:?}")?;
         }
+        for operation in &self.meanwhile {
+            write!(f, "\n  meanwhile {operation:?}")?;
+        }
         Ok(())
     }
 }
 
+/// (Here and below: a number that selects one of several things is taken modulo how many there are.)
 #[derive(Clone, Debug)]
 pub(crate) enum Operation {
-    /// A read that cannot report an error.
-    Refresh(By, Build),
-    /// `try_get_or_refresh`; with a time, `try_get_or_refresh_timeout`.
-    TryRefresh(Kind, Option<Duration>, Build),
-    /// `lookup` or `lookup_owned`. A lease or a place is kept for later.
+    /// A read that may build.
+    Read(Read, Build),
+    /// `lookup`, or that of a request. A lease or a place is kept for later.
     Lookup {
         owned: bool,
+        conditions: Option<Conditions>,
     },
-    /// Ends one of the kept leases. (Here and below: the number is taken modulo how many there are.)
+    /// Ends one of the kept leases.
     EndLease(usize, End),
-    /// Waits at one of the kept places. Where nothing has ended yet it stays.
+    /// Waits at one of the kept places. If the wait ends before the build, the place stays.
     Wait(usize, Patience),
     /// Drops one of the kept places.
     Leave(usize),
+    /// Runs one of the builds that a spawner has kept.
+    RunJob(usize),
+    /// Drops one of them.
+    DropJob(usize),
+    /// A read that never builds.
+    Peek(Peek),
     ReaderGet(usize),
     ReaderGetUnlessDue(usize),
     ReaderRelease(usize),
-    Set,
+    Set(Set),
     Invalidate,
+    /// Of the value that is remembered, or of the present one.
+    InvalidateIfCurrent {
+        remembered: bool,
+    },
+    /// Remembers the present value.
+    Remember,
     Clear,
+    Revoke,
+    Reset,
     /// A `Refresher`, where there is none yet, that builds so long ahead: on a thread, or as a task (with the feature `async`).
     Attach {
         ahead: Ahead,
         task: bool,
+        rests: bool,
+        /// `None`: the default.
+        min_interval: Option<Duration>,
     },
+    RefreshNow,
+    /// For no time.
+    WaitReady,
     /// What its running build, if it has one, finds.
     Conclude(Found),
     /// It fails so many times, each time as soon as it tries again.
@@ -69,13 +94,68 @@ pub(crate) enum Operation {
     AdvanceTo(usize, u64),
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum By {
+#[derive(Clone, Debug)]
+pub(crate) enum Read {
     GetOrRefresh,
     LoadOrRefresh,
-    GetFreshOrRefresh,
-    Refresh,
     Reader(usize),
+    TryGetOrRefresh(Kind),
+    Request(Request),
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Request {
+    pub(crate) conditions: Conditions,
+    pub(crate) finish: Finish,
+    /// From `request_owned`. With a spawner it always is.
+    pub(crate) owned: bool,
+    pub(crate) spawner: Option<Spawner>,
+}
+
+/// `None` and `false`: the condition is not made.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Conditions {
+    pub(crate) max_stale: Option<Duration>,
+    pub(crate) max_age: Option<Duration>,
+    pub(crate) newer_than: Option<Newer>,
+    pub(crate) no_cache: bool,
+    pub(crate) wait_at_most: Option<Duration>,
+    pub(crate) or_stale: bool,
+}
+
+/// Newer than which generation.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Newer {
+    /// So many before the present one.
+    Before(u64),
+    /// So many after it.
+    After(u64),
+    /// One that no cell reaches.
+    Last,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Finish {
+    Get,
+    TryGet(Kind),
+    TryGetWith(Kind),
+}
+
+/// A function that builds are handed to, and what happens while it runs.
+#[derive(Clone, Debug)]
+pub(crate) struct Spawner {
+    pub(crate) before: Vec<Operation>,
+    pub(crate) does: Does,
+    pub(crate) after: Vec<Operation>,
+}
+
+/// What it does with the build.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Does {
+    Run,
+    Drop,
+    Keep,
+    Panic,
 }
 
 /// A closure that builds.
@@ -83,15 +163,36 @@ pub(crate) enum By {
 pub(crate) struct Build {
     /// What it does to its own cell. Steps of the clock make it slow.
     pub(crate) inside: Vec<Operation>,
-    pub(crate) result: Outcome,
+    pub(crate) outcome: Outcome,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What it returns. Where it cannot return that, it returns a value.
+#[derive(Clone, Copy, Debug)]
 pub(crate) enum Outcome {
     Value,
-    /// Only where the closure can return one.
+    ValueFor(Duration),
+    NotModified,
     Error,
     Panic,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Peek {
+    Get,
+    Load,
+    GetUnlessDue,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Set {
+    New,
+    NewFor(Duration),
+    /// In an `Arc`.
+    Shared,
+    /// The present value, in the same `Arc`.
+    Again,
+    /// A new value, restored.
+    Restored(Duration),
 }
 
 /// How long before the end of a value.
@@ -116,6 +217,9 @@ pub(crate) enum Found {
 pub(crate) enum End {
     Publish,
     PublishFor(Duration),
+    PublishArc,
+    /// `publish_snapshot`. `None`: with the policy's ttl.
+    PublishSnapshot(Option<Duration>),
     Renew,
     RenewFor(Duration),
     Fail(Kind),

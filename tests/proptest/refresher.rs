@@ -8,7 +8,7 @@ use std::panic::resume_unwind;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use dogpile::{Clock, ManualClock, Refreshed, Refresher, SharedError, Tick};
+use dogpile::{Clock, ManualClock, Refreshed, Refresher, Tick};
 
 #[cfg(feature = "async")]
 use {
@@ -18,12 +18,12 @@ use {
     std::task::{Context, Poll, Wake, Waker},
 };
 
-use crate::model::{Activity, Fault, Number, Trouble};
+use crate::model::{Activity, Number, Trouble};
 use crate::panics::eventually;
 use crate::runner::TestCell;
 use crate::tokens::{Ledger, NetworkError, Token};
 
-/// What a panic of a build says.
+/// What a build panics with.
 const MESSAGE: &str = "as planned";
 
 pub(crate) type Ended = Result<Refreshed<Token>, NetworkError>;
@@ -129,6 +129,15 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// How a refresher works.
+#[derive(Clone, Copy)]
+pub(crate) struct Options {
+    /// `None`: the default.
+    pub(crate) min_interval: Option<Duration>,
+    pub(crate) rests: bool,
+    pub(crate) is_task: bool,
+}
+
 /// A refresher, and how it is driven.
 pub(crate) struct Attached {
     desk: Arc<Desk>,
@@ -153,8 +162,15 @@ impl Attached {
         ledger: &Arc<Ledger>,
         bed: &Bed,
         ahead: Duration,
-        is_task: bool,
+        Options { min_interval, rests, is_task }: Options,
     ) -> Option<Self> {
+        let mut options = Refresher::options();
+        if let Some(min_interval) = min_interval {
+            options = options.min_interval(min_interval);
+        }
+        if rests {
+            options = options.rest_when_unused();
+        }
         let (desk, ledger) = (Arc::<Desk>::default(), Arc::clone(ledger));
         let at_desk = Arc::clone(&desk);
         #[cfg(feature = "async")]
@@ -162,7 +178,7 @@ impl Attached {
             let mut task = None;
             let spawn = |future| task = Some(Task { future, woken: Arc::new(Woken(AtomicBool::new(true))) });
             let refresher =
-                Refresher::spawn_async(cell, ahead, spawn, move |previous: Option<Arc<Token>>| {
+                options.spawn_async(cell, ahead, spawn, move |previous: Option<Arc<Token>>| {
                     at_desk.begin(previous.map(|previous| ledger.number(&previous)));
                     let desk = Arc::clone(&at_desk);
                     poll_fn(move |cx| {
@@ -183,8 +199,8 @@ impl Attached {
             return Some(Self { desk, bed: bed.clone(), refresher, is_task, task });
         }
         let _ = is_task; // There are no tasks.
-        let refresher = Refresher::spawn(cell, ahead, move |previous: Option<&Arc<Token>>| {
-            at_desk.begin(previous.map(|previous| ledger.number(previous)));
+        let refresher = options.spawn(cell, ahead, move |previous: Option<Arc<Token>>| {
+            at_desk.begin(previous.map(|previous| ledger.number(&previous)));
             match at_desk.wait() {
                 Some(end) => end(),
                 None => Err(ledger.error()),
@@ -264,36 +280,26 @@ impl Attached {
         self.refresher = None;
     }
 
+    pub(crate) fn refresh_now(&self) {
+        self.refresher.as_ref().expect("it is attached").refresh_now();
+    }
+
+    /// For no time.
+    pub(crate) fn wait_ready(&self) -> bool {
+        self.refresher.as_ref().expect("it is attached").wait_ready(Duration::ZERO)
+    }
+
     pub(crate) fn trouble(&self, ledger: &Arc<Ledger>) -> Trouble {
         let refresher = self.refresher.as_ref().expect("it is attached");
         Trouble {
             failures: refresher.consecutive_failures(),
-            last_error: refresher.last_error().map(|error| fault(error, ledger)),
+            last_error: refresher.last_error().map(|error| ledger.fault(&error)),
         }
     }
 }
 
 fn accepted(refresher: std::io::Result<Refresher>) -> Option<Refresher> {
     refresher.map_err(|error| assert_eq!(error.kind(), std::io::ErrorKind::InvalidInput, "{error}")).ok()
-}
-
-/// The last error of a refresher.
-fn fault(error: SharedError, ledger: &Arc<Ledger>) -> Fault {
-    match error.downcast::<NetworkError>() {
-        Ok(error) => ledger.fault(&error),
-        Err(error) => text(error),
-    }
-}
-
-/// A text that a refresher has made.
-pub(crate) fn text(error: SharedError) -> Fault {
-    match error.downcast::<String>() {
-        Ok(text) => {
-            assert!(*text == MESSAGE || text.contains("there is no previous value"), "{text}");
-            Fault { number: Number::MAX, kind: None }
-        }
-        Err(error) => panic!("nobody has made {error:?}"),
-    }
 }
 
 /// A task, polled by hand.

@@ -10,14 +10,18 @@ use proptest::collection::vec;
 use proptest::option;
 use proptest::prelude::*;
 
-use crate::model::{Kind, Patience, SHORTEST_LIFE, Settings, UNKEPT_PAUSE};
-use crate::operations::{Ahead, Build, By, Case, End, Found, Operation, Outcome, READERS};
+use crate::model::{Kind, Patience, Settings};
+use crate::operations::{
+    Ahead, Build, Case, Conditions, Does, End, Finish, Found, Newer, Operation, Outcome, Peek, READERS, Read,
+    Request, Set, Spawner,
+};
 
 pub(crate) fn case() -> impl Strategy<Value = Case> {
-    (settings(), vec(operation(2), 1..80), any::<bool>()).prop_map(
-        |(settings, operations, cell_goes_first)| Case {
+    (settings(), vec(operation(2), 1..80), vec(operation(1), 0..20), any::<bool>()).prop_map(
+        |(settings, operations, meanwhile, cell_goes_first)| Case {
             settings,
             operations,
+            meanwhile,
             cell_goes_first,
             at: AtomicUsize::new(usize::MAX),
         },
@@ -25,16 +29,17 @@ pub(crate) fn case() -> impl Strategy<Value = Case> {
 }
 
 fn settings() -> impl Strategy<Value = Settings> {
-    let backoff = (1_u64..=6, window()).prop_map(|(first, max)| {
+    let some_backoff = (1_u64..=6, window()).prop_map(|(first, max)| {
         let first = Duration::from_nanos(first);
         (first, max.max(first))
     });
+    let backoff = prop_oneof![3 => some_backoff, 2 => Just((Duration::ZERO, Duration::ZERO))];
     let lease_timeout = window().prop_map(|window| window.max(Duration::from_nanos(1)));
     (
         window(),
         option::weighted(0.75, window()),
         option::weighted(0.75, window()),
-        option::weighted(0.75, backoff),
+        option::weighted(0.85, backoff),
         option::weighted(0.6, lease_timeout),
         0_u64..=6,
     )
@@ -57,25 +62,30 @@ fn window() -> impl Strategy<Value = Duration> {
     prop_oneof![
         2 => Just(Duration::ZERO),
         8 => (1_u64..=10).prop_map(Duration::from_nanos),
-        3 => (1_u32..=10).prop_map(|count| SHORTEST_LIFE / 2 * count),
-        1 => (1_u64..=2).prop_map(|less| SHORTEST_LIFE - Duration::from_nanos(less)),
+        2 => (1_u32..=10).prop_map(|count| MILLISECOND / 2 * count),
         1 => Just(DAY),
         1 => Just(Duration::MAX),
     ]
 }
 
+const MILLISECOND: Duration = Duration::from_millis(1);
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 const CENTURY: Duration = DAY.saturating_mul(36_525);
 
 fn step() -> impl Strategy<Value = Duration> {
     prop_oneof![
         60 => (1_u64..=6).prop_map(Duration::from_nanos),
-        12 => (1_u32..=4).prop_map(|count| SHORTEST_LIFE / 2 * count),
-        6 => Just(UNKEPT_PAUSE),
+        10 => (1_u32..=4).prop_map(|count| MILLISECOND / 2 * count),
+        6 => Just(100 * MILLISECOND),
         4 => Just(DAY),
         2 => Just(CENTURY),
         1 => Just(Duration::MAX),
     ]
+}
+
+/// Of a value that is restored.
+fn age() -> impl Strategy<Value = Duration> {
+    prop_oneof![6 => window(), 1 => Just(CENTURY)]
 }
 
 fn kind() -> impl Strategy<Value = Kind> {
@@ -85,21 +95,31 @@ fn kind() -> impl Strategy<Value = Kind> {
 /// `depth`: how many builds may run inside one another.
 fn operation(depth: u32) -> BoxedStrategy<Operation> {
     prop_oneof![
-        6 => (by(), build(depth, false)).prop_map(|(by, build)| Operation::Refresh(by, build)),
+        8 => (plain_read(), build(depth)).prop_map(|(read, build)| Operation::Read(read, build)),
+        14 => (request(depth), build(depth))
+            .prop_map(|(request, build)| Operation::Read(Read::Request(request), build)),
         2 => overtaken(),
-        6 => (kind(), option::weighted(0.3, window()), build(depth, true))
-            .prop_map(|(kind, wait, build)| Operation::TryRefresh(kind, wait, build)),
-        8 => any::<bool>().prop_map(|owned| Operation::Lookup { owned }),
+        8 => (any::<bool>(), option::weighted(0.5, conditions()))
+            .prop_map(|(owned, conditions)| Operation::Lookup { owned, conditions }),
         6 => (0..4_usize, end()).prop_map(|(which, end)| Operation::EndLease(which, end)),
         4 => (0..4_usize, patience()).prop_map(|(which, patience)| Operation::Wait(which, patience)),
         1 => (0..4_usize).prop_map(Operation::Leave),
+        3 => (0..4_usize).prop_map(Operation::RunJob),
+        1 => (0..4_usize).prop_map(Operation::DropJob),
+        2 => peek().prop_map(Operation::Peek),
         2 => (0..READERS).prop_map(Operation::ReaderGet),
         1 => (0..READERS).prop_map(Operation::ReaderGetUnlessDue),
         1 => (0..READERS).prop_map(Operation::ReaderRelease),
-        2 => Just(Operation::Set),
+        5 => set().prop_map(Operation::Set),
         2 => Just(Operation::Invalidate),
+        2 => any::<bool>().prop_map(|remembered| Operation::InvalidateIfCurrent { remembered }),
+        1 => Just(Operation::Remember),
         2 => Just(Operation::Clear),
-        2 => (ahead(), prop::bool::weighted(0.7)).prop_map(|(ahead, task)| Operation::Attach { ahead, task }),
+        2 => Just(Operation::Revoke),
+        1 => Just(Operation::Reset),
+        2 => attach(),
+        1 => Just(Operation::RefreshNow),
+        1 => Just(Operation::WaitReady),
         1 => (1..=9_u32).prop_map(Operation::Outage),
         5 => found().prop_map(Operation::Conclude),
         1 => found().prop_map(Operation::Detach),
@@ -109,34 +129,89 @@ fn operation(depth: u32) -> BoxedStrategy<Operation> {
     .boxed()
 }
 
-fn by() -> impl Strategy<Value = By> {
+fn plain_read() -> impl Strategy<Value = Read> {
     prop_oneof![
-        2 => Just(By::GetOrRefresh),
-        1 => Just(By::LoadOrRefresh),
-        1 => Just(By::GetFreshOrRefresh),
-        1 => Just(By::Refresh),
-        2 => (0..READERS).prop_map(By::Reader),
+        2 => Just(Read::GetOrRefresh),
+        1 => Just(Read::LoadOrRefresh),
+        3 => kind().prop_map(Read::TryGetOrRefresh),
+        2 => (0..READERS).prop_map(Read::Reader),
     ]
 }
 
-fn build(depth: u32, may_fail: bool) -> BoxedStrategy<Build> {
-    let result = if may_fail {
-        prop_oneof![4 => Just(Outcome::Value), 4 => Just(Outcome::Error), 1 => Just(Outcome::Panic)].boxed()
-    } else {
-        prop_oneof![4 => Just(Outcome::Value), 1 => Just(Outcome::Panic)].boxed()
-    };
-    let inside = match depth {
-        0 => Just(Vec::new()).boxed(),
-        _ => prop_oneof![2 => Just(Vec::new()), 1 => vec(operation(depth - 1), 1..5)].boxed(),
-    };
-    (inside, result).prop_map(|(inside, result)| Build { inside, result }).boxed()
+fn request(depth: u32) -> impl Strategy<Value = Request> {
+    let finish = prop_oneof![
+        1 => Just(Finish::Get),
+        1 => kind().prop_map(Finish::TryGet),
+        1 => kind().prop_map(Finish::TryGetWith),
+    ];
+    (conditions(), finish, any::<bool>(), option::of(spawner(depth))).prop_map(
+        |(conditions, finish, owned, spawner)| Request { conditions, finish, owned, spawner },
+    )
 }
 
-/// A build that takes so long that somebody else is elected: rare enough to be drawn as a whole.
+fn conditions() -> impl Strategy<Value = Conditions> {
+    (
+        option::weighted(0.3, prop_oneof![Just(Duration::ZERO), window()]),
+        option::weighted(0.3, window()),
+        option::weighted(0.3, newer()),
+        prop::bool::weighted(0.25),
+        option::weighted(0.5, prop_oneof![Just(Duration::ZERO), window()]),
+        prop::bool::weighted(0.4),
+    )
+        .prop_map(|(max_stale, max_age, newer_than, no_cache, wait_at_most, or_stale)| Conditions {
+            max_stale,
+            max_age,
+            newer_than,
+            no_cache,
+            wait_at_most,
+            or_stale,
+        })
+}
+
+fn newer() -> impl Strategy<Value = Newer> {
+    prop_oneof![
+        4 => (0..=2_u64).prop_map(Newer::Before),
+        1 => (1..=2_u64).prop_map(Newer::After),
+        1 => Just(Newer::Last),
+    ]
+}
+
+fn spawner(depth: u32) -> BoxedStrategy<Spawner> {
+    let does = prop_oneof![
+        4 => Just(Does::Run),
+        2 => Just(Does::Drop),
+        4 => Just(Does::Keep),
+        1 => Just(Does::Panic),
+    ];
+    (some(depth), does, some(depth))
+        .prop_map(|(before, does, after)| Spawner { before, does, after })
+        .boxed()
+}
+
+fn build(depth: u32) -> BoxedStrategy<Build> {
+    let outcome = prop_oneof![
+        3 => Just(Outcome::Value),
+        2 => window().prop_map(Outcome::ValueFor),
+        2 => Just(Outcome::NotModified),
+        4 => Just(Outcome::Error),
+        1 => Just(Outcome::Panic),
+    ];
+    (some(depth), outcome).prop_map(|(inside, outcome)| Build { inside, outcome }).boxed()
+}
+
+/// Operations inside another.
+fn some(depth: u32) -> BoxedStrategy<Vec<Operation>> {
+    match depth {
+        0 => Just(Vec::new()).boxed(),
+        _ => prop_oneof![2 => Just(Vec::new()), 1 => vec(operation(depth - 1), 1..5)].boxed(),
+    }
+}
+
+/// A build that takes so long that another caller is elected: rare enough to be drawn as a whole.
 fn overtaken() -> impl Strategy<Value = Operation> {
-    (by(), step(), any::<bool>()).prop_map(|(by, step, owned)| {
-        let inside = vec![Operation::Advance(step), Operation::Lookup { owned }];
-        Operation::Refresh(by, Build { inside, result: Outcome::Value })
+    (plain_read(), step(), any::<bool>()).prop_map(|(read, step, owned)| {
+        let inside = vec![Operation::Advance(step), Operation::Lookup { owned, conditions: None }];
+        Operation::Read(read, Build { inside, outcome: Outcome::Value })
     })
 }
 
@@ -144,6 +219,8 @@ fn end() -> impl Strategy<Value = End> {
     prop_oneof![
         4 => Just(End::Publish),
         3 => window().prop_map(End::PublishFor),
+        1 => Just(End::PublishArc),
+        3 => option::of(window()).prop_map(End::PublishSnapshot),
         2 => Just(End::Renew),
         1 => window().prop_map(End::RenewFor),
         3 => kind().prop_map(End::Fail),
@@ -153,8 +230,25 @@ fn end() -> impl Strategy<Value = End> {
     ]
 }
 
-fn ahead() -> impl Strategy<Value = Ahead> {
-    prop_oneof![1 => window().prop_map(Ahead::By), 4 => (0..=110_u32).prop_map(Ahead::Percent)]
+fn peek() -> impl Strategy<Value = Peek> {
+    prop_oneof![Just(Peek::Get), Just(Peek::Load), Just(Peek::GetUnlessDue)]
+}
+
+fn set() -> impl Strategy<Value = Set> {
+    prop_oneof![
+        2 => Just(Set::New),
+        2 => window().prop_map(Set::NewFor),
+        1 => Just(Set::Shared),
+        1 => Just(Set::Again),
+        4 => age().prop_map(Set::Restored),
+    ]
+}
+
+fn attach() -> impl Strategy<Value = Operation> {
+    let ahead = prop_oneof![1 => window().prop_map(Ahead::By), 4 => (0..=110_u32).prop_map(Ahead::Percent)];
+    (ahead, prop::bool::weighted(0.7), prop::bool::weighted(0.4), option::of(window())).prop_map(
+        |(ahead, task, rests, min_interval)| Operation::Attach { ahead, task, rests, min_interval },
+    )
 }
 
 fn found() -> impl Strategy<Value = Found> {
@@ -170,7 +264,7 @@ fn found() -> impl Strategy<Value = Found> {
 fn patience() -> impl Strategy<Value = Patience> {
     prop_oneof![
         6 => Just(Patience::For(Duration::ZERO)),
-        2 => window().prop_map(Patience::For),
+        3 => window().prop_map(Patience::For),
         2 => Just(Patience::Endless),
     ]
 }

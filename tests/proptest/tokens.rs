@@ -1,9 +1,12 @@
 //! What the cells of this test hold: numbered tokens, and a ledger that knows which of them are alive and where.
 
 use std::collections::BTreeSet;
+use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::model::{Fault, Kind, Number};
+use dogpile::SharedError;
+
+use crate::model::{Fault, Kind, NOTHING_TO_KEEP, Number, PANICKED, PANICKED_AS_PLANNED};
 
 /// A value, or what an error is made of. Can be neither cloned nor made a second time with the same number.
 pub(crate) struct Token {
@@ -25,7 +28,25 @@ pub(crate) type ParseError = Error<true>;
 
 impl<const PARSE: bool> Error<PARSE> {
     pub(crate) const KIND: Kind = if PARSE { Kind::Parse } else { Kind::Network };
+
+    pub(crate) fn fault(&self) -> Fault {
+        Fault::Error(self.0.number, Self::KIND)
+    }
 }
+
+impl<const PARSE: bool> fmt::Debug for Error<PARSE> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}", self.fault())
+    }
+}
+
+impl<const PARSE: bool> fmt::Display for Error<PARSE> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "error {}", self.0.number)
+    }
+}
+
+impl<const PARSE: bool> std::error::Error for Error<PARSE> {}
 
 #[derive(Default)]
 pub(crate) struct Ledger {
@@ -60,11 +81,23 @@ impl Ledger {
         value.number
     }
 
-    /// The same for an error.
-    pub(crate) fn fault<const PARSE: bool>(&self, error: &Arc<Error<PARSE>>) -> Fault {
-        let number = error.0.number;
-        self.see(number, Arc::as_ptr(error).addr());
-        Fault { number, kind: Some(Error::<PARSE>::KIND) }
+    /// What an error is, which must be the one that was seen under its number before.
+    pub(crate) fn fault(&self, error: &SharedError) -> Fault {
+        if let Some(error) = error.downcast_ref::<NetworkError>() {
+            self.see_error(error)
+        } else if let Some(error) = error.downcast_ref::<ParseError>() {
+            self.see_error(error)
+        } else {
+            let text = error.to_string();
+            let texts = [PANICKED, PANICKED_AS_PLANNED, NOTHING_TO_KEEP];
+            let known = texts.into_iter().find(|fault| matches!(fault, Fault::Text(known) if text == *known));
+            known.unwrap_or_else(|| panic!("no build can have failed with {text:?}"))
+        }
+    }
+
+    fn see_error<const PARSE: bool>(&self, error: &Error<PARSE>) -> Fault {
+        self.see(error.0.number, std::ptr::from_ref(error).addr());
+        error.fault()
     }
 
     fn see(&self, number: Number, address: usize) {

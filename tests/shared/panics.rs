@@ -95,10 +95,21 @@ fn says(payload: &(dyn Any + Send), words: &str) -> bool {
     owned.or_else(|| payload.downcast_ref::<&str>().copied()).is_some_and(|message| message.contains(words))
 }
 
-fn blamed<R>(called: Called<R>) -> Called<R> {
+fn blamed<R>(called: R) -> R {
     let file = LATEST.with_borrow(|latest| latest.as_ref().map(|begun| begun.file.clone()));
     assert!(file.is_some_and(|file| file.contains("tests")), "the panic blames a line of the library");
     called
+}
+
+/// Calls into a cell. `None`: the panic of a method whose spawner has dropped its build, or whose build has panicked there, at
+/// that caller's line. Every other panic goes on.
+#[allow(dead_code)] // by the test of `SyncReaderCell`
+pub(crate) fn unless_abandoned<R>(call: impl FnOnce() -> R) -> Option<R> {
+    match catch_unwind(AssertUnwindSafe(call)) {
+        Ok(returned) => Some(returned),
+        Err(payload) if says(&*payload, "dropped or panicked in the spawner") => blamed(None),
+        Err(payload) => resume_unwind(payload),
+    }
 }
 
 /// Looks until `condition` holds. Returns whether it ever did: real time, as a guard against a hang; and looks, so that a

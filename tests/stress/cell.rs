@@ -7,12 +7,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::Duration;
 
-use dogpile::{
-    DogpileCell, Guard, Lease, Lookup, OwnedLease, OwnedLookup, Policy, Reader, RefreshError, Waited,
-};
+use dogpile::{DogpileCell, Guard, Lease, Lookup, Policy, Reader, RefreshError, Waited};
 
 use crate::harness::{
-    Member, Random, Task, alone, eventually, panic_as_planned, scaled, seed, task, together, unless_it_panics,
+    Failed, Member, Random, Task, alone, eventually, panic_as_planned, scaled, seed, task, together,
+    unless_it_panics,
 };
 use crate::values::{Before, Census, Value, Witness};
 
@@ -25,12 +24,17 @@ const MICROSECOND: Duration = Duration::from_micros(1);
 
 #[test]
 fn generations_grow_where_nothing_is_timed() {
-    stress(Policy::never_expires());
+    stress(Policy::never_expires().retry_backoff(Duration::ZERO, Duration::ZERO));
 }
 
 #[test]
 fn generations_grow_where_values_expire() {
-    stress(Policy::ttl(100 * MICROSECOND).stale_while_refresh(200 * MICROSECOND).jitter(20));
+    let policy = Policy::ttl(100 * MICROSECOND)
+        .stale_while_refresh(200 * MICROSECOND)
+        .stale_if_error(Duration::ZERO)
+        .retry_backoff(Duration::ZERO, Duration::ZERO)
+        .jitter(20);
+    stress(policy);
 }
 
 #[test]
@@ -44,10 +48,7 @@ fn generations_grow_where_builds_are_superseded() {
 }
 
 type TestCell = DogpileCell<Value>;
-
-/// A build that is to fail.
-#[derive(Debug)]
-struct Failed;
+type SentLease = Lease<'static, Value>;
 
 struct Stage {
     cell: Arc<TestCell>,
@@ -88,7 +89,7 @@ fn stress(policy: Policy) {
     println!("{refreshes} refreshes, {} values, {:?}", census.made(), cell.stats());
     assert!(refreshes >= target);
     assert!(!cell.is_refreshing());
-    let current = Arc::into_inner(cell).expect("nobody has it any more").into_inner();
+    let current = Arc::into_inner(cell).expect("no thread has it any more").into_inner();
     assert_eq!(census.alive(), u64::from(current.is_some()));
     drop(current);
     eventually("nothing is alive", || census.alive() == 0);
@@ -142,7 +143,7 @@ impl<'a> Build<'a> {
 
 /// Reading.
 impl Stage {
-    fn read(&self, me: &mut Member<'_>, builders: &[SyncSender<OwnedLease<Value>>]) {
+    fn read(&self, me: &mut Member<'_>, builders: &[SyncSender<SentLease>]) {
         let mut witness = Witness::default();
         let mut generation = 0;
         let mut reader = self.cell.reader();
@@ -223,7 +224,7 @@ impl Stage {
 
     fn read_or_build(&self, me: &mut Member<'_>, witness: &mut Witness) {
         let (cell, build) = (&self.cell, Build::new(self, me));
-        let value = match me.random.below(7) {
+        let value = match me.random.below(9) {
             0 | 1 => {
                 me.doing("get_or_refresh");
                 unless_it_panics(|| cell.get_or_refresh(|| build.run()))
@@ -233,22 +234,31 @@ impl Stage {
                 unless_it_panics(|| Guard::into_arc(cell.load_or_refresh(|| build.run())))
             }
             3 => {
-                me.doing("get_fresh_or_refresh");
-                unless_it_panics(|| cell.get_fresh_or_refresh(|| build.run()))
+                me.doing("request: max_stale");
+                unless_it_panics(|| cell.request().max_stale(Duration::ZERO).get(|| build.run()))
             }
             4 => {
-                me.doing("refresh");
-                unless_it_panics(|| cell.refresh(|| build.run()))
+                me.doing("request: no_cache");
+                unless_it_panics(|| cell.request().no_cache().get(|| build.run()))
             }
             5 => {
                 me.doing("try_get_or_refresh");
                 unless_it_panics(|| cell.try_get_or_refresh(|| build.try_run())).and_then(allowed)
             }
+            6 => {
+                me.doing("request: newer_than");
+                let request = cell.request().newer_than(cell.generation().saturating_sub(1)).or_stale();
+                unless_it_panics(|| request.try_get(|| build.try_run())).and_then(allowed)
+            }
+            7 => {
+                me.doing("request: max_age");
+                let request = cell.request().max_age(Duration::from_micros(me.random.below(300)));
+                unless_it_panics(|| request.try_get(|| build.try_run())).and_then(allowed)
+            }
             _ => {
-                me.doing("try_get_or_refresh_timeout");
-                let wait = Duration::from_micros(me.random.below(100));
-                unless_it_panics(|| cell.try_get_or_refresh_timeout(wait, || build.try_run()))
-                    .and_then(allowed)
+                me.doing("request: wait_at_most");
+                let request = cell.request().wait_at_most(Duration::from_micros(me.random.below(100)));
+                unless_it_panics(|| request.try_get(|| build.try_run())).and_then(allowed)
             }
         };
         if let Some(value) = value {
@@ -307,21 +317,21 @@ impl Stage {
         &self,
         me: &mut Member<'_>,
         witness: &mut Witness,
-        builders: &[SyncSender<OwnedLease<Value>>],
+        builders: &[SyncSender<SentLease>],
     ) {
         me.doing("lookup_owned");
         let before = self.census.before();
         match self.cell.lookup_owned() {
-            OwnedLookup::Fresh(value) => witness.sees_fresh(&value, before),
-            OwnedLookup::Stale(value) => witness.sees(&value, before),
-            // If nobody takes it, it is given back.
-            OwnedLookup::Elected(lease) => drop(builders[me.random.index(builders.len())].try_send(lease)),
-            OwnedLookup::Pending(_) | OwnedLookup::Failed(_) => {}
+            Lookup::Fresh(value) => witness.sees_fresh(&value, before),
+            Lookup::Stale(value) => witness.sees(&value, before),
+            // If no builder takes it, it is given back.
+            Lookup::Elected(lease) => drop(builders[me.random.index(builders.len())].try_send(lease)),
+            Lookup::Pending(_) | Lookup::Failed(_) => {}
         }
     }
 
-    /// Ends leases that others were elected for.
-    fn build_for_others(&self, me: &mut Member<'_>, inbox: &Receiver<OwnedLease<Value>>) {
+    /// Ends the leases of other threads.
+    fn build_for_others(&self, me: &mut Member<'_>, inbox: &Receiver<SentLease>) {
         loop {
             me.waiting("waiting for a lease");
             let Ok(lease) = inbox.recv() else { return };
@@ -337,7 +347,7 @@ impl Stage {
     }
 }
 
-fn allowed(result: Result<Arc<Value>, RefreshError<Failed>>) -> Option<Arc<Value>> {
+fn allowed(result: Result<Arc<Value>, RefreshError>) -> Option<Arc<Value>> {
     match result {
         Ok(value) => Some(value),
         Err(RefreshError::Build(_) | RefreshError::WaitTimeout) => None,
@@ -350,17 +360,38 @@ impl Stage {
     fn write(&self, me: &mut Member<'_>) {
         let mut witness = Witness::default();
         while me.goes_on() {
-            match me.random.below(8) {
+            match me.random.below(10) {
                 0..3 => {
                     me.doing("set");
                     let before = self.census.before();
-                    let value = self.census.set(|value| self.cell.set(value));
+                    let way = me.random.below(6);
+                    let value = self.census.set(|value| match way {
+                        0 => self.cell.set_for(value, 50 * MICROSECOND),
+                        1 => self.cell.set_arc(Arc::new(value)),
+                        2 => {
+                            // See `values`.
+                            self.cell.revoke();
+                            self.cell.restore(value, 50 * MICROSECOND)
+                        }
+                        _ => self.cell.set(value),
+                    });
                     self.refreshes.fetch_add(1, Ordering::SeqCst);
                     witness.sees(&value, before);
                 }
                 3..6 => {
                     me.doing("invalidate");
                     self.census.invalidating(|| self.cell.invalidate());
+                }
+                7 => {
+                    me.doing("revoke");
+                    self.census.displacing(|| self.cell.revoke());
+                }
+                8 => {
+                    me.doing("invalidate_if_current");
+                    let latest = self.census.latest();
+                    if let Some(seen) = self.cell.get() {
+                        self.census.invalidating_if(latest, || self.cell.invalidate_if_current(&seen));
+                    }
                 }
                 6 => {
                     me.doing("clear");

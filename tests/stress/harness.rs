@@ -2,6 +2,8 @@
 
 use std::any::Any;
 use std::cell::Cell;
+use std::error::Error;
+use std::fmt;
 use std::hash::{BuildHasher, RandomState};
 use std::hint;
 use std::io::Write;
@@ -79,6 +81,18 @@ impl Random {
     }
 }
 
+/// The error of builds that are to fail.
+#[derive(Debug)]
+pub(crate) struct Failed;
+
+impl fmt::Display for Failed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the build fails")
+    }
+}
+
+impl Error for Failed {}
+
 /// The payload of the panics that builds and finalizers raise.
 struct Planned;
 
@@ -145,7 +159,7 @@ pub(crate) fn eventually(what: &str, condition: impl Fn() -> bool) {
 /// Real time, as a guard against a hang, not as a measure.
 const PATIENCE: Duration = Duration::from_secs(if cfg!(miri) { 1200 } else { 60 });
 
-/// What a thread was doing when it was last heard of.
+/// What a thread was doing at its latest step.
 struct Row {
     name: String,
     doing: Mutex<(&'static str, &'static str)>,

@@ -11,7 +11,7 @@ use std::time::Duration;
 use dogpile::{Drain, Policy, ReadGuard, ReaderArc, RefreshError, SyncReaderCell, Writer};
 
 use crate::harness::{
-    Member, Random, Task, alone, eventually, lock, panic_as_planned, scaled, seed, task, together,
+    Failed, Member, Random, Task, alone, eventually, lock, panic_as_planned, scaled, seed, task, together,
     unless_it_panics,
 };
 use crate::undertaker::Undertaker;
@@ -20,25 +20,21 @@ use crate::values::{Before, Census, Inside, Value, Witness};
 const READERS: usize = if cfg!(miri) { 3 } else { 8 };
 /// Threads to which readers hand what they read.
 const KEEPERS: usize = 2;
-/// Threads that see to it that there is something to do.
+/// Threads that replace values.
 const WRITERS: usize = 2;
 
 #[test]
-fn nobody_reads_what_is_finalised_and_the_background_does_it() {
+fn no_reader_sees_a_finalised_value_and_the_background_finalises() {
     stress(Drain::Background, scaled(110_000, 40));
 }
 
 #[test]
-fn nobody_reads_what_is_finalised_and_the_writer_waits_for_the_readers() {
+fn no_reader_sees_a_finalised_value_and_the_writer_waits_for_the_readers() {
     stress(Drain::Wait(Duration::from_micros(100)), scaled(40_000, 40));
 }
 
 type TestCell = SyncReaderCell<Value>;
 type Kept = Inside<ReaderArc<Value>>;
-
-/// A build that is to fail.
-#[derive(Debug)]
-struct Failed;
 
 /// How a build is to end.
 #[derive(Clone, Copy)]
@@ -78,7 +74,11 @@ impl Stage {
             move |value| undertaker.bury(value)
         };
         Self {
-            cell: TestCell::with_policy(Policy::never_expires(), drain, finalizer),
+            cell: TestCell::with_policy(
+                Policy::never_expires().retry_backoff(Duration::ZERO, Duration::ZERO),
+                drain,
+                finalizer,
+            ),
             census: Arc::default(),
             undertaker,
             done: Mutex::default(),
@@ -240,10 +240,9 @@ impl Stage {
                 unless_it_panics(|| cell.try_get_or_refresh(|| build.try_run())).and_then(allowed)
             }
             _ => {
-                me.doing("try_get_or_refresh_timeout");
-                let wait = Duration::from_micros(me.random.below(200));
-                unless_it_panics(|| cell.try_get_or_refresh_timeout(wait, || build.try_run()))
-                    .and_then(allowed)
+                me.doing("request: wait_at_most");
+                let request = cell.request().wait_at_most(Duration::from_micros(me.random.below(200)));
+                unless_it_panics(|| request.try_get(|| build.try_run())).and_then(allowed)
             }
         };
         if let Some(arc) = arc {
@@ -309,7 +308,7 @@ impl<'a> Build<'a> {
         let is_own = self.number.get() == Some(value.number());
         let displacements = self.stage.census.displacements();
         if is_own && (displacements.is_none() || displacements != self.displacements) {
-            let value = Inside::new(value, false);
+            let value = Inside::apart(value);
             value.check();
             value
         } else {
@@ -318,7 +317,7 @@ impl<'a> Build<'a> {
     }
 }
 
-fn allowed(result: Result<ReaderArc<Value>, RefreshError<Failed>>) -> Option<ReaderArc<Value>> {
+fn allowed(result: Result<ReaderArc<Value>, RefreshError>) -> Option<ReaderArc<Value>> {
     match result {
         Ok(value) => Some(value),
         Err(RefreshError::Build(_) | RefreshError::WaitTimeout) => None,
@@ -354,10 +353,16 @@ impl Stage {
         while me.goes_on() {
             match me.random.below(100) {
                 0..45 => self.set(me, &mut witness),
-                45..50 => {
+                45..48 => {
                     me.doing("clear");
                     self.census.clearing(|| self.cell.clear());
                     self.note("clears");
+                }
+                48..50 => {
+                    me.doing("revoke");
+                    if self.census.displacing(|| self.cell.revoke()) {
+                        self.note("builds that are revoked");
+                    }
                 }
                 50..80 => {
                     me.doing("invalidate");
@@ -388,7 +393,19 @@ impl Stage {
     fn set(&self, me: &mut Member<'_>, witness: &mut Witness) {
         me.doing("set");
         let before = self.census.before();
-        let value = self.census.set(|value| Inside::new(self.cell.set(value), true));
+        let way = me.random.below(8);
+        let value = self.census.set(|value| {
+            let value = match way {
+                0 => {
+                    // See `values`. It displaces a build that has the write lock too.
+                    self.cell.clear();
+                    self.cell.restore(value, Duration::from_secs(1))
+                }
+                1 => self.cell.set_for(value, Duration::from_secs(1)),
+                _ => self.cell.set(value),
+            };
+            Inside::new(value, true)
+        });
         self.count_refresh("sets");
         witness.sees(&value, before);
         if me.random.one_in(4) {
@@ -400,12 +417,12 @@ impl Stage {
         let (cell, build) = (&self.cell, Build::new(self, me));
         let value = unless_it_panics(|| match me.random.below(4) {
             0 => {
-                me.doing("refresh");
-                cell.refresh(|| build.run())
+                me.doing("request: no_cache");
+                cell.request().no_cache().get(|| build.run())
             }
             1 => {
-                me.doing("get_fresh_or_refresh");
-                cell.get_fresh_or_refresh(|| build.run())
+                me.doing("request: max_stale");
+                cell.request().max_stale(Duration::ZERO).get(|| build.run())
             }
             _ => {
                 me.doing("get_or_refresh");
@@ -420,9 +437,9 @@ impl Stage {
         self.census.invalidating(|| self.cell.invalidate());
         let build = Build::new(self, me);
         let is_timed = me.random.one_in(4);
-        me.doing("try_get_or_refresh_with");
+        me.doing("try_get_with_writer");
         let result = unless_it_panics(|| {
-            self.cell.try_get_or_refresh_with(|writer| {
+            self.cell.request().try_get_with_writer(|writer| {
                 build.begin();
                 me.doing(if is_timed { "acquire_write_lock_timeout" } else { "acquire_write_lock" });
                 let is_locked = self.inside_section(writer, is_timed, &mut build.random.borrow_mut());
@@ -492,6 +509,8 @@ impl Stage {
         // The cell goes under two readers, one of a retired value and one of the current one.
         let retired = census.set(|value| cell.set(value));
         let current = census.set(|value| cell.set(value));
+        // The value before these two.
+        eventually("the replaced value is finalised", || undertaker.count() == census.made() - 2);
         let before = undertaker.count();
         me.doing("dropping the cell");
         drop(cell);
@@ -513,6 +532,7 @@ impl Stage {
                 "builds",
                 "builds that fail",
                 "builds that panic",
+                "builds that are revoked",
                 "clears",
                 "sections",
                 "sections that are not granted",

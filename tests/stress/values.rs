@@ -8,13 +8,18 @@
 //!
 //! # Values that never come into the cell
 //!
-//! A build that is fenced off by a `clear` returns its own value all the same, and nobody can tell. So what a caller
-//! has built itself counts as published only if no `set` or `clear` was under way from before the call until after it,
-//! or if somebody else has read it.
+//! A build that is displaced by a `clear` returns its own value all the same, and no caller can tell. So what a caller
+//! has built itself counts as published only if no `set`, `clear`, `revoke` or `reset` was under way from
+//! before the call until after it, or if another thread has read it.
+//!
+//! # Values that are restored
+//!
+//! A `restore` displaces no build, so one that has a smaller number may be published after it. Therefore this test displaces
+//! the build that runs before it restores a value, under the lock that gives the numbers.
 //!
 //! # The fence
 //!
-//! When an `invalidate` or a `clear` has returned, every build that had its number before the call had begun before it. So
+//! When an `invalidate`, a `clear` or a `reset` has returned, every build that had its number before the call had begun before it. So
 //! its value, or a smaller one, is not fresh to any read that begins now, or is not in the cell at all. If a build finds that the
 //! previous value is still right and renews it, that value is as good as a new one with that build's number.
 
@@ -56,7 +61,7 @@ pub(crate) struct Census {
     invalidated: AtomicU64,
     /// Readers.
     pub(crate) inside: AtomicU64,
-    /// Calls of `set` and `clear`.
+    /// Calls of `set`, `clear`, `revoke` and `reset`.
     displacements: (AtomicU64, AtomicU64),
 }
 
@@ -117,8 +122,8 @@ impl Census {
         *number
     }
 
-    /// The same, if no `set` is under way: for tasks, which must not block.
-    #[cfg(feature = "async")]
+    /// The same, if no `set` is under way: for tasks, which must not block, and for builds that are readers, for which that
+    /// `set` may be waiting.
     pub(crate) fn try_number(&self) -> Option<u64> {
         let mut number = self.numbers.try_lock().ok()?;
         *number += 1;
@@ -142,7 +147,7 @@ impl Census {
         self.displacing(|| set(self.value(*number, true)))
     }
 
-    /// Calls `set` or `clear`. Those that it overlaps with are counted before and after.
+    /// Calls `set`, `clear`, `revoke` or `reset`. A build that it overlaps with is counted before and after.
     pub(crate) fn displacing<R>(&self, displace: impl FnOnce() -> R) -> R {
         let (begun, ended) = &self.displacements;
         begun.fetch_add(1, Ordering::SeqCst);
@@ -166,7 +171,23 @@ impl Census {
         self.invalidated.fetch_max(latest, Ordering::SeqCst);
     }
 
-    /// How many `set`s and `clear`s there have been, if none is under way.
+    /// Calls `invalidate_if_current`, which returns whether the value was declared stale.
+    ///
+    /// `latest`: from before the caller got the value, since a thread that holds one must not wait for that.
+    pub(crate) fn invalidating_if(&self, latest: u64, invalidate: impl FnOnce() -> bool) {
+        if invalidate() {
+            self.invalidated.fetch_max(latest, Ordering::SeqCst);
+        }
+    }
+
+    /// How many displacements have begun, and how many have ended.
+    pub(crate) fn displacement_counts(&self) -> (u64, u64) {
+        let (begun, ended) = &self.displacements;
+        let ended = ended.load(Ordering::SeqCst);
+        (begun.load(Ordering::SeqCst), ended)
+    }
+
+    /// How many `set`s, `clear`s and `revoke`s there have been, if none is under way.
     pub(crate) fn displacements(&self) -> Option<u64> {
         let (begun, ended) = &self.displacements;
         let ended = ended.load(Ordering::SeqCst);
@@ -264,8 +285,8 @@ impl<R: Deref<Target = Value>> Inside<R> {
         Self::count(value, is_published, true)
     }
 
-    /// The result of a build that may have been superseded: then it was never in the cell, and whoever builds now does not
-    /// wait for its reader.
+    /// The result of a build that may have been superseded or displaced: then it was never in the cell, and a build that has
+    /// the write lock by then does not wait for its reader.
     pub(crate) fn apart(value: R) -> Self {
         Self::count(value, false, false)
     }

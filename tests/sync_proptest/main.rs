@@ -1,37 +1,39 @@
 //! Drives a [`SyncReaderCell`](dogpile::SyncReaderCell) with random operations, and compares what becomes of every
 //! value with a plain model of the contract.
 //!
-//! One thread, a clock that moves only when it is told to, and the cell's own thread, which is given the time that
-//! it needs. Where the one thread waits, for readers and for so long, the clock lets happen what another thread would do:
+//! There is one thread, a clock that moves only when the test moves it, and the cell's own thread, which is given the time that
+//! it needs. Where the one thread waits, for readers or for a time, the clock lets happen what another thread would do:
 //! a reader leaves, or the time is up. So the contract leaves exactly one answer to every question. The [model](model)
-//! is written from the contract, not from the implementation: it keeps a list of who reads which value, and a line of
-//! those that were replaced.
+//! is written from the contract, not from the implementation: it keeps a list of readers, and a line of replaced values.
 //!
 //! # What is checked
 //!
 //! After each operation, those inside a build included:
 //!
-//! * which values have been finalised, and in which order (G11); that never two were at a time; on which thread: the
-//!   caller's, as long as nothing has been left to the background, and never one from which a reader leaves;
-//! * which values are alive, and that whoever reads one finds it alive, and as the latest write section left it;
+//! * which values have been finalised, and in which order (G11); that never two were at a time; on which thread: under
+//!   `Drain::Background` always the cell's own; under `Drain::Wait` the caller's, as long as nothing has been left to the
+//!   background; never one from which a reader leaves;
+//! * which values are alive, and that each reader finds its value alive, and as the latest write section left it;
 //! * the result: which value, which error, a panic of the build, or the panic of a call that would wait for itself
-//!   (and whose line it blames);
+//!   (and which line that blames); under conditions in random combinations, those of builds that may ask for the write lock
+//!   included;
 //! * whether the build ran at all, whether it got the write lock (G12), and over which old value, or else how many
 //!   readers `DrainTimeout` names;
-//! * that nobody waits who does not have to, or for longer than he has to: when a value is replaced
+//! * that no call waits without need, or for longer than it has to: when a value is replaced
 //!   ([`Drain::Wait`](dogpile::Drain)), for the write lock, to synchronize;
-//! * `get`, `load`, `freshness`, `generation`, `is_refreshing`, `readers`, `retired` and all of `stats`.
+//! * `get`, `load`, `snapshot`, `freshness`, `generation`, `is_refreshing`, `readers`, `retired`, `last_error` and all of `stats`.
 //!
-//! Then the cell is dropped, with readers alive, who go on for a while. At the end nothing is alive, and no thread of
+//! Then the cell is dropped, with readers alive, which go on for a while. At the end nothing is alive, and no thread of
 //! the cells is left. The finalizer panics over every eighth value.
 //!
 //! # What is left out
 //!
 //! * Whatever takes a second thread, or waits without end: `tests/it/sync_reader`, `tests/stress.rs`.
 //! * What is async: `tests/async/sync_reader.rs`.
+//! * Spawned builds and refreshers, which have threads of their own.
 //! * What the inner cell promises, as far as values and readers do not come into it: `tests/proptest`.
-//! * `ReadGuard`s are not counted before their value is replaced, except where they came by way of a `ReaderArc`;
-//!   which way `load_or_refresh` takes is its own affair. So here `readers` has bounds.
+//! * `ReadGuard`s are not counted before their value is replaced, except where they were made of a `ReaderArc`;
+//!   `load_or_refresh` does either. So here `readers` has bounds.
 //!
 //! # Running it
 //!

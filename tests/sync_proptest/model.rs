@@ -1,7 +1,7 @@
 //! What the contract says a cell does, for one thread, as plainly as it can be said.
 //!
-//! Values are numbers. Time is a [`Duration`] since the clock began, an age is a difference. Who reads which value is
-//! a list; who is to be finalised, and when, is asked of that list anew each time.
+//! Values are numbers. Time is a [`Duration`] since the clock began, an age is a difference. The readers are a list; which
+//! values are to be finalised, and when, is asked of that list anew each time.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::RangeInclusive;
@@ -9,12 +9,21 @@ use std::time::Duration;
 
 use dogpile::{Drain, Freshness, Stats};
 
+use crate::operations::{By, Conditions, Finish, How};
+
 pub(crate) type Number = usize;
 pub(crate) type BuildId = usize;
 
 const NANOSECOND: Duration = Duration::from_nanos(1);
 
-/// What the cell is made with. `Duration::MAX`: for ever.
+/// The text of a build's error.
+pub(crate) const FAILED: &str = "a planned failure";
+/// What a panic of a build is shown as, whose payload is no text.
+const PANICKED: &str = "the build panicked";
+/// What "not modified" comes to without a previous value.
+const NOTHING_TO_KEEP: &str = "the build returned NotModified, but there is no previous value";
+
+/// What the cell is made with. `Duration::MAX`: for ever; `None`: the policy's default.
 #[derive(Clone, Debug)]
 pub(crate) struct Settings {
     pub(crate) ttl: Duration,
@@ -27,15 +36,24 @@ pub(crate) struct Settings {
 }
 
 /// What a caller asks for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Want {
-    /// What may be served, or that the latest build failed, while a retry pause runs.
-    ValueOrError,
-    /// What may be served.
-    Value,
-    Fresh,
-    /// A value whose build began after the call.
-    New,
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Demand {
+    max_stale: Duration,
+    max_age: Duration,
+    newer_than: u64,
+    /// From a build or `set` that began after this one.
+    after: usize,
+    or_stale: bool,
+    /// In a retry pause as well.
+    builds_in_pause: bool,
+    /// It can return an error.
+    is_fallible: bool,
+}
+
+impl Demand {
+    pub(crate) fn is_fallible(&self) -> bool {
+        self.is_fallible
+    }
 }
 
 /// What a look at the cell finds.
@@ -43,10 +61,10 @@ pub(crate) enum Want {
 pub(crate) enum Seen {
     Value(Number),
     Elected(BuildId),
-    /// There is nothing to serve, and somebody builds.
+    /// There is nothing to serve, and a build runs.
     Pending,
     /// There is nothing to serve, and a retry pause runs.
-    Failed,
+    Failed(&'static str),
 }
 
 /// How a value is held.
@@ -92,27 +110,44 @@ pub(crate) struct View {
     pub(crate) generation: u64,
     pub(crate) is_refreshing: bool,
     pub(crate) retired: usize,
+    pub(crate) last_error: Option<String>,
+    pub(crate) snapshot: Option<Snapshot>,
     pub(crate) stats: Stats,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Snapshot {
+    pub(crate) value: Number,
+    pub(crate) generation: u64,
+    pub(crate) age: Duration,
+    pub(crate) freshness: Freshness,
+    pub(crate) fresh_for: Duration,
+    pub(crate) servable_for: Duration,
 }
 
 /// A value that was published.
 #[derive(Clone, Copy, Debug)]
 struct Publication {
     value: Number,
+    generation: u64,
+    /// The number of the build or `set` that has published it.
+    origin: usize,
     at: Duration,
+    /// Its age when it was published.
+    initial_age: Duration,
+    ttl: Duration,
     declared_stale: Option<Duration>,
 }
 
 /// A build, from its election on.
 #[derive(Debug)]
 struct Build {
-    want: Want,
+    demand: Demand,
     began: Duration,
-    /// The cell's generation when it began.
-    generation: u64,
+    origin: usize,
     /// Whether `invalidate` was called since.
     invalidated: bool,
-    /// Whether `set` or `clear` was called since.
+    /// Whether there was a `set`, a `clear`, a `revoke` or a `reset` since.
     displaced: bool,
     section: Option<Section>,
 }
@@ -122,14 +157,14 @@ struct Build {
 struct Failures {
     count: u32,
     latest_at: Duration,
-    /// It was an error, not a panic.
-    is_error: bool,
+    /// The latest one.
+    error: &'static str,
 }
 
 /// What has happened while the one thread waited.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Event {
-    /// Somebody who read this has left.
+    /// A reader of this has left.
     Left(Number),
     /// The clock moved on to the end of the wait.
     TimeIsUp,
@@ -148,14 +183,17 @@ pub(crate) struct Model {
     settings: Settings,
     now: Duration,
     value: Option<Publication>,
+    generation: u64,
+    /// Builds and `set`s so far.
+    origins: usize,
     stats: Stats,
     failures: Option<Failures>,
     builds: Vec<Build>,
-    /// Who holds the lease.
+    /// The build that holds the lease.
     lease: Option<BuildId>,
     /// How many builds are on the stack of the one thread.
     closures: usize,
-    /// Everybody who reads something.
+    /// All readers, of whatever value.
     readers: Vec<(Number, Hold)>,
     /// What was replaced and is not finalised yet, in the order in which it was replaced.
     line: VecDeque<Number>,
@@ -164,9 +202,9 @@ pub(crate) struct Model {
     /// What never came into the cell: still held, and finalised.
     strays: BTreeSet<Number>,
     finalized_strays: BTreeSet<Number>,
-    /// What was in the cell when it was dropped, as long as somebody reads it.
+    /// What was in the cell when it was dropped, as long as it is read.
     orphan: Option<Number>,
-    /// Something has been left for the cell's own thread to finalise.
+    /// Something has been left for the cell's own thread to finalise. Always under [`Drain::Background`].
     background: bool,
     marks: BTreeMap<Number, u32>,
     /// What has happened during the wait that the model is to follow.
@@ -176,12 +214,22 @@ pub(crate) struct Model {
 }
 
 /// What must come up in a run that is worth anything.
-pub(crate) const WORTH_MEETING: [&str; 51] = [
+pub(crate) const WORTH_MEETING: [&str; 84] = [
     "build: elected",
+    "build: elected in a retry pause",
     "build: elected over a value",
     "build: superseding another",
     "build: not elected, would wait for itself",
     "build: not elected, a retry pause runs",
+    "build: not elected, a retry pause runs, an old value instead",
+    "condition: a fresh value is too old",
+    "condition: max_age",
+    "condition: max_stale",
+    "condition: met by a fresh value",
+    "condition: met by a stale value",
+    "condition: newer_than",
+    "condition: no_cache",
+    "condition: no_cache, and a section over a fresh value",
     "drain: given up",
     "drain: the readers have left",
     "drain: would wait for a guard of its own",
@@ -190,32 +238,55 @@ pub(crate) const WORTH_MEETING: [&str; 51] = [
     "drop: the value is still read",
     "drop: retired values are still read",
     "end: error",
+    "end: error, and a fresh value instead",
     "end: error, and a stale value instead",
-    "end: fenced, by a clear",
-    "end: fenced, by a set",
+    "end: error of a displaced build",
+    "end: fenced, and its own value served",
+    "end: fenced, and the cell's value served",
+    "end: fenced, and the cell's value will not do",
     "end: panic",
     "end: published",
     "end: published as stale",
+    "end: published over a restored value",
+    "end: renewed",
+    "end: renewed, and gone from the cell",
+    "end: renewed, where nothing was",
     "end: superseded",
     "end: superseded, and its own value served",
+    "exchange: a handle",
     "finalised: when its last reader left",
     "finalised: at once when it was replaced",
     "finalised: several at once",
     "finalised: a stray",
     "guard: not counted",
+    "invalidate_if_current: done",
+    "invalidate_if_current: done before",
+    "invalidate_if_current: not current",
+    "invalidate_if_current: during a build",
     "lock: given up",
     "lock: the readers have left",
     "lock: granted over an old value",
     "lock: granted over an expired value",
     "lock: granted over nothing",
     "lock: granted again",
+    "lock: granted to a build without a lease",
     "lock: would wait for a guard of its own",
     "lock: overtaken by a set",
+    "lock: overtaken, because it was revoked",
     "lock: readers of the current value",
     "lock: readers of a retired value",
     "lock: readers of a stray",
     "lock: readers of several",
     "lock: superseded",
+    "or_stale: instead of waiting for itself",
+    "reset: a cell with failures",
+    "reset: during a build",
+    "restore: expired",
+    "restore: fresh",
+    "restore: stale",
+    "restore: under a build",
+    "revoke: a build",
+    "revoke: a section",
     "section: published",
     "section: put back",
     "section: put back, changed",
@@ -233,10 +304,13 @@ pub(crate) const WORTH_MEETING: [&str; 51] = [
 /// Questions.
 impl Model {
     pub(crate) fn new(settings: Settings) -> Self {
+        let background = settings.drain == Drain::Background;
         Self {
             settings,
             now: Duration::ZERO,
             value: None,
+            generation: 0,
+            origins: 0,
             stats: Stats::default(),
             failures: None,
             builds: Vec::new(),
@@ -248,7 +322,7 @@ impl Model {
             strays: BTreeSet::new(),
             finalized_strays: BTreeSet::new(),
             orphan: None,
-            background: false,
+            background,
             marks: BTreeMap::new(),
             events: VecDeque::new(),
             met: BTreeMap::new(),
@@ -256,15 +330,55 @@ impl Model {
     }
 
     pub(crate) fn view(&self) -> View {
+        let consecutive_failures = self.failures.map_or(0, |failures| failures.count.into());
+        let mut stats = self.stats;
+        stats.consecutive_failures = consecutive_failures;
         View {
             get: self.get(),
             load: self.get(),
             freshness: self.freshness(),
-            generation: self.stats.published,
+            generation: self.generation,
             is_refreshing: self.lease.is_some(),
             retired: self.retired(),
-            stats: self.stats,
+            last_error: self.failures.map(|failures| failures.error.to_owned()),
+            snapshot: self.snapshot(),
+            stats,
         }
+    }
+
+    pub(crate) fn snapshot(&self) -> Option<Snapshot> {
+        let value = self.value.as_ref()?;
+        let stale_end = self.left_of(value, self.stale_window());
+        let pause_end = self.left_of(value, self.pause_window()).min(self.left_of_pause());
+        Some(Snapshot {
+            value: value.value,
+            generation: value.generation,
+            age: self.age(value),
+            freshness: self.freshness(),
+            fresh_for: if self.lateness(value) == Duration::ZERO {
+                self.left_of(value, Duration::ZERO)
+            } else {
+                Duration::ZERO
+            },
+            servable_for: stale_end.max(pause_end),
+        })
+    }
+
+    /// How much longer the value is not past its time by more than `window`.
+    fn left_of(&self, value: &Publication, window: Duration) -> Duration {
+        match self.lateness(value) {
+            _ if window == Duration::MAX => Duration::MAX,
+            Duration::ZERO if value.ttl == Duration::MAX => Duration::MAX,
+            Duration::ZERO => value.ttl - self.age(value) + window,
+            lateness => window.saturating_sub(lateness),
+        }
+    }
+
+    /// How much longer the retry pause runs: up to the last moment before its end.
+    fn left_of_pause(&self) -> Duration {
+        let Some(failures) = self.failures else { return Duration::ZERO };
+        let end = failures.latest_at + self.pause(failures.count);
+        end.saturating_sub(self.now).saturating_sub(NANOSECOND)
     }
 
     /// What may be served now.
@@ -305,6 +419,15 @@ impl Model {
         &self.finalized_strays
     }
 
+    pub(crate) fn drain(&self) -> Drain {
+        self.settings.drain
+    }
+
+    /// The value in the cell, of whatever age.
+    pub(crate) fn current(&self) -> Option<Number> {
+        self.value.map(|value| value.value)
+    }
+
     pub(crate) fn is_left_to_the_background(&self) -> bool {
         self.background
     }
@@ -340,11 +463,7 @@ impl Model {
     fn freshness(&self) -> Freshness {
         let Some(value) = &self.value else { return Freshness::Empty };
         // While a retry pause runs a value may be served for as long as either window allows.
-        let window = if self.pause_runs() {
-            self.stale_window().max(self.error_window())
-        } else {
-            self.stale_window()
-        };
+        let window = if self.pause_runs() { self.pause_window() } else { self.stale_window() };
         match self.lateness(value) {
             Duration::ZERO => Freshness::Fresh,
             lateness if lateness <= window => Freshness::Stale,
@@ -354,11 +473,15 @@ impl Model {
 
     /// How far past its time a value is; zero: it is fresh.
     fn lateness(&self, value: &Publication) -> Duration {
-        let by_age = (self.now - value.at).saturating_sub(self.settings.ttl);
+        let by_age = self.age(value).saturating_sub(value.ttl);
         // The moment at which it is declared stale is the first at which it is not fresh, as the nanosecond after
         // the ttl is otherwise.
         let by_word = value.declared_stale.map_or(Duration::ZERO, |at| self.now - at + NANOSECOND);
         by_age.max(by_word)
+    }
+
+    fn age(&self, value: &Publication) -> Duration {
+        self.now - value.at + value.initial_age
     }
 
     fn stale_window(&self) -> Duration {
@@ -366,7 +489,11 @@ impl Model {
     }
 
     fn error_window(&self) -> Duration {
-        self.settings.stale_if_error.unwrap_or(Duration::ZERO)
+        self.settings.stale_if_error.unwrap_or(self.stale_window())
+    }
+
+    fn pause_window(&self) -> Duration {
+        self.stale_window().max(self.error_window())
     }
 
     fn pause_runs(&self) -> bool {
@@ -375,11 +502,12 @@ impl Model {
 
     /// The pause after so many failures in a row.
     fn pause(&self, failures: u32) -> Duration {
-        let Some((first, max)) = self.settings.retry_backoff else { return Duration::ZERO };
+        let default = (Duration::from_millis(100), Duration::from_secs(10));
+        let (first, max) = self.settings.retry_backoff.unwrap_or(default);
         (1..failures).fold(first, |pause, _| (pause * 2).min(max))
     }
 
-    /// Whether somebody else may be elected in its place. Not under the write lock.
+    /// Whether another caller may be elected in its place. Not under the write lock.
     fn is_overdue(&self, build: BuildId) -> bool {
         let Build { began, section, .. } = &self.builds[build];
         let timeout = self.settings.lease_timeout.unwrap_or(Duration::MAX);
@@ -390,16 +518,69 @@ impl Model {
         self.lease.is_some_and(|build| !self.is_overdue(build))
     }
 
-    /// What the caller of a build that failed gets instead of the error.
-    fn instead_of_error(&self) -> Option<Number> {
-        self.value.filter(|value| self.lateness(value) <= self.error_window()).map(|value| value.value)
+    /// What a caller gets in place of the error of a build.
+    fn instead_of_error(&mut self, demand: &Demand) -> Option<Number> {
+        let value = self.value?;
+        let lateness = self.lateness(&value);
+        let is_within = |window| lateness == Duration::ZERO || lateness <= window;
+        let is_served = self.accepts(demand, &value) && is_within(self.error_window())
+            || demand.or_stale && is_within(self.pause_window());
+        if is_served && lateness > Duration::ZERO {
+            self.stats.served_stale_on_error += 1;
+        }
+        is_served.then_some(value.value)
+    }
+
+    /// Whether it meets the caller's conditions now.
+    fn accepts(&self, demand: &Demand, value: &Publication) -> bool {
+        self.unmet(demand, value).is_none()
+    }
+
+    /// The condition that it does not meet.
+    fn unmet(&self, demand: &Demand, value: &Publication) -> Option<&'static str> {
+        if value.origin <= demand.after {
+            Some("condition: no_cache")
+        } else if value.generation <= demand.newer_than {
+            Some("condition: newer_than")
+        } else if self.age(value) > demand.max_age {
+            Some("condition: max_age")
+        } else if self.lateness(value) > demand.max_stale {
+            Some("condition: max_stale")
+        } else {
+            None
+        }
+    }
+
+    /// What a call asks for that is made now.
+    pub(crate) fn demand(&self, by: By) -> Demand {
+        let (conditions, is_fallible) = match by {
+            By::GetOrRefresh | By::LoadOrRefresh | By::Exchange(_) => (Conditions::default(), false),
+            By::TryGetOrRefresh => (Conditions::default(), true),
+            By::Request(conditions, Finish::Get | Finish::GetWithWriter) => (conditions, false),
+            By::Request(conditions, _) => (conditions, true),
+        };
+        let Conditions { max_stale, max_age, newer_than, no_cache, or_stale, .. } = conditions;
+        Demand {
+            max_stale: max_stale.unwrap_or(Duration::MAX),
+            max_age: max_age.unwrap_or(Duration::MAX),
+            newer_than: newer_than.map_or(0, |back| self.newer_than(back)),
+            after: if no_cache { self.origins } else { 0 },
+            or_stale,
+            builds_in_pause: no_cache || !(is_fallible || or_stale),
+            is_fallible,
+        }
+    }
+
+    /// The generation that a caller names: the next one, the current one, or one so far back.
+    pub(crate) fn newer_than(&self, back: u64) -> u64 {
+        (self.generation + 1).saturating_sub(back)
     }
 
     /// The moments, yet to come, at which something changes by itself.
     pub(crate) fn moments(&self) -> Vec<Duration> {
         let mut moments = BTreeSet::new();
         if let Some(value) = &self.value {
-            let end = value.at.saturating_add(self.settings.ttl);
+            let end = value.at.saturating_add(value.ttl).saturating_sub(value.initial_age);
             let late_since = value.declared_stale.map_or(end, |at| end.min(at));
             let windows = [self.settings.stale_while_refresh, self.settings.stale_if_error];
             moments.insert(end);
@@ -565,32 +746,57 @@ impl Model {
 
 /// Builds.
 impl Model {
-    pub(crate) fn lookup(&mut self, want: Want) -> Seen {
+    pub(crate) fn lookup(&mut self, demand: Demand) -> Seen {
         let freshness = self.freshness();
         if let Some(value) = self.value {
-            let may_be_served = match want {
-                Want::ValueOrError | Want::Value => {
-                    let is_dealt_with = self.lease_is_held() || self.pause_runs();
-                    freshness == Freshness::Fresh || (freshness == Freshness::Stale && is_dealt_with)
+            // A stale value is served while a build or a retry pause runs. Else this caller builds.
+            let is_quiet = self.lease_is_held() || self.pause_runs();
+            let is_fresh = freshness == Freshness::Fresh;
+            if is_fresh || (freshness == Freshness::Stale && is_quiet) {
+                match self.unmet(&demand, &value) {
+                    None => {
+                        self.meet(if is_fresh {
+                            "condition: met by a fresh value"
+                        } else {
+                            "condition: met by a stale value"
+                        });
+                        return Seen::Value(value.value);
+                    }
+                    Some(unmet) => {
+                        self.meet(unmet);
+                        if is_fresh {
+                            self.meet("condition: a fresh value is too old");
+                        }
+                    }
                 }
-                Want::Fresh => freshness == Freshness::Fresh,
-                Want::New => false,
-            };
-            if may_be_served {
-                return Seen::Value(value.value);
             }
         }
         if self.lease_is_held() {
             self.meet("build: not elected, would wait for itself");
-            return Seen::Pending;
+            return match self.get() {
+                Some(number) if demand.or_stale => {
+                    self.meet("or_stale: instead of waiting for itself");
+                    Seen::Value(number)
+                }
+                _ => Seen::Pending,
+            };
         }
-        if want == Want::ValueOrError
-            && self.pause_runs()
-            && self.failures.is_some_and(|failures| failures.is_error)
-            && freshness != Freshness::Stale
+        if self.pause_runs()
+            && let Some(failures) = self.failures
+            && failures.error != PANICKED
+            && !demand.builds_in_pause
         {
-            self.meet("build: not elected, a retry pause runs");
-            return Seen::Failed;
+            if let Some(number) = self.instead_of_error(&demand) {
+                self.meet("build: not elected, a retry pause runs, an old value instead");
+                return Seen::Value(number);
+            }
+            if demand.is_fallible {
+                self.meet("build: not elected, a retry pause runs");
+                return Seen::Failed(failures.error);
+            }
+        }
+        if self.pause_runs() {
+            self.meet("build: elected in a retry pause");
         }
         self.meet(if self.value.is_some() { "build: elected over a value" } else { "build: elected" });
         self.stats.builds += 1;
@@ -598,10 +804,11 @@ impl Model {
             self.meet("build: superseding another");
             self.stats.superseded += 1;
         }
+        let origin = self.next_origin();
         self.builds.push(Build {
-            want,
+            demand,
             began: self.now,
-            generation: self.stats.published,
+            origin,
             invalidated: false,
             displaced: false,
             section: None,
@@ -609,6 +816,11 @@ impl Model {
         let build = self.builds.len() - 1;
         self.lease = Some(build);
         Seen::Elected(build)
+    }
+
+    fn next_origin(&mut self) -> usize {
+        self.origins += 1;
+        self.origins
     }
 
     pub(crate) fn enter_closure(&mut self) {
@@ -619,9 +831,13 @@ impl Model {
         self.closures -= 1;
     }
 
-    /// Whether what is in the cell is not for this build to replace.
+    /// Whether what is in the cell is not for this build to replace. A build whose value was taken away may still write, if
+    /// no other has begun: there is nothing to protect.
     fn is_overtaken(&self, build: BuildId) -> bool {
-        self.lease != Some(build) || (self.builds[build].displaced && self.value.is_some())
+        match self.lease {
+            Some(lease) => lease != build,
+            None => !self.builds[build].displaced || self.value.is_some(),
+        }
     }
 
     /// Whose readers the lock has to wait for.
@@ -656,7 +872,12 @@ impl Model {
         } else if let Some(section) = self.builds[build].section {
             ("lock: granted again", Locked::Over(section.old.map(|old| old.value)))
         } else if is_overtaken {
-            let met = if self.lease == Some(build) { "lock: overtaken by a set" } else { "lock: superseded" };
+            let Build { origin, displaced, .. } = self.builds[build];
+            let met = match self.value {
+                _ if !displaced => "lock: superseded",
+                Some(value) if value.origin > origin => "lock: overtaken by a set",
+                _ => "lock: overtaken, because it was revoked",
+            };
             // They are not what is in the way.
             (met, Locked::Overtaken(0..=*self.readers().end()))
         } else if readers.is_empty() {
@@ -701,6 +922,15 @@ impl Model {
             Freshness::Expired => "lock: granted over an expired value",
             Freshness::Fresh | Freshness::Stale => "lock: granted over an old value",
         };
+        if self.lease.replace(build).is_none() {
+            self.meet("lock: granted to a build without a lease");
+        }
+        if met == "lock: granted over an old value"
+            && self.freshness() == Freshness::Fresh
+            && self.builds[build].demand.after > 0
+        {
+            self.meet("condition: no_cache, and a section over a fresh value");
+        }
         let old = self.value.take();
         self.builds[build].section = Some(Section { old, cleared: false });
         (met, Locked::Over(old.map(|old| old.value)))
@@ -715,29 +945,15 @@ impl Model {
 
     /// A build ends with a value. What its caller gets, and holds.
     pub(crate) fn publish(&mut self, build: BuildId, value: Number, hold: Hold) -> Number {
+        self.note_duration(build);
         let has_the_lease = self.end(build);
-        let Build { began, invalidated, displaced, .. } = self.builds[build];
-        self.stats.last_build = Some(self.now - began);
+        let Build { invalidated, displaced, origin, .. } = self.builds[build];
         let section = self.builds[build].section.take();
         let mut replaced = section.and_then(|section| section.old).map(|old| old.value);
-        let served = if !has_the_lease {
+        let served = if displaced || !has_the_lease {
             self.strays.insert(value);
-            self.meet("end: superseded");
-            let served = self.instead_of_a_late_result(build);
-            if served.is_none() {
-                self.meet("end: superseded, and its own value served");
-            }
-            served.unwrap_or(value)
-        } else if displaced {
-            self.strays.insert(value);
-            self.stats.fenced += 1;
-            self.put_back(section);
-            self.meet(match (section, &self.value) {
-                (Some(section), _) if section.cleared => "section: cleared, and fenced",
-                (_, None) => "end: fenced, by a clear",
-                (_, Some(_)) => "end: fenced, by a set",
-            });
-            self.value.map_or(value, |value| value.value)
+            // If it has the write lock, the old value was cleared.
+            self.not_published(build, value, section)
         } else {
             let old = match section {
                 Some(section) => {
@@ -746,11 +962,15 @@ impl Model {
                 }
                 None => self.value,
             };
+            if old.is_some_and(|old| old.origin > origin) {
+                self.meet("end: published over a restored value");
+            }
             replaced = old.map(|old| old.value);
             self.line.extend(replaced);
             self.meet(if invalidated { "end: published as stale" } else { "end: published" });
             self.stats.fenced += u64::from(invalidated);
-            self.make_visible(value, invalidated.then_some(self.now));
+            let declared_stale = invalidated.then_some(self.now);
+            self.make_visible(Publication { declared_stale, ..self.publication(value, origin) });
             value
         };
         self.hold(served, hold);
@@ -758,48 +978,106 @@ impl Model {
         served
     }
 
-    /// What the caller of a build that was superseded gets instead of its own value: what it asked for, if the cell
-    /// has that.
-    fn instead_of_a_late_result(&self, build: BuildId) -> Option<Number> {
-        let Build { want, generation, .. } = self.builds[build];
-        let is_what_it_asked_for = match want {
-            Want::ValueOrError | Want::Value => self.get().is_some(),
-            Want::Fresh => self.freshness() == Freshness::Fresh,
-            // A value that is newer than the call, of whatever age: it is handed over, as to one who has waited.
-            Want::New => self.stats.published > generation,
+    /// A build ends with "not modified". What its caller gets, and holds. The build has `previous` in its hands until now.
+    pub(crate) fn renew(&mut self, build: BuildId, previous: Number) -> Number {
+        self.note_duration(build);
+        let has_the_lease = self.end(build);
+        let Build { invalidated, displaced, origin, .. } = self.builds[build];
+        let is_gone = has_the_lease && self.value.is_none_or(|value| value.value != previous);
+        let served = if is_gone && !displaced {
+            self.meet("end: renewed, and gone from the cell");
+            self.stats.fenced += 1;
+            self.acceptable(build).unwrap_or(previous)
+        } else if displaced || !has_the_lease {
+            self.not_published(build, previous, None)
+        } else {
+            self.meet("end: renewed");
+            self.stats.fenced += u64::from(invalidated);
+            let declared_stale = invalidated.then_some(self.now);
+            self.make_visible(Publication { declared_stale, ..self.publication(previous, origin) });
+            previous
         };
-        self.value.filter(|_| is_what_it_asked_for).map(|value| value.value)
+        self.hold(served, Hold::Arc);
+        self.leave(previous, Hold::Arc);
+        served
+    }
+
+    /// What the caller of a build gets whose result cannot be published: what the cell serves, if that will do.
+    fn not_published(&mut self, build: BuildId, value: Number, section: Option<Section>) -> Number {
+        let instead = self.acceptable(build);
+        let met = if self.builds[build].displaced {
+            self.stats.fenced += 1;
+            match (section, instead) {
+                (Some(Section { cleared: true, .. }), _) => Some("section: cleared, and fenced"),
+                (_, Some(_)) => Some("end: fenced, and the cell's value served"),
+                (_, None) if self.get().is_some() => Some("end: fenced, and the cell's value will not do"),
+                (_, None) => Some("end: fenced, and its own value served"),
+            }
+        } else {
+            self.meet("end: superseded");
+            instead.is_none().then_some("end: superseded, and its own value served")
+        };
+        if let Some(met) = met {
+            self.meet(met);
+        }
+        instead.unwrap_or(value)
+    }
+
+    /// What the cell serves now, if the build's caller accepts it.
+    fn acceptable(&self, build: BuildId) -> Option<Number> {
+        let value = self.value.filter(|value| self.accepts(&self.builds[build].demand, value))?;
+        self.get().filter(|number| *number == value.value)
+    }
+
+    fn note_duration(&mut self, build: BuildId) {
+        self.stats.last_build = Some(self.now - self.builds[build].began);
     }
 
     /// A build ends with an error. What its caller gets instead, and holds.
-    pub(crate) fn fail(&mut self, build: BuildId) -> Option<Number> {
+    pub(crate) fn fail(&mut self, build: BuildId) -> Result<Number, &'static str> {
+        self.fail_with(build, FAILED)
+    }
+
+    /// A build ends with "not modified", and there was nothing before.
+    pub(crate) fn renew_nothing(&mut self, build: BuildId) -> Result<Number, &'static str> {
+        self.meet("end: renewed, where nothing was");
+        self.fail_with(build, NOTHING_TO_KEEP)
+    }
+
+    fn fail_with(&mut self, build: BuildId, error: &'static str) -> Result<Number, &'static str> {
         self.stats.failed += 1;
-        self.stats.last_build = Some(self.now - self.builds[build].began);
-        self.give_up(build, true);
-        let instead = self.instead_of_error();
-        if let Some(number) = instead {
-            self.meet("end: error, and a stale value instead");
-            self.hold(number, Hold::Arc);
-        } else {
+        self.note_duration(build);
+        self.give_up(build, error);
+        let demand = self.builds[build].demand;
+        let is_fresh = self.freshness() == Freshness::Fresh;
+        let Some(number) = self.instead_of_error(&demand) else {
             self.meet("end: error");
-        }
-        instead
+            return Err(error);
+        };
+        self.meet(if is_fresh {
+            "end: error, and a fresh value instead"
+        } else {
+            "end: error, and a stale value instead"
+        });
+        self.hold(number, Hold::Arc);
+        Ok(number)
     }
 
     pub(crate) fn panic(&mut self, build: BuildId) {
         self.stats.panicked += 1;
         self.meet("end: panic");
-        self.give_up(build, false);
+        self.give_up(build, PANICKED);
     }
 
-    fn give_up(&mut self, build: BuildId, is_error: bool) {
+    fn give_up(&mut self, build: BuildId, error: &'static str) {
         let has_the_lease = self.end(build);
         let section = self.builds[build].section.take();
         self.put_back(section);
-        // A value that was set meanwhile is not the one that could not be replaced.
-        if has_the_lease && self.builds[build].generation == self.stats.published {
+        if self.builds[build].displaced {
+            self.meet("end: error of a displaced build");
+        } else if has_the_lease {
             let count = self.failures.map_or(0, |failures| failures.count) + 1;
-            self.failures = Some(Failures { count, latest_at: self.now, is_error });
+            self.failures = Some(Failures { count, latest_at: self.now, error });
         }
         self.let_go(None);
     }
@@ -809,6 +1087,8 @@ impl Model {
         let Some(Section { old, cleared }) = section else { return };
         if cleared {
             self.meet("section: cleared, and failed");
+            // It cannot be put back, and its caller does not wait for it.
+            self.background = true;
         } else if let Some(old) = old {
             self.meet(match self.marks(old.value) {
                 0 => "section: put back",
@@ -823,10 +1103,24 @@ impl Model {
         self.lease.take_if(|lease| *lease == build).is_some()
     }
 
-    fn make_visible(&mut self, value: Number, declared_stale: Option<Duration>) {
+    /// What is published now as usual, and is the next generation then.
+    fn publication(&self, value: Number, origin: usize) -> Publication {
+        Publication {
+            value,
+            generation: self.generation + 1,
+            origin,
+            at: self.now,
+            initial_age: Duration::ZERO,
+            ttl: self.settings.ttl,
+            declared_stale: None,
+        }
+    }
+
+    fn make_visible(&mut self, publication: Publication) {
         self.stats.published += 1;
+        self.generation += 1;
         self.failures = None;
-        self.value = Some(Publication { value, at: self.now, declared_stale });
+        self.value = Some(publication);
     }
 }
 
@@ -838,23 +1132,50 @@ impl Model {
 
     /// Whether it is done. Else, which is from inside a section, the value is finalised like any that never came into
     /// the cell.
-    pub(crate) fn set(&mut self, value: Number) -> bool {
+    pub(crate) fn set(&mut self, value: Number, how: How) -> bool {
         if self.builds.iter().any(|build| build.section.is_some()) {
             self.meet("section: a set from inside");
             self.background = true;
             self.finalized_strays.insert(value);
             return false;
         }
-        for build in &mut self.builds {
-            build.displaced = true;
+        let origin = self.next_origin();
+        let mut publication = self.publication(value, origin);
+        match how {
+            How::AsPolicySays => self.displace(),
+            How::For(ttl) => {
+                publication.ttl = ttl;
+                self.displace();
+            }
+            How::Restored(age) => {
+                publication.initial_age = age;
+                if self.lease.is_some() {
+                    self.meet("restore: under a build");
+                }
+            }
         }
         let replaced = self.value.map(|old| old.value);
         self.line.extend(replaced);
-        self.make_visible(value, None);
-        // Its caller gets it at the end of the wait, which nobody can tell.
+        self.make_visible(publication);
+        if let How::Restored(_) = how {
+            self.meet(match self.freshness() {
+                Freshness::Fresh => "restore: fresh",
+                Freshness::Stale => "restore: stale",
+                _ => "restore: expired",
+            });
+        }
+        // Its caller gets it at the end of the wait, which makes no difference to others.
         self.hold(value, Hold::Arc);
         self.let_go(replaced);
         true
+    }
+
+    /// No build that runs can be published any more. It loses the lease, unless it has the write lock.
+    fn displace(&mut self) {
+        for build in &mut self.builds {
+            build.displaced = true;
+        }
+        self.lease = self.lease.filter(|lease| self.builds[*lease].section.is_some());
     }
 
     pub(crate) fn invalidate(&mut self) {
@@ -867,18 +1188,56 @@ impl Model {
         }
     }
 
+    pub(crate) fn invalidate_if_current(&mut self, seen: Number) -> bool {
+        let (met, is_done) = match self.value {
+            Some(value) if value.value != seen => ("invalidate_if_current: not current", false),
+            None => ("invalidate_if_current: not current", false),
+            Some(value) if value.declared_stale.is_some() => ("invalidate_if_current: done before", false),
+            Some(_) if self.lease.is_some() => ("invalidate_if_current: during a build", true),
+            Some(_) => ("invalidate_if_current: done", true),
+        };
+        self.meet(met);
+        if is_done {
+            self.invalidate();
+        }
+        is_done
+    }
+
     pub(crate) fn clear(&mut self) {
         for build in &mut self.builds {
-            build.displaced = true;
             if let Some(section) = &mut build.section
                 && !std::mem::replace(&mut section.cleared, true)
             {
                 self.line.extend(section.old.map(|old| old.value));
             }
         }
+        self.displace();
         let replaced = self.value.take().map(|old| old.value);
         self.line.extend(replaced);
         self.let_go(replaced);
+    }
+
+    pub(crate) fn reset(&mut self) {
+        if self.failures.take().is_some() {
+            self.meet("reset: a cell with failures");
+        }
+        if self.lease.is_some() {
+            self.meet("reset: during a build");
+        }
+        self.stats = Stats::default();
+        self.clear();
+    }
+
+    /// Whether a build runs that can be kept from being published.
+    pub(crate) fn revoke(&mut self) -> bool {
+        let Some(lease) = self.lease else { return false };
+        if self.builds[lease].section.is_some() {
+            self.meet("revoke: a section");
+            return false;
+        }
+        self.meet("revoke: a build");
+        self.displace();
+        true
     }
 
     /// The cell is dropped.

@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use crate::model::{Settings, Want};
+use crate::model::Settings;
 
 /// One case: a cell, and what is done to it.
 pub(crate) struct Case {
@@ -40,6 +40,8 @@ pub(crate) enum Operation {
     Get,
     /// `load`, kept.
     Load,
+    /// `snapshot`, whose value is kept.
+    Snapshot,
     /// Clones one of the kept `ReaderArc`s. (Here and below: the number is taken modulo how many there are.)
     Clone(usize),
     /// Drops one of the kept `ReaderArc`s.
@@ -48,9 +50,13 @@ pub(crate) enum Operation {
     LeaveGuard(usize),
     /// Drops all of both, one after the other.
     LeaveAll,
-    Set(Keep),
+    Set(How, Keep),
     Invalidate,
+    /// With one of the kept `ReaderArc`s.
+    InvalidateIfCurrent(usize),
     Clear,
+    Reset,
+    Revoke,
     /// `synchronize_timeout`, and `synchronize` where that does not block.
     Synchronize(Duration),
     Advance(Duration),
@@ -61,7 +67,16 @@ pub(crate) enum Operation {
 /// Whether the caller keeps what it got.
 pub(crate) type Keep = bool;
 
-/// As if somebody else did it.
+/// `set`, `set_for` or `restore`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum How {
+    AsPolicySays,
+    For(Duration),
+    /// Made so long ago.
+    Restored(Duration),
+}
+
+/// As if another thread did it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Meanwhile {
     /// One of the kept `ReaderArc`s is dropped.
@@ -79,26 +94,35 @@ pub(crate) enum Afterwards {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum By {
     GetOrRefresh,
-    GetOrRefreshWith,
     TryGetOrRefresh,
-    TryGetOrRefreshWith,
-    TryGetOrRefreshTimeout(Duration),
     LoadOrRefresh,
-    GetFreshOrRefresh,
-    Refresh,
+    /// `exchange` of one of the kept `ReaderArc`s; `get_or_refresh` where there is none.
+    Exchange(usize),
+    Request(Conditions, Finish),
 }
 
-impl By {
-    pub(crate) fn want(self) -> Want {
-        match self {
-            By::GetFreshOrRefresh => Want::Fresh,
-            By::Refresh => Want::New,
-            By::GetOrRefresh | By::GetOrRefreshWith | By::LoadOrRefresh => Want::Value,
-            By::TryGetOrRefresh | By::TryGetOrRefreshWith | By::TryGetOrRefreshTimeout(_) => {
-                Want::ValueOrError
-            }
-        }
-    }
+/// The conditions of a request.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Conditions {
+    pub(crate) max_stale: Option<Duration>,
+    pub(crate) max_age: Option<Duration>,
+    /// Than the next generation (0), the current one (1), the one before (2) and so on.
+    pub(crate) newer_than: Option<u64>,
+    pub(crate) no_cache: bool,
+    pub(crate) wait_at_most: Option<Duration>,
+    pub(crate) or_stale: bool,
+    /// Gives one of the kept `ReaderArc`s up.
+    pub(crate) exchange: Option<usize>,
+}
+
+/// The call that finishes a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Finish {
+    Get,
+    TryGet,
+    TryGetWith,
+    GetWithWriter,
+    TryGetWithWriter,
 }
 
 /// A closure that builds.
@@ -123,5 +147,7 @@ pub(crate) enum Outcome {
     Value,
     /// Only where the closure can return one.
     Error,
+    /// "Not modified", where the closure can return that.
+    NotModified,
     Panic,
 }

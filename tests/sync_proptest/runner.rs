@@ -2,16 +2,24 @@
 
 use std::cell::{Cell, RefCell, RefMut};
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use dogpile::{Clock, ManualClock, Policy, ReadGuard, ReaderArc, RefreshError, SyncReaderCell, Tick};
+use dogpile::{
+    Clock, Drain, ManualClock, Policy, ReadGuard, ReaderArc, RefreshError, Refreshed, Request, SharedError,
+    SyncReaderCell, Tick,
+};
 
-use crate::model::{BuildId, Event, Hold, Locked, Model, Number, Seen, Settings, Synchronized, View};
-use crate::operations::{Afterwards, Build, By, Case, Keep, Meanwhile, Operation, Outcome, Step};
+use crate::model::{
+    BuildId, Event, FAILED, Hold, Locked, Model, Number, Seen, Settings, Snapshot, Synchronized, View,
+};
+use crate::operations::{
+    Afterwards, Build, By, Case, Conditions, Finish, How, Keep, Meanwhile, Operation, Outcome, Step,
+};
 use crate::panics::{Called, annotate, called, eventually, panic_as_planned};
 use crate::tokens::{Finalized, Ledger, Token};
 
@@ -23,7 +31,7 @@ thread_local! {
     static EVENTS: RefCell<Option<Rc<Events>>> = const { RefCell::new(None) };
 }
 
-/// A `ManualClock` on which things happen as soon as somebody waits: there is no other thread to do them.
+/// A `ManualClock` on which things happen as soon as a thread waits: there is no other thread to do them.
 struct EventfulClock(ManualClock);
 
 impl Clock for EventfulClock {
@@ -31,10 +39,10 @@ impl Clock for EventfulClock {
         self.0.now()
     }
     fn park_until(&self, deadline: Tick, now: Tick) {
-        let events = EVENTS.with_borrow(Clone::clone).expect("nobody else waits on a clock");
+        let events = EVENTS.with_borrow(Clone::clone).expect("no other thread waits on a clock");
         if !events.is_calm.replace(false) {
             // A cell's own thread may be about to do what is waited for. When it has, there is another look.
-            assert!(eventually(everybody_else_sleeps), "somebody does not come to rest");
+            assert!(eventually(all_others_sleep), "another thread does not come to rest");
             events.is_calm.set(true);
             return;
         }
@@ -51,7 +59,7 @@ struct Events {
     shared: Rc<Shared>,
     planned: Vec<Meanwhile>,
     next: Cell<usize>,
-    /// Nobody else has had anything to do since before the latest look.
+    /// No other thread has had anything to do since before the latest look.
     is_calm: Cell<bool>,
     happened: RefCell<Vec<Event>>,
 }
@@ -74,7 +82,7 @@ impl Events {
 }
 
 /// Whether no other thread of the process has anything to do, where that can be found out.
-fn everybody_else_sleeps() -> bool {
+fn all_others_sleep() -> bool {
     let myself = std::fs::read_link("/proc/thread-self").unwrap_or_default();
     threads().all(|(path, stat)| {
         path.file_name() == myself.file_name()
@@ -114,10 +122,23 @@ const MOST_GUARDS: usize = 5;
 #[derive(Debug)]
 struct Failed;
 
+impl fmt::Display for Failed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(FAILED)
+    }
+}
+
+impl std::error::Error for Failed {}
+
 #[derive(Debug, PartialEq, Eq)]
 enum Refused {
-    Build,
+    Build(String),
     Reentrant,
+}
+
+fn text_of(error: &SharedError) -> String {
+    assert_eq!(error.is::<Failed>(), error.to_string() == FAILED, "the type of {error}");
+    error.to_string()
 }
 
 /// What a call into the cell has returned.
@@ -266,8 +287,11 @@ impl Shared {
         assert_eq!(self.ledger.dropped_twice(), BTreeSet::new());
         assert!(!self.ledger.two_at_a_time(), "two finalizers ran at a time");
         if !model.is_left_to_the_background() {
-            // Without a reader in the way, the caller that replaces a value finalises it.
+            // Under `Drain::Wait`, without a reader that stays, the caller that replaces a value finalises it.
             assert!(calls.iter().all(|call| !call.on_own_thread), "left to the cell's thread: {calls:?}");
+        }
+        if model.drain() == Drain::Background {
+            assert!(calls.iter().all(|call| call.on_own_thread), "a caller finalises: {calls:?}");
         }
     }
 
@@ -336,19 +360,40 @@ impl<'a> Runner<'a> {
                     self.receive(got, expected, Hold::Guard);
                 }
             }
+            Operation::Snapshot => {
+                let expected = model.borrow().snapshot().map(|seen| seen.value);
+                let got = self.cell.snapshot().map(|seen| Held::Arc(seen.value));
+                self.receive(got, expected, Hold::Arc);
+            }
             Operation::Clone(which) => self.shared.clone_arc(*which),
             Operation::Leave(which) => drop(self.leave(*which)),
             Operation::LeaveGuard(which) => drop(self.leave_guard(*which)),
             Operation::LeaveAll => while self.leave(0) || self.leave_guard(0) {},
-            Operation::Set(keep) => self.set(*keep),
+            Operation::Set(how, keep) => self.set(*how, *keep),
             Operation::Invalidate => {
                 model.borrow_mut().invalidate();
                 self.cell.invalidate();
+            }
+            Operation::InvalidateIfCurrent(which) => {
+                let arcs = self.shared.arcs.borrow();
+                if let Some((number, seen)) = arcs.get(which % arcs.len().max(1)) {
+                    let expected = model.borrow_mut().invalidate_if_current(*number);
+                    assert_eq!(self.cell.invalidate_if_current(seen), expected, "invalidate_if_current");
+                }
             }
             Operation::Clear => {
                 self.cell.clear();
                 self.model_with_events().clear();
                 self.shared.model.borrow().check_events();
+            }
+            Operation::Reset => {
+                self.cell.reset();
+                self.model_with_events().reset();
+                self.shared.model.borrow().check_events();
+            }
+            Operation::Revoke => {
+                let expected = model.borrow_mut().revoke();
+                assert_eq!(self.cell.revoke(), expected, "revoke");
             }
             Operation::Synchronize(wait) => self.synchronize(*wait),
             Operation::Advance(by) => {
@@ -357,7 +402,8 @@ impl<'a> Runner<'a> {
             }
             Operation::AdvanceTo(which, past) => {
                 let mut moments = model.borrow().moments();
-                moments.retain(|moment| *moment < Duration::from_secs(1));
+                let soon = model.borrow().now() + Duration::from_secs(1);
+                moments.retain(|moment| *moment < soon);
                 if !moments.is_empty() {
                     let moment = moments[which % moments.len()];
                     self.advance_to(moment + Duration::from_nanos(*past));
@@ -384,6 +430,15 @@ impl<'a> Runner<'a> {
             generation: cell.generation(),
             is_refreshing: cell.is_refreshing(),
             retired: cell.retired(),
+            last_error: cell.last_error().as_ref().map(text_of),
+            snapshot: cell.snapshot().map(|seen| Snapshot {
+                value: seen.value.number,
+                generation: seen.generation,
+                age: seen.age,
+                freshness: seen.freshness,
+                fresh_for: seen.fresh_for,
+                servable_for: seen.servable_for,
+            }),
             stats: cell.stats(),
         };
         assert_eq!(view, model.view(), "what can be seen of the cell");
@@ -457,11 +512,15 @@ impl<'a> Runner<'a> {
         }
     }
 
-    fn set(&self, keep: Keep) {
+    fn set(&self, how: How, keep: Keep) {
         let token = self.shared.ledger.token();
         let number = token.number;
-        let set = called(|| self.cell.set(token));
-        let is_set = self.model_with_events().set(number);
+        let set = called(|| match how {
+            How::AsPolicySays => self.cell.set(token),
+            How::For(ttl) => self.cell.set_for(token, ttl),
+            How::Restored(age) => self.cell.restore(token, age),
+        });
+        let is_set = self.model_with_events().set(number, how);
         self.shared.model.borrow().check_events();
         match set {
             Called::Returned(arc) => {
@@ -501,7 +560,25 @@ impl Runner<'_> {
         if by == By::LoadOrRefresh && model.borrow().guards() >= MOST_GUARDS {
             return;
         }
-        let seen = model.borrow_mut().lookup(by.want());
+        let given_up = match by {
+            By::Exchange(which) | By::Request(Conditions { exchange: Some(which), .. }, _) => {
+                self.give_up(which)
+            }
+            _ => None,
+        };
+        let request = match by {
+            By::Request(conditions, _) => {
+                let newer_than = |back| model.borrow().newer_than(back);
+                Some(with_conditions(cell.request(), conditions, newer_than))
+            }
+            _ => None,
+        };
+        let demand = model.borrow().demand(by);
+        let (previous, seen) = {
+            let mut model = model.borrow_mut();
+            let previous = model.current();
+            (previous, model.lookup(demand))
+        };
         let made = Cell::new(None);
         let value = |writer: Option<&mut Writer<'_>>| match self.build(seen, build, writer, &made) {
             Some(value) => value,
@@ -512,28 +589,39 @@ impl Runner<'_> {
             None if build.outcome == Outcome::Error => Err(Failed),
             None => panic_as_planned(),
         };
+        let conditional =
+            |given: Option<ReaderArc<Token>>| self.build_with(seen, build, (given, previous), &made);
         let got = called(|| {
-            let got = match by {
-                By::GetOrRefresh => Ok(cell.get_or_refresh(|| value(None))),
-                By::GetOrRefreshWith => Ok(cell.get_or_refresh_with(|writer| value(Some(writer)))),
-                By::GetFreshOrRefresh => Ok(cell.get_fresh_or_refresh(|| value(None))),
-                By::Refresh => Ok(cell.refresh(|| value(None))),
-                By::LoadOrRefresh => return Ok(Held::Guard(cell.load_or_refresh(|| value(None)))),
-                By::TryGetOrRefresh => cell.try_get_or_refresh(|| result(None)),
-                By::TryGetOrRefreshWith => cell.try_get_or_refresh_with(|writer| result(Some(writer))),
-                By::TryGetOrRefreshTimeout(wait) => cell.try_get_or_refresh_timeout(wait, || result(None)),
+            let got = match (by, given_up) {
+                (By::Exchange(_), Some(old)) => Ok(cell.exchange(old, || value(None))),
+                (By::GetOrRefresh | By::Exchange(_), _) => Ok(cell.get_or_refresh(|| value(None))),
+                (By::LoadOrRefresh, _) => return Ok(Held::Guard(cell.load_or_refresh(|| value(None)))),
+                (By::TryGetOrRefresh, _) => cell.try_get_or_refresh(|| result(None)),
+                (By::Request(_, finish), given_up) => {
+                    let request = request.expect("it is made of the conditions");
+                    let request = match given_up {
+                        Some(old) => request.exchange(old),
+                        None => request,
+                    };
+                    match finish {
+                        Finish::Get => Ok(request.get(|| value(None))),
+                        Finish::TryGet => request.try_get(|| result(None)),
+                        Finish::TryGetWith => request.try_get_with(conditional),
+                        Finish::GetWithWriter => Ok(request.get_with_writer(|writer| value(Some(writer)))),
+                        Finish::TryGetWithWriter => {
+                            request.try_get_with_writer(|writer| result(Some(writer)))
+                        }
+                    }
+                }
             };
             match got {
                 Ok(arc) => Ok(Held::Arc(arc)),
-                Err(RefreshError::Build(error)) => {
-                    let Failed = *error;
-                    Err(Refused::Build)
-                }
+                Err(RefreshError::Build(error)) => Err(Refused::Build(text_of(&error))),
                 Err(RefreshError::Reentrant) => Err(Refused::Reentrant),
-                Err(error) => panic!("not an error for a caller who is alone: {error}"),
+                Err(error) => panic!("not an error for a caller that is alone: {error}"),
             }
         });
-        let expected = self.expected(by, build, seen, made.get());
+        let expected = self.expected(by, build, seen, previous, made.get());
         match (got, expected) {
             (Called::Returned(Ok(got)), Called::Returned(Ok(number))) => {
                 let hold = hold_of(by);
@@ -561,45 +649,58 @@ impl Runner<'_> {
         }
     }
 
+    /// Takes one of the kept `ReaderArc`s out, which the call that follows gives up before it looks.
+    fn give_up(&self, which: usize) -> Option<ReaderArc<Token>> {
+        let (number, arc) = take(&self.shared.arcs, which)?;
+        self.shared.check(&arc, number);
+        let mut model = self.shared.model.borrow_mut();
+        model.meet("exchange: a handle");
+        model.leave(number, Hold::Arc);
+        Some(arc)
+    }
+
     /// What comes of a read, and of its build, which has `made` a value or has not.
     fn expected(
         &self,
         by: By,
         build: &Build,
         seen: Seen,
+        previous: Option<Number>,
         made: Option<Number>,
     ) -> Called<Result<Number, Refused>> {
         let mut model = self.model_with_events();
         let hold = hold_of(by);
+        let refused = |error: &str| Refused::Build(error.to_owned());
         let expected = match (seen, made) {
             (Seen::Value(number), _) => {
                 model.hold(number, hold);
                 Called::Returned(Ok(number))
             }
             (Seen::Pending, _) => {
-                assert!(model.is_inside_a_build(), "nobody else could build");
-                match by {
-                    By::TryGetOrRefresh | By::TryGetOrRefreshWith | By::TryGetOrRefreshTimeout(_) => {
-                        Called::Returned(Err(Refused::Reentrant))
-                    }
-                    _ => Called::WouldWait,
+                assert!(model.is_inside_a_build(), "no other thread could build");
+                if model.demand(by).is_fallible() {
+                    Called::Returned(Err(Refused::Reentrant))
+                } else {
+                    Called::WouldWait
                 }
             }
-            (Seen::Failed, _) => Called::Returned(Err(Refused::Build)),
+            (Seen::Failed(error), _) => Called::Returned(Err(refused(error))),
             (Seen::Elected(id), Some(value)) => Called::Returned(Ok(model.publish(id, value, hold))),
-            (Seen::Elected(id), None) if build.outcome == Outcome::Error => {
-                Called::Returned(model.fail(id).ok_or(Refused::Build))
-            }
-            (Seen::Elected(id), None) => {
-                model.panic(id);
-                Called::Panicked
-            }
+            (Seen::Elected(id), None) => match (build.outcome, previous) {
+                (Outcome::Error, _) => Called::Returned(model.fail(id).map_err(refused)),
+                (Outcome::NotModified, Some(previous)) => Called::Returned(Ok(model.renew(id, previous))),
+                (Outcome::NotModified, None) => Called::Returned(model.renew_nothing(id).map_err(refused)),
+                (Outcome::Value | Outcome::Panic, _) => {
+                    model.panic(id);
+                    Called::Panicked
+                }
+            },
         };
         model.check_events();
         expected
     }
 
-    /// What the closures do. `None`: they are to fail or to panic.
+    /// What the closures do. `None`: they do not return a new value.
     fn build(
         &self,
         seen: Seen,
@@ -625,6 +726,32 @@ impl Runner<'_> {
             made.set(Some(token.number));
             token
         })
+    }
+
+    /// As [`build`](Runner::build), for a closure that is given the value before. The call holds on to that meanwhile.
+    fn build_with(
+        &self,
+        seen: Seen,
+        build: &Build,
+        (given, previous): (Option<ReaderArc<Token>>, Option<Number>),
+        made: &Cell<Option<Number>>,
+    ) -> Result<Refreshed<Token>, Failed> {
+        assert_eq!(given.as_ref().map(|given| given.number), previous, "the value before");
+        drop(given);
+        if let Some(number) = previous {
+            self.shared.model.borrow_mut().hold(number, Hold::Arc);
+        }
+        let token = self.build(seen, build, None, made);
+        let is_kept = build.outcome == Outcome::NotModified;
+        if let Some(number) = previous.filter(|_| !is_kept) {
+            self.shared.model.borrow_mut().leave(number, Hold::Arc);
+        }
+        match (token, build.outcome) {
+            (Some(token), _) => Ok(Refreshed::New(token)),
+            (None, Outcome::NotModified) => Ok(Refreshed::NotModified),
+            (None, Outcome::Error) => Err(Failed),
+            (None, _) => panic_as_planned(),
+        }
     }
 
     fn lock(&self, build: BuildId, writer: &mut Writer<'_>, wait: Option<Duration>) {
@@ -683,4 +810,33 @@ impl Runner<'_> {
 
 fn hold_of(by: By) -> Hold {
     if by == By::LoadOrRefresh { Hold::CountedGuard } else { Hold::Arc }
+}
+
+/// `newer_than` turns what a condition says into a generation.
+fn with_conditions(
+    mut request: Request<'_, Token, EventfulClock, TestCell>,
+    conditions: Conditions,
+    newer_than: impl Fn(u64) -> u64,
+) -> Request<'_, Token, EventfulClock, TestCell> {
+    let Conditions { max_stale, max_age, newer_than: back, no_cache, wait_at_most, or_stale, exchange: _ } =
+        conditions;
+    if let Some(window) = max_stale {
+        request = request.max_stale(window);
+    }
+    if let Some(age) = max_age {
+        request = request.max_age(age);
+    }
+    if let Some(back) = back {
+        request = request.newer_than(newer_than(back));
+    }
+    if no_cache {
+        request = request.no_cache();
+    }
+    if let Some(time) = wait_at_most {
+        request = request.wait_at_most(time);
+    }
+    if or_stale {
+        request = request.or_stale();
+    }
+    request
 }

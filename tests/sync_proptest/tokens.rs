@@ -68,7 +68,7 @@ impl Ledger {
             ledger.inside.store(false, Ordering::SeqCst);
             let mut entries = ledger.lock();
             entries.two_at_a_time |= overlap;
-            // Last, so that who finds this finds the rest.
+            // Last, so that a thread that finds this finds the rest.
             entries.finalized.push(Finalized { number, on_own_thread });
             drop(entries);
             if number % 8 == PANICS_OVER {

@@ -12,12 +12,15 @@
 //! deleted. With `Drain::Background` a third one may be built while a reader keeps the first. The wait is bounded by
 //! [`PATIENCE`]: a reader that never leaves shall cost disk, not the readers' thread that happens to be elected. No
 //! thread asks for a refresh while it holds a reader itself, so none waits for itself.
+//!
+//! A build that fails is an error of its caller ([`Policy::stale_if_error`] is zero), since this program is a test of the
+//! cell. A service would keep the default, which serves the old file until a build succeeds.
 
 use crate::format::{Bad, encode, lookup};
 use crate::index::{Answer, Index, Known};
 use crate::mapped::MappedFile;
 use anyhow::{Context, anyhow, ensure};
-use dogpile::{Drain, Policy, ReadGuard, ReaderArc, RefreshError, SyncReaderCell, Writer};
+use dogpile::{Drain, Policy, ReadGuard, ReaderArc, SyncReaderCell, Writer};
 use std::collections::BTreeMap;
 use std::fs;
 use std::ops::Deref;
@@ -165,7 +168,8 @@ impl Store {
     pub(crate) fn new(way: Way, folder: PathBuf, texts: Vec<PathBuf>, ttl: Duration) -> Self {
         let desk = Arc::new(Desk { folder, measured: Mutex::default() });
         let finalizer = Arc::clone(&desk);
-        let cell = SyncReaderCell::with_policy(Policy::ttl(ttl), Drain::Wait(PATIENCE), move |old| {
+        let policy = Policy::ttl(ttl).stale_if_error(Duration::ZERO);
+        let cell = SyncReaderCell::with_policy(policy, Drain::Wait(PATIENCE), move |old| {
             finalizer.finalize(old);
         });
         Self { way, cell, texts, desk }
@@ -174,7 +178,7 @@ impl Store {
     /// The current generation; builds it if it is this caller's turn, and tells whether it was.
     pub(crate) fn get_or_refresh(&self) -> anyhow::Result<(Held<'_>, bool)> {
         let mut has_built = false;
-        let got = match self.way {
+        let file = match self.way {
             Way::Beside => self.cell.try_get_or_refresh(|| {
                 has_built = true;
                 self.build(|generation, content| {
@@ -182,16 +186,12 @@ impl Store {
                     Ok((MappedFile::create(self.desk.folder.join(name), content)?, None))
                 })
             }),
-            Way::InPlace => self.cell.try_get_or_refresh_with(|writer| {
+            Way::InPlace => self.cell.request().try_get_with_writer(|writer| {
                 has_built = true;
                 self.build(|_, content| self.replace_in_place(writer, content))
             }),
-        };
-        match got {
-            Ok(file) => Ok((Held::Counted(file), has_built)),
-            Err(RefreshError::Build(error)) => Err(anyhow!("{error:#}")),
-            Err(other) => Err(anyhow!("{other}")),
-        }
+        }?;
+        Ok((Held::Counted(file), has_built))
     }
 
     /// What is there, without waiting and without a reference count; `None` while there is nothing.

@@ -20,12 +20,12 @@ pub struct Asked {
 #[derive(Debug)]
 pub struct Issuer {
     address: SocketAddr,
-    desk: Arc<Desk>,
+    state: Arc<State>,
     thread: Option<JoinHandle<()>>,
 }
 
 #[derive(Debug, Default)]
-struct Desk {
+struct State {
     rotations: AtomicU64,
     is_down: AtomicBool,
     stops: AtomicBool,
@@ -41,8 +41,8 @@ impl Issuer {
     pub fn start() -> io::Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0")?;
         let address = listener.local_addr()?;
-        let desk = Arc::new(Desk::default());
-        let own = Arc::clone(&desk);
+        let state = Arc::new(State::default());
+        let own = Arc::clone(&state);
         let thread = thread::spawn(move || {
             for stream in listener.incoming() {
                 if own.stops.load(Ordering::SeqCst) {
@@ -52,7 +52,7 @@ impl Issuer {
                 let _ = stream.and_then(|stream| own.answer(stream));
             }
         });
-        Ok(Self { address, desk, thread: Some(thread) })
+        Ok(Self { address, state, thread: Some(thread) })
     }
 
     /// Where the key set is.
@@ -63,22 +63,22 @@ impl Issuer {
 
     /// Replaces the key by the next one.
     pub fn rotate(&self) {
-        self.desk.rotations.fetch_add(1, Ordering::SeqCst);
+        self.state.rotations.fetch_add(1, Ordering::SeqCst);
     }
 
     /// From now on every answer is `503 Service Unavailable`, or not any more.
     pub fn set_down(&self, is_down: bool) {
-        self.desk.is_down.store(is_down, Ordering::SeqCst);
+        self.state.is_down.store(is_down, Ordering::SeqCst);
     }
 
     /// All requests so far. A request is noted before it is answered.
     #[must_use]
     pub fn log(&self) -> Vec<Asked> {
-        self.desk.log.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.state.log.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
-impl Desk {
+impl State {
     fn answer(&self, mut stream: TcpStream) -> io::Result<()> {
         stream.set_read_timeout(Some(Duration::from_secs(10)))?;
         let mut if_none_match = None;
@@ -108,7 +108,7 @@ impl Desk {
 
 impl Drop for Issuer {
     fn drop(&mut self) {
-        self.desk.stops.store(true, Ordering::SeqCst);
+        self.state.stops.store(true, Ordering::SeqCst);
         // It is waiting for the next request.
         let _ = TcpStream::connect(self.address);
         if let Some(Err(panic)) = self.thread.take().map(JoinHandle::join)

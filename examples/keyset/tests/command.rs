@@ -1,4 +1,4 @@
-//! The program as one calls it.
+//! The program from the command line.
 
 use std::process::Command;
 
@@ -26,6 +26,10 @@ fn it_shows_every_fetch_and_ends() {
         "304: as it was",
         "got an answer each time, and saw key-1, then key-2.",
         " of them failed; 0 reads waited.",
+        "key-1: found; fetches so far: 1",
+        "made-up-1000: unknown; fetches so far: 2",
+        "key-2: unknown; fetches so far: 2",
+        "key-2: found; fetches so far: 3",
     ] {
         let (_, after) = rest.split_once(part).unwrap_or_else(|| panic!("{part} is missing in: {said}"));
         rest = after;

@@ -1,7 +1,11 @@
-//! The pattern of `docs/monitoring.md`, as it stands there: what cells do, told through the `metrics` facade.
+//! The pattern of `docs/monitoring.md`, as it stands there: what cells do, as metrics of the `metrics` facade.
+
+mod errors;
 
 use dogpile::{Clock, DogpileCell, Freshness, Refresher, Stats, SyncReaderCell};
 use metrics::{counter, gauge};
+
+pub use errors::export_errors;
 
 /// Tells the recorder what a cell has done and how it is. Builds nothing and waits for nothing.
 pub fn export<T, C: Clock>(name: &'static str, cell: &DogpileCell<T, C>) {
@@ -15,7 +19,11 @@ pub fn export<T, C: Clock>(name: &'static str, cell: &DogpileCell<T, C>) {
 }
 
 /// The same for a `SyncReaderCell`, with those who read it.
-pub fn export_sync_reader<T, C: Clock>(name: &'static str, cell: &SyncReaderCell<T, C>) {
+pub fn export_sync_reader<T, C>(name: &'static str, cell: &SyncReaderCell<T, C>)
+where
+    T: Send + Sync + 'static,
+    C: Clock,
+{
     export_stats(name, &cell.stats());
     export_state(name, cell.freshness(), cell.is_refreshing());
     for (what, number) in [("dogpile_readers", cell.readers()), ("dogpile_retired", cell.retired())] {
@@ -38,6 +46,7 @@ pub fn export_stats(name: &'static str, stats: &Stats) {
         ("dogpile_abandoned_total", stats.abandoned),
         ("dogpile_superseded_total", stats.superseded),
         ("dogpile_fenced_total", stats.fenced),
+        ("dogpile_served_stale_on_error_total", stats.served_stale_on_error),
         ("dogpile_waits_total", stats.waits),
         ("dogpile_wait_timeouts_total", stats.wait_timeouts),
     ] {

@@ -1,16 +1,13 @@
 //! `cargo run --release -p metrics-export` builds a value, lets a build fail, and shows what is logged of it and what
 //! Prometheus would get.
 
-use dogpile::{DogpileCell, Policy};
-use metrics_export::export;
+use dogpile::DogpileCell;
+use metrics_export::{export, export_errors};
 use metrics_exporter_prometheus::PrometheusBuilder;
 use std::thread::sleep;
 use std::time::Duration;
 
-const TTL: Duration = Duration::from_secs(60);
-
-static RATES: DogpileCell<f64> =
-    DogpileCell::with_policy(Policy::ttl(TTL).stale_if_error(TTL)).named("rates");
+static RATES: DogpileCell<f64> = DogpileCell::new(Duration::from_secs(60)).named("rates");
 
 fn download_rates(source_is_up: bool) -> Result<f64, &'static str> {
     sleep(Duration::from_millis(50)); // stands for the download
@@ -30,9 +27,13 @@ fn main() {
     RATES.try_get_or_refresh(|| download_rates(true)).expect("rates");
     RATES.invalidate();
     RATES.try_get_or_refresh(|| download_rates(false)).expect("the old rates");
-    RATES.try_get_or_refresh(|| download_rates(true)).expect("rates");
+    export_errors("rates", &RATES.stats(), RATES.last_error());
+    println!("\nWhat a scrape gets while builds fail:\n\n{}", metrics.render());
+    // It does not wait for the end of the retry pause.
+    RATES.request().no_cache().try_get(|| download_rates(true)).expect("rates");
 
     println!("\nWhat a scrape gets:\n");
     export("rates", &RATES);
+    export_errors("rates", &RATES.stats(), RATES.last_error());
     print!("{}", metrics.render());
 }

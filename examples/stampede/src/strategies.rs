@@ -4,7 +4,7 @@
 //! connection, in the client's own thread; the asker notes each run of it.
 
 use crate::database::{Failure, Query, Report};
-use dogpile::{DogpileCell, RefreshError};
+use dogpile::{DogpileCell, Policy};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -104,7 +104,8 @@ pub(crate) struct Dogpile {
 
 impl Dogpile {
     pub(crate) const fn new(ttl: Duration) -> Self {
-        Self { cell: DogpileCell::new(ttl) }
+        // A query that fails ends the run, as it does with the other strategies; without this it would be hidden.
+        Self { cell: DogpileCell::with_policy(Policy::ttl(ttl).stale_if_error(Duration::ZERO)) }
     }
 }
 
@@ -114,9 +115,9 @@ impl Strategy for Dogpile {
     }
 
     fn report(&self, asker: &mut Asker) -> Result<Arc<Report>, Failure> {
-        self.cell.try_get_or_refresh(|| asker.query()).map_err(|error| match error {
-            RefreshError::Build(failure) => Failure::clone(&failure),
-            other => Failure::Database(other.to_string()),
+        self.cell.try_get_or_refresh(|| asker.query()).map_err(|error| match error.downcast_ref() {
+            Some(failure) => Failure::clone(failure),
+            None => Failure::Database(error.to_string()),
         })
     }
 }

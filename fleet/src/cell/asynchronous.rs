@@ -2,16 +2,16 @@
 //!
 //! No task is kept waiting by the store in a way that blocks its thread: what talks to the store is done by the worker,
 //! and the task waits for its reply. A future that is dropped gives back what it holds at that point: its place among
-//! those who wait, the right to build, or both leases.
+//! the waiters, the right to build, or both leases.
 
 use std::convert::Infallible;
 use std::future::Future;
 use std::sync::Arc;
 
-use dogpile::{Clock, OwnedLookup, Waited};
+use dogpile::{BoxError, Clock, Lookup, Waited};
 
 use super::build::{BuildContext, Built};
-use super::node::{Backoff, Caller, Step};
+use super::node::{Caller, Step};
 use super::{FleetCell, FleetError};
 use crate::store::{Invalidation, StoreError};
 
@@ -27,7 +27,7 @@ where
     ///
     /// # Panics
     ///
-    /// As there.
+    /// If `build` panics, or if this is awaited inside the build of the same cell while there is nothing to serve.
     ///
     /// # Examples
     ///
@@ -53,8 +53,9 @@ where
         let build = async |_: &BuildContext<'_, T>| Ok::<_, Infallible>(build().await.into());
         match self.look_async(Caller::Insists, build).await {
             Ok(value) => value,
-            Err(FleetError::Build(error)) => match *error {},
-            Err(FleetError::Backoff { .. }) => unreachable!("who insists is not told so"),
+            Err(FleetError::Build(_) | FleetError::Backoff { .. }) => {
+                unreachable!("a caller that has to return a value gets no error of a build")
+            }
             Err(FleetError::Reentrant) => panic!(
                 "get_or_refresh_async was awaited inside the build of the same cell, which must not wait for a value of \
                  that cell; inside a build use `get`, or `try_get_or_refresh_async`, which returns \
@@ -67,7 +68,7 @@ where
     ///
     /// # Errors
     ///
-    /// As there.
+    /// Those of [`try_get_or_refresh`](FleetCell::try_get_or_refresh).
     ///
     /// # Examples
     ///
@@ -83,12 +84,12 @@ where
     ///     None => Ok::<_, std::io::Error>(String::from("<html>").into()),
     /// };
     /// assert_eq!(*page.try_get_or_refresh_async(build).await?, "<html>");
-    /// # Ok::<(), FleetError<std::io::Error>>(())
+    /// # Ok::<(), FleetError>(())
     /// # }).unwrap();
     /// ```
-    pub async fn try_get_or_refresh_async<E, F>(&self, build: F) -> Result<Arc<T>, FleetError<E>>
+    pub async fn try_get_or_refresh_async<E, F>(&self, build: F) -> Result<Arc<T>, FleetError>
     where
-        E: Send + Sync + 'static,
+        E: Into<BoxError>,
         F: AsyncFnOnce(&BuildContext<'_, T>) -> Result<Built<T>, E>,
     {
         match self.local.get_unless_due() {
@@ -101,7 +102,7 @@ where
     ///
     /// # Errors
     ///
-    /// As there.
+    /// If the store could not be reached. This node's value is stale all the same.
     pub async fn invalidate_async(&self) -> Result<(), Arc<StoreError>> {
         self.node.worker.run(&self.node, |node| node.invalidate(Invalidation::Soft)).await
     }
@@ -110,22 +111,22 @@ where
     ///
     /// # Errors
     ///
-    /// As there.
+    /// If the store could not be reached. This node's value is gone all the same.
     pub async fn clear_async(&self) -> Result<(), Arc<StoreError>> {
         self.node.worker.run(&self.node, |node| node.invalidate(Invalidation::Hard)).await
     }
 
-    async fn look_async<E, F>(&self, mut caller: Caller, build: F) -> Result<Arc<T>, FleetError<E>>
+    async fn look_async<E, F>(&self, caller: Caller, build: F) -> Result<Arc<T>, FleetError>
     where
-        E: Send + Sync + 'static,
+        E: Into<BoxError>,
         F: AsyncFnOnce(&BuildContext<'_, T>) -> Result<Built<T>, E>,
     {
         let node = &self.node;
         loop {
             let error = match self.local.lookup_owned() {
-                OwnedLookup::Fresh(value) | OwnedLookup::Stale(value) => return Ok(value),
-                OwnedLookup::Failed(error) => error,
-                OwnedLookup::Pending(pending) => {
+                Lookup::Fresh(value) | Lookup::Stale(value) => return Ok(value),
+                Lookup::Failed(error) => error,
+                Lookup::Pending(pending) => {
                     if node.is_building_here() {
                         return Err(FleetError::Reentrant);
                     }
@@ -133,11 +134,12 @@ where
                     match pending.await {
                         Waited::Published(value) => return Ok(value),
                         Waited::Failed(error) => error,
-                        Waited::Abandoned => continue,
                         Waited::Reentrant => return Err(FleetError::Reentrant),
+                        // It ended without a result.
+                        _ => continue,
                     }
                 }
-                OwnedLookup::Elected(lease) => {
+                Lookup::Elected(lease) => {
                     let step = match node.elected_here(lease, caller) {
                         Ok(step) => step,
                         Err(lease) => node.worker.elected_async(node, lease, caller).await,
@@ -148,7 +150,7 @@ where
                             None => continue,
                         },
                         Step::Backoff(_) if caller == Caller::Insists => continue,
-                        Step::Backoff(Backoff { left }) => return Err(FleetError::Backoff { left }),
+                        Step::Backoff(backoff) => return Err(backoff.into()),
                         Step::Build(ticket) => {
                             let outcome = node.build_async(ticket, build).await;
                             return outcome.or_else(|error| self.instead_of(error));
@@ -156,7 +158,7 @@ where
                     }
                 }
             };
-            if let Some(outcome) = self.weigh(error, &mut caller) {
+            if let Some(outcome) = self.weigh(error, caller) {
                 return outcome;
             }
         }

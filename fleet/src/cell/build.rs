@@ -1,4 +1,4 @@
-//! What a build is told, and what it returns.
+//! What a build is given, and what it returns.
 
 use std::cell::RefCell;
 use std::fmt;
@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::store::Fence;
 
-/// What a build is told.
+/// What a build is given.
 ///
 /// # Examples
 ///

@@ -6,11 +6,14 @@
 //!
 //! * a caller, as long as it asks the store and builds;
 //! * the worker thread ([`Watch`](super::worker::Watch)), as long as another node builds, a pause runs or the store is
-//!   down. Readers are served the stale value meanwhile, without a lock; who finds nothing to serve waits for the lease as
-//!   for a local build, and is handed the value when the worker takes it over.
+//!   down. Readers are served the stale value meanwhile, without a lock. A caller that finds nothing to serve waits for the
+//!   lease as for a local build, and is handed the value when the worker takes it over.
 //!
-//! So no more than one thread of a process deals with the store for an election, and none that has something to serve
-//! waits for another node.
+//! So no more than one thread of a process deals with the store for an election, and no thread that has something to serve
+//! waits for another node. After a `clear` the lease from before it is void: the next caller is elected at once, also while
+//! a build from before the `clear` still runs, which the store will refuse.
+//!
+//! The local cell has no retry pause and no `stale_if_error` of its own: both are the fleet's, and kept here.
 //!
 //! # What gets into the local cell
 //!
@@ -29,12 +32,15 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use dogpile::{Clock, DogpileCell, Freshness, OwnedLease, OwnedLookup, Tick};
+use dogpile::{
+    BoxError, Clock, DogpileCell, Freshness, Lease, Lookup, PublishOutcome, Published, SharedError, Tick,
+};
 
 use super::build::{BuildContext, Building, Built};
 use super::worker::{Beat, Watch, Worker};
 use crate::breaker::Breaker;
 use crate::codec::{Codec, Opened, open, seal};
+use crate::error::Backoff;
 use crate::policy::FleetPolicy;
 use crate::stats::Counters;
 use crate::store::{
@@ -42,7 +48,7 @@ use crate::store::{
     StoreError, Token, Value, Version,
 };
 
-pub(crate) struct Node<T, C: Clock> {
+pub(crate) struct Node<T: 'static, C: Clock + 'static> {
     pub(crate) local: Arc<DogpileCell<T, C>>,
     pub(crate) clock: C,
     pub(crate) name: String,
@@ -110,9 +116,9 @@ pub(crate) struct Won<T> {
 }
 
 /// The right to build.
-pub(crate) struct Ticket<T, C: Clock> {
-    /// `None` if another thread has been elected in between; then this one builds all the same.
-    lease: Option<OwnedLease<T, C>>,
+pub(crate) struct Ticket<T: 'static, C: Clock + 'static> {
+    /// `None` if another thread has been elected in between. Then this one builds all the same.
+    lease: Option<Lease<'static, T, C>>,
     /// `None` for a build for this node alone.
     won: Option<Won<T>>,
     /// A version of the store that cannot be read here, and how long it is fresh.
@@ -121,7 +127,7 @@ pub(crate) struct Ticket<T, C: Clock> {
 
 /// What an election has come to.
 #[allow(clippy::large_enum_variant)] // handed on at once, never kept
-pub(crate) enum Step<T, C: Clock> {
+pub(crate) enum Step<T: 'static, C: Clock + 'static> {
     /// Look again.
     Again,
     Build(Ticket<T, C>),
@@ -129,10 +135,13 @@ pub(crate) enum Step<T, C: Clock> {
     Backoff(Backoff),
 }
 
-/// A pause that runs; also as an error that local waiters share.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Backoff {
-    pub(crate) left: Duration,
+/// An error that no lease ends with.
+fn shared(error: BoxError) -> SharedError {
+    let cell = DogpileCell::<()>::new(Duration::ZERO);
+    match cell.lookup() {
+        Lookup::Elected(lease) => lease.fail(error),
+        _ => unreachable!("the first caller is elected"),
+    }
 }
 
 /// Whether a pause after a failed build keeps the caller from building.
@@ -145,14 +154,14 @@ pub(crate) enum Caller {
 }
 
 /// What became of a value of the store.
-enum Taken<T, C: Clock> {
+enum Taken<T: 'static, C: Clock + 'static> {
     /// It is in the local cell.
     Over(Arc<T>),
     /// It is older than what this node has built for itself.
-    Older(OwnedLease<T, C>),
-    Damaged(OwnedLease<T, C>),
+    Older(Lease<'static, T, C>),
+    Damaged(Lease<'static, T, C>),
     /// Not for this node, for as long as it is fresh.
-    Foreign(OwnedLease<T, C>, Version, Duration),
+    Foreign(Lease<'static, T, C>, Version, Duration),
 }
 
 impl<T, C> Node<T, C>
@@ -211,18 +220,23 @@ where
         known.version.filter(|_| known.generation == generation)
     }
 
-    /// Notes down what is known about `served`, if that is what the local cell holds.
-    ///
-    /// After the publication and not before: whether it has come to anything, and as which generation, is known only then.
-    fn register(&self, served: &Arc<T>, known: Known) {
-        let Some(snapshot) = self.local.snapshot() else { return };
-        if !Arc::ptr_eq(&snapshot.value, served) {
+    /// Publishes `value` for `ttl`, and records what is known about it, unless the fence keeps it out of the local cell.
+    fn publish(&self, lease: Lease<'static, T, C>, value: Arc<T>, ttl: Duration, known: Known) -> Arc<T> {
+        let published = lease.publish_snapshot(value, Some(ttl));
+        self.register(&published, known);
+        published.value
+    }
+
+    fn register(&self, published: &Published<T>, known: Known) {
+        let (PublishOutcome::Published | PublishOutcome::PublishedStale, Some(generation)) =
+            (published.outcome, published.generation)
+        else {
             return;
-        }
+        };
         let bounded = known.hard_end.is_some();
         let mut registered = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        if registered.generation < snapshot.generation {
-            *registered = Known { generation: snapshot.generation, ..known };
+        if registered.generation < generation {
+            *registered = Known { generation, ..known };
         }
         drop(registered);
         // From now on there is something to look after.
@@ -280,20 +294,18 @@ where
     }
 
     /// The local cell has elected a caller: what is it to do?
-    pub(crate) fn elected(self: &Arc<Self>, lease: OwnedLease<T, C>, caller: Caller) -> Step<T, C> {
+    pub(crate) fn elected(self: &Arc<Self>, lease: Lease<'static, T, C>, caller: Caller) -> Step<T, C> {
         self.elected_here(lease, caller).unwrap_or_else(|lease| self.acquire(lease, caller))
     }
 
     /// The same, as far as it can be decided without the store; else the lease comes back.
     pub(crate) fn elected_here(
         self: &Arc<Self>,
-        lease: OwnedLease<T, C>,
+        lease: Lease<'static, T, C>,
         caller: Caller,
-    ) -> Result<Step<T, C>, OwnedLease<T, C>> {
+    ) -> Result<Step<T, C>, Lease<'static, T, C>> {
         let now = self.clock.now();
         if self.known().hard_end.is_some_and(|end| end <= now) {
-            // The lease from before this gives no right to publish any more.
-            drop(lease);
             drop(self.local.clear());
             return Ok(Step::Again);
         }
@@ -312,7 +324,7 @@ where
         Err(lease)
     }
 
-    pub(crate) fn acquire(self: &Arc<Self>, mut lease: OwnedLease<T, C>, caller: Caller) -> Step<T, C> {
+    pub(crate) fn acquire(self: &Arc<Self>, mut lease: Lease<'static, T, C>, caller: Caller) -> Step<T, C> {
         let mut refuse = None;
         // A second time only if the payload turns out to be of no use, and a third time if the next one is as well.
         for _ in 0..3 {
@@ -369,7 +381,7 @@ where
     /// Takes over the store's fresh value. `known` is what the store was told.
     fn take_fresh(
         &self,
-        lease: OwnedLease<T, C>,
+        lease: Lease<'static, T, C>,
         current: Current,
         known: Known,
         asked: Tick,
@@ -382,35 +394,33 @@ where
         if let (None, Some(version)) = (known.version, known.foreign) {
             return Taken::Foreign(lease, version, soft_left);
         }
-        // It is here already, and has been found unchanged.
-        match lease.renew_for(soft_left.saturating_sub(self.since(asked))) {
-            Ok(served) => {
-                self.counters.adopted.count();
-                self.took_over(&served, known.version, asked, soft_left, hard_left);
-                Taken::Over(served)
-            }
-            // Or it was, a moment ago.
-            Err(lease) => Taken::Older(lease),
-        }
+        // It is here already, and has been found unchanged. Or it was, a moment ago.
+        let Some(held) = lease.previous().cloned() else { return Taken::Older(lease) };
+        Taken::Over(self.adopt(lease, held, known.version, asked, soft_left, hard_left))
     }
 
-    fn took_over(
+    /// Publishes the store's value for as long as it is fresh there.
+    fn adopt(
         &self,
-        served: &Arc<T>,
+        lease: Lease<'static, T, C>,
+        value: Arc<T>,
         version: Option<Version>,
         asked: Tick,
         soft_left: Duration,
         hard_left: Duration,
-    ) {
+    ) -> Arc<T> {
+        self.counters.adopted.count();
         let soft_end = asked.saturating_add(soft_left);
         let hard_end = self.bound(soft_left, hard_left, asked);
-        self.register(served, Known { version, soft_end, hard_end, ..Known::default() });
+        let known = Known { version, soft_end, hard_end, ..Known::default() };
+        let served = self.publish(lease, value, soft_left.saturating_sub(self.since(asked)), known);
         self.backoff_until.store(0, Ordering::Relaxed);
+        served
     }
 
     fn won(
         self: &Arc<Self>,
-        lease: OwnedLease<T, C>,
+        lease: Lease<'static, T, C>,
         token: Token,
         tag: Option<String>,
         failures: u32,
@@ -446,7 +456,6 @@ where
             }
             Current::Nothing { cleared } => {
                 if cleared && self.concerns(Some(token.epoch())) {
-                    drop(lease.take());
                     drop(self.local.clear());
                     won.previous = None;
                     lease = self.elect();
@@ -483,25 +492,23 @@ where
         !known.is_alone() || epoch.is_some_and(|epoch| known.has_missed(epoch))
     }
 
-    fn elect(&self) -> Option<OwnedLease<T, C>> {
-        if let OwnedLookup::Elected(lease) = self.local.lookup_owned() { Some(lease) } else { None }
+    fn elect(&self) -> Option<Lease<'static, T, C>> {
+        if let Lookup::Elected(lease) = self.local.lookup_owned() { Some(lease) } else { None }
     }
 
     /// Puts a value of the store into the local cell.
-    fn take_over(&self, lease: OwnedLease<T, C>, value: &Value, asked: Tick) -> Taken<T, C> {
+    fn take_over(&self, lease: Lease<'static, T, C>, value: &Value, asked: Tick) -> Taken<T, C> {
         if self.is_older(value, asked) {
             return Taken::Older(lease);
         }
         match self.open(value) {
             Opened::Value(opened) => {
-                self.counters.adopted.count();
-                let left = value.soft_left.saturating_sub(self.since(asked));
-                if left.is_zero() {
+                if value.soft_left <= self.since(asked) {
+                    self.counters.adopted.count();
                     return Taken::Over(self.publish_stale(lease, opened, value, asked).0);
                 }
-                let served = lease.publish_for(opened, left);
-                self.took_over(&served, Some(value.version), asked, value.soft_left, value.hard_left);
-                Taken::Over(served)
+                let Value { version, soft_left, hard_left, .. } = *value;
+                Taken::Over(self.adopt(lease, Arc::new(opened), Some(version), asked, soft_left, hard_left))
             }
             Opened::Damaged => Taken::Damaged(lease),
             Opened::Foreign => Taken::Foreign(lease, value.version, value.soft_left),
@@ -511,19 +518,16 @@ where
     /// Makes a value visible that is stale already. Returns the lease if this thread is elected again.
     fn publish_stale(
         &self,
-        lease: OwnedLease<T, C>,
+        lease: Lease<'static, T, C>,
         opened: T,
         value: &Value,
         asked: Tick,
-    ) -> (Arc<T>, Option<OwnedLease<T, C>>) {
-        let served = lease.publish_for(opened, Duration::ZERO);
+    ) -> (Arc<T>, Option<Lease<'static, T, C>>) {
         let hard_end = self.bound(value.soft_left, value.hard_left, asked);
-        self.register(
-            &served,
-            Known { version: Some(value.version), soft_end: asked, hard_end, ..Known::default() },
-        );
+        let known = Known { version: Some(value.version), soft_end: asked, hard_end, ..Known::default() };
+        let served = self.publish(lease, Arc::new(opened), Duration::ZERO, known);
         // A time to live of zero lasts until the clock moves.
-        self.local.invalidate();
+        self.local.invalidate_if_current(&served);
         (served, self.elect())
     }
 
@@ -536,11 +540,11 @@ where
     /// Takes over what the store has besides "somebody else builds". `None`: the lease is in other hands.
     pub(crate) fn take_stale(
         &self,
-        lease: OwnedLease<T, C>,
+        lease: Lease<'static, T, C>,
         current: Current,
         epoch: Option<Epoch>,
         asked: Tick,
-    ) -> Option<OwnedLease<T, C>> {
+    ) -> Option<Lease<'static, T, C>> {
         match current {
             Current::Newer(value) if value.hard_left > self.since(asked) => {
                 if self.is_older(&value, asked) {
@@ -551,7 +555,6 @@ where
                 self.publish_stale(lease, opened, &value, asked).1
             }
             Current::Nothing { cleared: true } if self.concerns(epoch) => {
-                drop(lease);
                 drop(self.local.clear());
                 self.elect()
             }
@@ -559,11 +562,11 @@ where
         }
     }
 
-    fn watch(self: &Arc<Self>, lease: OwnedLease<T, C>, left: Duration, is_idle: bool) {
+    fn watch(self: &Arc<Self>, lease: Lease<'static, T, C>, left: Duration, is_idle: bool) {
         self.worker.watch(self, Watch::new(lease, self.clock.now(), left, is_idle));
     }
 
-    fn without_store(self: &Arc<Self>, lease: OwnedLease<T, C>) -> Step<T, C> {
+    fn without_store(self: &Arc<Self>, lease: Lease<'static, T, C>) -> Step<T, C> {
         if self.can_serve() {
             self.watch(lease, Duration::ZERO, false);
             return Step::Again;
@@ -573,7 +576,7 @@ where
 
     fn back_off(
         self: &Arc<Self>,
-        lease: Option<OwnedLease<T, C>>,
+        lease: Option<Lease<'static, T, C>>,
         left: Duration,
         caller: Caller,
     ) -> Step<T, C> {
@@ -584,7 +587,9 @@ where
         } else if caller == Caller::Insists {
             Step::Build(Ticket { lease: Some(lease), won: None, foreign: None })
         } else {
-            Step::Backoff(*lease.fail(Backoff { left }))
+            let backoff = Backoff { left };
+            lease.fail(backoff);
+            Step::Backoff(backoff)
         }
     }
 
@@ -635,18 +640,18 @@ where
     }
 
     /// Runs a build.
-    pub(crate) fn build<E: Send + Sync + 'static>(
+    pub(crate) fn build<E: Into<BoxError>>(
         self: &Arc<Self>,
         ticket: Ticket<T, C>,
         build: impl FnOnce(&BuildContext<'_, T>) -> Result<Built<T>, E>,
-    ) -> Result<Arc<T>, Arc<E>> {
+    ) -> Result<Arc<T>, SharedError> {
         let mut running = Running::new(self, ticket, false);
         let result = running.run(build);
         let Some(ticket) = running.ticket.take() else { unreachable!("taken only here") };
         running.stop_beat();
         match result {
             Ok(result) => Ok(self.conclude(ticket, result, running.epoch)),
-            Err(error) => Err(self.fail(ticket, error)),
+            Err(error) => Err(self.fail(ticket, error.into())),
         }
     }
 
@@ -656,9 +661,9 @@ where
         self: &Arc<Self>,
         ticket: Ticket<T, C>,
         build: F,
-    ) -> Result<Arc<T>, Arc<E>>
+    ) -> Result<Arc<T>, SharedError>
     where
-        E: Send + Sync + 'static,
+        E: Into<BoxError>,
         F: AsyncFnOnce(&BuildContext<'_, T>) -> Result<Built<T>, E>,
     {
         let mut running = Running::new(self, ticket, true);
@@ -680,16 +685,19 @@ where
         let epoch = running.epoch;
         match result {
             Ok(result) => Ok(self.worker.run(self, move |node| node.conclude(ticket, result, epoch)).await),
-            Err(error) => Err(self.worker.run(self, move |node| node.fail(ticket, error)).await),
+            Err(error) => {
+                let error = error.into();
+                Err(self.worker.run(self, move |node| node.fail(ticket, error)).await)
+            }
         }
     }
 
-    fn fail<E: Send + Sync + 'static>(&self, ticket: Ticket<T, C>, error: E) -> Arc<E> {
+    fn fail(&self, ticket: Ticket<T, C>, error: BoxError) -> SharedError {
         self.counters.failed.count();
         self.note_failure(ticket.won.as_ref());
         match ticket.lease {
             Some(lease) => lease.fail(error),
-            None => Arc::new(error),
+            None => shared(error),
         }
     }
 
@@ -741,24 +749,17 @@ where
                 self.backoff_until.store(0, Ordering::Relaxed);
                 let soft_end = asked.saturating_add(soft);
                 let known = Known { version: Some(version), soft_end, ..Known::default() };
-                match built {
-                    Built::New { value, .. } => self.publish_stored(lease, value, known, asked),
-                    Built::Unchanged => {
-                        self.counters.unchanged.count();
-                        self.renew_stored(lease, won.previous, known, asked)
-                    }
+                if let Built::Unchanged = built {
+                    self.counters.unchanged.count();
                 }
+                self.publish_stored(lease, value(built, won.previous), known, asked)
             }
             Ok(refusal) => {
                 match refusal {
                     Publish::Superseded => self.counters.superseded.count(),
                     _ => self.counters.invalidated.count(),
                 }
-                let own = match built {
-                    Built::New { value, .. } => Some(Arc::new(value)),
-                    Built::Unchanged => won.previous,
-                };
-                self.refused(lease, own)
+                self.refused(lease, value(built, won.previous))
             }
             Err(_) => {
                 self.orphaned(won.token);
@@ -795,45 +796,25 @@ where
         self.breaker.open_until(self.clock.now())
     }
 
-    fn publish_stored(&self, lease: Option<OwnedLease<T, C>>, value: T, known: Known, asked: Tick) -> Arc<T> {
-        let Some(lease) = lease.or_else(|| self.elect()) else {
-            // Another thread of this process is elected: it will find the value in the store.
-            return Arc::new(value);
-        };
-        let served = lease.publish_for(value, self.policy.ttl.saturating_sub(self.since(asked)));
-        self.register(&served, known);
-        served
-    }
-
-    fn renew_stored(
+    /// The store has accepted `value`. Without a lease it is only for the caller: another thread of this process is elected,
+    /// and will find the value in the store.
+    fn publish_stored(
         &self,
-        lease: Option<OwnedLease<T, C>>,
-        previous: Option<Arc<T>>,
+        lease: Option<Lease<'static, T, C>>,
+        value: Arc<T>,
         known: Known,
         asked: Tick,
     ) -> Arc<T> {
-        let Some(previous) = previous else { unreachable!("{NOTHING_UNCHANGED}") };
-        let Some(lease) = lease.or_else(|| self.elect()) else { return previous };
-        if lease.previous().is_some_and(|held| Arc::ptr_eq(held, &previous)) {
-            return match lease.renew_for(self.policy.ttl.saturating_sub(self.since(asked))) {
-                Ok(served) => {
-                    self.register(&served, known);
-                    served
-                }
-                Err(_) => previous,
-            };
+        match lease.or_else(|| self.elect()) {
+            Some(lease) => {
+                self.publish(lease, value, self.policy.ttl.saturating_sub(self.since(asked)), known)
+            }
+            None => value,
         }
-        // It was too old to be put into the local cell before; now it is fresh.
-        if let Some(Poll { current: Current::Newer(value), .. }) = self.poll(None)
-            && let Taken::Over(served) = self.take_over(lease, &value, asked)
-        {
-            return served;
-        }
-        previous
     }
 
     /// The store does not take what was built. See the module's documentation.
-    fn refused(self: &Arc<Self>, lease: Option<OwnedLease<T, C>>, own: Option<Arc<T>>) -> Arc<T> {
+    fn refused(self: &Arc<Self>, lease: Option<Lease<'static, T, C>>, own: Arc<T>) -> Arc<T> {
         let asked = self.clock.now();
         let current = self.poll(self.known().to_store()).map(|poll| poll.current);
         match (current, lease.or_else(|| self.elect())) {
@@ -842,22 +823,18 @@ where
                     return served;
                 }
             }
-            (Some(Current::Nothing { cleared: true }), lease) if self.concerns(self.epoch()) => {
-                drop(lease);
+            (Some(Current::Nothing { cleared: true }), _) if self.concerns(self.epoch()) => {
                 drop(self.local.clear());
             }
             (_, lease) => drop(lease),
         }
-        match self.local.get().or(own) {
-            Some(value) => value,
-            None => unreachable!("{NOTHING_UNCHANGED}"),
-        }
+        self.local.get().unwrap_or(own)
     }
 
     /// For this node alone.
     fn publish_locally(
         &self,
-        lease: Option<OwnedLease<T, C>>,
+        lease: Option<Lease<'static, T, C>>,
         built: Built<T>,
         previous: Option<Arc<T>>,
         foreign: Option<(Version, Duration)>,
@@ -875,22 +852,10 @@ where
             soft_end: now.saturating_add(ttl),
             ..Known::default()
         };
-        let lease = lease.or_else(|| self.elect());
-        match (built, lease) {
-            (Built::New { value, .. }, Some(lease)) => {
-                let served = lease.publish_for(value, ttl);
-                self.register(&served, known);
-                served
-            }
-            (Built::New { value, .. }, None) => Arc::new(value),
-            (Built::Unchanged, lease) => match (lease.map(|lease| lease.renew_for(ttl)), previous) {
-                (Some(Ok(served)), _) => {
-                    self.register(&served, known);
-                    served
-                }
-                (_, Some(previous)) => previous,
-                (_, None) => unreachable!("{NOTHING_UNCHANGED}"),
-            },
+        let value = value(built, previous);
+        match lease.or_else(|| self.elect()) {
+            Some(lease) => self.publish(lease, value, ttl, known),
+            None => value,
         }
     }
 
@@ -959,9 +924,12 @@ where
     /// One look of the worker, which holds the lease because another node builds, a pause runs or the store is down.
     /// Returns what is left to watch.
     pub(crate) fn watch_on(self: &Arc<Self>, mut watch: Watch<T, C>) -> Option<Watch<T, C>> {
+        if watch.lease.is_fenced() {
+            // The value was cleared: the next caller is elected.
+            return None;
+        }
         let now = self.clock.now();
         if self.known().hard_end.is_some_and(|end| end <= now) {
-            drop(watch);
             drop(self.local.clear());
             return None;
         }
@@ -999,6 +967,15 @@ where
         let left = if lease_left.is_zero() { retry_left } else { lease_left };
         let left = if left.is_zero() { longest } else { left };
         Some(Watch { lease, next: now, is_idle: lease_left.is_zero(), ..watch }.later(now, left.min(longest)))
+    }
+}
+
+/// What a build has brought, or found unchanged.
+fn value<T>(built: Built<T>, previous: Option<Arc<T>>) -> Arc<T> {
+    match (built, previous) {
+        (Built::New { value, .. }, _) => Arc::new(value),
+        (Built::Unchanged, Some(previous)) => previous,
+        (Built::Unchanged, None) => unreachable!("{NOTHING_UNCHANGED}"),
     }
 }
 
@@ -1055,7 +1032,7 @@ where
     fn context(&self) -> BuildContext<'_, T> {
         let ticket = self.ticket.as_ref();
         let won = ticket.and_then(|ticket| ticket.won.as_ref());
-        let local = ticket.and_then(|ticket| ticket.lease.as_ref()).and_then(OwnedLease::previous);
+        let local = ticket.and_then(|ticket| ticket.lease.as_ref()).and_then(Lease::previous);
         BuildContext {
             fence: won.map(|won| won.token.fence),
             previous: won.map_or(local, |won| won.previous.as_ref()),

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::Thread;
 use std::time::Duration;
 
-use dogpile::{Clock, OwnedLease, Tick};
+use dogpile::{Clock, Lease, Tick};
 
 use super::node::{Caller, Node, Step};
 #[cfg(feature = "async")]
@@ -20,8 +20,8 @@ use crate::draw;
 use crate::store::Token;
 
 /// The local lease, held while another node builds, a pause runs or the store is down.
-pub(crate) struct Watch<T, C: Clock> {
-    pub(crate) lease: OwnedLease<T, C>,
+pub(crate) struct Watch<T: 'static, C: Clock + 'static> {
+    pub(crate) lease: Lease<'static, T, C>,
     /// When to look next.
     pub(crate) next: Tick,
     pub(crate) pause: Duration,
@@ -29,9 +29,9 @@ pub(crate) struct Watch<T, C: Clock> {
     pub(crate) is_idle: bool,
 }
 
-impl<T, C: Clock> Watch<T, C> {
+impl<T: 'static, C: Clock + 'static> Watch<T, C> {
     /// To be looked after soon, when `left` is over at the latest.
-    pub(crate) fn new(lease: OwnedLease<T, C>, now: Tick, left: Duration, is_idle: bool) -> Self {
+    pub(crate) fn new(lease: Lease<'static, T, C>, now: Tick, left: Duration, is_idle: bool) -> Self {
         Self { lease, next: now, pause: Duration::from_millis(2), is_idle }.later(now, left)
     }
 
@@ -56,11 +56,11 @@ pub(crate) struct Beat {
 #[cfg(feature = "async")]
 type Task<T, C> = Box<dyn FnOnce(&Arc<Node<T, C>>) + Send>;
 
-enum Job<T, C: Clock> {
+enum Job<T: 'static, C: Clock + 'static> {
     Watch(Watch<T, C>),
     Beat(Beat),
     /// An election, for a caller that may run out of patience.
-    Elected(OwnedLease<T, C>, Caller, Reply<Step<T, C>>),
+    Elected(Lease<'static, T, C>, Caller, Reply<Step<T, C>>),
     #[cfg(feature = "async")]
     Run(Task<T, C>),
     /// Somebody waits.
@@ -91,7 +91,7 @@ impl Signals {
     }
 }
 
-pub(crate) struct Worker<T, C: Clock> {
+pub(crate) struct Worker<T: 'static, C: Clock + 'static> {
     pub(crate) signals: Arc<Signals>,
     jobs: Mutex<VecDeque<Job<T, C>>>,
     /// The node, for the thread to be started with.
@@ -170,7 +170,7 @@ where
     pub(crate) fn elected(
         &self,
         node: &Arc<Node<T, C>>,
-        lease: OwnedLease<T, C>,
+        lease: Lease<'static, T, C>,
         caller: Caller,
         patience: Duration,
     ) -> Option<Step<T, C>> {
@@ -191,7 +191,7 @@ where
     pub(crate) async fn elected_async(
         &self,
         node: &Arc<Node<T, C>>,
-        lease: OwnedLease<T, C>,
+        lease: Lease<'static, T, C>,
         caller: Caller,
     ) -> Step<T, C> {
         if !self.start(node) {
@@ -247,7 +247,7 @@ where
 }
 
 /// What the thread looks after.
-struct State<T, C: Clock> {
+struct State<T: 'static, C: Clock + 'static> {
     watch: Option<Watch<T, C>>,
     beats: Vec<Beat>,
     next_look: Option<Tick>,

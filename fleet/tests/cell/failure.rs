@@ -1,5 +1,7 @@
 //! Builds that fail.
 
+use std::error::Error;
+use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::channel;
 use std::thread;
@@ -10,7 +12,7 @@ use crate::support::*;
 
 const PAUSE: FleetPolicy = POLICY.retry_backoff(SECOND, SECOND);
 
-fn failing(node: &Node) -> FleetError<&'static str> {
+fn failing(node: &Node) -> FleetError {
     node.try_get_or_refresh(|_| Err("no route to host")).unwrap_err()
 }
 
@@ -27,12 +29,12 @@ fn a_failure_pauses_the_whole_fleet() {
     let fleet = Fleet::new();
     let nodes: Vec<Node> = (0..4).map(|_| fleet.node(PAUSE)).collect();
     let FleetError::Build(error) = failing(&nodes[0]) else { panic!("another error") };
-    assert_eq!(*error, "no route to host");
+    assert_eq!(error.to_string(), "no route to host");
     for node in &nodes {
         for _ in 0..3 {
             refused(node);
         }
-        // Who knows that a pause runs does not ask again.
+        // A node that knows of the pause does not ask again.
         assert!(node.stats().acquires <= 1, "{:?}", node.stats());
     }
     fleet.clock.advance(2 * SECOND);
@@ -41,7 +43,7 @@ fn a_failure_pauses_the_whole_fleet() {
 }
 
 #[test]
-fn who_cannot_be_told_builds_for_itself() {
+fn a_caller_that_has_to_return_a_value_builds_for_its_own_node_in_a_pause() {
     let fleet = Fleet::new();
     let (one, other) = (fleet.node(PAUSE), fleet.node(PAUSE));
     failing(&one);
@@ -61,7 +63,7 @@ fn a_stale_value_is_served_while_the_pause_runs() {
     assert!(matches!(failing(&one), FleetError::Build(_)));
     for node in [&one, &other] {
         for _ in 0..10 {
-            assert_eq!(*node.try_get_or_refresh::<(), _>(|_| panic!("a pause runs")).unwrap(), "old");
+            assert_eq!(*node.try_get_or_refresh::<&str, _>(|_| panic!("a pause runs")).unwrap(), "old");
         }
     }
     assert_eq!(other.stats().acquires, 2, "one for the first value, and one that found the pause");
@@ -83,7 +85,7 @@ fn the_callers_of_a_failed_build_get_the_stale_value_if_the_policy_says_so() {
 }
 
 #[test]
-fn those_who_wait_on_the_same_node_share_the_error() {
+fn threads_that_wait_on_the_same_node_share_the_error() {
     let fleet = Fleet::new();
     let node = fleet.node(POLICY);
     let (entered, has_entered) = channel();
@@ -102,9 +104,45 @@ fn those_who_wait_on_the_same_node_share_the_error() {
         let second = waiting.spawn_scoped(scope, || node.try_get_or_refresh(|_| Err("built twice"))).unwrap();
         // It waits, or it comes too late and builds itself; it cannot hang.
         let_go.send(()).unwrap();
-        assert!(matches!(first.join().unwrap(), Err(FleetError::Build(error)) if *error == "no"));
+        assert!(matches!(first.join().unwrap(), Err(FleetError::Build(error)) if error.to_string() == "no"));
         assert!(matches!(second.join().unwrap(), Err(FleetError::Build(_))));
     });
+}
+
+#[test]
+fn without_a_retry_backoff_the_next_caller_builds_at_once_and_gets_its_error() {
+    let fleet = Fleet::new();
+    let node = fleet.quiet(POLICY);
+    for attempts in 1..=2 {
+        assert!(matches!(failing(&node), FleetError::Build(_)));
+        assert_eq!(node.stats().failed, attempts, "the clock has not moved");
+    }
+    node.get_or_refresh(|| text("old"));
+    fleet.clock.advance(11 * SECOND);
+    for attempts in 3..=4 {
+        assert!(
+            matches!(failing(&node), FleetError::Build(_)),
+            "the stale value is no answer to a failed build"
+        );
+        assert_eq!(node.stats().failed, attempts, "the clock has not moved");
+    }
+    assert_eq!(*node.get_or_refresh(|| text("new")), "new");
+}
+
+#[test]
+fn an_error_converts_into_a_boxed_error_and_shows_the_text_and_the_type_of_the_builds_error() {
+    let fleet = Fleet::new();
+    let node = fleet.node(PAUSE);
+    let read = || -> Result<(), Box<dyn Error + Send + Sync>> {
+        node.try_get_or_refresh(|_| Err(io::Error::new(io::ErrorKind::NotFound, "no such table")))?;
+        Ok(())
+    };
+    let error = *read().unwrap_err().downcast::<FleetError>().unwrap();
+    assert_eq!(error.to_string(), "no such table");
+    assert_eq!(error.downcast_ref::<io::Error>().unwrap().kind(), io::ErrorKind::NotFound);
+    let error = *read().unwrap_err().downcast::<FleetError>().unwrap();
+    assert!(error.build_error().is_none());
+    assert!(error.to_string().starts_with("the build of the value failed a moment ago"), "{error}");
 }
 
 #[test]
@@ -122,7 +160,7 @@ fn a_panic_gives_the_lease_back_to_the_fleet() {
 fn unchanged_without_a_previous_value_is_a_panic() {
     let fleet = Fleet::new();
     let (one, other) = (fleet.node(POLICY), fleet.node(POLICY));
-    let build = || one.try_get_or_refresh::<(), _>(|_| Ok(dogpile_fleet::Built::Unchanged));
+    let build = || one.try_get_or_refresh::<&str, _>(|_| Ok(dogpile_fleet::Built::Unchanged));
     let panicked = catch_unwind(AssertUnwindSafe(build)).unwrap_err();
     assert!(panicked.downcast_ref::<&str>().unwrap().contains("BuildContext::previous"));
     assert_eq!(*other.get_or_refresh(|| text("value")), "value");

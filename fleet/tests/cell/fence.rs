@@ -1,5 +1,7 @@
 //! Invalidations, and what comes too late.
 
+use std::thread;
+
 use dogpile::Freshness;
 
 use crate::support::*;
@@ -94,13 +96,33 @@ fn a_value_that_was_cleared_is_gone_from_every_node_that_looks() {
     writer.clear().unwrap();
     fleet.clock.advance(11 * SECOND);
     let value = sleeper
-        .try_get_or_refresh::<(), _>(|context| {
+        .try_get_or_refresh::<&str, _>(|context| {
             assert!(context.previous().is_none());
             assert!(sleeper.get().is_none());
             Ok(text("newer").into())
         })
         .unwrap();
     assert_eq!(*value, "newer");
+}
+
+#[test]
+fn after_a_clear_the_next_caller_of_the_node_builds_at_once_beside_the_build_that_came_too_early() {
+    let fleet = Fleet::new();
+    let node = fleet.quiet(POLICY);
+    let value = node.get_or_refresh(|| {
+        node.clear().unwrap();
+        thread::scope(|scope| {
+            let next = scope.spawn(|| node.get_or_refresh(|| text("new")));
+            assert_eq!(*next.join().unwrap(), "new");
+        });
+        text("too early")
+    });
+    assert_eq!(*value, "new", "what the cell serves by now");
+    let snapshot = node.snapshot().unwrap();
+    assert_eq!((&**snapshot.value, snapshot.freshness), ("new", Freshness::Fresh));
+    assert_eq!(snapshot.version.unwrap().number, 1);
+    let stats = node.stats();
+    assert_eq!((stats.fleet_builds, stats.invalidated, stats.published), (2, 1, 1), "{stats:?}");
 }
 
 #[test]

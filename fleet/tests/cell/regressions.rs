@@ -133,7 +133,7 @@ fn a_value_found_unchanged_was_fresh_here_for_longer_than_the_store_said() {
     node.get_or_refresh(|| text("value"));
     fleet.clock.advance(11 * SECOND);
     way.delay.store(4, Ordering::SeqCst);
-    node.try_get_or_refresh::<(), _>(|_| Ok(Built::Unchanged)).unwrap();
+    node.try_get_or_refresh::<&str, _>(|_| Ok(Built::Unchanged)).unwrap();
     assert_eq!(node.freshness(), Freshness::Fresh);
     fleet.clock.advance(6 * SECOND + Duration::from_micros(1));
     assert_eq!(node.freshness(), Freshness::Stale);
@@ -147,7 +147,7 @@ fn a_value_found_unchanged_elsewhere_was_fetched_once_more() {
     assert_eq!(served(&other), "value");
     let before = other.get().unwrap();
     fleet.clock.advance(11 * SECOND);
-    builder.try_get_or_refresh::<(), _>(|_| Ok(Built::Unchanged)).unwrap();
+    builder.try_get_or_refresh::<&str, _>(|_| Ok(Built::Unchanged)).unwrap();
     let operations = other.stats().store_operations;
     assert_eq!(served(&other), "value");
     assert!(Arc::ptr_eq(&other.get().unwrap(), &before), "the same value, and not another one like it");
@@ -190,7 +190,7 @@ fn use_the_longest_durations(fleet: &Fleet) {
     node.invalidate().unwrap();
     assert_eq!(*node.try_get_or_refresh(|_| Err("no")).unwrap(), "value");
     fleet.clock.advance(100 * SECOND);
-    assert_eq!(*node.try_get_or_refresh::<(), _>(|_| panic!("a pause runs")).unwrap(), "value");
+    assert_eq!(*node.try_get_or_refresh::<&str, _>(|_| panic!("a pause runs")).unwrap(), "value");
     way.down.store(true, Ordering::SeqCst);
     node.clear().unwrap_err();
     assert_eq!(*at_once("a build", move || node.get_or_refresh(|| text("local"))), "local");

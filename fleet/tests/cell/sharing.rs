@@ -37,7 +37,7 @@ fn fresh_reads_do_not_talk_to_the_store() {
     let before = node.stats();
     for _ in 0..100 {
         served(&node);
-        node.try_get_or_refresh::<(), _>(|_| panic!("fresh")).unwrap();
+        node.try_get_or_refresh::<&str, _>(|_| panic!("fresh")).unwrap();
     }
     let mut reader = node.reader();
     assert_eq!(**reader.get().unwrap(), "value");
@@ -241,7 +241,7 @@ fn an_unchanged_value_is_fresh_again_on_all_nodes_under_the_same_version() {
     let build = |context: &dogpile_fleet::BuildContext<'_, String>| {
         if context.tag() == Some("v1") {
             assert_eq!(**context.previous().unwrap(), "value");
-            return Ok::<_, ()>(Built::Unchanged);
+            return Ok::<_, &str>(Built::Unchanged);
         }
         Ok(Built::New { value: text("value"), tag: Some(text("v1")) })
     };
@@ -262,6 +262,23 @@ fn an_unchanged_value_is_fresh_again_on_all_nodes_under_the_same_version() {
     assert_eq!(*newcomer.try_get_or_refresh(build).unwrap(), "value");
     assert_eq!(newcomer.freshness(), Freshness::Fresh);
     assert_eq!(newcomer.snapshot().unwrap().version, version);
+}
+
+#[test]
+fn a_value_that_was_too_old_to_be_served_is_fresh_once_it_is_found_unchanged() {
+    let fleet = Fleet::new();
+    let (builder, newcomer) = (fleet.quiet(POLICY), fleet.quiet(POLICY));
+    builder.get_or_refresh(|| text("value"));
+    fleet.clock.advance(111 * SECOND);
+    let value = newcomer.try_get_or_refresh(|context| {
+        assert_eq!(**context.previous().unwrap(), "value");
+        assert!(newcomer.get().is_none());
+        Ok::<_, &str>(Built::Unchanged)
+    });
+    assert_eq!(*value.unwrap(), "value");
+    assert_eq!(newcomer.freshness(), Freshness::Fresh);
+    assert_eq!(newcomer.snapshot().unwrap().version.unwrap().number, 1);
+    assert_eq!(served(&builder), "value");
 }
 
 #[test]
@@ -291,7 +308,7 @@ fn a_build_beyond_its_limit_loses_its_lease() {
     let policy = POLICY.lease(3 * SECOND).build_limit(5 * SECOND);
     let (builder, other) = (fleet.node(policy), fleet.node(policy));
     let value = builder
-        .try_get_or_refresh::<(), _>(|context| {
+        .try_get_or_refresh::<&str, _>(|context| {
             assert!(!context.is_superseded());
             fleet.clock.advance(9 * SECOND);
             assert_eq!(*other.get_or_refresh(|| text("quick")), "quick");
@@ -304,11 +321,11 @@ fn a_build_beyond_its_limit_loses_its_lease() {
 }
 
 #[test]
-fn a_build_that_calls_its_own_cell_is_served_or_told() {
+fn a_build_that_calls_its_own_cell_gets_the_old_value_or_an_error() {
     let fleet = Fleet::new();
     let node = fleet.quiet(POLICY);
     let value = node.get_or_refresh(|| {
-        let inner = node.try_get_or_refresh::<(), _>(|_| panic!("two at a time"));
+        let inner = node.try_get_or_refresh::<&str, _>(|_| panic!("two at a time"));
         assert!(matches!(inner, Err(FleetError::Reentrant)));
         text("first")
     });
@@ -327,7 +344,7 @@ fn fences_differ_and_only_grow() {
     let (one, other) = (fleet.quiet(POLICY), fleet.quiet(POLICY));
     let mut fences = Vec::new();
     for node in [&one, &other, &one] {
-        node.try_get_or_refresh::<(), _>(|context| {
+        node.try_get_or_refresh::<&str, _>(|context| {
             fences.push(context.fence().unwrap());
             Ok(text("value").into())
         })

@@ -1,9 +1,12 @@
 //! Tasks.
 
+use std::fmt;
 use std::future::Future;
+use std::io;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::channel;
 use std::task::{Context, Poll, Waker};
 use std::thread;
 
@@ -57,12 +60,12 @@ fn a_task_waits_for_a_build_of_another_node() {
 }
 
 #[test]
-fn a_build_is_told_and_may_fail_or_find_nothing_changed() {
+fn a_build_is_given_its_context_and_may_fail_or_find_nothing_changed() {
     let fleet = Fleet::new();
     let node = fleet.node(POLICY.retry_backoff(SECOND, SECOND));
     let error =
         block_on(node.try_get_or_refresh_async(async |_: &BuildContext<'_, String>| Err("no"))).unwrap_err();
-    assert!(matches!(error, FleetError::Build(error) if *error == "no"));
+    assert!(matches!(error, FleetError::Build(error) if error.to_string() == "no"));
     let refused =
         node.try_get_or_refresh_async(async |_: &BuildContext<'_, String>| Err::<Built<_>, _>("never"));
     assert!(matches!(block_on(refused), Err(FleetError::Backoff { .. })));
@@ -127,13 +130,13 @@ fn a_task_that_is_dropped_before_the_answer_leaves_it_to_the_next_caller() {
 }
 
 #[test]
-fn a_task_that_asks_for_its_own_value_is_told() {
+fn a_build_that_awaits_its_own_value_gets_an_error() {
     let fleet = Fleet::new();
     let node = fleet.node(POLICY);
     let value = block_on(node.get_or_refresh_async(|| async {
         yield_now().await;
-        let inner =
-            node.try_get_or_refresh_async(async |_: &BuildContext<'_, String>| Err::<Built<_>, _>(()));
+        let inner = node
+            .try_get_or_refresh_async(async |_: &BuildContext<'_, String>| Err::<Built<_>, _>("not built"));
         assert!(matches!(inner.await, Err(FleetError::Reentrant)));
         text("value")
     }));
@@ -157,5 +160,34 @@ fn its_futures_can_be_sent() {
     let fleet = Fleet::new();
     let node = fleet.node(POLICY);
     sent(node.get_or_refresh_async(|| async { text("value") }));
-    sent(node.try_get_or_refresh_async(async |_: &BuildContext<'_, String>| Err::<Built<_>, _>(())));
+    sent(node.try_get_or_refresh_async(async |_: &BuildContext<'_, String>| Err::<Built<_>, _>("not built")));
+}
+
+#[test]
+fn tasks_that_waited_for_a_failed_build_share_its_error_whatever_their_own_error_type_is() {
+    let fleet = Fleet::new();
+    let node = fleet.node(POLICY);
+    let (waits, is_waiting) = channel();
+    thread::scope(|scope| {
+        let mut waiter = None;
+        let error = node
+            .try_get_or_refresh(|_| {
+                let (waits, node) = (waits.clone(), &node);
+                waiter = Some(scope.spawn(move || {
+                    let never = async |_: &BuildContext<'_, String>| Err::<Built<_>, _>(fmt::Error);
+                    let mut read = pin!(node.try_get_or_refresh_async(never));
+                    assert!(poll(read.as_mut()).is_pending());
+                    waits.send(()).unwrap();
+                    block_on(read).unwrap_err()
+                }));
+                is_waiting.recv().unwrap();
+                Err(io::Error::from(io::ErrorKind::TimedOut))
+            })
+            .unwrap_err();
+        assert!(error.is::<io::Error>());
+        let (own, shared) = (error.build_error().unwrap(), waiter.unwrap().join().unwrap());
+        assert!(shared.build_error().unwrap().ptr_eq(own), "{shared:?}");
+    });
+    let stats = node.stats();
+    assert_eq!((stats.acquires, stats.failed), (1, 1), "{stats:?}");
 }

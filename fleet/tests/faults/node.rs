@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use dogpile::Freshness;
 use dogpile_fleet::{
-    BuildContext, Built, CodecError, FileStore, FleetCell, FleetError, FleetPolicy, Functions, PostgresStore,
-    RedisStore, RefreshStore, Version,
+    BuildContext, Built, CodecError, FileStore, FleetCell, FleetPolicy, Functions, PostgresStore, RedisStore,
+    RefreshStore, Version,
 };
 
 pub(crate) const SETTINGS: &str = "DOGPILE_FLEET_NODE";
@@ -166,12 +166,12 @@ impl Node {
         let me = &self.readers[number];
         let mut last: Option<(u64, Option<Version>)> = None;
         while self.running.load(Ordering::SeqCst) {
-            let _: Result<_, FleetError<Infallible>> = self.cell.try_get_or_refresh(|context| {
+            drop(self.cell.try_get_or_refresh(|context| {
                 me.builds.store(true, Ordering::SeqCst);
                 let built = self.build(context);
                 me.builds.store(false, Ordering::SeqCst);
-                Ok(built)
-            });
+                Ok::<_, Infallible>(built)
+            }));
             if let Some(snapshot) = self.cell.snapshot() {
                 let now = (*snapshot.value, snapshot.version);
                 if let Some((value, version)) = last {

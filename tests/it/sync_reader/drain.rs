@@ -1,4 +1,4 @@
-//! Who waits for the readers of a replaced value.
+//! Which callers wait for the readers of a replaced value.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -47,7 +47,7 @@ fn waiting_the_elected_caller_finalises_after_the_last_reader_has_left() {
     assert_eq!(cell.stats().abandoned, 0);
 }
 
-/// At most two generations are alive: while the old value drains, nobody else is elected.
+/// At most two generations are alive: while the old value drains, no other caller is elected.
 #[test]
 fn waiting_the_lease_stays_taken() {
     let (cell, clock, _log) = logged(Policy::ttl(TTL), Drain::Wait(Duration::MAX));
@@ -135,7 +135,7 @@ fn a_clear_during_a_drain_takes_the_new_value_away_and_keeps_the_order() {
         eventually("the new value is out", || cell.generation() == 2);
         let clearer = scope.spawn(|| cell.clear());
         eventually("the new value is gone", || cell.get().is_none());
-        // Whoever comes now waits: somebody still has the lease.
+        // A caller that comes now waits: the lease is still held.
         let waiter = scope.spawn(|| cell.get_or_refresh(|| 3));
         eventually("it waits", || cell.stats().waits == 1);
         assert_eq!(log.entries(), []);
@@ -155,10 +155,10 @@ fn an_expired_wait_does_not_keep_others_waiting() {
     thread::scope(|scope| {
         let builder = scope.spawn(|| drop(cell.get_or_refresh(|| 2)));
         eventually("the new value is out", || cell.generation() == 2);
-        // The new value has expired before the old one is drained: this one waits for the lease.
+        // The new value has expired before the old one is drained: this caller waits for the lease.
         clock.advance(TTL + TICK + TICK);
         let waiter = scope.spawn(|| *cell.get_or_refresh(|| 3));
-        // And then waits for the readers in its turn.
+        // Then it is elected, and waits for the readers itself.
         while !builder.is_finished() || !waiter.is_finished() {
             clock.advance(WAIT);
             thread::yield_now();

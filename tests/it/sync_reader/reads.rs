@@ -17,19 +17,19 @@ fn it_reads_like_a_dogpile_cell() {
     assert_eq!(*cell.get_or_refresh(|| 1), 1);
     assert_eq!(*cell.get_or_refresh(|| unreachable!()), 1);
     assert_eq!(*cell.load_or_refresh(|| unreachable!()), 1);
-    assert_eq!(*cell.try_get_or_refresh(|| -> Result<u32, ()> { unreachable!() }).unwrap(), 1);
+    assert_eq!(*cell.try_get_or_refresh(|| -> Result<u32, String> { unreachable!() }).unwrap(), 1);
     clock.advance(2 * TTL);
     assert_eq!(*cell.load_or_refresh(|| 2), 2);
     cell.invalidate();
     assert_eq!(cell.freshness(), Freshness::Stale);
-    assert_eq!(*cell.get_fresh_or_refresh(|| 3), 3);
-    assert_eq!(*cell.refresh(|| 4), 4);
-    assert_eq!((cell.generation(), cell.stats().builds, log.entries()), (4, 4, vec![1, 2, 3]));
+    assert_eq!(*cell.request().max_stale(Duration::ZERO).get(|| 3), 3);
+    assert_eq!(*cell.request().no_cache().get(|| 4), 4);
+    assert_eq!((cell.generation(), cell.stats().builds, log.complete(&cell)), (4, 4, vec![1, 2, 3]));
     assert!(!cell.is_refreshing());
 }
 
 #[test]
-fn stale_readers_are_not_blocked_while_somebody_builds() {
+fn stale_readers_are_not_blocked_while_a_build_runs() {
     let (cell, clock, _log) = background();
     cell.set(1);
     clock.advance(2 * TTL);
@@ -52,10 +52,11 @@ fn stale_readers_are_not_blocked_while_somebody_builds() {
 #[test]
 fn errors_are_shared_and_timeouts_kept_as_in_the_inner_cell() {
     let (cell, _clock, _log) = background();
-    let error = cell.try_get_or_refresh(|| Err::<u32, _>("no")).unwrap_err();
-    assert!(matches!(error, RefreshError::Build(error) if *error == "no"));
+    let error = cell.try_get_or_refresh(|| Err("no")).unwrap_err();
+    assert!(matches!(error, RefreshError::Build(error) if error.to_string() == "no"));
+    assert_eq!(cell.last_error().unwrap().to_string(), "no");
     cell.get_or_refresh(|| {
-        let inner = cell.try_get_or_refresh_timeout(TTL, || Ok::<_, ()>(2));
+        let inner = cell.request().wait_at_most(TTL).try_get(|| Ok::<_, String>(2));
         assert!(matches!(inner, Err(RefreshError::Reentrant)));
         1
     });
@@ -102,7 +103,7 @@ fn more_guards_than_there_are_places_for_are_fine() {
 }
 
 #[test]
-fn synchronize_tells_a_thread_that_holds_a_guard_of_a_replaced_value() {
+fn synchronize_panics_on_a_thread_that_holds_a_guard_of_a_replaced_value() {
     let (cell, _clock, _log) = background();
     cell.set(1);
     let guard = cell.load().unwrap();

@@ -1,7 +1,9 @@
 //! Faults that were found by attacking the cell, each by its symptom.
 
+use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind, panic_any};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, OnceLock, Weak};
 use std::thread;
 use std::time::Duration;
@@ -10,8 +12,8 @@ use dogpile::{
     Clock, DogpileCell, Drain, ManualClock, Policy, RefreshError, Refresher, SyncReaderCell, Tick,
 };
 
-use super::{Log, WAIT, background, logged};
-use crate::support::{GatedClock, TICK, TTL, eventually, gate, panic_message};
+use super::{Log, STRICT, WAIT, background, logged, strict};
+use crate::support::{GatedClock, PATIENCE, TICK, TTL, eventually, gate, panic_message};
 
 /// A build that was overtaken by a `set` does not get at the value that was set.
 #[test]
@@ -20,20 +22,21 @@ fn g4_a_value_that_was_set_before_the_write_lock_was_lost() {
     let (cell, _clock, log) = background();
     cell.set(1);
     cell.invalidate();
-    let value = cell.get_or_refresh_with(|writer| {
+    let value = cell.request().get_with_writer(|writer| {
         cell.set(2);
         assert!(writer.acquire_write_lock_timeout(Duration::MAX).is_err());
         assert_eq!(cell.get().as_deref(), Some(&2));
         3
     });
+    cell.synchronize();
     assert_eq!((*value, cell.get().as_deref(), cell.retired()), (2, Some(&2), 0));
-    assert_eq!(log.entries(), [1, 3]);
+    eventually("both are finalised", || log.entries() == [1, 3]);
     drop(value);
 
-    // Without one: told.
+    // Without one: a panic.
     cell.invalidate();
     let message = panic_message(|| {
-        cell.get_or_refresh_with(|writer| {
+        cell.request().get_with_writer(|writer| {
             cell.set(4);
             let _lock = writer.acquire_write_lock();
             5
@@ -41,7 +44,7 @@ fn g4_a_value_that_was_set_before_the_write_lock_was_lost() {
     });
     assert!(message.contains("overtaken"), "{message}");
     assert_eq!((cell.get().as_deref(), cell.is_refreshing()), (Some(&4), false));
-    assert_eq!(log.entries(), [1, 3, 2]);
+    assert_eq!(log.complete(&cell), [1, 3, 2]);
 }
 
 #[test]
@@ -49,7 +52,7 @@ fn a_value_that_was_set_and_cleared_before_the_write_lock_is_not_in_the_way() {
     let (cell, _clock, log) = background();
     cell.set(1);
     cell.invalidate();
-    let own = cell.get_or_refresh_with(|writer| {
+    let own = cell.request().get_with_writer(|writer| {
         cell.set(2);
         cell.clear();
         assert!(writer.acquire_write_lock().old().is_none());
@@ -59,6 +62,7 @@ fn a_value_that_was_set_and_cleared_before_the_write_lock_is_not_in_the_way() {
 }
 
 /// Panics when it is dropped, unless the thread panics already.
+#[derive(Debug)]
 struct Bomb;
 
 impl Drop for Bomb {
@@ -67,10 +71,18 @@ impl Drop for Bomb {
     }
 }
 
-fn explosive() -> (SyncReaderCell<u32>, Log) {
+impl fmt::Display for Bomb {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a bomb")
+    }
+}
+
+impl std::error::Error for Bomb {}
+
+fn explosive(drain: Drain) -> (SyncReaderCell<u32>, Log) {
     let log = Log::default();
     let finalized = log.clone();
-    let cell = SyncReaderCell::new(TTL, move |value| {
+    let cell = SyncReaderCell::with_policy(Policy::ttl(TTL), drain, move |value| {
         if value == 1 {
             panic_any(Bomb);
         }
@@ -81,16 +93,15 @@ fn explosive() -> (SyncReaderCell<u32>, Log) {
 
 #[test]
 fn g11_a_panic_whose_payload_panics_when_dropped_ended_the_thread() {
-    let (cell, log) = explosive();
+    let (cell, log) = explosive(Drain::Background);
     let first = cell.get_or_refresh(|| 1);
     let second = cell.set(2);
     cell.set(3);
     drop(first);
     drop(second);
-    cell.synchronize();
-    assert_eq!(log.entries(), [2]);
+    assert_eq!(log.complete(&cell), [2]);
     // In the caller.
-    let (cell, log) = explosive();
+    let (cell, log) = explosive(Drain::Wait(Duration::MAX));
     cell.set(1);
     cell.set(2);
     cell.set(3);
@@ -99,10 +110,10 @@ fn g11_a_panic_whose_payload_panics_when_dropped_ended_the_thread() {
 
 /// A cell that has the last reference to an error whose drop panics.
 fn with_an_error_that_panics(drain: Drain) -> (SyncReaderCell<u32, ManualClock>, Log) {
-    let (cell, _clock, log) = logged(Policy::ttl(TTL), drain);
+    let (cell, _clock, log) = logged(STRICT, drain);
     cell.set(1);
     cell.invalidate();
-    drop(cell.try_get_or_refresh(|| Err::<u32, _>(Bomb)));
+    drop(cell.try_get_or_refresh(|| Err(Bomb)));
     (cell, log)
 }
 
@@ -112,21 +123,21 @@ fn g11_an_error_whose_drop_panics_kept_the_replaced_value_from_being_finalised()
         let (cell, log) = with_an_error_that_panics(drain);
         assert_eq!(panic_message(|| cell.get_or_refresh(|| 2)), "the drop of a bomb panics");
         assert_eq!((cell.get().as_deref(), cell.is_refreshing()), (Some(&2), false));
-        assert_eq!((cell.retired(), cell.readers(), log.entries()), (0, 0, vec![1]));
+        assert_eq!((log.complete(&cell), cell.retired(), cell.readers()), (vec![1], 0, 0));
 
         let (cell, log) = with_an_error_that_panics(drain);
         assert_eq!(panic_message(|| cell.set(2)), "the drop of a bomb panics");
-        assert_eq!((cell.retired(), cell.readers(), log.entries()), (0, 0, vec![1]));
+        assert_eq!((log.complete(&cell), cell.retired(), cell.readers()), (vec![1], 0, 0));
 
         let (cell, log) = with_an_error_that_panics(drain);
         panic_message(|| {
-            cell.get_or_refresh_with(|writer| {
+            cell.request().get_with_writer(|writer| {
                 let _lock = writer.acquire_write_lock();
                 2
             })
         });
         assert_eq!((cell.get().as_deref(), cell.is_refreshing()), (Some(&2), false));
-        assert_eq!((cell.retired(), log.entries()), (0, vec![1]));
+        assert_eq!((log.complete(&cell), cell.retired()), (vec![1], 0));
     }
 }
 
@@ -134,24 +145,23 @@ fn g11_an_error_whose_drop_panics_kept_the_replaced_value_from_being_finalised()
 #[test]
 fn g7_a_section_that_failed_did_not_share_its_error() {
     let clock = Arc::new(GatedClock::default());
-    let policy = Policy::ttl(TTL);
-    let cell = SyncReaderCell::with_clock(policy, Arc::clone(&clock), Drain::Background, |_: u32| {});
+    let cell = SyncReaderCell::with_clock(STRICT, Arc::clone(&clock), Drain::Background, |_: u32| {});
     let builds = AtomicU32::new(0);
     let (locked, locked_keeper) = gate();
     thread::scope(|scope| {
         let builder = scope.spawn(|| {
-            cell.try_get_or_refresh_with(|writer| {
+            cell.request().try_get_with_writer(|writer| {
                 builds.fetch_add(1, Ordering::SeqCst);
                 let _lock = writer.acquire_write_lock();
                 locked.pass();
-                Err::<u32, _>("no")
+                Err("no")
             })
         });
         locked_keeper.wait_for_arrival();
         let waiter = scope.spawn(|| {
             cell.try_get_or_refresh(|| {
                 builds.fetch_add(1, Ordering::SeqCst);
-                Err::<u32, _>("another one")
+                Err("another one")
             })
         });
         eventually("it waits", || cell.stats().waits == 1);
@@ -162,7 +172,7 @@ fn g7_a_section_that_failed_did_not_share_its_error() {
         };
         let first = error(builder.join().unwrap());
         let second = error(waiter.join().unwrap());
-        assert!(Arc::ptr_eq(&first, &second));
+        assert!(first.ptr_eq(&second));
     });
     assert_eq!(builds.into_inner(), 1);
 }
@@ -175,15 +185,15 @@ fn a_thread_with_a_guard_that_read_again_while_a_writer_waited_hung() {
         let guard = cell.load().unwrap();
         cell.invalidate();
         scope.spawn(|| {
-            cell.get_or_refresh_with(|writer| {
+            cell.request().get_with_writer(|writer| {
                 let _lock = writer.acquire_write_lock();
                 2
             })
         });
-        eventually("the room is closed", || cell.get().is_none());
+        eventually("new readers are held back", || cell.get().is_none());
         assert!(panic_message(|| cell.get_or_refresh(|| 3)).contains("holds a ReadGuard"));
         assert!(panic_message(|| cell.set(3)).contains("holds a ReadGuard"));
-        let result = cell.try_get_or_refresh(|| Ok::<u32, ()>(3));
+        let result = cell.try_get_or_refresh(|| Ok::<_, String>(3));
         assert!(matches!(result, Err(RefreshError::Reentrant)));
         drop(guard);
     });
@@ -201,12 +211,12 @@ fn a_thread_with_a_guard_that_waited_for_a_build_hung_when_that_asked_for_the_wr
             let guard = cell.load().unwrap();
             clock.advance(TTL + TICK);
             building.pass();
-            let result = cell.try_get_or_refresh(|| Ok::<u32, ()>(3));
+            let result = cell.try_get_or_refresh(|| Ok::<_, String>(3));
             assert_eq!(*guard, 1);
             matches!(result, Err(RefreshError::Reentrant))
         });
         keeper.wait_for_arrival();
-        let value = cell.get_or_refresh_with(|writer| {
+        let value = cell.request().get_with_writer(|writer| {
             keeper.open();
             eventually("the other one waits", || cell.stats().waits == 1);
             let _lock = writer.acquire_write_lock();
@@ -219,49 +229,53 @@ fn a_thread_with_a_guard_that_waited_for_a_build_hung_when_that_asked_for_the_wr
 
 type Shared = Arc<OnceLock<Weak<SyncReaderCell<u32>>>>;
 
-/// A cell whose finalizer does something with it when it is given 1.
-fn meddling(
+/// A cell whose finalizer does something with it when it is given 1, and sends the message of the panic that follows.
+fn meddling<R>(
     drain: Drain,
-    meddle: impl Fn(&SyncReaderCell<u32>) + Send + Sync + 'static,
-) -> Arc<SyncReaderCell<u32>> {
+    meddle: impl Fn(&SyncReaderCell<u32>) -> R + Send + Sync + 'static,
+) -> (Arc<SyncReaderCell<u32>>, Receiver<String>) {
     let shared = Shared::default();
     let itself = Arc::clone(&shared);
+    let (sender, messages) = channel();
     let cell = Arc::new(SyncReaderCell::with_policy(Policy::ttl(TTL), drain, move |value| {
         if value == 1
             && let Some(cell) = itself.get().and_then(Weak::upgrade)
         {
-            meddle(&cell);
+            sender.send(panic_message(|| meddle(&cell))).unwrap();
         }
     }));
     shared.set(Arc::downgrade(&cell)).unwrap();
-    cell
+    (cell, messages)
 }
 
 #[test]
 fn a_finalizer_that_asked_for_the_write_lock_hung() {
-    let cell = meddling(Drain::Background, |cell| {
-        cell.invalidate();
-        let message = panic_message(|| {
-            cell.get_or_refresh_with(|writer| {
+    for drain in [Drain::Background, Drain::Wait(Duration::MAX)] {
+        let (cell, messages) = meddling(drain, |cell| {
+            cell.invalidate();
+            cell.request().get_with_writer(|writer| {
                 assert!(writer.acquire_write_lock_timeout(Duration::MAX).is_err());
                 let _lock = writer.acquire_write_lock();
                 9
             })
         });
+        cell.set(1);
+        cell.set(2);
+        let message = messages.recv_timeout(PATIENCE).unwrap();
         assert!(message.contains("from inside the finalizer"), "{message}");
-    });
-    cell.set(1);
-    cell.set(2);
-    assert_eq!((cell.get().as_deref(), cell.retired()), (Some(&2), 0));
+        cell.synchronize();
+        assert_eq!((cell.get().as_deref(), cell.retired()), (Some(&2), 0));
+    }
 }
 
 #[test]
 fn a_finalizer_that_forced_a_rebuild_hung_where_its_own_thread_had_the_lease() {
-    let cell = meddling(Drain::Wait(Duration::from_secs(3600)), |cell| {
-        assert!(panic_message(|| cell.refresh(|| 9)).contains("refresh was called from inside the build"));
-    });
+    let (cell, messages) =
+        meddling(Drain::Wait(Duration::from_secs(3600)), |cell| cell.request().no_cache().get(|| 9));
     cell.set(1);
-    assert_eq!(*cell.refresh(|| 2), 2);
+    assert_eq!(*cell.request().no_cache().get(|| 2), 2);
+    let message = messages.recv_timeout(PATIENCE).unwrap();
+    assert!(message.contains("get was called from inside the build"), "{message}");
     assert_eq!(cell.retired(), 0);
 }
 
@@ -271,7 +285,7 @@ fn a_build_that_cleared_and_synchronised_under_the_write_lock_hung() {
     cell.set(1);
     cell.invalidate();
     let message = panic_message(|| {
-        cell.get_or_refresh_with(|writer| {
+        cell.request().get_with_writer(|writer| {
             let _lock = writer.acquire_write_lock();
             cell.clear();
             assert!(cell.synchronize_timeout(Duration::MAX).is_err());
@@ -280,9 +294,8 @@ fn a_build_that_cleared_and_synchronised_under_the_write_lock_hung() {
         })
     });
     assert!(message.contains("under the write lock"), "{message}");
-    assert_eq!((cell.get().as_deref(), cell.retired(), log.entries()), (None, 0, vec![1]));
-    // And is not taken for a writer any more.
-    cell.synchronize();
+    // And the thread does not count as a writer any more.
+    assert_eq!((log.complete(&cell), cell.get().as_deref(), cell.retired()), (vec![1], None, 0));
 }
 
 #[test]
@@ -293,12 +306,12 @@ fn a_writer_that_waited_for_older_readers_was_counted_as_one() {
     cell.invalidate();
     thread::scope(|scope| {
         scope.spawn(|| {
-            cell.get_or_refresh_with(|writer| {
+            cell.request().get_with_writer(|writer| {
                 let _lock = writer.acquire_write_lock();
                 3
             })
         });
-        eventually("the room is closed", || cell.get().is_none());
+        eventually("new readers are held back", || cell.get().is_none());
         eventually("only the older reader is counted", || cell.readers() == 1);
         drop(older);
     });
@@ -328,7 +341,7 @@ fn g12_the_write_lock_did_not_wait_for_readers_of_values_that_were_never_publish
     let (refused, keeper) = gate();
     let locked = thread::scope(|scope| {
         let builder = scope.spawn(|| {
-            cell.get_or_refresh_with(|writer| {
+            cell.request().get_with_writer(|writer| {
                 assert_eq!(writer.acquire_write_lock_timeout(Duration::ZERO).unwrap_err().readers, 1);
                 refused.pass();
                 let _lock = writer.acquire_write_lock();
@@ -351,7 +364,7 @@ fn a_timeout_because_of_a_guard_of_ones_own_spoke_of_no_readers() {
     cell.set(1);
     cell.invalidate();
     let guard = cell.load().unwrap();
-    cell.get_or_refresh_with(|writer| {
+    cell.request().get_with_writer(|writer| {
         assert_eq!(writer.acquire_write_lock_timeout(Duration::ZERO).unwrap_err().readers, 1);
         2
     });
@@ -374,12 +387,11 @@ fn a_lease_that_timed_out_during_the_drain_let_a_third_generation_in() {
     assert_eq!(cell.stats().superseded, 0);
 }
 
-/// The last reader of a value that was never published leaves while a writer is about to give up its place among those
-/// who finalise.
+/// The last reader of a value that was never published leaves while a writer is about to give up its place in the queue.
 #[test]
 fn g11_a_value_that_was_never_published_was_sometimes_not_finalised() {
     for _ in 0..if cfg!(miri) { 3 } else { 2_000 } {
-        let (cell, _clock, log) = background();
+        let (cell, _clock, log) = strict();
         let own = cell.get_or_refresh(|| {
             cell.clear();
             1
@@ -392,9 +404,9 @@ fn g11_a_value_that_was_never_published_was_sometimes_not_finalised() {
             });
             start.wait();
             for _ in 0..3 {
-                drop(cell.try_get_or_refresh_with(|writer| {
+                drop(cell.request().try_get_with_writer(|writer| {
                     let _ = writer.acquire_write_lock_timeout(Duration::ZERO);
-                    Err::<u32, _>(())
+                    Err("no")
                 }));
             }
         });
@@ -429,7 +441,9 @@ fn panicking(drain: Drain) -> (PanickingCell, Arc<Panicking>, Log) {
     let log = Log::default();
     let entries = Arc::clone(&log.0);
     let finalizer = move |value: u32| entries.lock().unwrap().push(value);
-    (SyncReaderCell::with_clock(Policy::never_expires(), Arc::clone(&clock), drain, finalizer), clock, log)
+    let policy =
+        Policy::never_expires().retry_backoff(Duration::ZERO, Duration::ZERO).stale_if_error(Duration::ZERO);
+    (SyncReaderCell::with_clock(policy, Arc::clone(&clock), drain, finalizer), clock, log)
 }
 
 #[test]
@@ -438,7 +452,7 @@ fn a_clock_that_panics_while_a_writer_waits_loses_no_value() {
     let reader = cell.set(1);
     cell.invalidate();
     let result = catch_unwind(AssertUnwindSafe(|| {
-        cell.get_or_refresh_with(|writer| {
+        cell.request().get_with_writer(|writer| {
             let _ = writer.acquire_write_lock_timeout(TTL);
             2
         })
@@ -447,7 +461,7 @@ fn a_clock_that_panics_while_a_writer_waits_loses_no_value() {
     assert_eq!((cell.get().as_deref(), cell.is_refreshing(), cell.retired()), (Some(&1), false, 0));
     drop(reader);
     cell.set(3);
-    assert_eq!(log.entries(), [1]);
+    assert_eq!(log.complete(&cell), [1]);
 }
 
 #[test]
@@ -456,14 +470,14 @@ fn g12_a_clock_that_panicked_while_a_writer_waited_lost_the_value_if_the_build_w
         let (cell, _clock, log) = panicking(Drain::Background);
         let reader = cell.set(1);
         cell.invalidate();
-        let built = cell.try_get_or_refresh_with(|writer| {
+        let built = cell.request().try_get_with_writer(|writer| {
             let lock = catch_unwind(AssertUnwindSafe(|| writer.acquire_write_lock_timeout(TTL).map(drop)));
             assert!(lock.is_err());
             if succeeds {
                 return Ok(2);
             }
             assert_eq!(writer.acquire_write_lock_timeout(Duration::ZERO).unwrap_err().readers, 1);
-            Err(())
+            Err("no")
         });
         let current = if succeeds { 2 } else { 1 };
         assert_eq!((built.is_ok(), cell.get().as_deref()), (succeeds, Some(&current)));
@@ -478,11 +492,11 @@ fn g12_a_clock_that_panicked_while_a_writer_waited_lost_the_value_if_the_build_w
 }
 
 #[test]
-fn g11_a_clock_that_panicked_after_a_publication_left_the_old_value_to_nobody() {
+fn g11_a_clock_that_panicked_after_a_publication_kept_the_old_value_from_being_finalised() {
     let replace: [fn(&PanickingCell); 2] = [
         |cell| drop(cell.set(2)),
         |cell| {
-            cell.get_or_refresh_with(|writer| {
+            cell.request().get_with_writer(|writer| {
                 drop(writer.acquire_write_lock());
                 2
             });
@@ -507,7 +521,7 @@ fn g11_a_clock_that_panicked_after_a_publication_left_the_old_value_to_nobody() 
     }
 }
 
-/// Chaos: whoever held a guard of a withheld value that was cleared hung, as nobody knew it for a reader.
+/// A thread with a guard of a withheld value that was cleared hung, since the cell did not know that guard.
 #[test]
 fn g10_a_guard_of_a_value_that_is_cleared_while_a_writer_waits_for_it_is_known() {
     let (cell, _clock, log) = background();
@@ -518,7 +532,7 @@ fn g10_a_guard_of_a_value_that_is_cleared_while_a_writer_waits_for_it_is_known()
     let writer = {
         let cell = Arc::clone(&cell);
         thread::spawn(move || {
-            *cell.get_or_refresh_with(|writer| {
+            *cell.request().get_with_writer(|writer| {
                 drop(writer.acquire_write_lock());
                 2
             })
@@ -526,7 +540,7 @@ fn g10_a_guard_of_a_value_that_is_cleared_while_a_writer_waits_for_it_is_known()
     };
     eventually("the writer waits", || cell.get().is_none());
     cell.clear();
-    let result = cell.try_get_or_refresh(|| Err::<u32, ()>(()));
+    let result = cell.try_get_or_refresh(|| Err("no"));
     assert!(matches!(result, Err(RefreshError::Reentrant)));
     drop(guard);
     assert_eq!(writer.join().unwrap(), 2);
@@ -536,7 +550,7 @@ fn g10_a_guard_of_a_value_that_is_cleared_while_a_writer_waits_for_it_is_known()
     assert_eq!((cell.readers(), cell.retired()), (0, 0));
 }
 
-/// Chaos: for the same reason its readers were not counted.
+/// For the same reason its readers were not counted.
 #[test]
 fn g11_a_reader_of_a_value_that_is_cleared_while_a_writer_waits_for_it_is_counted() {
     for fails in [false, true] {
@@ -548,9 +562,9 @@ fn g11_a_reader_of_a_value_that_is_cleared_while_a_writer_waits_for_it_is_counte
         let writer = {
             let cell = Arc::clone(&cell);
             thread::spawn(move || {
-                let built = cell.try_get_or_refresh_with(|writer| {
+                let built = cell.request().try_get_with_writer(|writer| {
                     drop(writer.acquire_write_lock());
-                    if fails { Err(()) } else { Ok(2) }
+                    if fails { Err("no") } else { Ok(2) }
                 });
                 built.map(|value| *value).ok()
             })
@@ -577,7 +591,7 @@ fn g11_readers_of_a_value_that_is_cleared_while_a_writer_gives_up_are_counted_on
     cell.invalidate();
     thread::scope(|scope| {
         let writer = scope.spawn(|| {
-            cell.get_or_refresh_with(|writer| {
+            cell.request().get_with_writer(|writer| {
                 assert_eq!(writer.acquire_write_lock_timeout(TTL).unwrap_err().readers, 2);
                 2
             })
@@ -603,7 +617,7 @@ fn g10_a_guard_of_a_value_that_was_never_published_is_known_to_the_write_lock() 
         1
     });
     let message = panic_message(|| {
-        cell.get_or_refresh_with(|writer| {
+        cell.request().get_with_writer(|writer| {
             drop(writer.acquire_write_lock());
             2
         })
@@ -613,17 +627,17 @@ fn g10_a_guard_of_a_value_that_was_never_published_is_known_to_the_write_lock() 
     assert_eq!(*cell.get_or_refresh(|| 3), 3);
 }
 
-/// The value was in nobody's hands while the clock was asked when the build had failed.
+/// The value had no owner while the clock was asked after the build had failed.
 #[test]
 fn g12_a_clock_that_panics_when_a_write_section_fails_lost_the_value() {
     let (cell, clock, log) = panicking(Drain::Background);
     cell.set(1);
     cell.invalidate();
     let result = catch_unwind(AssertUnwindSafe(|| {
-        cell.try_get_or_refresh_with(|writer| {
+        cell.request().try_get_with_writer(|writer| {
             drop(writer.acquire_write_lock());
             clock.looks_left.store(1, Ordering::SeqCst);
-            Err::<u32, _>("no")
+            Err("no")
         })
     }));
     assert!(result.is_err());
@@ -632,14 +646,14 @@ fn g12_a_clock_that_panics_when_a_write_section_fails_lost_the_value() {
     assert_eq!(log.entries(), []);
 }
 
-/// They waited for each other: the one for the end of a build, whose caller for the guard of the other.
+/// A thread waited for the end of a build, and the build's caller waited for that thread's guard.
 #[test]
 fn g10_a_thread_with_a_guard_that_waited_for_a_build_that_drained_hung() {
     type Drained = SyncReaderCell<u32, ManualClock>;
     let waits: [fn(&Drained, &ManualClock) -> u32; 3] = [
         |cell, _| {
             cell.invalidate();
-            *cell.get_fresh_or_refresh(|| {
+            *cell.request().max_stale(Duration::ZERO).get(|| {
                 // Others go on waiting for what the build does not wait for any more.
                 let others = || cell.synchronize_timeout(Duration::ZERO);
                 assert!(thread::scope(|scope| scope.spawn(others).join().unwrap()).is_err());
@@ -648,7 +662,7 @@ fn g10_a_thread_with_a_guard_that_waited_for_a_build_that_drained_hung() {
         },
         |cell, _| {
             cell.clear();
-            *cell.try_get_or_refresh(|| Ok::<_, ()>(3)).unwrap()
+            *cell.try_get_or_refresh(|| Ok::<_, String>(3)).unwrap()
         },
         |cell, clock| {
             clock.advance(3 * TTL);
@@ -675,7 +689,7 @@ fn g10_a_thread_with_a_guard_that_waited_for_a_build_that_drained_hung() {
     }
 }
 
-/// A guard of the value that has just been published stands in nobody's way.
+/// A guard of the value that has just been published delays no build.
 #[test]
 fn a_build_goes_on_waiting_for_others_if_a_reader_of_the_new_value_waits() {
     let (cell, _clock, log) = logged(Policy::ttl(TTL), Drain::Wait(Duration::MAX));
@@ -686,10 +700,10 @@ fn a_build_goes_on_waiting_for_others_if_a_reader_of_the_new_value_waits() {
         eventually("the new value is there", || cell.generation() == 2);
         let guard = cell.load().unwrap();
         cell.invalidate();
-        let fresh = cell.try_get_or_refresh_timeout(Duration::ZERO, || Ok::<_, ()>(3)).unwrap();
+        let fresh = cell.request().wait_at_most(Duration::ZERO).try_get(|| Ok::<_, String>(3)).unwrap();
         assert_eq!((*guard, *fresh, cell.is_refreshing(), cell.retired()), (2, 2, true, 1));
         cell.clear();
-        let none = cell.try_get_or_refresh_timeout(Duration::ZERO, || Ok::<_, ()>(3));
+        let none = cell.request().wait_at_most(Duration::ZERO).try_get(|| Ok::<_, String>(3));
         assert!(matches!(none, Err(RefreshError::WaitTimeout)));
         assert!(cell.is_refreshing());
         drop((fresh, guard, reader));
@@ -713,13 +727,13 @@ fn a_finalizer_that_drops_a_refresher_that_drops_the_cell_hung() {
     let other = Arc::new(DogpileCell::new(TTL));
     let refresher = {
         let cell = Arc::clone(&cell);
-        let build = move |_: Option<&Arc<u32>>| Ok::<_, ()>(u32::try_from(cell.generation()).unwrap());
+        let build = move |_| u32::try_from(cell.generation()).unwrap();
         Refresher::spawn(&other, Duration::from_secs(1), build).unwrap()
     };
     eventually("it has built", || other.get().is_some());
     let reader = cell.set(Some(refresher));
     cell.set(None);
-    // The last one is the refresher's, whom the cell's own thread ends.
+    // The last reference is the refresher's, which the cell's own thread stops.
     drop(cell);
     drop(reader);
     eventually("it is finalised", || finalised.load(Ordering::SeqCst) == 1);
@@ -731,7 +745,7 @@ fn a_build_whose_write_lock_another_thread_has_asked_for_waited_for_itself() {
     cell.set(1);
     cell.invalidate();
     let message = panic_message(|| {
-        cell.get_or_refresh_with(|writer| {
+        cell.request().get_with_writer(|writer| {
             thread::scope(|scope| scope.spawn(|| drop(writer.acquire_write_lock())).join().unwrap());
             cell.clear();
             cell.synchronize();
@@ -741,15 +755,15 @@ fn a_build_whose_write_lock_another_thread_has_asked_for_waited_for_itself() {
     assert!(message.contains("under the write lock"), "{message}");
 }
 
-/// It was counted where there was nobody, or readers who were not in the way.
+/// It was counted where there was no reader, or readers that it did not wait for.
 #[test]
-fn a_caller_that_stands_in_its_own_way_is_no_reader() {
+fn a_caller_that_would_wait_for_itself_is_not_counted_as_a_reader() {
     // A build that has been overtaken.
     let (cell, _clock, _log) = background();
     cell.set(1);
     cell.invalidate();
     let mut reader = None;
-    cell.get_or_refresh_with(|writer| {
+    cell.request().get_with_writer(|writer| {
         reader = Some(cell.set(2));
         assert_eq!(writer.acquire_write_lock_timeout(TTL).unwrap_err().readers, 0);
         3
@@ -763,7 +777,7 @@ fn a_caller_that_stands_in_its_own_way_is_no_reader() {
         move |value| {
             if value == 1 {
                 let cell = own.get().and_then(Weak::upgrade).unwrap();
-                cell.get_or_refresh_with(|writer| {
+                cell.request().get_with_writer(|writer| {
                     let timeout = writer.acquire_write_lock_timeout(TTL).unwrap_err();
                     readers.store(timeout.readers.try_into().unwrap(), Ordering::SeqCst);
                     2
@@ -774,5 +788,6 @@ fn a_caller_that_stands_in_its_own_way_is_no_reader() {
     own.set(Arc::downgrade(&cell)).unwrap();
     cell.set(1);
     cell.clear();
+    cell.synchronize();
     assert_eq!(readers.load(Ordering::SeqCst), 0);
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use dogpile::{Drain, Freshness, Policy, RefreshError, SyncReaderCell};
 
-use super::{WAIT, background, logged};
+use super::{WAIT, background, logged, strict};
 use crate::support::{TICK, TTL, eventually, gate, panic_message};
 
 #[test]
@@ -17,7 +17,7 @@ fn g12_while_the_write_lock_is_held_there_is_no_reader_inside_and_new_ones_wait(
     let (locked, locked_keeper) = gate();
     thread::scope(|scope| {
         let builder = scope.spawn(|| {
-            cell.get_or_refresh_with(|writer| {
+            cell.request().get_with_writer(|writer| {
                 building.pass();
                 let mut lock = writer.acquire_write_lock();
                 locked.pass();
@@ -30,7 +30,7 @@ fn g12_while_the_write_lock_is_held_there_is_no_reader_inside_and_new_ones_wait(
         assert_eq!(*cell.get_or_refresh(|| unreachable!()), 1);
         building_keeper.open();
         // Asked for: new readers wait, though the old one has not left.
-        eventually("the room is closed", || cell.get().is_none());
+        eventually("new readers are held back", || cell.get().is_none());
         assert_eq!(*reader, 1);
         let late = scope.spawn(|| *cell.get_or_refresh(|| unreachable!()));
         eventually("the late reader waits", || cell.stats().waits == 1);
@@ -41,15 +41,15 @@ fn g12_while_the_write_lock_is_held_there_is_no_reader_inside_and_new_ones_wait(
         assert_eq!(*builder.join().unwrap(), 2);
         assert_eq!(late.join().unwrap(), 2);
     });
-    assert_eq!((log.entries(), cell.generation()), (vec![1], 2));
+    assert_eq!((log.complete(&cell), cell.generation()), (vec![1], 2));
 }
 
 #[test]
-fn g12_the_room_stays_empty_until_the_build_ends_also_when_the_lock_is_dropped_before() {
+fn g12_no_reader_comes_in_until_the_build_ends_also_when_the_lock_is_dropped_before() {
     let (cell, clock, _log) = background();
     cell.set(1);
     clock.advance(2 * TTL);
-    let value = cell.get_or_refresh_with(|writer| {
+    let value = cell.request().get_with_writer(|writer| {
         {
             let mut lock = writer.acquire_write_lock();
             *lock.old().unwrap() += 10;
@@ -64,7 +64,7 @@ fn g12_the_room_stays_empty_until_the_build_ends_also_when_the_lock_is_dropped_b
 #[test]
 fn g12_at_the_first_build_there_is_no_old_value() {
     let (cell, _clock, log) = background();
-    let value = cell.get_or_refresh_with(|writer| {
+    let value = cell.request().get_with_writer(|writer| {
         assert!(writer.acquire_write_lock().old().is_none());
         1
     });
@@ -76,7 +76,7 @@ fn g12_in_an_empty_cell_the_lock_waits_for_the_readers_of_what_was_cleared() {
     let (cell, _clock, log) = background();
     let mut reader = Some(cell.get_or_refresh(|| 1));
     cell.clear();
-    let value = cell.get_or_refresh_with(|writer| {
+    let value = cell.request().get_with_writer(|writer| {
         assert_eq!(writer.acquire_write_lock_timeout(Duration::ZERO).unwrap_err().readers, 1);
         reader = None;
         assert!(writer.acquire_write_lock().old().is_none());
@@ -88,28 +88,55 @@ fn g12_in_an_empty_cell_the_lock_waits_for_the_readers_of_what_was_cleared() {
 
 #[test]
 fn g12_after_an_error_the_old_value_is_back() {
-    let (cell, clock, log) = background();
+    let (cell, clock, log) = strict();
     cell.set(1);
     clock.advance(2 * TTL);
-    let result = cell.try_get_or_refresh_with(|writer| {
+    let result = cell.request().try_get_with_writer(|writer| {
         *writer.acquire_write_lock().old().unwrap() = 7;
         Err("no")
     });
-    assert!(matches!(result, Err(RefreshError::Build(error)) if *error == "no"));
+    assert!(matches!(result, Err(RefreshError::Build(error)) if error.to_string() == "no"));
     // Changed in place, as the build left it.
     assert_eq!((cell.get().as_deref(), cell.generation(), log.entries()), (Some(&7), 1, vec![]));
     assert_eq!(cell.freshness(), Freshness::Stale);
     assert_eq!(*cell.get_or_refresh(|| 2), 2);
-    assert_eq!(log.entries(), [7]);
+    assert_eq!(log.complete(&cell), [7]);
+}
+
+/// With the policy's defaults.
+#[test]
+fn g12_after_an_error_all_callers_are_served_the_old_value() {
+    let (cell, clock, _log) = background();
+    cell.set(1);
+    clock.advance(2 * TTL);
+    let (locked, keeper) = gate();
+    thread::scope(|scope| {
+        let builder = scope.spawn(|| {
+            cell.request().try_get_with_writer(|writer| {
+                *writer.acquire_write_lock().old().unwrap() = 7;
+                locked.pass();
+                Err("no")
+            })
+        });
+        keeper.wait_for_arrival();
+        let waiter = scope.spawn(|| *cell.get_or_refresh(|| unreachable!()));
+        eventually("it waits", || cell.stats().waits == 1);
+        keeper.open();
+        assert_eq!((*builder.join().unwrap().unwrap(), waiter.join().unwrap()), (7, 7));
+    });
+    // A retry pause runs.
+    assert_eq!(*cell.get_or_refresh(|| unreachable!()), 7);
+    assert_eq!(cell.last_error().unwrap().to_string(), "no");
+    assert_eq!((cell.stats().served_stale_on_error, cell.stats().consecutive_failures), (2, 1));
 }
 
 #[test]
 fn g12_after_a_panic_the_old_value_is_back() {
-    let (cell, clock, log) = background();
+    let (cell, clock, log) = strict();
     cell.set(1);
     clock.advance(2 * TTL);
     let message = panic_message(|| {
-        cell.get_or_refresh_with(|writer| {
+        cell.request().get_with_writer(|writer| {
             let _lock = writer.acquire_write_lock();
             panic!("in the section")
         })
@@ -120,14 +147,14 @@ fn g12_after_a_panic_the_old_value_is_back() {
 }
 
 #[test]
-fn g12_those_who_waited_for_a_section_that_fails_are_served_the_old_value_or_build() {
-    let (cell, clock, _log) = background();
+fn g12_callers_that_waited_for_a_section_that_fails_are_served_the_old_value_or_build() {
+    let (cell, clock, _log) = strict();
     cell.set(1);
     clock.advance(2 * TTL);
     let (locked, keeper) = gate();
     thread::scope(|scope| {
         let builder = scope.spawn(|| {
-            cell.try_get_or_refresh_with(|writer| {
+            cell.request().try_get_with_writer(|writer| {
                 let _lock = writer.acquire_write_lock();
                 locked.pass();
                 Err("no")
@@ -154,14 +181,14 @@ fn g12_after_a_timeout_the_old_value_is_back_at_once_and_the_build_goes_on() {
     let (timed_out, keeper) = gate();
     thread::scope(|scope| {
         let builder = scope.spawn(|| {
-            cell.get_or_refresh_with(|writer| {
+            cell.request().get_with_writer(|writer| {
                 let timeout = writer.acquire_write_lock_timeout(WAIT).unwrap_err();
                 assert_eq!(timeout.readers, 1);
                 timed_out.pass();
                 2
             })
         });
-        eventually("the room is closed", || cell.get().is_none());
+        eventually("new readers are held back", || cell.get().is_none());
         let waiter = scope.spawn(|| *cell.get_or_refresh(|| unreachable!()));
         eventually("it waits", || cell.stats().waits == 1);
         clock.advance(WAIT);
@@ -182,13 +209,13 @@ fn g12_a_timeout_can_be_followed_by_another_try() {
     let (cell, clock, log) = background();
     let mut reader = Some(cell.get_or_refresh(|| 1));
     clock.advance(2 * TTL);
-    let value = cell.get_or_refresh_with(|writer| {
+    let value = cell.request().get_with_writer(|writer| {
         assert_eq!(writer.acquire_write_lock_timeout(Duration::ZERO).unwrap_err().readers, 1);
         assert_eq!(cell.get().as_deref(), Some(&1));
         reader = None;
         *writer.acquire_write_lock_timeout(Duration::ZERO).unwrap().old().unwrap() + 1
     });
-    assert_eq!((*value, log.entries()), (2, vec![1]));
+    assert_eq!((*value, log.complete(&cell)), (2, vec![1]));
 }
 
 #[test]
@@ -199,19 +226,19 @@ fn g12_the_lock_waits_for_the_readers_of_older_values_too() {
     clock.advance(2 * TTL);
     thread::scope(|scope| {
         let builder = scope.spawn(|| {
-            cell.get_or_refresh_with(|writer| {
+            cell.request().get_with_writer(|writer| {
                 let mut lock = writer.acquire_write_lock();
                 // What was retired before has gone before.
                 assert_eq!((lock.old(), log.entries()), (Some(&mut 2), vec![1]));
                 3
             })
         });
-        eventually("the room is closed", || cell.get().is_none());
+        eventually("new readers are held back", || cell.get().is_none());
         assert!(!builder.is_finished());
         drop(older);
         assert_eq!(*builder.join().unwrap(), 3);
     });
-    assert_eq!(log.entries(), [1, 2]);
+    assert_eq!(log.complete(&cell), [1, 2]);
 }
 
 #[test]
@@ -220,7 +247,7 @@ fn g12_while_an_older_value_is_read_the_lock_is_not_given() {
     let mut older = Some(cell.get_or_refresh(|| 1));
     cell.set(2);
     clock.advance(2 * TTL);
-    let value = cell.get_or_refresh_with(|writer| {
+    let value = cell.request().get_with_writer(|writer| {
         assert_eq!(writer.acquire_write_lock_timeout(Duration::ZERO).unwrap_err().readers, 1);
         older = None;
         assert_eq!((writer.acquire_write_lock().old(), log.entries()), (Some(&mut 2), vec![1]));
@@ -237,7 +264,7 @@ fn g12_set_waits_for_the_end_of_the_section() {
     let (locked, keeper) = gate();
     thread::scope(|scope| {
         let builder = scope.spawn(|| {
-            cell.get_or_refresh_with(|writer| {
+            cell.request().get_with_writer(|writer| {
                 let _lock = writer.acquire_write_lock();
                 locked.pass();
                 2
@@ -257,12 +284,12 @@ fn g12_set_waits_for_the_end_of_the_section() {
 }
 
 #[test]
-fn g12_a_set_from_inside_the_section_is_told() {
+fn g12_a_set_from_inside_the_section_panics() {
     let (cell, _clock, _log) = background();
     cell.set(1);
     cell.invalidate();
     let message = panic_message(|| {
-        cell.get_or_refresh_with(|writer| {
+        cell.request().get_with_writer(|writer| {
             let _lock = writer.acquire_write_lock();
             *cell.set(2)
         })
@@ -276,13 +303,13 @@ fn g12_a_clear_during_the_section_retires_the_old_value_instead_of_putting_it_ba
     let (cell, _clock, log) = background();
     cell.set(1);
     cell.invalidate();
-    let result = cell.try_get_or_refresh_with(|writer| {
+    let result = cell.request().try_get_with_writer(|writer| {
         let _lock = writer.acquire_write_lock();
         cell.clear();
         Err("no")
     });
     assert!(result.is_err());
-    assert_eq!((cell.get().as_deref(), log.entries(), cell.retired()), (None, vec![1], 0));
+    assert_eq!((log.complete(&cell), cell.get().as_deref(), cell.retired()), (vec![1], None, 0));
 }
 
 #[test]
@@ -290,12 +317,12 @@ fn g12_a_clear_during_the_section_keeps_the_new_value_out() {
     let (cell, _clock, log) = background();
     cell.set(1);
     cell.invalidate();
-    let own = cell.get_or_refresh_with(|writer| {
+    let own = cell.request().get_with_writer(|writer| {
         let _lock = writer.acquire_write_lock();
         cell.clear();
         2
     });
-    assert_eq!((*own, cell.get().as_deref(), log.entries()), (2, None, vec![1]));
+    assert_eq!((*own, cell.get().as_deref(), log.complete(&cell)), (2, None, vec![1]));
     drop(own);
     eventually("it is finalised", || log.entries() == [1, 2]);
     assert_eq!(cell.retired(), 0);
@@ -308,13 +335,13 @@ fn g12_a_clear_while_the_lock_is_waited_for_retires_the_old_value() {
     cell.invalidate();
     thread::scope(|scope| {
         let builder = scope.spawn(|| {
-            cell.get_or_refresh_with(|writer| {
+            cell.request().get_with_writer(|writer| {
                 assert!(writer.acquire_write_lock_timeout(WAIT).is_err());
                 assert!(cell.get().is_none());
                 2
             })
         });
-        eventually("the room is closed", || cell.get().is_none());
+        eventually("new readers are held back", || cell.get().is_none());
         cell.clear();
         clock.advance(WAIT);
         assert_eq!(*builder.join().unwrap(), 2);
@@ -329,10 +356,10 @@ fn g12_a_clear_while_the_lock_is_waited_for_retires_the_old_value() {
 fn g12_an_invalidation_during_the_section_is_not_forgotten() {
     let (cell, _clock, _log) = background();
     cell.set(1);
-    let result = cell.try_get_or_refresh_with(|_| Ok::<_, ()>(9));
+    let result = cell.request().try_get_with_writer(|_| Ok::<_, String>(9));
     assert_eq!(*result.unwrap(), 1);
     cell.invalidate();
-    cell.get_or_refresh_with(|writer| {
+    cell.request().get_with_writer(|writer| {
         let _lock = writer.acquire_write_lock();
         cell.invalidate();
         2
@@ -341,19 +368,19 @@ fn g12_an_invalidation_during_the_section_is_not_forgotten() {
 }
 
 #[test]
-fn g12_a_thread_that_holds_a_guard_is_told() {
-    let (cell, _clock, _log) = background();
+fn g12_the_write_lock_is_refused_to_a_thread_that_holds_a_guard() {
+    let (cell, _clock, _log) = strict();
     cell.set(1);
     cell.invalidate();
     let guard = cell.load().unwrap();
     let message = panic_message(|| {
-        cell.get_or_refresh_with(|writer| {
+        cell.request().get_with_writer(|writer| {
             let _lock = writer.acquire_write_lock();
             2
         })
     });
     assert!(message.contains("this thread holds a ReadGuard of the same cell"), "{message}");
-    let value = cell.get_or_refresh_with(|writer| {
+    let value = cell.request().get_with_writer(|writer| {
         assert!(writer.acquire_write_lock_timeout(Duration::MAX).is_err());
         *cell.get().unwrap()
     });
@@ -365,7 +392,7 @@ fn g12_a_guard_of_another_cell_is_not_in_the_way() {
     let (cell, _clock, _log) = background();
     let (other, _clock, _log) = background();
     let guard = other.load_or_refresh(|| 9);
-    let value = cell.get_or_refresh_with(|writer| {
+    let value = cell.request().get_with_writer(|writer| {
         let _lock = writer.acquire_write_lock();
         *guard
     });
@@ -379,7 +406,7 @@ fn g12_a_build_that_was_superseded_does_not_get_the_lock() {
     cell.set(1);
     cell.invalidate();
     let message = panic_message(|| {
-        cell.get_or_refresh_with(|writer| {
+        cell.request().get_with_writer(|writer| {
             clock.advance(TTL + TICK);
             assert_eq!(*cell.get_or_refresh(|| 2), 2);
             assert!(writer.acquire_write_lock_timeout(TTL).is_err());
@@ -388,7 +415,7 @@ fn g12_a_build_that_was_superseded_does_not_get_the_lock() {
         })
     });
     assert!(message.contains("superseded"), "{message}");
-    assert_eq!((cell.get().as_deref(), log.entries()), (Some(&2), vec![1]));
+    assert_eq!((cell.get().as_deref(), log.complete(&cell)), (Some(&2), vec![1]));
 }
 
 #[test]
@@ -398,7 +425,7 @@ fn g12_a_writer_is_not_superseded() {
     let (locked, keeper) = gate();
     thread::scope(|scope| {
         let builder = scope.spawn(|| {
-            cell.get_or_refresh_with(|writer| {
+            cell.request().get_with_writer(|writer| {
                 let _lock = writer.acquire_write_lock();
                 locked.pass();
                 1
@@ -424,7 +451,7 @@ fn g12_a_stream_of_readers_does_not_starve_a_writer() {
     thread::scope(|scope| {
         for _ in 0..3 {
             scope.spawn(|| {
-                // Each takes the next before it leaves the last. What is invalid may make a reader the one who builds.
+                // Each takes the next value before it leaves the last. A reader that finds a stale one may be elected.
                 let again = || *cell.get().unwrap();
                 let mut reader = cell.get_or_refresh(again);
                 while !done.load(Ordering::Relaxed) {
@@ -439,7 +466,7 @@ fn g12_a_stream_of_readers_does_not_starve_a_writer() {
         }
         for round in 1..=if cfg!(miri) { 3 } else { 100 } {
             cell.invalidate();
-            cell.get_or_refresh_with(|writer| {
+            cell.request().get_with_writer(|writer| {
                 let mut lock = writer.acquire_write_lock();
                 assert!(lock.old().is_some());
                 round
@@ -449,10 +476,10 @@ fn g12_a_stream_of_readers_does_not_starve_a_writer() {
     });
 }
 
-/// Readers of the value that was to be replaced, older ones, and those of values that were never published.
+/// Readers of the value that was to be replaced, of older ones, and of values that were never published.
 #[test]
-fn g12_a_write_lock_that_is_not_had_in_time_tells_how_many_are_in_the_way() {
-    let (cell, _clock, _log) = background();
+fn g12_a_write_lock_that_is_not_had_in_time_names_the_number_of_readers() {
+    let (cell, _clock, _log) = strict();
     let loose = cell.get_or_refresh(|| {
         cell.clear();
         1
@@ -462,9 +489,9 @@ fn g12_a_write_lock_that_is_not_had_in_time_tells_how_many_are_in_the_way() {
     cell.invalidate();
     let in_the_way = |cell: &SyncReaderCell<u32, _>| {
         let mut readers = 0;
-        let built = cell.try_get_or_refresh_with(|writer| {
+        let built = cell.request().try_get_with_writer(|writer| {
             readers = writer.acquire_write_lock_timeout(Duration::ZERO).unwrap_err().readers;
-            Err::<u32, ()>(())
+            Err("no")
         });
         assert!(built.is_err());
         readers
@@ -477,9 +504,9 @@ fn g12_a_write_lock_that_is_not_had_in_time_tells_how_many_are_in_the_way() {
     drop(loose);
     assert_eq!(in_the_way(&cell), 3);
     drop(old);
-    let built = cell.try_get_or_refresh_with(|writer| {
+    let built = cell.request().try_get_with_writer(|writer| {
         drop(writer.acquire_write_lock());
-        Err::<u32, ()>(())
+        Err("no")
     });
     assert!(built.is_err());
     // It is in a new `Arc` now.
@@ -493,12 +520,40 @@ fn looking_at_a_writer_shows_whether_it_has_the_lock() {
     let (cell, _clock, _log) = background();
     for has_old in [false, true] {
         cell.invalidate();
-        cell.get_or_refresh_with(|writer| {
+        cell.request().get_with_writer(|writer| {
             assert_eq!(format!("{writer:?}"), "Writer { locked: false, .. }");
             let lock = writer.acquire_write_lock();
             assert_eq!(format!("{lock:?}"), format!("WriteLock {{ has_old: {has_old}, .. }}"));
             assert_eq!(format!("{writer:?}"), "Writer { locked: true, .. }");
             1
         });
+    }
+}
+
+/// What a cleared section has written in place is its finalizer's to undo, which must not meet what the next section writes.
+#[test]
+fn g12_the_write_lock_waits_for_the_finalizer_of_a_value_that_was_never_published() {
+    for drain in [Drain::Background, Drain::Wait(Duration::MAX)] {
+        let (finalizing, keeper) = gate();
+        let finalizer = move |value: u32| {
+            if value == 1 {
+                finalizing.pass();
+            }
+        };
+        let cell = SyncReaderCell::with_policy(Policy::ttl(TTL), drain, finalizer);
+        let own = cell.get_or_refresh(|| {
+            cell.clear();
+            1
+        });
+        drop(own);
+        keeper.wait_for_arrival();
+        let mut is_refused = false;
+        cell.request().get_with_writer(|writer| {
+            is_refused = writer.acquire_write_lock_timeout(Duration::ZERO).is_err();
+            keeper.open();
+            assert!(writer.acquire_write_lock().old().is_none());
+            2
+        });
+        assert!(is_refused, "{drain:?}: the finalizer ran beside the write section");
     }
 }

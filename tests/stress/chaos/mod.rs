@@ -1,32 +1,34 @@
 //! Everything at once.
 //!
 //! Eight threads, each doing whatever it draws, with cells of all kinds: every public operation of `DogpileCell`,
-//! `LazyDogpile`, `SyncReaderCell`, their handles, leases and places, background builds, refreshers, and with the feature
-//! `async` tasks that are dropped at random. Builds fail, panic, stall until their lease is out of date, call back into their
-//! own cell and into others, and take the write lock. Time is a [`ManualClock`] that one more thread moves, mostly by
+//! `LazyDogpile`, `SyncReaderCell`, their handles, leases and places, requests with random conditions, builds in the hands of
+//! spawners, refreshers, and with the feature `async` tasks that are dropped at random. Builds fail, panic, stall until their
+//! lease is out of date, lose it to a `set`, `clear`, `revoke` or `reset`, call back into their own cell and into others, and
+//! take the write lock. Time is a [`ManualClock`] that one more thread moves, mostly by
 //! microseconds and now and then by an hour.
 //!
 //! # What is checked, all the time
 //!
 //! | | promise |
 //! |---|---|
-//! | nobody builds while somebody builds, where a lease has no timeout | G1 |
+//! | two builds run at once only if one of them was displaced, or a lease has a timeout | G1 |
 //! | what a thread sees, by whichever way, does not go back; nor behind what others had seen before | G3 |
 //! | a generation is of one value, and greater ones are of later values | G3 |
 //! | nothing is fresh whose build began before an `invalidate` that has returned; nothing is there after a `clear` | G4 |
-//! | `refresh` returns a value whose build began after the call | G4 |
-//! | who waits is woken: else the watchdog names him and what he does | G5 G6 G7 |
-//! | a build that would wait for itself is told | G10 |
+//! | `no_cache` returns a value whose build began after the call | G4 |
+//! | each waiter is woken: else the watchdog names the thread and what it does | G5 G6 G7 |
+//! | a build that would wait for itself gets an error or a panic | G10 |
 //! | no value is read after its finalizer, which runs once, in order, alone, and without a reader inside | G11 |
-//! | in a write section nobody is inside, and the old value is there unchanged afterwards | G12 |
+//! | in a write section no reader is inside, and the old value is there unchanged afterwards | G12 |
 //!
 //! And at the end: leases are back, statistics agree, no value, no cell and no thread is left.
 //!
-//! # Who may wait for whom
+//! # Which thread may wait for which
 //!
-//! So that it is a fault of the cells if somebody waits for ever: a build calls only into its own cell, where it is told, and
-//! into those that come after it in [`Stage`]. Whoever holds a `ReaderArc` does nothing that may wait. Those who end the leases,
-//! jobs and places of others wait for nothing but time. And time goes on until all have left.
+//! A thread that waits for ever is a fault of the cells, because this test makes no circle of waits: a build calls only into
+//! its own cell, which refuses to wait, and into cells that come after it in [`Stage`]. A thread that holds a `ReaderArc` does
+//! nothing that may wait. The threads that end the leases, jobs and places of others wait for nothing but time. And time goes
+//! on until all have left.
 
 mod names;
 mod plain;
@@ -36,7 +38,7 @@ mod tasks;
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -47,6 +49,7 @@ use dogpile::{Clock, Drain, ManualClock, Policy};
 use dogpile::{Refresher, SyncReaderCell};
 
 use crate::harness::{Member, Random, Task, alone, eventually, lock, seed, task, together, unless_it_panics};
+use crate::values::Census;
 use plain::{Given, Plain, PlainReader};
 use readers::{Kept, Readers};
 
@@ -100,13 +103,17 @@ enum Length {
     Steps(u64),
 }
 
-/// A build that is to fail.
-#[derive(Debug)]
-struct Failed;
-
-/// The error of those who have nothing to do with [`Failed`].
+/// The error of calls that have nothing to do with [`Failed`](crate::harness::Failed).
 #[derive(Debug)]
 struct OtherError;
+
+impl std::fmt::Display for OtherError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("another build fails")
+    }
+}
+
+impl std::error::Error for OtherError {}
 
 /// What all share. The cells are in the order in which builds may call from one into another.
 struct Stage {
@@ -125,16 +132,19 @@ type Tally = BTreeMap<(&'static str, &'static str), u64>;
 /// Returns what is to be the same in every run with this seed, of each actor: nothing if the run is timed.
 fn run(seed: u64, length: Length) -> Vec<Trace> {
     let clock = ManualClock::new();
-    let policy = Policy::ttl(1000 * MICROSECOND).jitter(20);
-    let strict = policy
+    let policy =
+        Policy::ttl(1000 * MICROSECOND).jitter(20).retry_backoff(20 * MICROSECOND, 300 * MICROSECOND);
+    let strict = policy.stale_while_refresh(1000 * MICROSECOND).stale_if_error(2000 * MICROSECOND);
+    let hasty = policy
         .stale_while_refresh(1000 * MICROSECOND)
-        .stale_if_error(2000 * MICROSECOND)
-        .retry_backoff(20 * MICROSECOND, 300 * MICROSECOND);
+        .stale_if_error(Duration::ZERO)
+        .retry_backoff(Duration::ZERO, Duration::ZERO);
     let stage = Stage {
         plain: vec![
             Plain::shared("strict", strict, &clock),
             Plain::shared("timed", strict.lease_timeout(200 * MICROSECOND), &clock),
-            Plain::lazy("lazy", policy.stale_while_refresh(1000 * MICROSECOND), &clock),
+            Plain::lazy("lazy", hasty, &clock),
+            Plain::lazy_fallible("lazy fallible", policy, &clock),
             #[cfg(feature = "async")]
             Plain::lazy_async("lazy async", policy.stale_while_refresh(1000 * MICROSECOND), &clock),
         ],
@@ -187,7 +197,7 @@ fn run(seed: u64, length: Length) -> Vec<Trace> {
     traces.iter().map(|trace| std::mem::take(&mut *lock(trace))).collect()
 }
 
-/// Somebody leaves, however it ends.
+/// Counts that a thread has left, however it ends.
 struct Left<'a>(&'a [&'a AtomicUsize]);
 
 impl Drop for Left<'_> {
@@ -258,7 +268,7 @@ impl Stage {
         }
     }
 
-    /// Ends leases, runs jobs and waits for builds that others have begun, or were given a place for.
+    /// Ends the leases and waits at the places of other threads, and runs their jobs.
     fn run_for_others(&self, me: &mut Member<'_>, inbox: &Receiver<Given>) {
         loop {
             me.waiting("waiting for something to do");
@@ -269,6 +279,9 @@ impl Stage {
         eventually("the actors have left", || self.acting.load(Ordering::SeqCst) == 0);
         for plain in &self.plain {
             plain.dismiss(me);
+        }
+        for readers in &self.readers {
+            readers.dismiss(me);
         }
     }
 
@@ -296,7 +309,7 @@ impl Stage {
         let Length::Time(length) = length else { return };
         // Fifty times as many are usual, and five times as many under a sanitizer.
         let fewest = if cfg!(miri) || length < Duration::from_secs(10) { 0 } else { length.as_secs() * 2000 };
-        assert!(steps >= fewest, "{steps} steps in {length:?}: somebody does nothing, or next to it");
+        assert!(steps >= fewest, "{steps} steps in {length:?}: some thread does next to nothing");
         // A short run, or a machine that is slow, need not come to everything.
         if steps > 100_000 {
             #[cfg(feature = "async")]
@@ -319,7 +332,7 @@ impl Stage {
 fn the_threads_of_cells_are_counted_by_name() {
     let _alone = alone();
     let cell = Arc::new(dogpile::DogpileCell::<u64>::new(HOUR));
-    let refresher = Refresher::spawn(&cell, MICROSECOND, |_: Option<&Arc<u64>>| Ok::<_, Failed>(1));
+    let refresher = Refresher::spawn(&cell, MICROSECOND, |_: Option<Arc<u64>>| 1);
     eventually("a refresher is counted", || threads_named(REFRESHER) > 0);
     drop(refresher);
     eventually("it is gone", || threads_named(REFRESHER) == 0);
@@ -471,31 +484,41 @@ fn stall(clock: &ManualClock, duration: Duration) {
     }
 }
 
-/// Room for one.
+/// The builds that run.
 #[derive(Default)]
-struct Building(AtomicUsize);
+struct Building {
+    /// By number: how many displacements had ended when the call began that runs the build.
+    running: Mutex<BTreeMap<u64, u64>>,
+    numbers: AtomicU64,
+}
 
-/// Somebody who builds.
-struct Alone(Option<Arc<Building>>);
+/// A build that runs, as long as this lives.
+struct Alone(Option<(Arc<Building>, u64)>);
 
 impl Building {
-    /// `may_overlap`: leases have a timeout, so others may be elected meanwhile.
+    /// `may_overlap`: leases have a timeout, so others may be elected meanwhile. `before`: how many displacements had ended
+    /// before the call that may be elected. A build that a displacement has come over runs beside the next one.
     #[track_caller]
-    fn enter(self: &Arc<Self>, may_overlap: bool) -> Alone {
+    fn enter(self: &Arc<Self>, may_overlap: bool, census: &Census, before: u64) -> Alone {
         if may_overlap {
             return Alone(None);
         }
-        let others = self.0.fetch_add(1, Ordering::SeqCst);
-        let alone = Alone(Some(Arc::clone(self)));
-        assert_eq!(others, 0, "somebody builds while somebody builds");
-        alone
+        let mut running = lock(&self.running);
+        let (begun, _) = census.displacement_counts();
+        for other in running.values() {
+            assert!(begun > before.min(*other), "two builds run, and neither was displaced");
+        }
+        let number = self.numbers.fetch_add(1, Ordering::SeqCst);
+        running.insert(number, before);
+        drop(running);
+        Alone(Some((Arc::clone(self), number)))
     }
 }
 
 impl Drop for Alone {
     fn drop(&mut self) {
-        if let Some(building) = &self.0 {
-            building.0.fetch_sub(1, Ordering::SeqCst);
+        if let Some((building, number)) = &self.0 {
+            lock(&building.running).remove(number);
         }
     }
 }
@@ -510,7 +533,35 @@ impl Number {
     }
 }
 
-/// Runs what may panic as planned, and does not care.
+/// Runs what may panic as planned.
 fn whatever(f: impl FnOnce()) {
     let _ = unless_it_panics(f);
 }
+
+/// Adds conditions that are drawn to a request. (A macro, since requests of each kind of cell have a type of their own.)
+macro_rules! with_conditions {
+    ($actor:expr, $request:expr, $generation:expr) => {{
+        let (actor, mut request) = ($actor, $request);
+        if actor.random.one_in(3) {
+            request = request.max_stale(actor.some_time(300));
+        }
+        if actor.random.one_in(3) {
+            request = request.max_age(actor.some_time(2000));
+        }
+        if actor.random.one_in(3) {
+            request = request.newer_than($generation.saturating_sub(actor.random.below(3)));
+        }
+        if actor.random.one_in(4) {
+            request = request.no_cache();
+        }
+        if actor.random.one_in(3) {
+            request = request.or_stale();
+        }
+        if actor.random.one_in(3) {
+            let wait = if actor.random.one_in(3) { Duration::ZERO } else { actor.some_time(50) };
+            request = request.wait_at_most(wait);
+        }
+        request
+    }};
+}
+use with_conditions;

@@ -2,13 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-/// What it has no use for: clocks but the one that it moves, cells that go by the system's, values that do not lapse.
+/// Clocks other than the one that it moves, cells that use the system's clock, values that do not expire, getters of constants.
 const LEFT_OUT: &[&str] = &[
     "Clock",
     "Tick",
     "DogpileCell::new",
     "DogpileCell::with_policy",
     "LazyDogpile::new",
+    "LazyDogpile::with_name",
     "LazyDogpile::with_policy",
     "SyncReaderCell::with_policy",
     "Policy::never_expires",
@@ -45,9 +46,32 @@ fn every_public_method_is_called() {
 /// Of `pub fn dogpile::Type<T>::name<F>(...)`, the type and the name.
 fn method(line: &str) -> Option<(&str, &str)> {
     let (_, path) = line.split_once("fn dogpile::")?;
-    let (owner, rest) = path.split_at(path.find(['<', ':'])?);
-    let (_, rest) = rest.split_once("::")?;
-    Some((owner, &rest[..rest.find(['<', '('])?]))
+    // What stands between the brackets may have paths of its own.
+    let mut depth = 0;
+    let mut parts = vec![(0, 0)];
+    let mut start = 0;
+    for (at, character) in path.char_indices() {
+        match character {
+            '<' => depth += 1,
+            '>' if !path[..at].ends_with('-') => depth -= 1,
+            '(' if depth == 0 => {
+                parts.push((start, at));
+                break;
+            }
+            ':' if depth == 0 => {
+                if start < at {
+                    parts.push((start, at));
+                }
+                start = at + 1;
+            }
+            _ => {}
+        }
+    }
+    let part = |index: usize| {
+        let (from, to) = parts[parts.len().checked_sub(index)?];
+        path[from..to].split('<').next().filter(|name| !name.is_empty())
+    };
+    Some((part(2)?, part(1)?))
 }
 
 fn calls(sources: &str, name: &str) -> usize {

@@ -1,18 +1,22 @@
 //! `SyncReaderCell`.
 
 use std::ops::Deref;
-use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::Receiver;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use dogpile::{Drain, ManualClock, Policy, ReadGuard, ReaderArc, RefreshError, SyncReaderCell, Writer};
+use dogpile::{
+    Drain, Freshness, Job, ManualClock, Policy, ReadGuard, ReaderArc, RefreshError, Refreshed, Refresher,
+    SyncReaderCell, Writer,
+};
 
-use crate::harness::{Member, eventually, panic_as_planned, unless_it_panics, unless_it_says};
+use crate::harness::{Failed, Member, eventually, lock, panic_as_planned, unless_it_panics, unless_it_says};
 use crate::undertaker::Undertaker;
 use crate::values::{Before, Census, Inside, Value};
 
-use super::{Actor, Building, Draws, Failed, Number, OtherError, stall};
+use super::plain::{Given, Refreshing, is_known};
+use super::{Actor, Building, Draws, Number, OtherError, stall, whatever, with_conditions};
 
 pub(super) type TestCell = SyncReaderCell<Value, ManualClock>;
 pub(super) type Kept = Inside<ReaderArc<Value>>;
@@ -28,17 +32,32 @@ pub(super) const RARE: &[&str] = &[
     "a reader that is kept",
     "ReaderArc::ptr_eq",
     "told that it would wait for itself",
+    "exchange",
+    "request: exchange",
+    "request: try_get",
+    "request: try_get_with",
+    "a build that was revoked",
+    "declared stale, since it was current",
+    "restore",
+    "reset",
+    "snapshot",
+    "a job that is spawned",
+    "refresher: spawn",
+    "refresher: drop",
 ];
 
 /// A cell, and what is known of it.
 pub(super) struct Readers {
     pub(super) name: &'static str,
-    pub(super) cell: TestCell,
+    pub(super) cell: Arc<TestCell>,
     pub(super) clock: ManualClock,
     pub(super) census: Arc<Census>,
     pub(super) undertaker: Arc<Undertaker>,
     pub(super) building: Arc<Building>,
     pub(super) may_overlap: bool,
+    refresher: Mutex<Option<Refresher>>,
+    /// Refreshers whose threads have not ended.
+    refreshing: Arc<AtomicUsize>,
 }
 
 impl Readers {
@@ -50,31 +69,47 @@ impl Readers {
         };
         Arc::new(Self {
             name,
-            cell: TestCell::with_clock(policy, clock.clone(), drain, finalizer).named(name),
+            cell: Arc::new(TestCell::with_clock(policy, clock.clone(), drain, finalizer).named(name)),
             clock: clock.clone(),
             census: Arc::default(),
             undertaker,
             building: Arc::default(),
             may_overlap: name == "waiting",
+            refresher: Mutex::default(),
+            refreshing: Arc::default(),
         })
     }
 
+    /// How many displacements have ended: before a call that may build.
+    pub(super) fn displaced(&self) -> u64 {
+        self.census.displacement_counts().1
+    }
+
+    /// Stops the refresher.
+    pub(super) fn dismiss(&self, me: &Member<'_>) {
+        me.doing_with(self.name, "refresher: drop");
+        let refresher = lock(&self.refresher).take();
+        drop(refresher);
+        eventually("all refreshers have ended", || self.refreshing.load(Ordering::SeqCst) == 0);
+    }
+
     pub(super) fn close(self: Arc<Self>) {
-        let Self { name, cell, census, undertaker, .. } =
-            Arc::into_inner(self).expect("nobody has it any more");
+        let Self { name, cell, census, undertaker, may_overlap, .. } =
+            Arc::into_inner(self).expect("no thread has it any more");
         let stats = cell.stats();
         println!("{name}: {} values, {} finalised, {stats:?}", census.made(), undertaker.count());
         cell.synchronize();
         assert_eq!((cell.retired(), cell.readers()), (0, 0), "{name}");
         assert!(!cell.is_refreshing(), "{name}: a lease is lost");
-        assert_eq!(stats.published, cell.generation());
-        let current = u64::from(cell.freshness() != dogpile::Freshness::Empty);
+        // The other one's statistics begin anew now and then.
+        assert!(may_overlap || stats.published == cell.generation());
+        let current = u64::from(cell.freshness() != Freshness::Empty);
         // What never came into the cell goes by itself.
         eventually("all but the current value are finalised", || {
             undertaker.count() == census.made() - current
         });
         assert_eq!(census.alive(), current);
-        drop(cell);
+        drop(Arc::into_inner(cell).expect("no thread has the cell any more"));
         eventually("nothing is alive", || census.alive() == 0);
         assert_eq!(undertaker.count(), census.made() - current, "{name}: the current value is finalised");
         undertaker.check();
@@ -131,6 +166,8 @@ struct Build<'b, 'a> {
     number: Number,
     before: Before,
     displacements: Option<u64>,
+    /// [`Readers::displaced`].
+    displaced: u64,
 }
 
 impl Build<'_, '_> {
@@ -145,7 +182,7 @@ impl Build<'_, '_> {
     fn try_run<E>(&self, error: E) -> Result<Value, E> {
         let Self { actor, readers, random, .. } = self;
         self.begin();
-        let _alone = readers.building.enter(readers.may_overlap);
+        let _alone = readers.building.enter(readers.may_overlap, &readers.census, self.displaced);
         actor.doing(readers.name, "a build");
         random.dawdle();
         match random.below(24) {
@@ -161,6 +198,15 @@ impl Build<'_, '_> {
             _ => {}
         }
         self.end(error)
+    }
+
+    /// For a build that is given the previous value: it is a reader, so it waits for nothing.
+    fn try_run_as_reader(&self) -> Result<Value, Failed> {
+        let Self { readers, random, number, .. } = self;
+        assert_eq!(number.0.replace(readers.census.try_number().ok_or(Failed)?), 0, "it runs once");
+        let _alone = readers.building.enter(readers.may_overlap, &readers.census, self.displaced);
+        random.dawdle();
+        self.end(Failed)
     }
 
     fn end<E>(&self, error: E) -> Result<Value, E> {
@@ -185,11 +231,21 @@ impl Build<'_, '_> {
                 Err(RefreshError::Reentrant) => {
                     actor.tally(readers.name, "told that it would wait for itself");
                 }
-                Err(error) => assert!(readers.may_overlap, "inside a build: {error}"),
+                Err(error) => assert!(self.may_be_displaced(), "inside a build: {error}"),
             },
             4 => census.invalidating(|| cell.invalidate()),
-            _ => census.clearing(|| cell.clear()),
+            _ if random.one_in(2) => census.clearing(|| cell.clear()),
+            _ => {
+                if census.displacing(|| cell.revoke()) {
+                    actor.tally(readers.name, "a build that was revoked");
+                }
+            }
         }
+    }
+
+    /// Whether it may have lost its lease.
+    fn may_be_displaced(&self) -> bool {
+        self.readers.may_overlap || self.readers.census.displacement_counts().0 > self.displaced
     }
 
     /// What the call has returned.
@@ -199,8 +255,7 @@ impl Build<'_, '_> {
         if is_own
             && (self.readers.may_overlap || displacements.is_none() || displacements != self.displacements)
         {
-            let value =
-                if self.readers.may_overlap { Inside::apart(value) } else { Inside::new(value, false) };
+            let value = Inside::apart(value);
             value.check();
             value
         } else {
@@ -242,6 +297,7 @@ impl Build<'_, '_> {
                 readers.census.displacing(|| readers.cell.clear());
             }
             2 => readers.cell.invalidate(),
+            4 => assert!(!readers.cell.revoke(), "{name}: a build that has the write lock is revoked"),
             3 => {
                 let result = readers.cell.try_get_or_refresh(|| Err::<Value, _>(OtherError));
                 assert!(matches!(result, Err(RefreshError::Reentrant)), "{name}: served in a section");
@@ -278,13 +334,14 @@ impl<'a> Actor<'a> {
             number: Number::default(),
             before: readers.census.before(),
             displacements: readers.census.displacements(),
+            displaced: readers.displaced(),
         }
     }
 
     pub(super) fn step_readers(&self, which: usize) {
         let readers = &self.stage.readers[which];
         let Readers { name, cell, census, .. } = &**readers;
-        match self.random.below(40) {
+        match self.random.below(48) {
             0..6 => {
                 self.doing(name, "get");
                 let before = census.before();
@@ -303,15 +360,28 @@ impl<'a> Actor<'a> {
                 self.doing(name, "looking");
                 let now = cell.generation();
                 let _ = (cell.freshness(), cell.is_refreshing(), cell.readers(), cell.retired());
-                let _ = format!("{cell:?}");
+                let _ = (format!("{cell:?}"), cell.last_error(), cell.policy());
                 assert!(cell.generation() >= now, "the generation goes back");
-                assert!(cell.stats().published >= now);
+                assert!(readers.may_overlap || cell.stats().published >= now);
             }
             14..24 => self.read_from_readers(which),
             24..28 => {
                 self.doing(name, "set");
                 let before = census.before();
-                let value = census.set(|value| Inside::new(cell.set(value), true));
+                let (way, time) = (self.random.below(8), self.some_time(1500));
+                let value = census.set(|value| {
+                    let value = match way {
+                        0 => {
+                            self.tally(name, "restore");
+                            // See `values`. It displaces a build that has the write lock too.
+                            cell.clear();
+                            cell.restore(value, time)
+                        }
+                        1 => cell.set_for(value, time),
+                        _ => cell.set(value),
+                    };
+                    Inside::new(value, true)
+                });
                 self.readers[which].borrow_mut().sees(&value, before);
                 self.hold_arc(which, value);
             }
@@ -331,8 +401,164 @@ impl<'a> Actor<'a> {
                 self.doing(name, "synchronize_timeout");
                 let _ = cell.synchronize_timeout(self.some_time(50));
             }
+            35 => {
+                self.doing(name, "revoke");
+                if census.displacing(|| cell.revoke()) {
+                    self.tally(name, "a build that was revoked");
+                }
+            }
+            36 => {
+                self.doing(name, "invalidate_if_current");
+                let latest = census.latest();
+                let Some(seen) = cell.get() else { return };
+                self.random.dawdle();
+                census.invalidating_if(latest, || {
+                    let declared = cell.invalidate_if_current(&seen);
+                    if declared {
+                        self.tally(name, "declared stale, since it was current");
+                    }
+                    declared
+                });
+            }
+            37 => {
+                self.doing(name, "snapshot");
+                let (before, generation) = (census.before(), cell.generation());
+                if let Some(shot) = cell.snapshot() {
+                    assert!(shot.generation >= generation, "{name}: the generation goes back");
+                    let value = Readers::enter(self, which, shot.value, before);
+                    if shot.freshness == Freshness::Fresh {
+                        before.allows_as_fresh(&value);
+                    }
+                }
+            }
+            38 if readers.may_overlap => {
+                self.doing(name, "reset");
+                census.clearing(|| cell.reset());
+            }
+            39 | 40 => self.exchange(which),
+            41 | 42 => self.request_from_readers(which),
+            43 => self.read_from_readers_with_a_spawner(which),
+            44 if self.random.one_in(8) => self.see_to_the_refresher_of_readers(which),
             _ => self.write(which),
         }
+    }
+
+    /// A value for another one.
+    fn exchange(&self, which: usize) {
+        let Readers { name, cell, .. } = &*self.stage.readers[which];
+        self.doing(name, "exchanging");
+        let build = self.build_for_readers(which);
+        let Some(old) = cell.get() else { return };
+        let value = if self.random.one_in(2) {
+            self.doing(name, "exchange");
+            unless_it_panics(|| cell.exchange(old, || build.run()))
+        } else {
+            self.doing(name, "request: exchange");
+            unless_it_panics(|| cell.request().exchange(old).try_get(|| build.try_run(Failed)))
+                .and_then(|result| allowed(&build, false, result))
+        };
+        if let Some(value) = value {
+            self.hold_arc(which, build.enter(value));
+        }
+    }
+
+    /// With conditions that are drawn.
+    fn request_from_readers(&self, which: usize) {
+        let Readers { name, cell, .. } = &*self.stage.readers[which];
+        let build = self.build_for_readers(which);
+        let request = with_conditions!(self, cell.request(), cell.generation());
+        let value = if self.random.one_in(2) {
+            self.doing(name, "request: try_get");
+            unless_it_panics(|| request.try_get(|| build.try_run(Failed)))
+        } else {
+            self.doing(name, "request: try_get_with");
+            unless_it_panics(|| {
+                request.try_get_with(|previous| {
+                    if let Some(previous) = previous {
+                        previous.check();
+                    }
+                    let value = build.try_run_as_reader()?;
+                    let time = self.some_time(300);
+                    Ok::<_, Failed>(if self.random.one_in(2) {
+                        Refreshed::NewFor(value, time)
+                    } else {
+                        Refreshed::New(value)
+                    })
+                })
+            })
+        };
+        if let Some(value) = value.and_then(|result| allowed(&build, true, result)) {
+            self.hold_arc(which, build.enter(value));
+        }
+    }
+
+    /// The build runs where a spawner lets it.
+    fn read_from_readers_with_a_spawner(&self, which: usize) {
+        let readers = &self.stage.readers[which];
+        let name = readers.name;
+        self.doing(name, "request: spawn_with");
+        let (random, displaced) = (self.random.fork(), readers.displaced());
+        let build = {
+            let readers = Arc::clone(readers);
+            move || {
+                let number = readers.census.number();
+                let _alone = readers.building.enter(readers.may_overlap, &readers.census, displaced);
+                random.dawdle();
+                match random.below(6) {
+                    0 => Err(Failed),
+                    1 => panic_as_planned(),
+                    _ => Ok(readers.census.build(number)),
+                }
+            }
+        };
+        let runs_here = self.random.one_in(4);
+        let runner = &self.jobs[self.random.index(self.jobs.len())];
+        let spawn = |job: Job| {
+            self.tally(name, "a job that is spawned");
+            if runs_here { whatever(job) } else { self.give(runner, Given::Job(job)) }
+        };
+        let request = readers.cell.request_owned().wait_at_most(self.some_time(100)).spawn_with(spawn);
+        match unless_it_panics(|| request.try_get(build)) {
+            // It may have been displaced, and never have been in the cell.
+            Some(Ok(value)) => Inside::apart(value).check(),
+            Some(Err(RefreshError::WaitTimeout | RefreshError::Abandoned)) | None => {}
+            Some(Err(error)) => assert!(error.build_error().is_some_and(is_known), "{name}: {error}"),
+        }
+    }
+
+    fn see_to_the_refresher_of_readers(&self, which: usize) {
+        let readers = &self.stage.readers[which];
+        let name = readers.name;
+        self.doing(name, "refresher");
+        let mut desk = lock(&readers.refresher);
+        if desk.is_some() {
+            self.doing(name, "refresher: drop");
+            *desk = None;
+            return;
+        }
+        self.doing(name, "refresher: spawn");
+        let (random, weak) = (self.random.fork(), Arc::downgrade(readers));
+        let refreshing = Refreshing::begin(&readers.refreshing);
+        // Before the first election; a smaller number than a later one only allows more.
+        let displaced = readers.displaced();
+        let build = move |previous: Option<ReaderArc<Value>>| {
+            let _ = &refreshing;
+            // The refresher does not keep the cell alive, and neither does this.
+            let readers = weak.upgrade().ok_or(Failed)?;
+            if let Some(previous) = previous {
+                previous.check();
+            }
+            // Such a build is a reader.
+            let number = readers.census.try_number().ok_or(Failed)?;
+            let _alone = readers.building.enter(readers.may_overlap, &readers.census, displaced);
+            random.dawdle();
+            match random.below(6) {
+                0 => Err(Failed),
+                1 => panic_as_planned(),
+                _ => Ok(readers.census.build(number)),
+            }
+        };
+        *desk = Some(Refresher::spawn(&readers.cell, self.some_time(900), build).expect("a thread"));
     }
 
     fn hold_arc(&self, which: usize, value: Kept) {
@@ -423,20 +649,21 @@ impl<'a> Actor<'a> {
                 return;
             }
             3 => {
-                self.doing(name, "get_fresh_or_refresh");
-                let value = unless_it_panics(|| cell.get_fresh_or_refresh(|| build.run()));
+                self.doing(name, "request: max_stale");
+                let request = cell.request().max_stale(Duration::ZERO);
+                let value = unless_it_panics(|| request.get(|| build.run()));
                 if let Some(value) = value.as_ref().filter(|value| !build.number.is_of(value)) {
                     build.before.allows_as_fresh(value);
                 }
                 value
             }
             4 => {
-                self.doing(name, "refresh");
+                self.doing(name, "request: no_cache");
                 let latest = readers.census.latest();
-                let value = unless_it_panics(|| cell.refresh(|| build.run()));
+                let value = unless_it_panics(|| cell.request().no_cache().get(|| build.run()));
                 if let Some(value) = &value {
                     let number = value.number();
-                    assert!(number > latest, "{name}: refresh returns {number}, after {latest} had begun");
+                    assert!(number > latest, "{name}: no_cache returns {number}, after {latest} had begun");
                 }
                 value
             }
@@ -451,9 +678,9 @@ impl<'a> Actor<'a> {
                 unless_it_panics(read).and_then(|result| allowed(&build, false, result))
             }
             _ => {
-                self.doing(name, "try_get_or_refresh_timeout");
+                self.doing(name, "request: wait_at_most");
                 let wait = if self.random.one_in(3) { Duration::ZERO } else { self.some_time(50) };
-                let read = || cell.try_get_or_refresh_timeout(wait, || build.try_run(Failed));
+                let read = || cell.request().wait_at_most(wait).try_get(|| build.try_run(Failed));
                 unless_it_panics(read).and_then(|result| allowed(&build, true, result))
             }
         };
@@ -471,7 +698,7 @@ impl<'a> Actor<'a> {
         let is_timed = self.random.one_in(3);
         let run = |writer: &mut Writer<'_, Value, ManualClock>| {
             build.begin();
-            let _alone = readers.building.enter(readers.may_overlap);
+            let _alone = readers.building.enter(readers.may_overlap, &readers.census, build.displaced);
             let is_granted = build.section(writer, is_timed);
             let what = match (is_granted, build.end) {
                 (false, _) => "a section that is not granted",
@@ -482,16 +709,18 @@ impl<'a> Actor<'a> {
             self.tally(name, what);
             build.end(Failed)
         };
-        // The other is what a build gets that a `set` or another build has overtaken.
+        // A build gets this panic if a `set` or another build has overtaken it.
         let says = ["has been overtaken"];
         let value = if self.random.one_in(3) {
-            self.doing(name, "get_or_refresh_with");
+            self.doing(name, "request: get_with_writer");
             unless_it_says(&says, || {
-                cell.get_or_refresh_with(|writer| run(writer).unwrap_or_else(|Failed| panic_as_planned()))
+                let build =
+                    |writer: &mut Writer<'_, _, _>| run(writer).unwrap_or_else(|Failed| panic_as_planned());
+                cell.request().no_cache().get_with_writer(build)
             })
         } else {
-            self.doing(name, "try_get_or_refresh_with");
-            unless_it_says(&says, || cell.try_get_or_refresh_with(run))
+            self.doing(name, "request: try_get_with_writer");
+            unless_it_says(&says, || cell.request().try_get_with_writer(run))
                 .and_then(|result| allowed(&build, false, result))
         };
         if let Some(value) = value {
@@ -500,10 +729,10 @@ impl<'a> Actor<'a> {
     }
 }
 
-fn allowed<E>(
+fn allowed(
     build: &Build<'_, '_>,
     has_limit: bool,
-    result: Result<ReaderArc<Value>, RefreshError<E>>,
+    result: Result<ReaderArc<Value>, RefreshError>,
 ) -> Option<ReaderArc<Value>> {
     let name = build.readers.name;
     match result {

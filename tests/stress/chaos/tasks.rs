@@ -12,22 +12,18 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, Thread};
 use std::time::Duration;
 
-use dogpile::{
-    Clock, LazyDogpile, Lookup, ManualClock, OwnedLookup, RefreshError, Refreshed, Refresher, SharedCell,
-    Waited,
-};
+use dogpile::{Clock, LazyDogpile, Lookup, ManualClock, RefreshError, Refreshed, Refresher, Task, Waited};
 
-use crate::harness::{lock, panic_as_planned, unless_it_panics};
+use crate::harness::{Failed, lock, panic_as_planned, unless_it_panics};
 use crate::values::{Census, Value};
 
-use super::plain::{LAZILY_BUILT, Plain};
+use super::plain::{LAZILY_BUILT, LAZILY_CALLED, Plain, is_known};
 use super::readers::Readers;
-use super::{Actor, Building, Draws, Failed, Number, OtherError};
+use super::{Actor, Building, Draws, Number, OtherError, with_conditions};
 
 type Job<'a> = Pin<Box<dyn Future<Output = ()> + 'a>>;
-type SentJob = Pin<Box<dyn Future<Output = ()> + Send>>;
 /// What tasks have spawned.
-type Spawned = Mutex<Vec<SentJob>>;
+type Spawned = Mutex<Vec<Task>>;
 
 /// What a run of a second or two comes to many times.
 pub(super) const RARE: &[&str] = &[
@@ -35,10 +31,13 @@ pub(super) const RARE: &[&str] = &[
     "an async build that fails",
     "an async build that panics",
     "get_or_refresh_async",
-    "get_fresh_or_refresh_async",
-    "LazyDogpile::get_async",
+    "request: get_async",
+    "request: try_get_async",
+    "request: try_get_with_async",
+    "request: spawn_with, async",
+    "LazyDogpile::get_or_refresh_async",
+    "LazyDogpile::request, async",
     "try_get_or_refresh_async",
-    "get_or_refresh_in_background_async",
     "synchronize_async",
     "awaited: published",
     "Refresher::spawn_async",
@@ -58,8 +57,9 @@ pub(super) fn lazy_build(census: &Arc<Census>, building: &Arc<Building>) -> Lazy
     Box::new(move || {
         let (census, building) = (Arc::clone(&census), Arc::clone(&building));
         Box::pin(async move {
+            let called = LAZILY_CALLED.get();
             let number = number(&census).await;
-            let _alone = building.enter(false);
+            let _alone = building.enter(false, &census, called);
             let random = Draws::new(number);
             for _ in 0..random.below(4) {
                 give_way().await;
@@ -77,7 +77,7 @@ pub(super) fn lazy_build(census: &Arc<Census>, building: &Arc<Building>) -> Lazy
 struct Woken {
     is_called: AtomicBool,
     thread: Thread,
-    /// It is somebody's code, after all.
+    /// A waker is user code, which may panic.
     panics: bool,
 }
 
@@ -108,7 +108,7 @@ async fn give_way() {
     .await;
 }
 
-/// A number, without blocking on a `set` that is under way: that may wait for a reader whom a suspended task stands for.
+/// A number, without blocking on a `set` that is under way: that may wait for a reader that a suspended task is.
 async fn number(census: &Census) -> u64 {
     loop {
         match census.try_number() {
@@ -182,11 +182,12 @@ impl Actor<'_> {
         plain: &Plain,
         random: &Draws,
         noted: &Number,
+        displaced: u64,
         error: E,
     ) -> Result<Value, E> {
         let number = number(&plain.census).await;
         noted.0.set(number);
-        let _alone = plain.enter();
+        let _alone = plain.enter(displaced);
         self.tally(plain.name, "an async build");
         for _ in 0..random.below(4) {
             give_way().await;
@@ -198,7 +199,10 @@ impl Actor<'_> {
                     self.tally(plain.name, "a task that is told that it would wait for itself");
                 }
                 Ok(_) => {}
-                Err(error) => assert!(plain.may_overlap, "inside a build: {error}"),
+                Err(error) => {
+                    let (begun, _) = plain.census.displacement_counts();
+                    assert!(plain.may_overlap || begun > displaced, "inside a build: {error}");
+                }
             }
         }
         match random.below(10) {
@@ -218,16 +222,25 @@ impl Actor<'_> {
         let plain = &self.stage.plain[which];
         let (cell, name) = (plain.cell(), plain.name);
         let (random, noted, before) = (self.random.fork(), Number::default(), plain.census.before());
-        let build = async || match self.build_plain(plain, &random, &noted, Failed).await {
+        let displaced = plain.displaced();
+        let try_build = async || self.build_plain(plain, &random, &noted, displaced, Failed).await;
+        let build = async || match try_build().await {
             Ok(value) => value,
             Err(Failed) => panic_as_planned(),
         };
-        let value = match self.random.below(8) {
+        let value = match self.random.below(10) {
             0 | 1 => {
                 self.doing(name, "get_or_refresh_async");
                 if let (Some(lazy), true) = (plain.lazy_async_cell(), self.random.one_in(2)) {
-                    self.doing(name, "LazyDogpile::get_async");
-                    let value = lazy.get_async().await;
+                    // It may be polled on, and build, when others have called: 0 allows all.
+                    LAZILY_CALLED.set(0);
+                    let value = if self.random.one_in(2) {
+                        self.doing(name, "LazyDogpile::get_or_refresh_async");
+                        lazy.get_or_refresh_async().await
+                    } else {
+                        self.doing(name, "LazyDogpile::request, async");
+                        with_conditions!(self, lazy.request(), cell.generation()).get_async().await
+                    };
                     // Built in this very poll, if it is its own.
                     noted.0.set(LAZILY_BUILT.get());
                     value
@@ -236,8 +249,8 @@ impl Actor<'_> {
                 }
             }
             2 => {
-                self.doing(name, "get_fresh_or_refresh_async");
-                let value = cell.get_fresh_or_refresh_async(build).await;
+                self.doing(name, "request: get_async");
+                let value = cell.request().max_stale(Duration::ZERO).get_async(build).await;
                 if !noted.is_of(&value) {
                     before.allows_as_fresh(&value);
                 }
@@ -245,8 +258,7 @@ impl Actor<'_> {
             }
             3 | 4 => {
                 self.doing(name, "try_get_or_refresh_async");
-                let build = async || self.build_plain(plain, &random, &noted, Failed).await;
-                match cell.try_get_or_refresh_async(build).await {
+                match cell.try_get_or_refresh_async(try_build).await {
                     Ok(value) => value,
                     Err(RefreshError::Build(_)) => return,
                     Err(error) => panic!("{name}: {error}"),
@@ -261,43 +273,68 @@ impl Actor<'_> {
                         value
                     }
                     Waited::Reentrant => panic!("{name}: told that it waits for itself"),
-                    Waited::Failed(_) | Waited::Abandoned => return,
+                    _ => return,
                 }
             }
             6 => {
                 let Some(cell) = plain.shared_cell() else { return };
-                self.doing(name, "OwnedPending, awaited");
-                let OwnedLookup::Pending(pending) = cell.lookup_owned() else { return };
+                self.doing(name, "Pending of an owned lookup, awaited");
+                let Lookup::Pending(pending) = cell.lookup_owned() else { return };
                 match pending.await {
                     Waited::Published(value) => {
                         self.tally(name, "awaited: published");
                         value
                     }
                     Waited::Reentrant => panic!("{name}: told that it waits for itself"),
-                    Waited::Failed(_) | Waited::Abandoned => return,
+                    _ => return,
+                }
+            }
+            7 => {
+                self.doing(name, "request: try_get_async");
+                let request = with_conditions!(self, cell.request(), cell.generation());
+                match request.try_get_async(try_build).await {
+                    Ok(value) => value,
+                    Err(RefreshError::Build(_) | RefreshError::WaitTimeout) => return,
+                    Err(error) => panic!("{name}: {error}"),
+                }
+            }
+            8 => {
+                self.doing(name, "request: try_get_with_async");
+                let request = with_conditions!(self, cell.request(), cell.generation());
+                let build = async |_: Option<Arc<Value>>| {
+                    let value = try_build().await?;
+                    let ttl = Duration::from_nanos(random.below(1_000_000));
+                    Ok(if random.one_in(2) { Refreshed::NewFor(value, ttl) } else { Refreshed::New(value) })
+                };
+                match request.try_get_with_async::<Failed, _, _>(build).await {
+                    Ok(value) => value,
+                    Err(RefreshError::Build(_) | RefreshError::WaitTimeout) => return,
+                    Err(error) => panic!("{name}: {error}"),
                 }
             }
             _ => {
                 let Some(cell) = plain.shared_cell() else { return };
-                self.doing(name, "get_or_refresh_in_background_async");
+                self.doing(name, "request: spawn_with, async");
                 let (made, plain) = (Arc::new(AtomicU64::new(0)), Arc::clone(plain));
                 let build = {
-                    let made = Arc::clone(&made);
+                    let (made, fails) = (Arc::clone(&made), self.random.one_in(4));
                     move || async move {
                         let number = number(&plain.census).await;
-                        let alone = plain.enter();
+                        let alone = plain.enter(displaced);
                         give_way().await;
                         drop(alone);
                         made.store(number, Ordering::SeqCst);
-                        plain.census.build(number)
+                        if fails { Err(Failed) } else { Ok(plain.census.build(number)) }
                     }
                 };
-                let spawn = |job| lock(spawned).push(job);
-                let value = cell.get_or_refresh_in_background_async(spawn, build).await;
-                if made.load(Ordering::SeqCst) == value.number() {
-                    return value.check();
+                let request = with_conditions!(self, cell.request_owned(), cell.generation());
+                let request = request.spawn_with(|task: Task| lock(spawned).push(task));
+                match request.try_get_async(build).await {
+                    Ok(value) if made.load(Ordering::SeqCst) == value.number() => return value.check(),
+                    Ok(value) => value,
+                    Err(RefreshError::WaitTimeout | RefreshError::Abandoned) => return,
+                    Err(error) => return assert!(error.build_error().is_some_and(is_known), "{error}"),
                 }
-                value
             }
         };
         if noted.is_of(&value) {
@@ -312,10 +349,11 @@ impl Actor<'_> {
         let readers = &self.stage.readers[which];
         let Readers { name, cell, census, .. } = &**readers;
         let (random, noted, before) = (self.random.fork(), Number::default(), census.before());
+        let displaced = readers.displaced();
         let try_build = async || {
             let number = number(census).await;
             noted.0.set(number);
-            let _alone = readers.building.enter(readers.may_overlap);
+            let _alone = readers.building.enter(readers.may_overlap, census, displaced);
             self.tally(name, "an async build");
             for _ in 0..random.below(4) {
                 give_way().await;
@@ -333,8 +371,8 @@ impl Actor<'_> {
                 cell.get_or_refresh_async(build).await
             }
             2 => {
-                self.doing(name, "get_fresh_or_refresh_async");
-                let value = cell.get_fresh_or_refresh_async(build).await;
+                self.doing(name, "request: get_async");
+                let value = cell.request().max_stale(Duration::ZERO).get_async(build).await;
                 if !noted.is_of(&value) {
                     before.allows_as_fresh(&value);
                 }
@@ -367,16 +405,18 @@ impl Actor<'_> {
         let Some(cell) = plain.shared_cell() else { return };
         self.doing(plain.name, "Refresher::spawn_async");
         let (weak, ahead) = (Arc::downgrade(plain), self.some_time(900));
+        // Before the first election; a smaller number than a later one only allows more.
+        let displaced = plain.displaced();
         let (seeds, builds) = (self.random.fork(), Arc::new(AtomicU64::new(0)));
         let begun = Arc::clone(&builds);
         let spawn = |task| lock(spawned).push(task);
-        let refresher = Refresher::spawn_async(cell, ahead, spawn, move |_previous: Option<Arc<Value>>| {
+        let build = move |_previous: Option<Arc<Value>>| {
             let (weak, random) = (weak.clone(), seeds.fork());
             begun.fetch_add(1, Ordering::SeqCst);
             async move {
                 let plain = weak.upgrade().ok_or(Failed)?;
                 let (ends, number) = (random.below(6), number(&plain.census).await);
-                let alone = plain.enter();
+                let alone = plain.enter(displaced);
                 give_way().await;
                 drop(alone);
                 match ends {
@@ -386,8 +426,17 @@ impl Actor<'_> {
                     _ => Ok(Refreshed::New(plain.census.build(number))),
                 }
             }
-        });
+        };
+        let refresher = if self.random.one_in(2) {
+            Refresher::spawn_async(cell, ahead, spawn, build)
+        } else {
+            let options = Refresher::options().min_interval(self.some_time(200)).rest_when_unused();
+            options.spawn_async(cell, ahead, spawn, build)
+        };
         let refresher = refresher.expect("`ahead` is shorter than the ttl");
+        if refresher.wait_ready_async(self.some_time(100)).await {
+            self.tally(plain.name, "an async refresher that is ready");
+        }
         let end = self.stage.clock.now().saturating_add(Duration::from_micros(500));
         while self.stage.clock.now() < end {
             if builds.swap(0, Ordering::SeqCst) > 0 {
@@ -396,6 +445,8 @@ impl Actor<'_> {
             give_way().await;
         }
         let _ = (refresher.last_error(), refresher.consecutive_failures());
-        drop(refresher);
+        if self.random.one_in(2) {
+            refresher.stop_timeout_async(self.some_time(100)).await;
+        }
     }
 }

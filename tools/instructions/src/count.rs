@@ -36,10 +36,10 @@ pub(crate) fn environment() -> String {
 /// Stored to when a section ends: so that the trace of all stores shows it.
 static SECTIONS: AtomicU64 = AtomicU64::new(0);
 
-/// Where callgrind is told to write down what it has counted.
+/// Where callgrind writes what it has counted.
 #[inline(never)]
 fn section_ends() {
-    // Relaxed: nobody else reads it.
+    // Relaxed: no other thread reads it.
     SECTIONS.store(black_box(1), Ordering::Relaxed);
 }
 

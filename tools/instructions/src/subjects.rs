@@ -122,17 +122,17 @@ fn building<C: Clock>(policy: Policy, clock: C) -> &'static DogpileCell<u64, C> 
     let cell = leak(DogpileCell::with_clock(policy, clock));
     cell.set(1);
     cell.invalidate();
-    let Lookup::Elected(lease) = cell.lookup() else { unreachable!("stale, and nobody builds") };
+    let Lookup::Elected(lease) = cell.lookup() else { unreachable!("stale, and no build runs") };
     std::mem::forget(lease);
     cell
 }
 
-/// A cell with a stale value, which could not be rebuilt and is not to be for a while.
+/// A cell with a stale value whose rebuild has failed, in its retry pause.
 fn pausing<C: Clock>(clock: C) -> &'static DogpileCell<u64, C> {
     let cell = leak(DogpileCell::with_clock(Policy::ttl(HOUR).retry_backoff(HOUR, HOUR), clock));
     cell.set(1);
     cell.invalidate();
-    let Lookup::Elected(lease) = cell.lookup() else { unreachable!("stale, and nobody builds") };
+    let Lookup::Elected(lease) = cell.lookup() else { unreachable!("stale, and no build runs") };
     lease.fail("no");
     cell
 }
@@ -150,7 +150,7 @@ fn sync_reader_building() -> &'static SyncReaderCell<u64> {
     let (inside, built) = std::sync::mpsc::channel();
     std::thread::spawn(move || {
         cell.get_or_refresh(|| {
-            inside.send(()).expect("somebody waits for it");
+            inside.send(()).expect("the receiver waits");
             loop {
                 std::thread::park();
             }
@@ -281,14 +281,14 @@ fn reads() -> Vec<Subject> {
     ));
     reads.extend(reads_of!("stale, retry pause", pausing(SystemClock)));
     let lazy: &'static LazyDogpile<u64> = leak(LazyDogpile::new(HOUR, || 1));
-    lazy.cell().set(1);
+    lazy.set(1);
     let mut reader = lazy.reader();
     let lazy_reads = [
-        subject("LazyDogpile::get, fresh", move || *lazy.get()),
-        subject("LazyDogpile::load, fresh", move || *lazy.load()),
-        subject("LazyReader::get, fresh", move || **reader.get()),
+        subject("LazyDogpile::get_or_refresh, fresh", move || *lazy.get_or_refresh()),
+        subject("LazyDogpile::load_or_refresh, fresh", move || *lazy.load_or_refresh()),
+        subject("LazyReader::get_or_refresh, fresh", move || **reader.get_or_refresh()),
     ];
-    reads.extend(lazy_reads.map(|subject| subject.on(lazy, &*lazy.cell().get().expect(FRESH))));
+    reads.extend(lazy_reads.map(|subject| subject.on(lazy, &*lazy.get().expect(FRESH))));
     reads.extend(sync_reads_of!("fresh", sync_reader(Drain::Background)));
     reads.extend(sync_reads_of!("stale, build runs", sync_reader_building()));
     reads
@@ -304,7 +304,10 @@ fn writes() -> Vec<Subject> {
     let published = fresh(published_clock);
     let renewed_clock = leaping();
     let renewed = fresh(renewed_clock);
-    let failed = fresh(SystemClock);
+    // Without retry pauses, so that each lookup is elected.
+    let failed =
+        leak(DogpileCell::with_policy(Policy::ttl(HOUR).retry_backoff(Duration::ZERO, Duration::ZERO)));
+    failed.set(1);
     failed.invalidate();
     let built_clock = leaping();
     let built = fresh(built_clock);
@@ -326,7 +329,7 @@ fn writes() -> Vec<Subject> {
         }),
         subject("lookup + fail", move || {
             let Lookup::Elected(lease) = failed.lookup() else { unreachable!("stale") };
-            lease.fail(1_u64)
+            lease.fail(std::fmt::Error)
         }),
         subject("get_or_refresh that builds", move || {
             built_clock.leap();

@@ -30,7 +30,7 @@ pub(crate) fn all<V: Value>() -> Vec<Card<V>> {
         own::<V, own::ThroughReader<V>>("Reader"),
         own::<V, own::ThroughTickReader<V>>("Reader TickClock"),
         own::<V, own::ThroughTimelessReader<V>>("Reader no deadline"),
-        own::<V, own::Lazy<V>>("LazyDogpile::get"),
+        own::<V, own::Lazy<V>>("LazyDogpile::get_or_refresh"),
         own::<V, own::SyncGet<V>>("SyncReaderCell get_or_refresh"),
         own::<V, own::SyncLoad<V>>("SyncReaderCell load_or_refresh"),
         other::<V, locks::StdRwLock<V>>("std RwLock; exact clock"),

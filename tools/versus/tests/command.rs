@@ -34,7 +34,7 @@ fn a_quick_run_leaves_a_page_with_its_pictures_and_its_raw_data() {
         "load_or_refresh",
         "Reader TickClock",
         "Reader no deadline",
-        "LazyDogpile::get",
+        "LazyDogpile::get_or_refresh",
         "SyncReaderCell",
         "std RwLock",
         "parking_lot RwLock",

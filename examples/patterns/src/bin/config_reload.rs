@@ -1,5 +1,5 @@
-//! A configuration file that is read again when it has changed: at most once in a ttl somebody looks at its modification
-//! time, and only a changed file is parsed.
+//! A configuration file that is read again when it has changed: at most once in a ttl one caller looks at its modification
+//! time, and only a changed file is parsed. The first callers wait for the first one of them to read it.
 
 use std::error::Error;
 use std::fs;
@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use dogpile::{DogpileCell, Lookup};
+use dogpile::{BoxError, DogpileCell, RefreshError, Refreshed};
 use serde::Deserialize;
 
 #[derive(Deserialize)]
@@ -19,31 +19,20 @@ struct Config {
 
 static CONFIG: DogpileCell<Config> = DogpileCell::new(Duration::from_secs(1)).named("config");
 
-/// The configuration as it is, or as it was if the file is being rewritten just now.
-fn config(path: &Path) -> Result<Arc<Config>, Box<dyn Error>> {
-    let lease = match CONFIG.lookup() {
-        Lookup::Fresh(config) | Lookup::Stale(config) => return Ok(config),
-        Lookup::Elected(lease) => lease,
-        // Only while the first caller reads it.
-        Lookup::Pending(_) | Lookup::Failed(_) => return Err("there is no configuration yet".into()),
-    };
-    let modified = fs::metadata(path)?.modified()?;
-    if lease.previous().is_some_and(|config| config.modified == Some(modified)) {
+/// The configuration as it is, or as it was if the file cannot be used just now: then `CONFIG.last_error()` says why.
+fn config(path: &Path) -> Result<Arc<Config>, RefreshError> {
+    CONFIG.request().try_get_with(|previous| read(path, previous))
+}
+
+fn read(path: &Path, previous: Option<Arc<Config>>) -> Result<Refreshed<Config>, BoxError> {
+    let modified = Some(fs::metadata(path)?.modified()?);
+    if previous.is_some_and(|config| config.modified == modified) {
         println!("looked at the file: not modified");
-        return lease.renew().map_err(|_| "there was one a moment ago".into());
+        return Ok(Refreshed::NotModified);
     }
-    let mut config: Config = match toml::from_str(&fs::read_to_string(path)?) {
-        Ok(config) => config,
-        Err(error) => {
-            println!("the file makes no sense, the old configuration stays");
-            let previous = lease.previous().cloned();
-            lease.fail(error.message().to_owned());
-            return previous.ok_or_else(|| error.into());
-        }
-    };
-    config.modified = Some(modified);
+    let config: Config = toml::from_str(&fs::read_to_string(path)?)?;
     println!("read the file: {} workers", config.workers);
-    Ok(lease.publish(config))
+    Ok(Refreshed::New(Config { modified, ..config }))
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -64,6 +53,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     write_later(&path, "workers = many")?;
     CONFIG.invalidate();
     assert_eq!(config(&path)?.workers, 8);
+    let error = CONFIG.last_error().ok_or("the file makes no sense")?;
+    println!("the old configuration stays: {}", error.to_string().lines().next().unwrap_or_default());
 
     fs::remove_dir_all(&folder)?;
     Ok(())
@@ -76,3 +67,7 @@ fn write_later(path: &Path, text: &str) -> Result<(), Box<dyn Error>> {
     fs::File::options().append(true).open(path)?.set_modified(later)?;
     Ok(())
 }
+
+#[cfg(all(test, unix))]
+#[path = "../config_reload_tests.rs"]
+mod tests;

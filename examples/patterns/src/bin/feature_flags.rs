@@ -1,4 +1,4 @@
-//! Feature flags from a database: read by every request, changed a few times a day. Whoever changes one says so, after the
+//! Feature flags from a database: read by every request, changed a few times a day. A change invalidates the cell, after the
 //! commit; the fence keeps a build that was under way from being taken for fresh.
 
 use std::collections::HashSet;
@@ -11,10 +11,9 @@ use rusqlite::Connection;
 
 type Flags = HashSet<String>;
 
-const POLICY: Policy = Policy::ttl(Duration::from_secs(30))
-    .stale_if_error(Duration::from_secs(3600)) // a flag of an hour ago is better than none
-    .retry_backoff(Duration::from_secs(1), Duration::from_secs(60))
-    .jitter(10);
+// A flag of an hour ago is better than none.
+const POLICY: Policy =
+    Policy::ttl(Duration::from_secs(30)).stale_while_refresh(Duration::from_secs(3600)).jitter(10);
 
 static FLAGS: DogpileCell<Flags> = DogpileCell::with_policy(POLICY).named("flags");
 
@@ -23,7 +22,7 @@ fn read(database: &Connection) -> rusqlite::Result<Flags> {
     database.prepare("SELECT name FROM flags WHERE enabled")?.query_map([], |row| row.get(0))?.collect()
 }
 
-fn is_enabled(database: &Connection, flag: &str) -> Result<bool, RefreshError<rusqlite::Error>> {
+fn is_enabled(database: &Connection, flag: &str) -> Result<bool, RefreshError> {
     let flags: Arc<Flags> = FLAGS.try_get_or_refresh(|| read(database))?;
     Ok(flags.contains(flag))
 }

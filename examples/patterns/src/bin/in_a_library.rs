@@ -11,8 +11,7 @@ mod rates {
     static DOWNLOADS: AtomicU32 = AtomicU32::new(0);
 
     static RATES: LazyDogpile<Rates> =
-        <LazyDogpile<Rates>>::with_policy(Policy::ttl(Duration::from_secs(60)).jitter(10), download)
-            .named("rates");
+        LazyDogpile::with_name("rates", Policy::ttl(Duration::from_secs(60)).jitter(10), download);
 
     pub(crate) struct Rates {
         dollars_per_euro: f64,
@@ -31,12 +30,12 @@ mod rates {
 
     /// Today's rates; downloads them if need be. No reference count is touched.
     pub(crate) fn today() -> impl Deref<Target = Rates> {
-        RATES.load()
+        RATES.load_or_refresh()
     }
 
     /// For a health check: whether there are rates, without downloading any.
     pub(crate) fn are_known() -> bool {
-        RATES.cell().get().is_some()
+        RATES.get().is_some()
     }
 
     pub(crate) fn downloads() -> u32 {

@@ -1,4 +1,4 @@
-//! Many keys: a `moka` cache of cells. The cache bounds how many there are, the cells rebuild without making anybody wait.
+//! Many keys: a `moka` cache of cells. The cache bounds how many there are, no caller waits while a cell rebuilds.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};

@@ -110,7 +110,7 @@ impl<V: Value, C: Clock + Default, const TIMELESS: bool> Contestant<V> for ReadT
     }
 }
 
-/// `LazyDogpile::get`.
+/// `LazyDogpile::get_or_refresh`.
 pub(crate) struct Lazy<V> {
     cell: LazyDogpile<V, Box<dyn Fn() -> V + Send + Sync>>,
     source: Arc<Source<V>>,
@@ -136,7 +136,7 @@ impl<V: Value> Contestant<V> for Lazy<V> {
 
     #[inline(always)]
     fn read(own: &mut &Self) -> u64 {
-        own.cell.get().number()
+        own.cell.get_or_refresh().number()
     }
 }
 

@@ -4,8 +4,10 @@
 use crate::contest::{Builds, Contestant, Meanwhile, Small, Source, Traits, Value};
 use crate::contestants::{Coarse, Timer};
 use arc_swap::{ArcSwap, ArcSwapOption};
-use dogpile::{Clock, DogpileCell, Lookup, OwnedLease, OwnedLookup, Policy, Reader, SystemClock, Tick};
+use dogpile::{Clock, DogpileCell, Lease, Lookup, Policy, Reader, SystemClock, Tick};
 use parking_lot::Mutex;
+use std::error::Error;
+use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -25,11 +27,11 @@ impl Clock for Exact {
 }
 
 /// A cell in a certain state.
-pub(super) struct State<C: Clock> {
+pub(super) struct State<C: Clock + 'static> {
     cell: Arc<DogpileCell<Small, C>>,
     source: Source<Small>,
     /// Held, and never used.
-    lease: Option<OwnedLease<Small, C>>,
+    lease: Option<Lease<'static, Small, C>>,
 }
 
 /// Over before the next look.
@@ -45,7 +47,7 @@ impl<C: Clock + Default> State<C> {
         Self::with(Policy::never_expires())
     }
 
-    /// The value is stale, and somebody builds.
+    /// The value is stale, and a build runs.
     pub(super) fn building() -> Self {
         let mut state = Self::with(Policy::ttl(MOMENT));
         state.cell.set(Small::make(1));
@@ -53,18 +55,18 @@ impl<C: Clock + Default> State<C> {
         state
     }
 
-    /// The value is stale, the latest build has failed, and it is too early for the next.
+    /// The value is stale, the latest build has failed, and a retry pause runs.
     pub(super) fn pausing() -> Self {
         let state = Self::with(Policy::ttl(MOMENT).retry_backoff(super::LONG, super::LONG));
         state.cell.set(Small::make(1));
-        state.elected().fail(());
+        state.elected().fail(fmt::Error);
         state
     }
 
     /// As soon as the value is stale.
-    fn elected(&self) -> OwnedLease<Small, C> {
+    fn elected(&self) -> Lease<'static, Small, C> {
         loop {
-            if let OwnedLookup::Elected(lease) = self.cell.lookup_owned() {
+            if let Lookup::Elected(lease) = self.cell.lookup_owned() {
                 return lease;
             }
         }
@@ -72,9 +74,9 @@ impl<C: Clock + Default> State<C> {
 }
 
 /// A read of the cell, however it is.
-pub(super) struct Get<C: Clock>(pub(super) State<C>);
-pub(super) struct Load<C: Clock>(pub(super) State<C>);
-pub(super) struct Read<C: Clock>(pub(super) State<C>);
+pub(super) struct Get<C: Clock + 'static>(pub(super) State<C>);
+pub(super) struct Load<C: Clock + 'static>(pub(super) State<C>);
+pub(super) struct Read<C: Clock + 'static>(pub(super) State<C>);
 
 macro_rules! read_of_cell {
     ($Name:ident, $method:ident) => {
@@ -294,12 +296,31 @@ side!(Publish { cell: DogpileCell<Small> = DogpileCell::new(Duration::ZERO) }, |
         }
     }
 });
-side!(Fail { cell: DogpileCell<Small> = DogpileCell::new(super::LONG) }, |own| {
+// Without retry pauses, so that each lookup is elected.
+side!(Fail {
+    cell: DogpileCell<Small> =
+        DogpileCell::with_policy(Policy::ttl(super::LONG).retry_backoff(Duration::ZERO, Duration::ZERO))
+}, |own| {
+    let number = seed(*own);
     match own.cell.lookup() {
-        Lookup::Elected(lease) => *lease.fail(seed(own)),
+        Lookup::Elected(lease) => {
+            lease.fail(Failed(number)).downcast_ref::<Failed>().map_or(0, |failed| failed.0)
+        }
         _ => own.source.build().number(),
     }
 });
+
+/// An error as large as a word.
+#[derive(Debug)]
+struct Failed(u64);
+
+impl fmt::Display for Failed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "failed: {}", self.0)
+    }
+}
+
+impl Error for Failed {}
 
 fn seed<T>(own: &T) -> u64 {
     std::ptr::from_ref(own).addr() as u64

@@ -1,0 +1,282 @@
+//! Elections: who builds.
+
+use crate::clock::{Clock, FOREVER};
+use crate::error::SharedError;
+use crate::sync::{Arc, MutexGuard, Ordering, into_arc, spin_a_moment};
+use crate::trace::{Beginning, Cause};
+
+use super::attempt::Attempt;
+use super::machine::Machine;
+use super::slot::{Reading, Record};
+use super::state::{Awaits, Demand, LeaseState, State, Verdict, verdict};
+
+/// The lease, as its holder sees it.
+pub(crate) struct Ticket<T> {
+    pub(super) origin: u64,
+    pub(super) began: u64,
+    /// What its caller asks for.
+    pub(super) demand: Demand,
+    pub(super) stage: Stage,
+    pub(crate) beginning: Beginning,
+    pub(crate) previous: Option<Arc<T>>,
+    /// What the build has panicked with.
+    pub(crate) panic: Option<SharedError>,
+}
+
+/// How far a build is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stage {
+    Building,
+    /// It has had its result. The lease is held on to: it waits for the readers of what it has replaced.
+    Draining,
+    /// It has had its result, and the lease was released.
+    Ended,
+}
+
+/// A place among the waiters.
+pub(crate) struct Wait<T> {
+    pub(crate) attempt: Arc<Attempt<T>>,
+    /// When the build that is waited for may be superseded: then it is time to look again.
+    pub(crate) look_again_at: u64,
+    pub(crate) awaits: Awaits,
+    /// The generation from before the look. A greater one was published during the wait.
+    pub(crate) seen: u64,
+}
+
+/// What a look found. See [`Lookup`](crate::Lookup).
+pub(crate) enum Decision<T> {
+    Fresh(Arc<T>),
+    Stale(Arc<T>),
+    Elected(Ticket<T>),
+    Pending(Wait<T>),
+    Failed(SharedError),
+}
+
+impl<T> Decision<T> {
+    fn serve(value: Option<Arc<T>>, is_fresh: bool) -> Self {
+        match value {
+            Some(value) if is_fresh => Self::Fresh(value),
+            Some(value) => Self::Stale(value),
+            None => unreachable!("the slot was seen to hold a value"),
+        }
+    }
+}
+
+/// How often a reader that has something to serve tries to get the lock. The lock is held for less than a microsecond, unless
+/// its holder loses the processor; this is some microseconds.
+const TRIES: u32 = if cfg!(any(dogpile_loom, dogpile_shuttle)) { 3 } else { 256 };
+
+impl<T, C: Clock> Machine<T, C> {
+    /// Looks at the cell: without the lock if there is something to serve, else by election.
+    ///
+    /// `since`: the generation that the caller saw when it first looked; `None`: this is its first look. What was published
+    /// since then is served even if it has expired (G6).
+    pub(crate) fn lookup(&self, demand: &Demand, since: Option<u64>) -> Decision<T> {
+        // Before the clock: see the rule on generations (G1).
+        let Reading { guard, record, quiet_end } = self.slot.read();
+        let since = since.unwrap_or(record.generation);
+        if guard.is_some() && demand.is_plain() {
+            let is_fresh = self.is_before(record.fresh_end());
+            if is_fresh || self.is_before(quiet_end) {
+                self.mark_read(quiet_end);
+                return Decision::serve(into_arc(guard), is_fresh);
+            }
+        }
+        let now = self.now();
+        let is_servable = guard.is_some() && now < self.served_end(&record);
+        // It may be the last reference, and a drop is user code: not between an election and its lease.
+        drop(guard);
+        // The lock-free look knows of no origins.
+        if is_servable && demand.after == 0 && demand.accepts(&record, u64::MAX, now) {
+            return self.lookup_with_something_to_serve(demand, since, now);
+        }
+        self.decide(self.state.lock(), demand, since, now)
+    }
+
+    /// A caller that has something to serve never waits for the lock (G2). But a caller has to be elected: it tries again
+    /// until it has the lock, or sees what came of the critical section that it met.
+    fn lookup_with_something_to_serve(&self, demand: &Demand, since: u64, now: u64) -> Decision<T> {
+        let mut tries = 0;
+        loop {
+            if demand.is_plain() || tries > 0 {
+                if let Some(state) = self.state.try_lock() {
+                    return self.decide(state, demand, since, now);
+                }
+                spin_a_moment();
+            }
+            let Reading { guard, record, quiet_end } = self.slot.read();
+            let is_servable = guard.is_some() && now < self.served_end(&record).max(quiet_end);
+            if !is_servable || !demand.accepts(&record, u64::MAX, now) {
+                drop(guard);
+                return self.decide(self.state.lock(), demand, since, now);
+            }
+            let is_fresh = now < record.fresh_end();
+            if is_fresh || now < quiet_end || tries == TRIES {
+                self.mark_read(quiet_end);
+                return Decision::serve(into_arc(guard), is_fresh);
+            }
+            tries += 1;
+        }
+    }
+
+    /// The decision table, under the lock.
+    fn decide(
+        &self,
+        mut state: MutexGuard<'_, State<T>>,
+        demand: &Demand,
+        since: u64,
+        now: u64,
+    ) -> Decision<T> {
+        let record = self.slot.record(&state.key);
+        let held = self.slot.load_full();
+        let notified = (held.is_some() && state.mark_read()).then(|| state.notified());
+        if notified.is_some() {
+            self.mirror(&mut state);
+        }
+        let is_fresh = now < record.fresh_end();
+        // Published while the caller looked or waited: it counts as it was then (G6).
+        let arrived = record.generation > since || (demand.after != 0 && state.origin > demand.after);
+        let moment = if arrived { record.published } else { now };
+        let may_be_served =
+            if arrived { self.was_servable(&record) } else { now < self.quiet_end(&state, record) };
+        let is_served = held.is_some() && may_be_served && demand.accepts(&record, state.origin, moment);
+        let is_held = now < state.lease.held_until();
+        let is_failed =
+            state.pause(now).is_some() && state.failure.as_ref().is_some_and(|failure| !failure.is_panic);
+        let decision = match (verdict(is_served, is_held, is_failed, demand), held) {
+            (Verdict::Serve, Some(value)) => {
+                drop(state);
+                Decision::serve(Some(value), is_fresh)
+            }
+            (Verdict::Fail, held) => {
+                let error = state.failure.as_ref().map(|failure| failure.error.clone());
+                drop(state);
+                // It may be the last reference, and a drop is user code.
+                drop(held);
+                error.map_or_else(|| unreachable!("a failure has an error"), Decision::Failed)
+            }
+            (Verdict::Elect, held) => Decision::Elected(self.elect(state, demand, now, record, held)),
+            (Verdict::Wait | Verdict::Serve, held) => {
+                let look_again_at = if is_held { state.lease.held_until() } else { FOREVER };
+                let awaits = state.lease.awaits();
+                let attempt = state.open_attempt();
+                drop(state);
+                drop(held);
+                Decision::Pending(Wait { attempt, look_again_at, awaits, seen: since })
+            }
+        };
+        if let Some(notified) = notified {
+            notified.notify();
+        }
+        decision
+    }
+
+    fn elect(
+        &self,
+        mut state: MutexGuard<'_, State<T>>,
+        demand: &Demand,
+        now: u64,
+        record: Record,
+        previous: Option<Arc<T>>,
+    ) -> Ticket<T> {
+        let supersedes = state.lease != LeaseState::Free;
+        if supersedes {
+            self.counters.superseded.count_locked();
+        }
+        let cause = match &previous {
+            None => Cause::First,
+            Some(_) if record.is_declared_stale() => Cause::Invalidated,
+            Some(_) if now < record.fresh_end() => Cause::Forced,
+            Some(_) => Cause::Expired,
+        };
+        let origin = state.next_origin();
+        state.lease = LeaseState::Building { origin, supersede_at: self.policy.supersede_at(now) };
+        self.mirror(&mut state);
+        self.counters.builds.count_locked();
+        Ticket {
+            origin,
+            began: now,
+            demand: *demand,
+            stage: Stage::Building,
+            beginning: Beginning { cause, generation: record.generation + 1, supersedes },
+            previous,
+            panic: None,
+        }
+    }
+
+    /// Mirrors the state into what is read without the lock.
+    pub(super) fn mirror(&self, state: &mut State<T>) {
+        let quiet_end = if self.slot.is_empty(&state.key) {
+            0
+        } else {
+            self.quiet_end(state, self.slot.record(&state.key))
+        };
+        if self.slot.quiet_end() != quiet_end {
+            self.slot.set_quiet_end(&mut state.key, quiet_end);
+        }
+        self.mirror_lease(state);
+    }
+
+    pub(super) fn mirror_lease(&self, state: &State<T>) {
+        self.mirror_unread(state);
+        // Release: pairs with the Acquire in `is_refreshing`.
+        self.refreshing.store(state.lease != LeaseState::Free, Ordering::Release);
+    }
+
+    /// Before a value is made visible that is unread.
+    pub(super) fn mirror_unread(&self, state: &State<T>) {
+        // Relaxed: see `mark_read`.
+        self.unread.store(state.is_unread(), Ordering::Relaxed);
+    }
+
+    /// How long a value with this record is served without another question: as long as it is fresh, or a build runs, a
+    /// refresher is attached, or a retry pause runs. See [`Slot::quiet_end`](super::slot::Slot::quiet_end).
+    pub(super) fn quiet_end(&self, state: &State<T>, record: Record) -> u64 {
+        if state.is_unread() {
+            // The next read takes the slow path, and leaves a mark.
+            return 0;
+        }
+        let mut end = record.fresh_end();
+        let held_until = state.lease.held_until();
+        if held_until != 0 {
+            end = end.max(record.late_end(self.policy.stale_window()).min(held_until));
+        }
+        if let Some(failure) = &state.failure {
+            end = end.max(record.late_end(self.policy.pause_window()).min(failure.retry_at));
+        }
+        if state.is_attended() {
+            end = end.max(record.late_end(self.policy.stale_window()));
+        }
+        end
+    }
+
+    /// What the caller of a build that failed gets in place of the error. With `or_stale`, whatever the policy may serve.
+    pub(crate) fn instead_of_error(&self, demand: &Demand, or_stale: bool) -> Option<Arc<T>> {
+        let (Reading { guard, record, .. }, origin) = if demand.after == 0 {
+            (self.slot.read(), u64::MAX)
+        } else {
+            // Value and origin belong together under the lock only.
+            let state = self.state.lock();
+            (self.slot.read(), state.origin)
+        };
+        let value = into_arc(guard)?;
+        let now = self.now();
+        let is_fresh = now < record.fresh_end();
+        let accepted = demand.accepts(&record, origin, now);
+        let in_window = |window| now < record.late_end(window);
+        let is_served = (accepted && (is_fresh || in_window(self.policy.error_window())))
+            || (or_stale && (is_fresh || in_window(self.policy.pause_window())));
+        if !is_served {
+            return None;
+        }
+        if !is_fresh {
+            self.counters.served_stale_on_error.count();
+        }
+        Some(value)
+    }
+
+    /// What the policy allows to serve now.
+    pub(crate) fn servable_arc(&self) -> Option<Arc<T>> {
+        self.servable().and_then(into_arc)
+    }
+}

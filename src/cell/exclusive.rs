@@ -1,0 +1,96 @@
+//! A build that needs the old value for itself: the write lock of a [`SyncReaderCell`](crate::SyncReaderCell).
+
+use crate::clock::Clock;
+use crate::sync::Arc;
+
+use super::attempt::Outcome;
+use super::elect::Ticket;
+use super::machine::Machine;
+use super::publish::Aftermath;
+use super::slot::{Record, address_of};
+use super::state::{LeaseState, State};
+
+/// A value that the lease holder has taken out of the slot.
+pub(crate) struct Withheld<T> {
+    pub(crate) value: Option<Arc<T>>,
+    pub(crate) place: Place,
+}
+
+/// What belongs to a withheld value, to put it back.
+#[derive(Clone, Copy)]
+pub(crate) struct Place {
+    record: Record,
+    supersede_at: u64,
+    /// Whether the cell was empty because of a `clear` that has displaced the build before.
+    was_displaced: bool,
+}
+
+impl<T, C: Clock> Machine<T, C> {
+    /// Takes the value out of the slot for the holder of the lease, who cannot be superseded from now on. Until it
+    /// [puts it back](Machine::put_back) or the build ends, other callers find an empty cell in which a build runs, and
+    /// wait.
+    ///
+    /// A build that was displaced by a `clear` gets it too, if no other has begun: there is nothing to protect.
+    ///
+    /// `None` if the build has been overtaken: superseded, displaced by a `set` whose value is not its to replace (G4), or by
+    /// another build.
+    pub(crate) fn withhold(&self, ticket: &Ticket<T>) -> Option<Withheld<T>> {
+        let mut state = self.state.lock();
+        let is_displaced = state.displaced >= ticket.origin;
+        let supersede_at = match state.lease {
+            LeaseState::Building { origin, supersede_at } if origin == ticket.origin => supersede_at,
+            LeaseState::Free if is_displaced && self.slot.is_empty(&state.key) => {
+                self.policy.supersede_at(ticket.began)
+            }
+            _ => return None,
+        };
+        let record = self.slot.record(&state.key);
+        let value = self.slot.replace(&mut state.key, None, record, 0);
+        state.lease = LeaseState::Exclusive {
+            origin: ticket.origin,
+            address: address_of(value.as_ref()),
+            declared_stale: record.declared_stale,
+        };
+        let place = Place { record, supersede_at, was_displaced: is_displaced };
+        self.mirror_lease(&state);
+        // The waiters look again, and see what the build waits for.
+        let settle = state.take_waiters(Outcome::Abandoned);
+        drop(Aftermath::settle(settle).finish(state));
+        Some(Withheld { value, place })
+    }
+
+    /// Puts a withheld value back into service; the build goes on. Returns it if it has been cleared meanwhile.
+    pub(crate) fn put_back(&self, withheld: Withheld<T>) -> Option<Arc<T>> {
+        let mut state = self.state.lock();
+        let rejected = self.restore_withheld(&mut state, withheld);
+        self.mirror_lease(&state);
+        // The waiters may be served again; they look.
+        let settle = state.take_waiters(Outcome::Abandoned);
+        drop(Aftermath::settle(settle).finish(state));
+        rejected
+    }
+
+    pub(super) fn restore_withheld(&self, state: &mut State<T>, withheld: Withheld<T>) -> Option<Arc<T>> {
+        let Withheld { value, place } = withheld;
+        let mut is_cleared = place.was_displaced;
+        let mut record = place.record;
+        if let LeaseState::Exclusive { origin, declared_stale, .. } = state.lease {
+            is_cleared = state.displaced >= origin;
+            record = record.lapsed(declared_stale);
+            // A build that can no longer be published holds no lease.
+            state.lease = if is_cleared {
+                LeaseState::Free
+            } else {
+                LeaseState::Building { origin, supersede_at: place.supersede_at }
+            };
+        }
+        let value = value?;
+        if is_cleared {
+            return Some(value);
+        }
+        let quiet_end = self.quiet_end(state, record);
+        let replaced = self.slot.replace(&mut state.key, Some(value), record, quiet_end);
+        debug_assert!(replaced.is_none(), "nothing is published while a value is withheld");
+        None
+    }
+}

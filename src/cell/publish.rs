@@ -1,0 +1,465 @@
+//! How builds end, and writes from outside.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use crate::clock::{Clock, FOREVER};
+use crate::contain::contain;
+use crate::error::SharedError;
+use crate::sync::{Arc, MutexGuard};
+use crate::trace::Ending;
+
+use super::attempt::{Attempt, Outcome, Publication};
+use super::elect::{Stage, Ticket, Wait};
+use super::exclusive::Withheld;
+use super::machine::Machine;
+use super::slot::{Reading, Record, Slot, address_of};
+use super::state::{Awaits, Failure, LeaseState, State};
+use crate::sync::into_arc;
+
+/// What a build's result has come to.
+pub(crate) struct Concluded<T> {
+    /// What the build's caller gets.
+    pub(crate) served: Arc<T>,
+    /// Of what it gets; `None`: it was never published.
+    pub(crate) record: Option<Record>,
+    pub(crate) ending: Ending,
+    /// When it ended.
+    pub(crate) now: u64,
+    /// How long the build took.
+    pub(crate) nanos: u64,
+    pub(crate) leftover: Leftover<T>,
+}
+
+/// What is left of a build that has ended without a value.
+#[must_use]
+pub(crate) struct GivenBack<T> {
+    /// The value that it had withheld, if that was cleared meanwhile and is not put back.
+    pub(crate) rejected: Option<Arc<T>>,
+    /// How long it took.
+    pub(crate) nanos: u64,
+}
+
+/// What is to be dropped without a lock and last of all: both are user code and may panic.
+#[must_use]
+pub(crate) struct Leftover<T> {
+    /// A value that is not in the cell any more, or never was.
+    pub(crate) replaced: Option<Arc<T>>,
+    _failure: Option<Box<Failure>>,
+}
+
+/// What is left to do after unlocking.
+#[must_use]
+pub(super) struct Aftermath<T> {
+    settle: Option<(Arc<Attempt<T>>, Outcome<T>)>,
+    leftover: Leftover<T>,
+}
+
+impl<T> Aftermath<T> {
+    pub(super) fn settle(settle: Option<(Arc<Attempt<T>>, Outcome<T>)>) -> Self {
+        Self { settle, leftover: Leftover { replaced: None, _failure: None } }
+    }
+
+    /// Releases the lock and wakes the waiters. The caller drops what is returned, when it has nothing more to do.
+    pub(super) fn finish(self, state: MutexGuard<'_, State<T>>) -> Leftover<T> {
+        let notified = state.notified();
+        drop(state);
+        if let Some((attempt, outcome)) = self.settle {
+            attempt.settle(outcome);
+        }
+        notified.notify();
+        self.leftover
+    }
+}
+
+/// A time to live for one publication.
+#[derive(Clone, Copy)]
+#[allow(unreachable_pub)] // named by a sealed trait
+pub enum Ttl {
+    Policy,
+    Own(u64),
+}
+
+/// What a build has made.
+pub(crate) struct BuildOutput<T> {
+    pub(crate) value: Arc<T>,
+    pub(crate) ttl: Ttl,
+    /// It is the previous value.
+    pub(crate) renews: bool,
+    /// Whether the lease is released; else it is held until [`give_back`](Machine::give_back).
+    pub(crate) release: bool,
+}
+
+/// How builds end.
+impl<T, C: Clock> Machine<T, C> {
+    /// Publishes the result of a build, as far as the fence allows.
+    ///
+    /// `note` is called under the lock with the value that becomes visible and the slot, which still holds the one that it replaces.
+    pub(crate) fn conclude(
+        &self,
+        ticket: &mut Ticket<T>,
+        BuildOutput { value, ttl, renews, release }: BuildOutput<T>,
+        note: impl FnOnce(&Arc<T>, &Slot<T>),
+    ) -> Concluded<T> {
+        let own_ttl = matches!(ttl, Ttl::Own(_));
+        let ttl = self.draw_ttl(ttl);
+        let now = self.now();
+        ticket.stage = if release { Stage::Ended } else { Stage::Draining };
+        let mut state = self.state.lock();
+        let holds = state.lease.origin() == Some(ticket.origin);
+        // What is renewed must still be there: a `restore` displaces no build.
+        let is_gone = renews && !self.slot.holds(&state.key, &value);
+        let is_displaced = state.displaced >= ticket.origin || (holds && is_gone);
+        let nanos = now.saturating_sub(ticket.began);
+        self.counters.build_took(nanos);
+        let (ending, record, instead, aftermath) = if holds && !is_displaced {
+            let record = Record::fresh(self.slot.record(&state.key).generation + 1, now, ttl);
+            let (ending, record) = if state.invalidated < ticket.origin {
+                (Ending::Published, record)
+            } else {
+                self.counters.fenced.count_locked();
+                (Ending::PublishedStale, record.lapsed(now))
+            };
+            self.note_publication(&mut state, own_ttl);
+            let aftermath = self.make_visible(&mut state, Arc::clone(&value), record, ticket.origin, note);
+            (ending, Some(record), None, aftermath)
+        } else {
+            let ending = if is_displaced {
+                self.counters.fenced.count_locked();
+                Ending::Displaced
+            } else {
+                Ending::TooLate
+            };
+            // What the cell serves now, if its caller accepts that: else what it has built, which it always does.
+            let record = self.slot.record(&state.key);
+            let is_served = now < self.served_end(&record).max(self.quiet_end(&state, record))
+                && ticket.demand.accepts(&record, state.origin, now);
+            let instead = if is_served { self.slot.load_full() } else { None };
+            let settle = if holds { state.take_waiters(Outcome::Abandoned) } else { None };
+            (ending, instead.as_ref().map(|_| record), instead, Aftermath::settle(settle))
+        };
+        if holds {
+            // If it goes on, the build is over all the same: no other takes its place.
+            state.lease =
+                if release { LeaseState::Free } else { LeaseState::Draining { origin: ticket.origin } };
+        }
+        self.mirror(&mut state);
+        let mut leftover = aftermath.finish(state);
+        let served = match instead {
+            Some(served) => {
+                leftover.replaced = Some(value);
+                served
+            }
+            None => value,
+        };
+        Concluded { served, record, ending, now, nanos, leftover }
+    }
+
+    /// The build failed with `error`, and puts back what it has withheld. That is asked for after the clock was read: if the
+    /// clock panics, it is where its owner looks for it.
+    pub(crate) fn fail(
+        &self,
+        ticket: &mut Ticket<T>,
+        error: SharedError,
+        withheld: impl FnOnce() -> Option<Withheld<T>>,
+    ) -> GivenBack<T> {
+        let now = self.now();
+        let draw = self.draw();
+        let withheld = withheld();
+        ticket.stage = Stage::Ended;
+        let mut state = self.state.lock();
+        let nanos = now.saturating_sub(ticket.began);
+        self.counters.failed.count_locked();
+        self.counters.build_took(nanos);
+        let rejected = withheld.and_then(|withheld| self.restore_withheld(&mut state, withheld));
+        let aftermath = if Self::release(&mut state, ticket) {
+            let outcome = Outcome::Failed(error.clone());
+            self.record_failure(&mut state, ticket, (error, false), outcome, now, draw)
+        } else {
+            Aftermath::settle(None)
+        };
+        self.mirror(&mut state);
+        drop(aftermath.finish(state));
+        GivenBack { rejected, nanos }
+    }
+
+    /// The lease comes back, without a result or after it was held on to, with what the build has withheld.
+    pub(crate) fn give_back(
+        &self,
+        mut ticket: Ticket<T>,
+        panicked: bool,
+        withheld: Option<Withheld<T>>,
+    ) -> GivenBack<T> {
+        // Called from a destructor, perhaps because the clock has panicked: the lease must come back all the same. The
+        // panic has been reported by the panic hook.
+        let now = catch_unwind(AssertUnwindSafe(|| self.now())).unwrap_or(ticket.began);
+        let draw = self.draw();
+        let is_building = ticket.stage == Stage::Building;
+        let panic = (panicked && is_building)
+            .then(|| ticket.panic.take().unwrap_or_else(SharedError::of_unknown_panic));
+        let mut state = self.state.lock();
+        if is_building {
+            if panicked { &self.counters.panicked } else { &self.counters.abandoned }.count_locked();
+        }
+        let rejected = withheld.and_then(|withheld| self.restore_withheld(&mut state, withheld));
+        let aftermath = if !Self::release(&mut state, &ticket) {
+            Aftermath::settle(None)
+        } else if let Some(panic) = panic {
+            self.record_failure(&mut state, &ticket, (panic, true), Outcome::Abandoned, now, draw)
+        } else {
+            Aftermath::settle(state.take_waiters(Outcome::Abandoned))
+        };
+        self.mirror(&mut state);
+        let leftover = aftermath.finish(state);
+        let nanos = now.saturating_sub(ticket.began);
+        // Their drops are user code, and the thread may be panicking already.
+        contain(|| drop(leftover));
+        contain(|| drop(ticket));
+        GivenBack { rejected, nanos }
+    }
+
+    /// Releases the lease, unless the build has lost it. Returns whether it was released.
+    fn release(state: &mut State<T>, ticket: &Ticket<T>) -> bool {
+        let holds = state.lease.origin() == Some(ticket.origin);
+        if holds {
+            state.lease = LeaseState::Free;
+        }
+        holds
+    }
+
+    /// Whether the result of the build can no longer be published.
+    pub(crate) fn is_fenced(&self, ticket: &Ticket<T>) -> bool {
+        let state = self.state.lock();
+        state.lease.origin() != Some(ticket.origin) || state.displaced >= ticket.origin
+    }
+
+    /// Wakes all waiters, which look again: what a waiter waits for has happened without a change of the state.
+    pub(crate) fn wake_waiters(&self) {
+        let mut state = self.state.lock();
+        let settle = state.take_waiters(Outcome::Abandoned);
+        drop(Aftermath::settle(settle).finish(state));
+    }
+
+    /// A value is about to be made visible.
+    fn note_publication(&self, state: &mut State<T>, has_own_ttl: bool) {
+        if state.listeners.is_some() {
+            state.note_publication(has_own_ttl);
+            self.mirror_unread(state);
+        }
+    }
+
+    /// Makes a value visible to readers and takes the waiters out, who get it too.
+    fn make_visible(
+        &self,
+        state: &mut State<T>,
+        value: Arc<T>,
+        record: Record,
+        origin: u64,
+        note: impl FnOnce(&Arc<T>, &Slot<T>),
+    ) -> Aftermath<T> {
+        self.counters.published.count_locked();
+        state.origin = origin;
+        let failure = state.failure.take();
+        // Waiters get what may have been served when it was published. (Only what is restored may have expired by then.)
+        let settle = if state.attempt.is_some() && self.was_servable(&record) {
+            let publication = Publication { value: Arc::clone(&value), record, origin };
+            state.take_waiters(Outcome::Published(publication))
+        } else {
+            None
+        };
+        let quiet_end = self.quiet_end(state, record);
+        note(&value, &self.slot);
+        let replaced = if self.slot.holds(&state.key, &value) {
+            self.slot.amend(&mut state.key, record, quiet_end);
+            Some(value)
+        } else {
+            self.slot.replace(&mut state.key, Some(value), record, quiet_end)
+        };
+        Aftermath { settle, leftover: Leftover { replaced, _failure: failure } }
+    }
+
+    fn record_failure(
+        &self,
+        state: &mut State<T>,
+        ticket: &Ticket<T>,
+        (error, is_panic): (SharedError, bool),
+        outcome: Outcome<T>,
+        now: u64,
+        draw: u64,
+    ) -> Aftermath<T> {
+        let settle = state.take_waiters(outcome);
+        if state.displaced >= ticket.origin {
+            // It had the write lock of a value that was cleared meanwhile.
+            return Aftermath::settle(settle);
+        }
+        let count = state.failure.as_ref().map_or(0, |failure| failure.count).saturating_add(1);
+        let pause = self.policy.retry_pause(count, draw);
+        // 0 means no pause; using `now` could reject callers with an older reading.
+        let retry_at = if pause == 0 { 0 } else { now.saturating_add(pause) };
+        let failure = state.failure.replace(Box::new(Failure { count, retry_at, error, is_panic }));
+        Aftermath { settle, leftover: Leftover { replaced: None, _failure: failure } }
+    }
+
+    /// A random number for the jitter; 0 without one.
+    fn draw(&self) -> u64 {
+        use std::hash::{BuildHasher, RandomState};
+        // Each `RandomState` hashes with keys of its own, which is all the randomness that jitter needs.
+        if self.policy.has_jitter() { RandomState::new().hash_one(0) } else { 0 }
+    }
+
+    fn draw_ttl(&self, ttl: Ttl) -> u64 {
+        let ttl = match ttl {
+            Ttl::Policy => self.policy.default_ttl(),
+            Ttl::Own(ttl) => ttl,
+        };
+        self.policy.jittered_ttl(ttl, self.draw())
+    }
+}
+
+/// What is set, and how old it is.
+pub(crate) struct Setting<T> {
+    pub(crate) value: Arc<T>,
+    pub(crate) ttl: Ttl,
+    /// [`Some`]: it is restored. It was made so long ago, and a build that runs is newer.
+    pub(crate) age: Option<u64>,
+}
+
+/// A value that cannot be set yet, and a place to wait for the end of the build that withholds the old one.
+pub(crate) struct NotNow<T> {
+    pub(crate) setting: Setting<T>,
+    pub(crate) wait: Wait<T>,
+}
+
+/// Writes from outside.
+impl<T, C: Clock> Machine<T, C> {
+    /// Publishes a value ahead of any build and returns what it replaces. See [`conclude`](Machine::conclude) for
+    /// `note`.
+    ///
+    /// # Errors
+    ///
+    /// If a build withholds the old value.
+    pub(crate) fn set(
+        &self,
+        setting: Setting<T>,
+        note: impl FnOnce(&Arc<T>, &Slot<T>),
+    ) -> Result<Leftover<T>, NotNow<T>> {
+        let ttl = self.draw_ttl(setting.ttl);
+        let now = self.now();
+        let mut state = self.state.lock();
+        if let LeaseState::Exclusive { .. } = state.lease {
+            let attempt = state.open_attempt();
+            let wait = Wait {
+                attempt,
+                look_again_at: FOREVER,
+                awaits: Awaits::Readers,
+                seen: self.slot.record(&state.key).generation,
+            };
+            return Err(NotNow { setting, wait });
+        }
+        let Setting { value, ttl: own_ttl, age } = setting;
+        let origin = state.next_origin();
+        if age.is_none() && state.displace() {
+            self.mirror_lease(&state);
+        }
+        let generation = self.slot.record(&state.key).generation + 1;
+        let record = Record { initial_age: age.unwrap_or(0), ..Record::fresh(generation, now, ttl) };
+        self.note_publication(&mut state, matches!(own_ttl, Ttl::Own(_)));
+        let aftermath = self.make_visible(&mut state, value, record, origin, note);
+        Ok(aftermath.finish(state))
+    }
+
+    pub(crate) fn invalidate(&self) {
+        let now = self.now();
+        self.invalidate_if(now, |_| true);
+    }
+
+    /// Only if the cell still holds `seen`, and it is not declared stale. Returns whether it was.
+    pub(crate) fn invalidate_if_current(&self, seen: &Arc<T>) -> bool {
+        let now = self.now();
+        self.invalidate_if(now, |state| match state.lease {
+            // Perhaps it is put back.
+            LeaseState::Exclusive { address, declared_stale, .. } => {
+                address == address_of(Some(seen)) && declared_stale == FOREVER
+            }
+            _ => self.slot.holds(&state.key, seen) && !self.slot.record(&state.key).is_declared_stale(),
+        })
+    }
+
+    fn invalidate_if(&self, now: u64, condition: impl FnOnce(&State<T>) -> bool) -> bool {
+        let mut state = self.state.lock();
+        if !condition(&state) {
+            return false;
+        }
+        state.invalidated = state.origins;
+        if let LeaseState::Exclusive { declared_stale, .. } = &mut state.lease {
+            *declared_stale = now.min(*declared_stale);
+        }
+        if !self.slot.is_empty(&state.key) {
+            let record = self.slot.record(&state.key).lapsed(now);
+            let quiet_end = self.quiet_end(&state, record);
+            self.slot.amend(&mut state.key, record, quiet_end);
+        }
+        drop(Aftermath::settle(None).finish(state));
+        true
+    }
+
+    /// Takes the value away. `note` is called under the lock with the value that is there.
+    pub(crate) fn clear(&self, note: impl FnOnce(Option<&Arc<T>>)) -> Option<Arc<T>> {
+        self.clear_and(note, |_| None)
+    }
+
+    /// As [`clear`](Machine::clear), and forgets failures and statistics.
+    pub(crate) fn reset(&self, note: impl FnOnce(Option<&Arc<T>>)) -> Option<Arc<T>> {
+        self.clear_and(note, |state| {
+            self.counters.reset();
+            state.failure.take()
+        })
+    }
+
+    fn clear_and(
+        &self,
+        note: impl FnOnce(Option<&Arc<T>>),
+        forget: impl FnOnce(&mut State<T>) -> Option<Box<Failure>>,
+    ) -> Option<Arc<T>> {
+        let mut state = self.state.lock();
+        note(self.slot.load().as_ref());
+        let record = self.slot.record(&state.key);
+        let cleared = self.slot.replace(&mut state.key, None, record, 0);
+        let failure = forget(&mut state);
+        // The waiters of a build that has lost its lease look again, and one of them builds.
+        let settle = if state.displace() { state.take_waiters(Outcome::Abandoned) } else { None };
+        self.mirror(&mut state);
+        drop(Aftermath::settle(settle).finish(state));
+        drop(failure);
+        cleared
+    }
+
+    /// The build that runs can no longer be published. Returns whether one did run.
+    pub(crate) fn revoke(&self) -> bool {
+        let mut state = self.state.lock();
+        if !matches!(state.lease, LeaseState::Building { .. }) {
+            return false;
+        }
+        state.displace();
+        let settle = state.take_waiters(Outcome::Abandoned);
+        self.mirror(&mut state);
+        drop(Aftermath::settle(settle).finish(state));
+        true
+    }
+}
+
+impl<T, C> Machine<T, C> {
+    /// What a waiter makes of an outcome, which may be of long ago: it may have seen newer values since, and must not
+    /// go back (G3). The newest value was published while it waited as well.
+    pub(crate) fn up_to_date(&self, outcome: &Outcome<T>) -> Outcome<T> {
+        let Outcome::Published(publication) = outcome else { return outcome.clone() };
+        let Reading { guard, record, .. } = self.slot.read();
+        if record.generation <= publication.record.generation {
+            return outcome.clone();
+        }
+        match into_arc(guard) {
+            // Its origin is this one or a later one.
+            Some(value) => Outcome::Published(Publication { value, record, origin: publication.origin }),
+            None => Outcome::Abandoned,
+        }
+    }
+}

@@ -1,0 +1,381 @@
+//! What the cell's lock guards, what a caller may ask for, and the decision table.
+//!
+//! # The lease
+//!
+//! ```text
+//!            elect                        publish, fail, panic, give back
+//! Free ───────────────► Building ───────────────────────────────────────► Free
+//!                          │  ▲ │  set, clear, revoke, reset               ▲
+//!                          │  │ └───────────────────────────────────────────┤
+//!      acquire_write_lock  │  │ time over                                   │
+//!                          ▼  │                    end of the build         │
+//!                        Exclusive ─────────────────────────────────────────┤
+//!                          publish under Drain::Wait                        │
+//! Building, Exclusive ───────────────► Draining ────────────────────────────┘
+//! ```
+//!
+//! A build whose result can no longer be published holds no lease (G1), unless it has the write lock.
+
+use crate::clock::FOREVER;
+use crate::error::SharedError;
+use crate::signal::{Bell, Signal};
+use crate::sync::Arc;
+
+use super::attempt::{Attempt, Outcome};
+use super::slot::{Key, Record};
+
+/// What the lock guards. What readers need of it is mirrored in the [`Slot`](super::slot::Slot).
+pub(crate) struct State<T> {
+    /// Opens the slot to the holder of the lock.
+    pub(super) key: Key,
+    pub(super) lease: LeaseState,
+    /// Numbers builds and `set`s, in the order in which they begin.
+    pub(super) origins: u64,
+    /// The number of the build or `set` that published the value in the slot.
+    pub(super) origin: u64,
+    /// Builds up to this number began before the latest `invalidate`.
+    pub(super) invalidated: u64,
+    /// Builds up to this number began before the latest `set`, `clear`, `revoke` or `reset`.
+    pub(super) displaced: u64,
+    /// Boxed, because it is rare.
+    pub(super) failure: Option<Box<Failure>>,
+    /// Made by the first waiter; taken by the thread that ends the wait.
+    pub(super) attempt: Option<Arc<Attempt<T>>>,
+    /// Boxed, because most cells have none.
+    pub(super) listeners: Option<Box<Listeners>>,
+}
+
+/// Who holds the lease, and for what.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum LeaseState {
+    Free,
+    /// A build runs.
+    Building {
+        origin: u64,
+        supersede_at: u64,
+    },
+    /// A build has taken the value out of the slot, and waits until no reader is inside, or has the write lock.
+    Exclusive {
+        origin: u64,
+        /// Of the value that it has taken out; 0: there was none.
+        address: usize,
+        /// When that was declared stale. [`FOREVER`]: it was not.
+        declared_stale: u64,
+    },
+    /// A build has published, and waits for the readers of the replaced value.
+    Draining {
+        origin: u64,
+    },
+}
+
+impl LeaseState {
+    pub(super) fn origin(self) -> Option<u64> {
+        match self {
+            Self::Free => None,
+            Self::Building { origin, .. } | Self::Exclusive { origin, .. } | Self::Draining { origin } => {
+                Some(origin)
+            }
+        }
+    }
+
+    /// From this tick on another caller may be elected. 0: at once.
+    pub(super) fn held_until(self) -> u64 {
+        match self {
+            Self::Free => 0,
+            Self::Building { supersede_at, .. } => supersede_at,
+            Self::Exclusive { .. } | Self::Draining { .. } => FOREVER,
+        }
+    }
+
+    pub(super) fn awaits(self) -> Awaits {
+        match self {
+            Self::Free | Self::Building { .. } => Awaits::Nobody,
+            Self::Exclusive { .. } => Awaits::Readers,
+            Self::Draining { .. } => Awaits::ReadersOfReplaced,
+        }
+    }
+}
+
+/// What the lease holder is blocked on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(unreachable_pub)] // named by a sealed trait
+pub enum Awaits {
+    /// Nothing that the cell knows of: it builds.
+    Nobody,
+    /// All readers: it wants the write lock, or has it.
+    Readers,
+    /// The readers of the value that it has replaced.
+    ReadersOfReplaced,
+}
+
+/// The failures since the latest publication.
+pub(crate) struct Failure {
+    pub(super) count: u32,
+    /// No caller is elected before this tick. 0: there is no pause.
+    pub(super) retry_at: u64,
+    /// The latest one.
+    pub(super) error: SharedError,
+    pub(super) is_panic: bool,
+}
+
+/// The attached refreshers: while there is one, readers leave building to it as long as there is something to serve.
+///
+/// And what only they need to know of the value in the slot: of one from before the first of them was attached, the defaults.
+#[derive(Default)]
+pub(super) struct Listeners {
+    bells: Vec<Bell>,
+    /// How many of them do not rebuild a value that was not read since its publication.
+    resting: usize,
+    is_unread: bool,
+    /// It has a time to live of its own, not the policy's.
+    has_own_ttl: bool,
+}
+
+impl<T> State<T> {
+    pub(super) const fn new() -> Self {
+        Self {
+            key: Key::new(),
+            lease: LeaseState::Free,
+            origins: 0,
+            origin: 0,
+            invalidated: 0,
+            displaced: 0,
+            failure: None,
+            attempt: None,
+            listeners: None,
+        }
+    }
+
+    pub(super) fn next_origin(&mut self) -> u64 {
+        self.origins += 1;
+        self.origins
+    }
+
+    /// When the running retry pause ends, if one runs.
+    pub(super) fn pause(&self, now: u64) -> Option<u64> {
+        self.failure.as_ref().map(|failure| failure.retry_at).filter(|retry_at| now < *retry_at)
+    }
+
+    /// No build that has begun so far can be published any more. Returns whether a build has lost its lease.
+    pub(super) fn displace(&mut self) -> bool {
+        self.displaced = self.origins;
+        let is_building = matches!(self.lease, LeaseState::Building { .. });
+        if is_building {
+            self.lease = LeaseState::Free;
+        }
+        is_building
+    }
+
+    pub(super) fn open_attempt(&mut self) -> Arc<Attempt<T>> {
+        Arc::clone(self.attempt.get_or_insert_with(Attempt::open))
+    }
+
+    /// Takes the waiters out, to be given `outcome` after unlocking.
+    pub(super) fn take_waiters(&mut self, outcome: Outcome<T>) -> Option<(Arc<Attempt<T>>, Outcome<T>)> {
+        self.attempt.take().map(|attempt| (attempt, outcome))
+    }
+
+    /// To be notified of a change after unlocking.
+    pub(super) fn notified(&self) -> Notified {
+        let bells = self.listeners.as_deref().map_or(&[][..], |listeners| &listeners.bells);
+        Notified(bells.iter().map(|bell| Arc::clone(bell.signal())).collect())
+    }
+
+    pub(super) fn attach(&mut self, bell: Bell, rests: bool) {
+        let listeners = self.listeners.get_or_insert_default();
+        listeners.bells.push(bell);
+        listeners.resting += usize::from(rests);
+    }
+
+    /// Returns the bell, which rings when it is dropped, after unlocking.
+    pub(super) fn detach(&mut self, signal: &Arc<Signal>, rests: bool) -> Option<Bell> {
+        let listeners = self.listeners.as_deref_mut()?;
+        let position = listeners.bells.iter().position(|bell| Arc::ptr_eq(bell.signal(), signal))?;
+        listeners.resting -= usize::from(rests);
+        let bell = listeners.bells.swap_remove(position);
+        if listeners.bells.is_empty() {
+            self.listeners = None;
+        }
+        Some(bell)
+    }
+
+    /// Whether a refresher is attached that rebuilds a stale value.
+    ///
+    /// A stopped one may remain attached, if the cell was moved out of its `Arc`.
+    pub(super) fn is_attended(&self) -> bool {
+        let listeners = self.listeners.as_deref();
+        listeners.is_some_and(|listeners| listeners.bells.iter().any(|bell| !bell.signal().is_stopped()))
+    }
+
+    /// A value is published.
+    pub(super) fn note_publication(&mut self, has_own_ttl: bool) {
+        if let Some(listeners) = self.listeners.as_deref_mut() {
+            // Waiters are going to read it.
+            listeners.is_unread = listeners.resting > 0 && self.attempt.is_none();
+            listeners.has_own_ttl = has_own_ttl;
+        }
+    }
+
+    pub(super) fn has_own_ttl(&self) -> bool {
+        self.listeners.as_deref().is_some_and(|listeners| listeners.has_own_ttl)
+    }
+
+    /// Whether the next read has to leave a mark: a refresher rests until then.
+    pub(super) fn is_unread(&self) -> bool {
+        self.listeners.as_deref().is_some_and(|listeners| listeners.is_unread)
+    }
+
+    /// The value is read. Returns whether that is the first time, and a refresher waits for it.
+    pub(super) fn mark_read(&mut self) -> bool {
+        self.listeners.as_deref_mut().is_some_and(|listeners| std::mem::take(&mut listeners.is_unread))
+    }
+}
+
+/// Refreshers to be notified of a change, without a lock.
+#[must_use]
+pub(super) struct Notified(Vec<Arc<Signal>>);
+
+impl Notified {
+    pub(super) fn notify(self) {
+        for signal in self.0 {
+            signal.ring();
+        }
+    }
+}
+
+/// What a caller asks for: the conditions of a [`Request`](crate::Request).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Demand {
+    /// Not stale for longer than this. [`FOREVER`]: as long as the policy allows.
+    pub(crate) max_stale: u64,
+    /// Published at most this long ago. [`FOREVER`]: whenever.
+    pub(crate) max_age: u64,
+    /// Of a later generation than this. 0: of any.
+    pub(crate) newer_than: u64,
+    /// From a build or `set` of a greater number than this. 0: from any.
+    pub(crate) after: u64,
+    /// In a retry pause with nothing to serve: build (else: fail with the latest error).
+    pub(crate) builds_in_pause: bool,
+    /// It may be elected (else: it waits, even if no build runs).
+    pub(crate) may_build: bool,
+}
+
+impl Demand {
+    /// Anything that may be served.
+    pub(crate) const ANY: Self = Self {
+        max_stale: FOREVER,
+        max_age: FOREVER,
+        newer_than: 0,
+        after: 0,
+        builds_in_pause: false,
+        may_build: true,
+    };
+
+    /// What `get_or_refresh` asks for, which can return no error.
+    pub(crate) const VALUE: Self = Self { builds_in_pause: true, ..Self::ANY };
+
+    /// A value whose build or `set` began after that of this number.
+    pub(crate) const fn after(origin: u64) -> Self {
+        Self { after: origin, ..Self::VALUE }
+    }
+
+    /// Whether it accepts all that the policy allows to serve.
+    pub(crate) fn is_plain(&self) -> bool {
+        self.max_stale == FOREVER && self.max_age == FOREVER && self.newer_than == 0 && self.after == 0
+    }
+
+    /// Whether a value meets the conditions at `now`.
+    pub(crate) fn accepts(&self, record: &Record, origin: u64, now: u64) -> bool {
+        now < record.late_end(self.max_stale)
+            && record.age(now) <= self.max_age
+            && record.generation > self.newer_than
+            && origin > self.after
+    }
+}
+
+/// What a look leads to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    Serve,
+    Elect,
+    Wait,
+    Fail,
+}
+
+/// The decision table. See [`Lookup`](crate::Lookup).
+///
+/// `is_served`: there is a value that meets the demand, and it is fresh, or stale while a build runs, a retry pause runs, or
+/// a refresher is attached. `is_held`: a build runs that may not be superseded. `is_failed`: a retry pause runs after an
+/// error.
+pub(super) fn verdict(is_served: bool, is_held: bool, is_failed: bool, demand: &Demand) -> Verdict {
+    if is_served {
+        Verdict::Serve
+    } else if is_held {
+        Verdict::Wait
+    } else if is_failed && !demand.builds_in_pause {
+        Verdict::Fail
+    } else if demand.may_build {
+        Verdict::Elect
+    } else {
+        Verdict::Wait
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_decision_table() {
+        let waits = Demand { may_build: false, ..Demand::ANY };
+        for (is_served, is_held, is_failed, any, value, no_build) in [
+            (true, false, false, Verdict::Serve, Verdict::Serve, Verdict::Serve),
+            (true, true, false, Verdict::Serve, Verdict::Serve, Verdict::Serve),
+            (true, false, true, Verdict::Serve, Verdict::Serve, Verdict::Serve),
+            (true, true, true, Verdict::Serve, Verdict::Serve, Verdict::Serve),
+            (false, false, false, Verdict::Elect, Verdict::Elect, Verdict::Wait),
+            (false, true, false, Verdict::Wait, Verdict::Wait, Verdict::Wait),
+            (false, false, true, Verdict::Fail, Verdict::Elect, Verdict::Fail),
+            (false, true, true, Verdict::Wait, Verdict::Wait, Verdict::Wait),
+        ] {
+            let row = (is_served, is_held, is_failed);
+            assert_eq!(verdict(is_served, is_held, is_failed, &Demand::ANY), any, "{row:?}");
+            assert_eq!(verdict(is_served, is_held, is_failed, &Demand::VALUE), value, "{row:?}");
+            assert_eq!(verdict(is_served, is_held, is_failed, &waits), no_build, "{row:?}");
+        }
+    }
+
+    #[test]
+    fn each_condition_is_weighed() {
+        // Published at 100 with an age of 10, fresh up to 140, and looked at when it is 20 ns late.
+        let record = Record { initial_age: 10, ..Record::fresh(3, 100, 50) };
+        let accepts = |demand: Demand| demand.accepts(&record, 7, 160);
+        assert!(accepts(Demand::ANY) && Demand::ANY.is_plain() && Demand::VALUE.is_plain());
+        for (met, unmet) in [
+            (Demand { max_stale: 20, ..Demand::ANY }, Demand { max_stale: 19, ..Demand::ANY }),
+            (Demand { max_age: 70, ..Demand::ANY }, Demand { max_age: 69, ..Demand::ANY }),
+            (Demand { newer_than: 2, ..Demand::ANY }, Demand { newer_than: 3, ..Demand::ANY }),
+            (Demand { after: 6, ..Demand::ANY }, Demand { after: 7, ..Demand::ANY }),
+        ] {
+            assert!(accepts(met) && !met.is_plain(), "{met:?}");
+            assert!(!accepts(unmet) && !unmet.is_plain(), "{unmet:?}");
+        }
+    }
+
+    #[test]
+    fn only_a_build_without_the_write_lock_loses_its_lease() {
+        for (lease, loses) in [
+            (LeaseState::Free, false),
+            (LeaseState::Building { origin: 1, supersede_at: 9 }, true),
+            (LeaseState::Exclusive { origin: 1, address: 0, declared_stale: FOREVER }, false),
+            (LeaseState::Draining { origin: 1 }, false),
+        ] {
+            let mut state = State::<u32>::new();
+            state.origins = 1;
+            state.lease = lease;
+            assert_eq!(state.displace(), loses);
+            assert_eq!(state.displaced, 1);
+            assert_eq!(state.lease == LeaseState::Free, loses || lease == LeaseState::Free);
+        }
+    }
+}
