@@ -1,6 +1,6 @@
 //! `DogpileCell`: thin methods over the state machine.
 //!
-//! One direction: a file imports only from those above it.
+//! One direction: a file imports only from those above it (and the type [`DogpileCell`], which handles of it name).
 //!
 //! ```text
 //! slot        the value and its record, read without a lock        G2 G3
@@ -44,9 +44,9 @@ mod state;
 
 #[cfg(feature = "async")]
 pub use build::Task;
-pub use build::{BuildResult, CanFail, CannotFail, Job, Refreshed};
+pub use build::{BuildResult, CanFail, CannotFail, Job, Refreshable, Refreshed};
 pub use guard::Guard;
-pub use handle::{Handle, Refreshable};
+pub use handle::Handle;
 pub use lease::{Lease, PublishOutcome, Published};
 pub use lookup::Lookup;
 pub use pending::{Pending, Waited};
@@ -68,19 +68,19 @@ use crate::sync::{Arc, const_fn};
 pub(crate) use attempt::TaskSeat;
 pub(crate) use attempt::{Attempt, Outcome};
 pub(crate) use attend::Plan;
+#[cfg(feature = "async")]
+pub(crate) use build::Publishing;
+pub(crate) use build::{Made, Publishes, publish_in_arc};
 pub(crate) use building::is_building;
 pub(crate) use elect::Decision;
-pub(crate) use exclusive::{Place, Withheld};
-#[cfg(feature = "async")]
-pub(crate) use handle::Publishing;
+pub(crate) use handle::WeakHandle;
 pub(crate) use handle::sealed::Kind;
-pub(crate) use handle::{Made, WeakHandle, publish_in_arc};
 pub(crate) use lease::Held;
 pub(crate) use machine::{Machine, Seen};
-pub(crate) use publish::{BuildOutput, Concluded, Leftover, NotNow, Setting, Ttl};
+pub(crate) use publish::{BuildOutput, Concluded, Leftover, Newest, NotNow, Setting, Ttl};
 pub(crate) use search::{Caller, Found, Search};
 pub(crate) use slot::Slot;
-pub(crate) use state::{Awaits, Demand};
+pub(crate) use state::{Awaits, Demand, Place, Withheld};
 
 /// A cell that owns a value which is expensive to make, read by many, and out of date after a while.
 ///
@@ -378,7 +378,9 @@ impl<T, C: Clock> Kind for DogpileCell<T, C> {
     fn share(stored: Arc<T>) -> Arc<T> {
         stored
     }
+}
 
+impl<T, C: Clock> Publishes for DogpileCell<T, C> {
     fn publish(held: Held<'_, Self>, made: Made<Self>) -> Arc<T> {
         publish_in_arc(held, made)
     }
@@ -638,7 +640,7 @@ impl<T, C: Clock> DogpileCell<T, C> {
     #[must_use]
     #[inline]
     pub fn get_unless_due(&self) -> Option<Arc<T>> {
-        self.machine.serve()
+        self.machine.serve_and_mark()
     }
 
     /// As [`get`](DogpileCell::get), but touches no reference count.

@@ -137,6 +137,8 @@ impl RefUnwindSafe for SharedError {}
 impl SharedError {
     /// For a cache built on top that reports an error without a lease to fail.
     ///
+    /// A `SharedError`, or the one in a [`RefreshError::Build`], stays what it is.
+    ///
     /// # Examples
     ///
     /// ```
@@ -146,7 +148,17 @@ impl SharedError {
     /// ```
     #[must_use]
     pub fn new(error: impl Into<BoxError>) -> Self {
-        Self(Arc::from(error.into()))
+        // Of a build that reads another cell: the error of that cell's build.
+        match error.into().downcast::<RefreshError>() {
+            Ok(error) => match *error {
+                RefreshError::Build(error) => error,
+                other => Self(Arc::new(other)),
+            },
+            Err(error) => match error.downcast::<Self>() {
+                Ok(error) => *error,
+                Err(error) => Self(Arc::from(error)),
+            },
+        }
     }
 
     /// A panic of user code: `what` that was.

@@ -4,13 +4,17 @@ use std::fmt;
 use std::time::Duration;
 
 use crate::cell::{
-    BuildResult, DogpileCell, Guard, Handle, Held, Kind, Machine, Made, Reader, Request, publish_in_arc,
+    BuildResult, Caller, DogpileCell, Found, Guard, Handle, Held, InCaller, Job, Kind, Machine, Made,
+    Publishes, Reader, Request, SpawnWith, publish_in_arc,
 };
 use crate::clock::{Clock, SystemClock};
 use crate::error::{BoxError, RefreshError};
 use crate::policy::Policy;
 use crate::refresher::Refresher;
 use crate::sync::{Arc, const_fn};
+
+#[cfg(feature = "async")]
+use {crate::cell::Task, std::panic::Location};
 
 /// A [`DogpileCell`] that keeps its build closure: what `once_cell::sync::Lazy` is to `OnceCell`.
 ///
@@ -187,7 +191,9 @@ impl<T, F, C: Clock> Kind for LazyDogpile<T, F, C> {
     fn share(stored: Arc<T>) -> Arc<T> {
         stored
     }
+}
 
+impl<T, F, C: Clock> Publishes for LazyDogpile<T, F, C> {
     fn publish(held: Held<'_, Self>, made: Made<Self>) -> Arc<T> {
         publish_in_arc(held, made)
     }
@@ -489,6 +495,212 @@ where
 impl<T, F, C> fmt::Debug for LazyDogpile<T, F, C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("LazyDogpile").field("cell", &self.cell).finish_non_exhaustive()
+    }
+}
+
+/// Finishing calls of a cell that keeps its build. They are those of the other cells, without the closure.
+impl<T, F, C: Clock> Request<'_, T, C, LazyDogpile<T, F, C>> {
+    /// The value, built if need be. Goes on building or waiting until the conditions are met.
+    ///
+    /// # Panics
+    ///
+    /// If the build panics, or if it calls this on its own cell while there is nothing to serve.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::LazyDogpile;
+    /// use std::time::Duration;
+    ///
+    /// static LIMIT: LazyDogpile<u32> = LazyDogpile::new(Duration::from_secs(60), || 7);
+    ///
+    /// assert_eq!(*LIMIT.request().no_cache().get(), 7);
+    /// ```
+    #[track_caller]
+    #[allow(clippy::must_use_candidate)] // it may be called to build
+    pub fn get(self) -> Arc<T>
+    where
+        F: Fn() -> T,
+    {
+        let handle = self.handle().clone();
+        let (mut search, InCaller) = self.begin(Caller::Infallible);
+        match search.run() {
+            Ok(Found::Served(value)) => value,
+            Ok(Found::Elected(held)) => held.build(|| (handle.builder())()),
+            Err(error) => search.cannot("get", &error),
+        }
+    }
+
+    /// The value, built if need be.
+    ///
+    /// # Errors
+    ///
+    /// As the `try_get` of a `DogpileCell`'s request.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::LazyDogpile;
+    /// use std::num::ParseIntError;
+    /// use std::time::Duration;
+    ///
+    /// static LIMIT: LazyDogpile<u32, fn() -> Result<u32, ParseIntError>> =
+    ///     LazyDogpile::new(Duration::from_secs(60), || "7".parse());
+    ///
+    /// assert_eq!(*LIMIT.request().no_cache().try_get()?, 7);
+    /// # Ok::<(), dogpile::RefreshError>(())
+    /// ```
+    pub fn try_get<E: Into<BoxError>>(self) -> Result<Arc<T>, RefreshError>
+    where
+        F: Fn() -> Result<T, E>,
+    {
+        let handle = self.handle().clone();
+        let (mut search, InCaller) = self.begin(Caller::Fallible);
+        match search.run()? {
+            Found::Served(value) => Ok(value),
+            Found::Elected(held) => {
+                held.try_build(|| (handle.builder())()).or_else(|error| search.instead_of(error))
+            }
+        }
+    }
+
+    /// As [`get`](Request::get), of a cell whose build is a future (feature `async`).
+    ///
+    /// # Panics
+    ///
+    /// If the build panics, or if it calls this on its own cell while there is nothing to serve.
+    #[cfg(feature = "async")]
+    #[track_caller]
+    pub fn get_async<Fut>(self) -> impl Future<Output = Arc<T>>
+    where
+        F: Fn() -> Fut,
+        Fut: Future<Output = T>,
+    {
+        let called = Location::caller();
+        async move {
+            let handle = self.handle().clone();
+            let (mut search, InCaller) = self.begin(Caller::Infallible);
+            let building = match search.run_async().await {
+                Ok(Found::Served(value)) => return value,
+                Ok(Found::Elected(held)) => held.build_async(|| (handle.builder())()),
+                Err(error) => search.cannot_async("get_async", called, &error),
+            };
+            building.await
+        }
+    }
+
+    /// As [`try_get`](Request::try_get), of a cell whose build is a future (feature `async`).
+    ///
+    /// # Errors
+    ///
+    /// As the `try_get` of a `DogpileCell`'s request.
+    #[cfg(feature = "async")]
+    pub async fn try_get_async<E, Fut>(self) -> Result<Arc<T>, RefreshError>
+    where
+        E: Into<BoxError>,
+        F: Fn() -> Fut,
+        Fut: Future<Output = Result<T, E>>,
+    {
+        let handle = self.handle().clone();
+        let (mut search, InCaller) = self.begin(Caller::Fallible);
+        let building = match search.run_async().await? {
+            Found::Served(value) => return Ok(value),
+            Found::Elected(held) => held.try_build_async(|| (handle.builder())()),
+        };
+        building.await.or_else(|error| search.instead_of(error))
+    }
+}
+
+/// The same, with builds that are handed to a spawner.
+impl<T, F, C, S> Request<'static, T, C, LazyDogpile<T, F, C>, SpawnWith<S>>
+where
+    T: Send + Sync + 'static,
+    F: Send + Sync + 'static,
+    C: Clock + 'static,
+{
+    /// As the `get` of a request without a spawner.
+    ///
+    /// # Panics
+    ///
+    /// If the spawner panics; if it drops the job or the build panics while this call waits for it; if the build calls this on
+    /// its own cell while there is nothing to serve.
+    #[track_caller]
+    pub fn get<R>(self) -> Arc<T>
+    where
+        F: Fn() -> T,
+        S: FnOnce(Job) -> R,
+    {
+        let handle = self.handle().clone();
+        let (mut search, SpawnWith(spawn)) = self.begin(Caller::Infallible);
+        match search.run_spawned(spawn, move |held| Ok(held.build(|| (handle.builder())()))) {
+            Ok(value) => value,
+            Err(error) => search.cannot("get", &error),
+        }
+    }
+
+    /// As the `try_get` of a request without a spawner.
+    ///
+    /// # Errors
+    ///
+    /// As there, and [`RefreshError::Abandoned`]: the spawner dropped the job, or the build panicked there.
+    pub fn try_get<E, R>(self) -> Result<Arc<T>, RefreshError>
+    where
+        E: Into<BoxError>,
+        F: Fn() -> Result<T, E>,
+        S: FnOnce(Job) -> R,
+    {
+        let handle = self.handle().clone();
+        let (mut search, SpawnWith(spawn)) = self.begin(Caller::Fallible);
+        search.run_spawned(spawn, move |held| held.try_build(|| (handle.builder())()))
+    }
+
+    /// As the `get_async` of a request without a spawner (feature `async`).
+    ///
+    /// # Panics
+    ///
+    /// If the spawner panics; if it drops the task or the build panics while this call waits for it; if the build calls this on
+    /// its own cell while there is nothing to serve.
+    #[cfg(feature = "async")]
+    #[track_caller]
+    pub fn get_async<Fut, R>(self) -> impl Future<Output = Arc<T>>
+    where
+        F: Fn() -> Fut,
+        Fut: Future<Output = T> + Send + 'static,
+        S: FnOnce(Task) -> R,
+    {
+        let called = Location::caller();
+        async move {
+            let handle = self.handle().clone();
+            let (mut search, SpawnWith(spawn)) = self.begin(Caller::Infallible);
+            let run = |held: Held<'static, LazyDogpile<T, F, C>>| async move {
+                Ok(held.build_async(|| (handle.builder())()).await)
+            };
+            match search.run_spawned_async(spawn, run).await {
+                Ok(value) => value,
+                Err(error) => search.cannot_async("get_async", called, &error),
+            }
+        }
+    }
+
+    /// As the `try_get_async` of a request without a spawner (feature `async`).
+    ///
+    /// # Errors
+    ///
+    /// As there, and [`RefreshError::Abandoned`]: the spawner dropped the task, or the build panicked there.
+    #[cfg(feature = "async")]
+    pub async fn try_get_async<E, Fut, R>(self) -> Result<Arc<T>, RefreshError>
+    where
+        E: Into<BoxError> + Send + 'static,
+        F: Fn() -> Fut,
+        Fut: Future<Output = Result<T, E>> + Send + 'static,
+        S: FnOnce(Task) -> R,
+    {
+        let handle = self.handle().clone();
+        let (mut search, SpawnWith(spawn)) = self.begin(Caller::Fallible);
+        let run = |held: Held<'static, LazyDogpile<T, F, C>>| async move {
+            held.try_build_async(|| (handle.builder())()).await
+        };
+        search.run_spawned_async(spawn, run).await
     }
 }
 

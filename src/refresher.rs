@@ -16,8 +16,8 @@ use std::panic::{AssertUnwindSafe, RefUnwindSafe, UnwindSafe, catch_unwind};
 use std::time::Duration;
 
 use crate::cell::{
-    Attempt, BuildResult, Decision, Demand, Found, Handle, Held, Kind, Outcome, Plan, Refreshable, Search,
-    WeakHandle,
+    Attempt, Awaits, BuildResult, Decision, Demand, Found, Handle, Held, Kind, Outcome, Plan, Refreshable,
+    Search, WeakHandle,
 };
 use crate::clock::{Clock, FOREVER, deadline, nanos};
 use crate::contain::contain;
@@ -74,6 +74,9 @@ use {
 /// [`stop_timeout`](Refresher::stop_timeout) bounds that. If it is dropped from inside a refresher's build, its own or
 /// another's, that does not wait: it stops when its build has ended. An async one is told to stop: readers build again
 /// at once; but if a build runs, it has the lease until it is dropped, when the task is next polled.
+///
+/// Beside a `SyncReaderCell` under [`Drain::Wait`](crate::Drain::Wait), a build that runs may wait for readers: do not drop the
+/// refresher while this thread holds a [`ReaderArc`](crate::ReaderArc) of the cell. (With a `ReadGuard` the cell notices.)
 ///
 /// Given an [`Arc`], it does not keep the cell alive: when the last user drops it, the refresher ends by itself. Drop the
 /// refresher before [`Arc::try_unwrap`]. Otherwise readers of the moved cell keep waiting for a refresher that can no longer
@@ -437,8 +440,8 @@ impl Refresher {
     /// Stops it, and waits for its thread or task to end, but not for longer than `time` on the cell's clock. Returns whether
     /// it has ended.
     ///
-    /// If not, a build still runs. It is published when it ends, and readers build again meanwhile as without a refresher. From
-    /// inside a refresher's build this does not wait.
+    /// If not, a build still runs. It is published when it ends (that of a task is dropped when the task is next polled), and
+    /// readers build again meanwhile as without a refresher. From inside a refresher's build this does not wait.
     ///
     /// # Examples
     ///
@@ -476,6 +479,7 @@ impl Refresher {
 
     fn stop(&self) {
         self.status.signal.stop();
+        self.cell.give_way();
         // A task may not be polled again for a long time, and readers must not rely on it meanwhile.
         self.cell.detach();
     }
@@ -484,6 +488,7 @@ impl Refresher {
 impl Drop for Refresher {
     fn drop(&mut self) {
         self.status.signal.stop();
+        self.cell.give_way();
         // Its own thread, which cannot wait for itself, is one of these too.
         if let Some(thread) = self.thread.take().filter(|_| own_thread::kind() != own_thread::Kind::Refresher)
         {
@@ -552,6 +557,8 @@ impl Drop for Ended {
 trait Attached: Send + Sync {
     /// Tells the cell that readers build again.
     fn detach(&self);
+    /// This thread is about to wait for the end of a build, which may wait for a guard that this thread holds.
+    fn give_way(&self);
     fn refresh_now(&self);
     fn wait_ready(&self, time: Duration) -> bool;
     fn wait_ended(&self, time: Duration) -> bool;
@@ -572,6 +579,12 @@ impl<K: Refreshable> Attached for Attachment<K> {
     fn detach(&self) {
         if let Some(cell) = self.cell.upgrade() {
             cell.machine().detach(&self.status.signal, self.rests);
+        }
+    }
+
+    fn give_way(&self) {
+        if let Some(cell) = self.cell.upgrade() {
+            cell.is_awaited(Awaits::ReadersOfReplaced);
         }
     }
 

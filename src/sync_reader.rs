@@ -23,8 +23,8 @@ use std::panic::{AssertUnwindSafe, RefUnwindSafe, UnwindSafe, catch_unwind, resu
 use std::time::Duration;
 
 use crate::cell::{
-    Awaits, Caller, Demand, DogpileCell, Found, Handle, Held, Kind, Machine, Made, NotNow, Request, Search,
-    Setting, Slot, Snapshot, TakesBuild, Ttl, is_building,
+    Awaits, Caller, Demand, DogpileCell, Found, Handle, Held, Kind, Machine, Made, NotNow, Publishes,
+    Request, Search, Setting, Slot, Snapshot, TakesBuild, Ttl, is_building,
 };
 use crate::clock::{Clock, FOREVER, SystemClock, deadline, nanos};
 use crate::error::{BoxError, RefreshError, SharedError};
@@ -194,7 +194,9 @@ impl<T: Send + Sync + 'static, C: Clock> Kind for SyncReaderCell<T, C> {
             }
         }
     }
+}
 
+impl<T: Send + Sync + 'static, C: Clock> Publishes for SyncReaderCell<T, C> {
     fn previous(held: &mut Held<'_, Self>) -> Option<Arc<Tracked<T>>> {
         held.take_previous()
     }
@@ -524,7 +526,7 @@ fn write<T: Send + Sync + 'static, C: Clock, R>(
     mut held: Held<'_, SyncReaderCell<T, C>>,
     build: impl FnOnce(&mut Writer<'_, T, C>) -> R,
 ) -> (R, Writer<'_, T, C>) {
-    SyncReaderCell::forget_previous(&mut held);
+    Publishes::forget_previous(&mut held);
     let mut writer = Writer::new(held);
     match catch_unwind(AssertUnwindSafe(|| build(&mut writer))) {
         Ok(result) => (result, writer),

@@ -24,7 +24,9 @@ use libfuzzer_sys::fuzz_target;
 
 use crate::draw::{list, perhaps};
 use crate::model::Settings;
-use crate::operations::{Afterwards, Build, By, Case, Keep, Meanwhile, Operation, Outcome, Step};
+use crate::operations::{
+    Afterwards, Build, By, Case, Conditions, Finish, How, Keep, Meanwhile, Operation, Outcome, Step,
+};
 
 fuzz_target!(|case: Case| draw::run(&case, |case| drop(runner::run(case))));
 
@@ -49,11 +51,16 @@ fn settings(u: &mut Unstructured<'_>) -> Result<Settings> {
         ttl: window(u)?,
         stale_while_refresh: perhaps(u, window)?,
         stale_if_error: perhaps(u, window)?,
-        retry_backoff: perhaps(u, |u| {
-            let first = u.int_in_range(1..=6)?;
-            let most = first + u.int_in_range(0..=10)?;
-            Ok((Duration::from_nanos(first), Duration::from_nanos(most)))
-        })?,
+        // `None`: the default, whose pauses are long.
+        retry_backoff: match u.int_in_range(0..=4)? {
+            0 => None,
+            1..=2 => Some((Duration::ZERO, Duration::ZERO)),
+            _ => {
+                let first = u.int_in_range(1..=6)?;
+                let most = first + u.int_in_range(0..=10)?;
+                Some((Duration::from_nanos(first), Duration::from_nanos(most)))
+            }
+        },
         lease_timeout: perhaps(u, |u| Ok(window(u)?.max(Duration::from_nanos(1))))?,
         drain: if u.arbitrary()? { Drain::Background } else { Drain::Wait(patience(u)?) },
     })
@@ -77,7 +84,7 @@ fn patience(u: &mut Unstructured<'_>) -> Result<Duration> {
 
 /// `depth`: how many builds may run inside one another.
 fn operation(u: &mut Unstructured<'_>, depth: u32) -> Result<Operation> {
-    Ok(match u.int_in_range(0..=31)? {
+    Ok(match u.int_in_range(0..=36)? {
         0..=9 => {
             let by = by(u)?;
             Operation::Refresh(by, build(u, by, depth)?, keep(u)?)
@@ -88,11 +95,15 @@ fn operation(u: &mut Unstructured<'_>, depth: u32) -> Result<Operation> {
         15..=18 => Operation::Leave(which(u)?),
         19..=20 => Operation::LeaveGuard(which(u)?),
         21 => Operation::LeaveAll,
-        22..=23 => Operation::Set(keep(u)?),
+        22..=23 => Operation::Set(how(u)?, keep(u)?),
         24..=26 => Operation::Invalidate,
         27 => Operation::Clear,
         28 => Operation::Synchronize(patience(u)?),
         29 => Operation::Advance(Duration::from_nanos(u.int_in_range(1..=10)?)),
+        32 => Operation::Snapshot,
+        33..=34 => Operation::InvalidateIfCurrent(which(u)?),
+        35 => Operation::Reset,
+        36 => Operation::Revoke,
         _ => Operation::AdvanceTo(which(u)?, u.int_in_range(0..=1)?),
     })
 }
@@ -105,28 +116,53 @@ fn keep(u: &mut Unstructured<'_>) -> Result<Keep> {
     u.ratio(1, 3)
 }
 
+fn how(u: &mut Unstructured<'_>) -> Result<How> {
+    Ok(match u.int_in_range(0..=5)? {
+        0..=2 => How::AsPolicySays,
+        3 => How::For(window(u)?),
+        _ => How::Restored(match u.int_in_range(0..=21)? {
+            // From long before the clock began.
+            21 => Duration::from_secs(3_000_000_000),
+            nanos => Duration::from_nanos(nanos),
+        }),
+    })
+}
+
 fn by(u: &mut Unstructured<'_>) -> Result<By> {
-    Ok(match u.int_in_range(0..=11)? {
+    Ok(match u.int_in_range(0..=15)? {
         0..=1 => By::GetOrRefresh,
-        2..=4 => By::GetOrRefreshWith,
-        5 => By::TryGetOrRefresh,
-        6..=8 => By::TryGetOrRefreshWith,
-        9 => By::TryGetOrRefreshTimeout(window(u)?),
-        10 => By::LoadOrRefresh,
-        _ => match u.arbitrary()? {
-            true => By::GetFreshOrRefresh,
-            false => By::Refresh,
-        },
+        2 => By::TryGetOrRefresh,
+        3 => By::LoadOrRefresh,
+        4 => By::Exchange(which(u)?),
+        5..=6 => By::Request(conditions(u)?, Finish::Get),
+        7..=8 => By::Request(conditions(u)?, Finish::TryGet),
+        9 => By::Request(conditions(u)?, Finish::TryGetWith),
+        10..=12 => By::Request(conditions(u)?, Finish::GetWithWriter),
+        _ => By::Request(conditions(u)?, Finish::TryGetWithWriter),
+    })
+}
+
+fn conditions(u: &mut Unstructured<'_>) -> Result<Conditions> {
+    Ok(Conditions {
+        max_stale: perhaps(u, window)?,
+        max_age: perhaps(u, window)?,
+        newer_than: perhaps(u, |u| u.int_in_range(0..=3))?,
+        no_cache: u.arbitrary()?,
+        wait_at_most: perhaps(u, window)?,
+        or_stale: u.arbitrary()?,
+        exchange: perhaps(u, which)?,
     })
 }
 
 fn build(u: &mut Unstructured<'_>, by: By, depth: u32) -> Result<Build> {
-    let may_fail =
-        matches!(by, By::TryGetOrRefresh | By::TryGetOrRefreshWith | By::TryGetOrRefreshTimeout(_));
+    let is_conditional = matches!(by, By::Request(_, Finish::TryGetWith));
+    let may_fail = is_conditional
+        || matches!(by, By::TryGetOrRefresh | By::Request(_, Finish::TryGet | Finish::TryGetWithWriter));
     let steps = list(u, 6, |u| step(u, depth))?;
     let outcome = match u.int_in_range(0..=8)? {
         0 => Outcome::Panic,
         1..=4 if may_fail => Outcome::Error,
+        5..=6 if is_conditional => Outcome::NotModified,
         _ => Outcome::Value,
     };
     Ok(Build { steps, outcome })

@@ -48,7 +48,7 @@ impl<T, C: Clock> Machine<T, C> {
             return Plan::Wait(retry_at);
         }
         if self.slot.is_empty(&state.key) {
-            return Plan::Build(state.origin);
+            return Plan::Build(state.origins);
         }
         let record = self.slot.record(&state.key);
         let fresh_end = record.fresh_end();
@@ -70,7 +70,7 @@ impl<T, C: Clock> Machine<T, C> {
             // The first read rings.
             Plan::Wait(FOREVER)
         } else {
-            Plan::Build(state.origin)
+            Plan::Build(state.origins)
         }
     }
 }

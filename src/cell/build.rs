@@ -6,7 +6,7 @@ use crate::clock::nanos;
 use crate::error::{BoxError, RefreshError, SharedError};
 use crate::sync::{Arc, OnceCell};
 
-use super::handle::{Handle, Made, nothing_to_keep, sealed::Kind};
+use super::handle::{Handle, sealed::Kind};
 use super::lease::Held;
 use super::publish::Ttl;
 use super::search::Started;
@@ -78,10 +78,106 @@ impl<T, R: Into<Refreshed<T>>, E: Into<BoxError>> BuildResult<T, CanFail> for Re
     }
 }
 
+/// How a kind of cell publishes what was built, and what a build of it is given.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not a cell",
+    label = "neither a `DogpileCell`, nor a `LazyDogpile`, nor a `SyncReaderCell`",
+    note = "of a cell in a `static` pass `&CELL`, in a `Lazy` or `LazyLock` `&*CELL`, in an `Arc` `&cell`"
+)]
+#[allow(unreachable_pub)] // sealed, as `Kind` is
+pub trait Publishes: Kind {
+    /// The previous value, for a build that is given it.
+    fn previous(held: &mut Held<'_, Self>) -> Option<Arc<Self::Stored>> {
+        held.previous().cloned()
+    }
+
+    /// A build begins that is not given the previous value.
+    fn forget_previous(held: &mut Held<'_, Self>) {
+        let _ = held;
+    }
+
+    /// Keeps the previous value alive beyond the build, where that is not a reader: a refresher is to drop it.
+    fn keep_previous(held: &Held<'_, Self>) -> Option<Arc<Self::Stored>> {
+        held.previous().cloned()
+    }
+
+    /// Publishes what a build has made.
+    fn publish(held: Held<'_, Self>, made: Made<Self>) -> Arc<Self::Stored>;
+
+    /// As [`publish`](Publishes::publish), for a task.
+    #[cfg(feature = "async")]
+    fn publish_async(held: Held<'_, Self>, made: Made<Self>) -> Publishing<'_, Self::Stored> {
+        Publishing::Done(Self::publish(held, made))
+    }
+}
+
+/// The cells that a thread or a task of its own can use: a [`DogpileCell`](crate::DogpileCell), a
+/// [`LazyDogpile`](crate::LazyDogpile) or a [`SyncReaderCell`](crate::SyncReaderCell), of a value that is
+/// `Send + Sync + 'static`.
+///
+/// It is sealed: no other type can implement it.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not a cell that a thread or a task of its own can use",
+    label = "neither a `DogpileCell`, nor a `LazyDogpile`, nor a `SyncReaderCell`, of a value that is `Send + Sync + 'static`",
+    note = "of a cell in a `static` pass `&CELL`, in a `Lazy` or `LazyLock` `&*CELL`, in an `Arc` `&cell`"
+)]
+pub trait Refreshable:
+    Publishes<Stored: Send + Sync, Shared: Send, Value: Send, Clock: 'static> + Send + Sync + 'static
+{
+}
+
+impl<K> Refreshable for K where
+    K: Publishes<Stored: Send + Sync, Shared: Send, Value: Send, Clock: 'static> + Send + Sync + 'static
+{
+}
+
+/// What a build has made, to be published.
+#[allow(unreachable_pub)] // named by a sealed trait
+pub enum Made<K: Kind> {
+    New(K::Value, Ttl),
+    /// The value that the cell holds already.
+    NotModified(Arc<K::Stored>),
+}
+
+/// A value that has been published, once it is awaited.
+#[cfg(feature = "async")]
+#[allow(unreachable_pub)] // named by a sealed trait
+pub enum Publishing<'a, T> {
+    Done(Arc<T>),
+    /// The task waits for the readers of the replaced value.
+    Draining(Pin<Box<dyn Future<Output = Arc<T>> + Send + 'a>>),
+}
+
+#[cfg(feature = "async")]
+impl<T> Publishing<'_, T> {
+    pub(crate) async fn done(self) -> Arc<T> {
+        match self {
+            Self::Done(value) => value,
+            Self::Draining(future) => future.await,
+        }
+    }
+}
+
+/// How a cell publishes whose slot holds the value itself.
+pub(crate) fn publish_in_arc<K: Publishes<Stored = <K as Kind>::Value>>(
+    held: Held<'_, K>,
+    made: Made<K>,
+) -> Arc<K::Value> {
+    match made {
+        Made::New(value, ttl) => held.publish_arc(Arc::new(value), ttl),
+        Made::NotModified(value) => held.publish_again(value, Ttl::Policy),
+    }
+}
+
+/// The error of a build that returned `NotModified`, with nothing to be modified.
+pub(crate) fn nothing_to_keep() -> SharedError {
+    SharedError::new("the build returned NotModified, but there is no previous value")
+}
+
 /// What a conditional build is given and returns.
 pub(crate) type Conditional<V> = Result<Refreshed<V>, BoxError>;
 
-impl<K: Kind> Held<'_, K> {
+impl<K: Publishes> Held<'_, K> {
     /// Runs `build` and publishes what it returns. If it panics, the lease is given back.
     pub(crate) fn build(mut self, build: impl FnOnce() -> K::Value) -> Arc<K::Stored> {
         K::forget_previous(&mut self);
@@ -95,9 +191,10 @@ impl<K: Kind> Held<'_, K> {
         build: impl FnOnce() -> Result<K::Value, E>,
     ) -> Result<Arc<K::Stored>, SharedError> {
         K::forget_previous(&mut self);
-        match self.run(build) {
+        // The conversion of the error is user code too, which may ask the cell.
+        match self.run(|| build().map_err(SharedError::new)) {
             Ok(value) => Ok(K::publish(self, Made::New(value, Ttl::Policy))),
-            Err(error) => Err(self.fail(SharedError::new(error))),
+            Err(error) => Err(self.fail(error)),
         }
     }
 
@@ -106,13 +203,18 @@ impl<K: Kind> Held<'_, K> {
         mut self,
         build: impl FnOnce(Option<K::Shared>) -> Conditional<K::Value>,
     ) -> Result<Arc<K::Stored>, SharedError> {
-        let previous = K::previous(&mut self);
-        let given = previous.clone().map(K::share);
+        let (given, previous) = given(&mut self);
         match made::<K>(self.run(|| build(given)), previous) {
             Ok(made) => Ok(K::publish(self, made)),
             Err(error) => Err(self.fail(error)),
         }
     }
+}
+
+/// The previous value for the build, and for `NotModified`.
+fn given<K: Publishes>(held: &mut Held<'_, K>) -> (Option<K::Shared>, Option<Arc<K::Stored>>) {
+    let previous = K::previous(held);
+    (previous.clone().map(K::share), previous)
 }
 
 fn made<K: Kind>(
@@ -129,7 +231,7 @@ fn made<K: Kind>(
 
 /// Builds that are futures.
 #[cfg(feature = "async")]
-impl<K: Kind> Held<'_, K> {
+impl<K: Publishes> Held<'_, K> {
     /// As [`run`](Held::run), for a build that is a future: each time it is polled, and only then, this thread builds.
     pub(crate) async fn run_async<F: Future>(&mut self, build: impl FnOnce() -> F) -> F::Output {
         /// The build; dropped inside too, whether it has ended or not, since what it holds may ask the cell.
@@ -182,9 +284,14 @@ impl<K: Kind> Held<'_, K> {
     ) -> Pin<Box<impl Future<Output = Result<Arc<K::Stored>, SharedError>>>> {
         Box::pin(async move {
             K::forget_previous(&mut self);
+            // The conversion of the error is user code too, which may ask the cell.
+            let build = || {
+                let build = build();
+                async { build.await.map_err(SharedError::new) }
+            };
             let value = match self.run_async(build).await {
                 Ok(value) => value,
-                Err(error) => return Err(self.fail(SharedError::new(error))),
+                Err(error) => return Err(self.fail(error)),
             };
             Ok(K::publish_async(self, Made::New(value, Ttl::Policy)).done().await)
         })
@@ -200,9 +307,12 @@ impl<K: Kind> Held<'_, K> {
         F: Future<Output = Result<Refreshed<K::Value>, E>>,
     {
         Box::pin(async move {
-            let previous = K::previous(&mut self);
-            let given = previous.clone().map(K::share);
-            let found = self.run_async(|| build(given)).await.map_err(Into::into);
+            let (given, previous) = given(&mut self);
+            let build = || {
+                let build = build(given);
+                async { build.await.map_err(Into::into) }
+            };
+            let found = self.run_async(build).await;
             let publishing = match made::<K>(found, previous) {
                 Ok(made) => K::publish_async(self, made),
                 Err(error) => return Err(self.fail(error)),
@@ -219,6 +329,25 @@ pub type Job = Box<dyn FnOnce() + Send + 'static>;
 #[cfg(feature = "async")]
 pub type Task = Pin<Box<dyn Future<Output = ()> + Send + 'static>>;
 
+/// What a spawner is given: it drops the lease before the user's closure, whose destructor may ask the cell.
+pub(crate) struct Work<K: Kind + 'static, R> {
+    spawned: Spawned<K>,
+    run: R,
+}
+
+impl<K: Kind, R> Work<K, R> {
+    pub(crate) fn new(held: Held<'static, K>, run: R) -> (Self, Started<K::Stored>) {
+        let started = Arc::new(OnceCell::new());
+        let handle = held.handle().clone();
+        let spawned = Spawned { held: Some(held), handle, started: Arc::clone(&started) };
+        (Self { spawned, run }, started)
+    }
+
+    pub(crate) fn begin(self) -> (Spawned<K>, R) {
+        (self.spawned, self.run)
+    }
+}
+
 /// A build in the hands of a spawner.
 pub(crate) struct Spawned<K: Kind + 'static> {
     /// `None` from its beginning on. If the spawner drops it before, or panics with it, the build has not panicked.
@@ -228,12 +357,6 @@ pub(crate) struct Spawned<K: Kind + 'static> {
 }
 
 impl<K: Kind> Spawned<K> {
-    pub(crate) fn new(held: Held<'static, K>) -> (Self, Started<K::Stored>) {
-        let started = Arc::new(OnceCell::new());
-        let handle = held.handle().clone();
-        (Self { held: Some(held), handle, started: Arc::clone(&started) }, started)
-    }
-
     pub(crate) fn begin(&mut self) -> Held<'static, K> {
         self.held.take().expect("a job begins once")
     }

@@ -23,6 +23,12 @@ pub(crate) struct Ticket<T> {
     pub(crate) panic: Option<SharedError>,
 }
 
+impl<T> Ticket<T> {
+    pub(crate) fn demand(&self) -> &Demand {
+        &self.demand
+    }
+}
+
 /// How far a build is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Stage {
@@ -39,6 +45,8 @@ pub(crate) struct Wait<T> {
     /// When the build that is waited for may be superseded: then it is time to look again.
     pub(crate) look_again_at: u64,
     pub(crate) awaits: Awaits,
+    /// The number of the build that is waited for; 0: none runs.
+    pub(crate) origin: u64,
     /// The generation from before the look. A greater one was published during the wait.
     pub(crate) seen: u64,
 }
@@ -159,10 +167,11 @@ impl<T, C: Clock> Machine<T, C> {
             (Verdict::Wait | Verdict::Serve, held) => {
                 let look_again_at = if is_held { state.lease.held_until() } else { FOREVER };
                 let awaits = state.lease.awaits();
+                let origin = state.lease.origin().unwrap_or(0);
                 let attempt = state.open_attempt();
                 drop(state);
                 drop(held);
-                Decision::Pending(Wait { attempt, look_again_at, awaits, seen: since })
+                Decision::Pending(Wait { attempt, look_again_at, awaits, origin, seen: since })
             }
         };
         if let Some(notified) = notified {

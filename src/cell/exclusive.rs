@@ -7,23 +7,8 @@ use super::attempt::Outcome;
 use super::elect::Ticket;
 use super::machine::Machine;
 use super::publish::Aftermath;
-use super::slot::{Record, address_of};
-use super::state::{LeaseState, State};
-
-/// A value that the lease holder has taken out of the slot.
-pub(crate) struct Withheld<T> {
-    pub(crate) value: Option<Arc<T>>,
-    pub(crate) place: Place,
-}
-
-/// What belongs to a withheld value, to put it back.
-#[derive(Clone, Copy)]
-pub(crate) struct Place {
-    record: Record,
-    supersede_at: u64,
-    /// Whether the cell was empty because of a `clear` that has displaced the build before.
-    was_displaced: bool,
-}
+use super::slot::address_of;
+use super::state::{LeaseState, Place, State, Withheld};
 
 impl<T, C: Clock> Machine<T, C> {
     /// Takes the value out of the slot for the holder of the lease, who cannot be superseded from now on. Until it

@@ -1,16 +1,10 @@
 //! What a lease, a place among the waiters, a request or a refresher knows of its cell.
 
 use crate::clock::Clock;
-use crate::error::SharedError;
 use crate::sync::{Arc, Weak};
 
-use super::lease::Held;
 use super::machine::Machine;
-use super::publish::Ttl;
 use super::state::Awaits;
-
-#[cfg(feature = "async")]
-use std::pin::Pin;
 
 /// A reference to a cell: borrowed, or one that keeps the cell alive.
 ///
@@ -98,26 +92,6 @@ impl<K> Clone for WeakHandle<K> {
     }
 }
 
-/// The cells that a thread or a task of its own can use: a [`DogpileCell`](crate::DogpileCell), a
-/// [`LazyDogpile`](crate::LazyDogpile) or a [`SyncReaderCell`](crate::SyncReaderCell), of a value that is
-/// `Send + Sync + 'static`.
-///
-/// It is sealed: no other type can implement it.
-#[diagnostic::on_unimplemented(
-    message = "`{Self}` is not a cell that a thread or a task of its own can use",
-    label = "neither a `DogpileCell`, nor a `LazyDogpile`, nor a `SyncReaderCell`, of a value that is `Send + Sync + 'static`",
-    note = "of a cell in a `static` pass `&CELL`, in a `Lazy` or `LazyLock` `&*CELL`, in an `Arc` `&cell`"
-)]
-pub trait Refreshable:
-    Kind<Stored: Send + Sync, Shared: Send, Value: Send, Clock: 'static> + Send + Sync + 'static
-{
-}
-
-impl<K> Refreshable for K where
-    K: Kind<Stored: Send + Sync, Shared: Send, Value: Send, Clock: 'static> + Send + Sync + 'static
-{
-}
-
 pub(crate) mod sealed {
     #[allow(clippy::wildcard_imports)]
     use super::*;
@@ -147,74 +121,7 @@ pub(crate) mod sealed {
             let _ = awaits;
             false
         }
-
-        /// The previous value, for a build that is given it.
-        fn previous(held: &mut Held<'_, Self>) -> Option<Arc<Self::Stored>> {
-            held.previous().cloned()
-        }
-
-        /// A build begins that is not given the previous value.
-        fn forget_previous(held: &mut Held<'_, Self>) {
-            let _ = held;
-        }
-
-        /// Keeps the previous value alive beyond the build, where that is not a reader: a refresher is to drop it.
-        fn keep_previous(held: &Held<'_, Self>) -> Option<Arc<Self::Stored>> {
-            held.previous().cloned()
-        }
-
-        /// Publishes what a build has made.
-        fn publish(held: Held<'_, Self>, made: Made<Self>) -> Arc<Self::Stored>;
-
-        /// As [`publish`](Kind::publish), for a task.
-        #[cfg(feature = "async")]
-        fn publish_async(held: Held<'_, Self>, made: Made<Self>) -> Publishing<'_, Self::Stored> {
-            Publishing::Done(Self::publish(held, made))
-        }
     }
 }
 
 use sealed::Kind;
-
-/// What a build has made, to be published.
-#[allow(unreachable_pub)] // named by a sealed trait
-pub enum Made<K: Kind> {
-    New(K::Value, Ttl),
-    /// The value that the cell holds already.
-    NotModified(Arc<K::Stored>),
-}
-
-/// A value that has been published, once it is awaited.
-#[cfg(feature = "async")]
-#[allow(unreachable_pub)] // named by a sealed trait
-pub enum Publishing<'a, T> {
-    Done(Arc<T>),
-    /// The task waits for the readers of the replaced value.
-    Draining(Pin<Box<dyn Future<Output = Arc<T>> + Send + 'a>>),
-}
-
-#[cfg(feature = "async")]
-impl<T> Publishing<'_, T> {
-    pub(crate) async fn done(self) -> Arc<T> {
-        match self {
-            Self::Done(value) => value,
-            Self::Draining(future) => future.await,
-        }
-    }
-}
-
-/// How a cell publishes whose slot holds the value itself.
-pub(crate) fn publish_in_arc<K: Kind<Stored = <K as Kind>::Value>>(
-    held: Held<'_, K>,
-    made: Made<K>,
-) -> Arc<K::Value> {
-    match made {
-        Made::New(value, ttl) => held.publish_arc(Arc::new(value), ttl),
-        Made::NotModified(value) => held.publish_again(value, Ttl::Policy),
-    }
-}
-
-/// The error of a build that returned `NotModified`, with nothing to be modified.
-pub(crate) fn nothing_to_keep() -> SharedError {
-    SharedError::new("the build returned NotModified, but there is no previous value")
-}

@@ -18,12 +18,12 @@ use crate::trace::{self, Ending, Span};
 use super::DogpileCell;
 use super::building::Building;
 use super::elect::{Stage, Ticket};
-use super::exclusive::Withheld;
 use super::handle::Handle;
 use super::handle::sealed::Kind;
 use super::machine::Machine;
 use super::publish::{BuildOutput, Concluded, GivenBack, Ttl};
 use super::slot::Slot;
+use super::state::Withheld;
 
 /// The right to build the next value, held by one caller at a time.
 ///

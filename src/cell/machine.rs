@@ -212,6 +212,22 @@ impl<T, C: Clock> Machine<T, C> {
         }
     }
 
+    /// As [`serve`](Machine::serve), for a caller that reads in no other way: it leaves the mark.
+    #[inline]
+    pub(crate) fn serve_and_mark(&self) -> Option<Arc<T>> {
+        self.serve().or_else(|| self.serve_unread())
+    }
+
+    #[cold]
+    fn serve_unread(&self) -> Option<Arc<T>> {
+        // Relaxed: see `mark_read`.
+        if !self.unread.load(Ordering::Relaxed) {
+            return None;
+        }
+        self.mark_first_read();
+        self.serve()
+    }
+
     /// If the lock is taken, the next read leaves the mark.
     #[cold]
     fn mark_first_read(&self) {

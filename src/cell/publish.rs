@@ -10,10 +10,9 @@ use crate::trace::Ending;
 
 use super::attempt::{Attempt, Outcome, Publication};
 use super::elect::{Stage, Ticket, Wait};
-use super::exclusive::Withheld;
 use super::machine::Machine;
 use super::slot::{Reading, Record, Slot, address_of};
-use super::state::{Awaits, Failure, LeaseState, State};
+use super::state::{Awaits, Failure, LeaseState, State, Withheld};
 use crate::sync::into_arc;
 
 /// What a build's result has come to.
@@ -173,7 +172,7 @@ impl<T, C: Clock> Machine<T, C> {
         let rejected = withheld.and_then(|withheld| self.restore_withheld(&mut state, withheld));
         let aftermath = if Self::release(&mut state, ticket) {
             let outcome = Outcome::Failed(error.clone());
-            self.record_failure(&mut state, ticket, (error, false), outcome, now, draw)
+            self.record_failure(&mut state, (error, false), outcome, now, draw)
         } else {
             Aftermath::settle(None)
         };
@@ -204,7 +203,7 @@ impl<T, C: Clock> Machine<T, C> {
         let aftermath = if !Self::release(&mut state, &ticket) {
             Aftermath::settle(None)
         } else if let Some(panic) = panic {
-            self.record_failure(&mut state, &ticket, (panic, true), Outcome::Abandoned, now, draw)
+            self.record_failure(&mut state, (panic, true), Outcome::Abandoned, now, draw)
         } else {
             Aftermath::settle(state.take_waiters(Outcome::Abandoned))
         };
@@ -280,17 +279,12 @@ impl<T, C: Clock> Machine<T, C> {
     fn record_failure(
         &self,
         state: &mut State<T>,
-        ticket: &Ticket<T>,
         (error, is_panic): (SharedError, bool),
         outcome: Outcome<T>,
         now: u64,
         draw: u64,
     ) -> Aftermath<T> {
         let settle = state.take_waiters(outcome);
-        if state.displaced >= ticket.origin {
-            // It had the write lock of a value that was cleared meanwhile.
-            return Aftermath::settle(settle);
-        }
         let count = state.failure.as_ref().map_or(0, |failure| failure.count).saturating_add(1);
         let pause = self.policy.retry_pause(count, draw);
         // 0 means no pause; using `now` could reject callers with an older reading.
@@ -351,13 +345,17 @@ impl<T, C: Clock> Machine<T, C> {
                 attempt,
                 look_again_at: FOREVER,
                 awaits: Awaits::Readers,
+                origin: state.lease.origin().unwrap_or(0),
                 seen: self.slot.record(&state.key).generation,
             };
             return Err(NotNow { setting, wait });
         }
         let Setting { value, ttl: own_ttl, age } = setting;
-        let origin = state.next_origin();
-        if age.is_none() && state.displace() {
+        let mut origin = state.next_origin();
+        if age.is_some() {
+            // It was made before: no request that asks for a later build accepts it.
+            origin = 0;
+        } else if state.displace() {
             self.mirror_lease(&state);
         }
         let generation = self.slot.record(&state.key).generation + 1;
@@ -447,19 +445,40 @@ impl<T, C: Clock> Machine<T, C> {
     }
 }
 
-impl<T, C> Machine<T, C> {
+impl<T, C: Clock> Machine<T, C> {
     /// What a waiter makes of an outcome, which may be of long ago: it may have seen newer values since, and must not
     /// go back (G3). The newest value was published while it waited as well.
     pub(crate) fn up_to_date(&self, outcome: &Outcome<T>) -> Outcome<T> {
         let Outcome::Published(publication) = outcome else { return outcome.clone() };
-        let Reading { guard, record, .. } = self.slot.read();
-        if record.generation <= publication.record.generation {
-            return outcome.clone();
-        }
-        match into_arc(guard) {
-            // Its origin is this one or a later one.
-            Some(value) => Outcome::Published(Publication { value, record, origin: publication.origin }),
-            None => Outcome::Abandoned,
+        match self.newest_since(publication.record.generation) {
+            Newest::Same => outcome.clone(),
+            // Its origin is this one or a later one, unless it was restored.
+            Newest::Later(value, record) => {
+                let origin = if record.initial_age == 0 { publication.origin } else { 0 };
+                Outcome::Published(Publication { value, record, origin })
+            }
+            Newest::None => Outcome::Abandoned,
         }
     }
+
+    /// What was published after the value of this generation, and may be handed to a caller that waits since then.
+    pub(crate) fn newest_since(&self, generation: u64) -> Newest<T> {
+        let Reading { guard, record, .. } = self.slot.read();
+        if record.generation <= generation {
+            return Newest::Same;
+        }
+        match into_arc(guard).filter(|_| self.was_servable(&record)) {
+            Some(value) => Newest::Later(value, record),
+            None => Newest::None,
+        }
+    }
+}
+
+/// See [`Machine::newest_since`].
+pub(crate) enum Newest<T> {
+    /// There is no later one.
+    Same,
+    Later(Arc<T>, Record),
+    /// It was taken away again, or had expired before it was restored.
+    None,
 }

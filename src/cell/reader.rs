@@ -110,7 +110,7 @@ impl<T, C: Clock> Reader<'_, T, C> {
     #[inline]
     pub fn get_unless_due(&mut self) -> Option<&Arc<T>> {
         if !self.is_current() {
-            self.keep(self.cell.machine.serve());
+            self.keep(self.cell.machine.serve_and_mark());
         }
         self.value.as_ref()
     }

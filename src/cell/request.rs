@@ -6,13 +6,12 @@ use std::time::Duration;
 
 use crate::clock::{Clock, FOREVER, SystemClock, nanos};
 use crate::error::{BoxError, RefreshError, SharedError};
-use crate::lazy::LazyDogpile;
 use crate::sync::Arc;
 
 use super::DogpileCell;
-use super::build::{Job, Refreshed, Spawned};
+use super::build::{Job, Publishes, Refreshable, Refreshed, Work};
+use super::handle::Handle;
 use super::handle::sealed::Kind;
-use super::handle::{Handle, Refreshable};
 use super::lookup::Lookup;
 use super::search::{Caller, Found, Search};
 use super::state::Demand;
@@ -22,7 +21,7 @@ use {super::build::Task, std::panic::Location};
 
 /// A read with conditions, to be finished by a call that does the work.
 ///
-/// [`DogpileCell::request`], [`LazyDogpile::request`] and
+/// [`DogpileCell::request`], [`LazyDogpile::request`](crate::LazyDogpile::request) and
 /// [`SyncReaderCell::request`](crate::SyncReaderCell::request) make one. The conditions compose, in any order; most have the
 /// names of RFC 9111's request directives:
 ///
@@ -90,7 +89,7 @@ pub struct InCaller;
 
 /// Builds run where this spawner runs them. See [`Request::spawn_with`].
 #[derive(Clone, Copy, Debug)]
-pub struct SpawnWith<S>(S);
+pub struct SpawnWith<S>(pub(crate) S);
 
 #[derive(Clone, Copy)]
 struct Conditions {
@@ -125,6 +124,12 @@ impl<'a, T, C, K> Request<'a, T, C, K> {
             or_stale: false,
         };
         Self { handle, conditions, spawner: InCaller, cell: PhantomData }
+    }
+}
+
+impl<'a, T, C, K, S> Request<'a, T, C, K, S> {
+    pub(crate) fn handle(&self) -> &Handle<'a, K> {
+        &self.handle
     }
 }
 
@@ -359,7 +364,7 @@ impl<'a, T, C: Clock> Request<'a, T, C> {
 /// The kinds of cells whose build is given with each call.
 ///
 /// It is sealed: no other type can implement it.
-pub trait TakesBuild: Kind {}
+pub trait TakesBuild: Publishes {}
 
 impl<T, C: Clock> TakesBuild for DogpileCell<T, C> {}
 
@@ -427,6 +432,9 @@ impl<T, C: Clock, K: TakesBuild + Kind<Value = T, Clock = C>> Request<'_, T, C, 
 
     /// As [`try_get`](Request::try_get), with a build that is given the previous value: for conditional builds (`ETag`,
     /// modification time), and for values with a time to live of their own.
+    ///
+    /// Of a [`SyncReaderCell`](crate::SyncReaderCell) the build is a reader of the previous value until it has ended, also if it
+    /// drops the handle that it is given.
     ///
     /// # Errors
     ///
@@ -586,7 +594,7 @@ type Outcome<K> = Result<Arc<<K as Kind>::Stored>, SharedError>;
 /// Runs a search whose builds are handed to a spawner.
 impl<K: Refreshable> Search<'static, K> {
     /// `spawn`: hands over a job that ends with what `run` returns.
-    fn run_spawned<R>(
+    pub(crate) fn run_spawned<R>(
         &mut self,
         spawn: impl FnOnce(Job) -> R,
         run: impl FnOnce(Held<K>) -> Outcome<K> + Send + 'static,
@@ -595,9 +603,10 @@ impl<K: Refreshable> Search<'static, K> {
             Found::Served(value) => return Ok(value),
             Found::Elected(held) => held,
         };
-        let (mut spawned, started) = Spawned::new(held);
+        let (work, started) = Work::new(held, run);
         self.start(started);
         drop(spawn(Box::new(move || {
+            let (mut spawned, run) = work.begin();
             let outcome = run(spawned.begin());
             spawned.end(outcome);
         })));
@@ -616,7 +625,7 @@ impl<K: Refreshable> Search<'static, K> {
 
     /// As [`run_spawned`](Search::run_spawned), for a task.
     #[cfg(feature = "async")]
-    async fn run_spawned_async<R, Fut>(
+    pub(crate) async fn run_spawned_async<R, Fut>(
         &mut self,
         spawn: impl FnOnce(Task) -> R,
         run: impl FnOnce(Held<K>) -> Fut + Send + 'static,
@@ -645,9 +654,10 @@ impl<K: Refreshable> Search<'static, K> {
     ) where
         Fut: Future<Output = Outcome<K>> + Send + 'static,
     {
-        let (mut spawned, started) = Spawned::new(held);
+        let (work, started) = Work::new(held, run);
         self.start(started);
         drop(spawn(Box::pin(async move {
+            let (mut spawned, run) = work.begin();
             let outcome = run(spawned.begin()).await;
             spawned.end(outcome);
         })));
@@ -779,211 +789,5 @@ where
         let (mut search, SpawnWith(spawn)) = self.begin(Caller::Fallible);
         let run = |held: Held<K>| held.try_build_with_async(build);
         search.run_spawned_async(spawn, run).await.map(K::share)
-    }
-}
-
-/// Finishing calls of a cell that keeps its build. They are those of the other cells, without the closure.
-impl<T, F, C: Clock> Request<'_, T, C, LazyDogpile<T, F, C>> {
-    /// The value, built if need be. Goes on building or waiting until the conditions are met.
-    ///
-    /// # Panics
-    ///
-    /// If the build panics, or if it calls this on its own cell while there is nothing to serve.
-    ///
-    /// # Examples
-    ///
-    /// ```
-    /// use dogpile::LazyDogpile;
-    /// use std::time::Duration;
-    ///
-    /// static LIMIT: LazyDogpile<u32> = LazyDogpile::new(Duration::from_secs(60), || 7);
-    ///
-    /// assert_eq!(*LIMIT.request().no_cache().get(), 7);
-    /// ```
-    #[track_caller]
-    #[allow(clippy::must_use_candidate)] // it may be called to build
-    pub fn get(self) -> Arc<T>
-    where
-        F: Fn() -> T,
-    {
-        let handle = self.handle.clone();
-        let (mut search, InCaller) = self.begin(Caller::Infallible);
-        match search.run() {
-            Ok(Found::Served(value)) => value,
-            Ok(Found::Elected(held)) => held.build(|| (handle.builder())()),
-            Err(error) => search.cannot("get", &error),
-        }
-    }
-
-    /// The value, built if need be.
-    ///
-    /// # Errors
-    ///
-    /// As the `try_get` of a `DogpileCell`'s request.
-    ///
-    /// # Examples
-    ///
-    /// ```
-    /// use dogpile::LazyDogpile;
-    /// use std::num::ParseIntError;
-    /// use std::time::Duration;
-    ///
-    /// static LIMIT: LazyDogpile<u32, fn() -> Result<u32, ParseIntError>> =
-    ///     LazyDogpile::new(Duration::from_secs(60), || "7".parse());
-    ///
-    /// assert_eq!(*LIMIT.request().no_cache().try_get()?, 7);
-    /// # Ok::<(), dogpile::RefreshError>(())
-    /// ```
-    pub fn try_get<E: Into<BoxError>>(self) -> Result<Arc<T>, RefreshError>
-    where
-        F: Fn() -> Result<T, E>,
-    {
-        let handle = self.handle.clone();
-        let (mut search, InCaller) = self.begin(Caller::Fallible);
-        match search.run()? {
-            Found::Served(value) => Ok(value),
-            Found::Elected(held) => {
-                held.try_build(|| (handle.builder())()).or_else(|error| search.instead_of(error))
-            }
-        }
-    }
-
-    /// As [`get`](Request::get), of a cell whose build is a future (feature `async`).
-    ///
-    /// # Panics
-    ///
-    /// If the build panics, or if it calls this on its own cell while there is nothing to serve.
-    #[cfg(feature = "async")]
-    #[track_caller]
-    pub fn get_async<Fut>(self) -> impl Future<Output = Arc<T>>
-    where
-        F: Fn() -> Fut,
-        Fut: Future<Output = T>,
-    {
-        let called = Location::caller();
-        async move {
-            let handle = self.handle.clone();
-            let (mut search, InCaller) = self.begin(Caller::Infallible);
-            let building = match search.run_async().await {
-                Ok(Found::Served(value)) => return value,
-                Ok(Found::Elected(held)) => held.build_async(|| (handle.builder())()),
-                Err(error) => search.cannot_async("get_async", called, &error),
-            };
-            building.await
-        }
-    }
-
-    /// As [`try_get`](Request::try_get), of a cell whose build is a future (feature `async`).
-    ///
-    /// # Errors
-    ///
-    /// As the `try_get` of a `DogpileCell`'s request.
-    #[cfg(feature = "async")]
-    pub async fn try_get_async<E, Fut>(self) -> Result<Arc<T>, RefreshError>
-    where
-        E: Into<BoxError>,
-        F: Fn() -> Fut,
-        Fut: Future<Output = Result<T, E>>,
-    {
-        let handle = self.handle.clone();
-        let (mut search, InCaller) = self.begin(Caller::Fallible);
-        let building = match search.run_async().await? {
-            Found::Served(value) => return Ok(value),
-            Found::Elected(held) => held.try_build_async(|| (handle.builder())()),
-        };
-        building.await.or_else(|error| search.instead_of(error))
-    }
-}
-
-/// The same, with builds that are handed to a spawner.
-impl<T, F, C, S> Request<'static, T, C, LazyDogpile<T, F, C>, SpawnWith<S>>
-where
-    T: Send + Sync + 'static,
-    F: Send + Sync + 'static,
-    C: Clock + 'static,
-{
-    /// As the `get` of a request without a spawner.
-    ///
-    /// # Panics
-    ///
-    /// If the spawner panics; if it drops the job or the build panics while this call waits for it; if the build calls this on
-    /// its own cell while there is nothing to serve.
-    #[track_caller]
-    pub fn get<R>(self) -> Arc<T>
-    where
-        F: Fn() -> T,
-        S: FnOnce(Job) -> R,
-    {
-        let handle = self.handle.clone();
-        let (mut search, SpawnWith(spawn)) = self.begin(Caller::Infallible);
-        match search.run_spawned(spawn, move |held| Ok(held.build(|| (handle.builder())()))) {
-            Ok(value) => value,
-            Err(error) => search.cannot("get", &error),
-        }
-    }
-
-    /// As the `try_get` of a request without a spawner.
-    ///
-    /// # Errors
-    ///
-    /// As there, and [`RefreshError::Abandoned`]: the spawner dropped the job, or the build panicked there.
-    pub fn try_get<E, R>(self) -> Result<Arc<T>, RefreshError>
-    where
-        E: Into<BoxError>,
-        F: Fn() -> Result<T, E>,
-        S: FnOnce(Job) -> R,
-    {
-        let handle = self.handle.clone();
-        let (mut search, SpawnWith(spawn)) = self.begin(Caller::Fallible);
-        search.run_spawned(spawn, move |held| held.try_build(|| (handle.builder())()))
-    }
-
-    /// As the `get_async` of a request without a spawner (feature `async`).
-    ///
-    /// # Panics
-    ///
-    /// If the spawner panics; if it drops the task or the build panics while this call waits for it; if the build calls this on
-    /// its own cell while there is nothing to serve.
-    #[cfg(feature = "async")]
-    #[track_caller]
-    pub fn get_async<Fut, R>(self) -> impl Future<Output = Arc<T>>
-    where
-        F: Fn() -> Fut,
-        Fut: Future<Output = T> + Send + 'static,
-        S: FnOnce(Task) -> R,
-    {
-        let called = Location::caller();
-        async move {
-            let handle = self.handle.clone();
-            let (mut search, SpawnWith(spawn)) = self.begin(Caller::Infallible);
-            let run = |held: Held<LazyDogpile<T, F, C>>| async move {
-                Ok(held.build_async(|| (handle.builder())()).await)
-            };
-            match search.run_spawned_async(spawn, run).await {
-                Ok(value) => value,
-                Err(error) => search.cannot_async("get_async", called, &error),
-            }
-        }
-    }
-
-    /// As the `try_get_async` of a request without a spawner (feature `async`).
-    ///
-    /// # Errors
-    ///
-    /// As there, and [`RefreshError::Abandoned`]: the spawner dropped the task, or the build panicked there.
-    #[cfg(feature = "async")]
-    pub async fn try_get_async<E, Fut, R>(self) -> Result<Arc<T>, RefreshError>
-    where
-        E: Into<BoxError> + Send + 'static,
-        F: Fn() -> Fut,
-        Fut: Future<Output = Result<T, E>> + Send + 'static,
-        S: FnOnce(Task) -> R,
-    {
-        let handle = self.handle.clone();
-        let (mut search, SpawnWith(spawn)) = self.begin(Caller::Fallible);
-        let run = |held: Held<LazyDogpile<T, F, C>>| async move {
-            held.try_build_async(|| (handle.builder())()).await
-        };
-        search.run_spawned_async(spawn, run).await
     }
 }

@@ -55,6 +55,8 @@ pub(crate) struct Search<'a, K: Kind> {
     patience: Patience,
     /// The generation that it saw first.
     since: Option<u64>,
+    /// The number of the build that it waits for.
+    awaited: u64,
     started: Option<Started<K::Stored>>,
     /// Why it would wait for itself: this thread holds a `ReadGuard` that the build waits for.
     is_guarded: bool,
@@ -90,6 +92,7 @@ impl<'a, K: Kind> Search<'a, K> {
             or_stale: false,
             patience: Patience::For(FOREVER),
             since: None,
+            awaited: 0,
             started: None,
             is_guarded: false,
         }
@@ -136,15 +139,23 @@ impl<'a, K: Kind> Search<'a, K> {
             if let Some(done) = self.started_has_ended() {
                 return Step::Done(done);
             }
+            if self.caller == Caller::OnlyWaits
+                && let Some(value) = self.machine().servable_arc()
+            {
+                return Step::Done(Ok(Found::Served(value)));
+            }
             match self.machine().lookup(&self.demand, self.since) {
                 Decision::Fresh(value) | Decision::Stale(value) => {
                     return Step::Done(Ok(Found::Served(value)));
                 }
                 Decision::Elected(ticket) => {
+                    // What is published from now on is newer (G3).
+                    self.since.get_or_insert(ticket.beginning.generation - 1);
                     return Step::Done(Ok(Found::Elected(Held::new(self.handle.clone(), ticket))));
                 }
                 Decision::Pending(wait) => {
                     self.since.get_or_insert(wait.seen);
+                    self.awaited = wait.origin;
                     // Again, now that there is an attempt for the job to settle: it stores the outcome first.
                     return match self.started_has_ended() {
                         Some(done) => Step::Done(done),
@@ -172,19 +183,18 @@ impl<'a, K: Kind> Search<'a, K> {
             Some(Ended::Published(publication)) => {
                 self.accepts(&publication).then(|| Ok(Found::Served(publication.value)))
             }
+            // Its value would not have done either: this caller has not asked the source yet.
+            Some(Ended::Failed(_)) if self.awaited != 0 && self.awaited <= self.demand.after => None,
             Some(Ended::Failed(error)) => self.failed(error),
             Some(Ended::Abandoned) => None,
             Some(Ended::Reentrant) => Some(self.refuse(RefreshError::Reentrant)),
-            None if self.caller != Caller::Infallible
-                || (self.or_stale && self.machine().servable().is_some()) =>
-            {
-                Some(self.refuse(RefreshError::WaitTimeout))
-            }
-            None => {
+            None if self.caller == Caller::Infallible => {
+                let stale = if self.or_stale { self.machine().servable_arc() } else { None };
                 // There is no error to return, so it goes on.
                 self.patience = Patience::For(FOREVER);
-                None
+                stale.map(|value| Ok(Found::Served(value)))
             }
+            None => Some(self.refuse(RefreshError::WaitTimeout)),
         }
     }
 
@@ -219,7 +229,8 @@ impl<'a, K: Kind> Search<'a, K> {
 
     fn of_own_build(&self, outcome: Result<Arc<K::Stored>, RefreshError>) -> Done<'a, K> {
         match outcome {
-            Ok(value) => Ok(Found::Served(value)),
+            // This thread may have seen a newer one (G3).
+            Ok(value) => Ok(Found::Served(self.acceptable().unwrap_or(value))),
             Err(RefreshError::Build(error)) => self.instead_of(error).map(Found::Served),
             Err(error) => match self.acceptable() {
                 Some(value) => Ok(Found::Served(value)),
@@ -249,12 +260,12 @@ impl<'a, K: Kind> Search<'a, K> {
                 Step::Done(done) => return done,
                 Step::Wait(waiting) => waiting,
             };
+            let deadline = self.deadline();
             let awaits = waiting.awaits;
-            if awaits != Awaits::Nobody && self.handle.is_awaited(awaits) {
+            if deadline.is_some() && awaits != Awaits::Nobody && self.handle.is_awaited(awaits) {
                 self.is_guarded = true;
                 return self.refuse(RefreshError::Reentrant);
             }
-            let deadline = self.deadline();
             let ended = waiting.wait_until(self.machine(), deadline);
             if let Some(done) = self.resume(ended) {
                 return done;

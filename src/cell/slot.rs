@@ -74,7 +74,8 @@ impl Record {
 
     /// The same publication, declared stale at `now`.
     pub(crate) fn lapsed(self, now: u64) -> Self {
-        Self { declared_stale: self.declared_stale.min(now), ..self }
+        // Not before it was published: the clock may have been read long ago.
+        Self { declared_stale: self.declared_stale.min(now.max(self.published)), ..self }
     }
 
     pub(crate) fn is_declared_stale(&self) -> bool {

@@ -96,6 +96,21 @@ impl LeaseState {
     }
 }
 
+/// A value that the lease holder has taken out of the slot.
+pub(crate) struct Withheld<T> {
+    pub(crate) value: Option<Arc<T>>,
+    pub(crate) place: Place,
+}
+
+/// What belongs to a withheld value, to put it back.
+#[derive(Clone, Copy)]
+pub(crate) struct Place {
+    pub(super) record: Record,
+    pub(super) supersede_at: u64,
+    /// Whether the cell was empty because of a `clear` that has displaced the build before.
+    pub(super) was_displaced: bool,
+}
+
 /// What the lease holder is blocked on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(unreachable_pub)] // named by a sealed trait
@@ -252,7 +267,7 @@ pub(crate) struct Demand {
     pub(crate) max_age: u64,
     /// Of a later generation than this. 0: of any.
     pub(crate) newer_than: u64,
-    /// From a build or `set` of a greater number than this. 0: from any.
+    /// From a build or `set` of a greater number than this. 0: from any. (What is restored has the number 0.)
     pub(crate) after: u64,
     /// In a retry pause with nothing to serve: build (else: fail with the latest error).
     pub(crate) builds_in_pause: bool,
@@ -284,12 +299,18 @@ impl Demand {
         self.max_stale == FOREVER && self.max_age == FOREVER && self.newer_than == 0 && self.after == 0
     }
 
+    /// Whether a value that was published after that of the caller's own build met the conditions then.
+    pub(crate) fn accepts_later(&self, record: &Record) -> bool {
+        let origin = if record.initial_age == 0 { u64::MAX } else { 0 };
+        self.accepts(record, origin, record.published)
+    }
+
     /// Whether a value meets the conditions at `now`.
     pub(crate) fn accepts(&self, record: &Record, origin: u64, now: u64) -> bool {
         now < record.late_end(self.max_stale)
             && record.age(now) <= self.max_age
             && record.generation > self.newer_than
-            && origin > self.after
+            && (self.after == 0 || origin > self.after)
     }
 }
 

@@ -571,9 +571,11 @@ impl<T> Room<T> {
             self.start_thread(&mut state);
         }
         let Background::Running(thread, handle) = &mut state.thread else {
+            let is_impossible = matches!(state.thread, Background::Impossible);
             drop(state);
-            // Nothing, or there cannot be a thread.
-            self.finalize_what_is_ready();
+            if is_impossible {
+                self.finalize_what_is_ready();
+            }
             return;
         };
         let (thread, handle) = (thread.clone(), handle.take());

@@ -11,7 +11,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use crate::cell::{BuildOutput, Concluded, Held, Leftover, Place, Slot, Ttl, Withheld};
+use crate::cell::{BuildOutput, Concluded, Held, Leftover, Newest, Place, Slot, Ttl, Withheld};
 use crate::clock::{Clock, FOREVER, SystemClock, deadline};
 use crate::error::SharedError;
 use crate::sync::{Arc, ThreadId, current_thread};
@@ -57,6 +57,8 @@ impl<T> Section<T> {
 /// What is left to do when a build's result has been published.
 struct Published<T> {
     served: Arc<Tracked<T>>,
+    /// Of that value; `None`: it was never published.
+    generation: Option<u64>,
     leftover: Leftover<Tracked<T>>,
     /// Of the value that the build had taken out and has replaced.
     number: Option<u64>,
@@ -201,8 +203,9 @@ impl<'a, T: Send + Sync + 'static, C: Clock> Writer<'a, T, C> {
     /// Publishes `value`, and lets go of the old one as the cell's `drain` says.
     pub(super) fn publish(mut self, value: T, ttl: Ttl) -> Arc<Tracked<T>> {
         let drain = self.held.handle().drain;
-        let Published { served, mut leftover, number } = self.conclude(value, ttl);
+        let Published { served, generation, mut leftover, number } = self.conclude(value, ttl);
         self.room.let_go(leftover.replaced.take(), number, drain, &self.held.machine().clock);
+        let served = self.newest(served, generation);
         // The lease, if it is still held; then what may panic.
         drop(self);
         drop(leftover);
@@ -214,10 +217,11 @@ impl<'a, T: Send + Sync + 'static, C: Clock> Writer<'a, T, C> {
     #[cfg(feature = "async")]
     pub(super) async fn publish_async(mut self, value: T, ttl: Ttl) -> Arc<Tracked<T>> {
         let drain = self.held.handle().drain;
-        let Published { served, mut leftover, number } = self.conclude(value, ttl);
+        let Published { served, generation, mut leftover, number } = self.conclude(value, ttl);
         let machine = self.held.machine();
         let replaced = leftover.replaced.take();
         self.room.let_go_async(replaced, number, drain, &machine.clock, || self.held.inside()).await;
+        let served = self.newest(served, generation);
         drop(self);
         drop(leftover);
         served
@@ -232,13 +236,23 @@ impl<'a, T: Send + Sync + 'static, C: Clock> Writer<'a, T, C> {
         // Before the lease may be released: if it is not published, the next writer must wait for its reader.
         room.let_loose(&value);
         let output = BuildOutput { value, ttl, renews: false, release: !drains };
-        let Concluded { served, leftover, .. } = held.conclude(output, note);
+        let Concluded { served, record, leftover, .. } = held.conclude(output, note);
         let mut number = None;
         if let Section::Locked { old, .. } = std::mem::replace(section, Section::Open) {
             number = old.map(|(number, old)| room.take_in(number, old));
             room.leave_section();
         }
-        Published { served, leftover, number }
+        Published { served, generation: record.map(|record| record.generation), leftover, number }
+    }
+
+    /// What the caller of the build gets when the old value has drained, which may have taken long: what was published
+    /// meanwhile, which this thread may have seen (G3).
+    fn newest(&self, served: Arc<Tracked<T>>, generation: Option<u64>) -> Arc<Tracked<T>> {
+        let demand = self.held.ticket().demand();
+        match generation.map(|generation| self.held.machine().newest_since(generation)) {
+            Some(Newest::Later(value, record)) if demand.accepts_later(&record) => value,
+            _ => served,
+        }
     }
 
     /// The build has failed.

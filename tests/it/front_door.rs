@@ -144,10 +144,10 @@ fn a_thousand_unknown_key_ids_are_one_fetch_and_then_at_most_one_in_thirty_secon
     let clock = ManualClock::new();
     let cell = DogpileCell::with_clock(Policy::ttl(3600 * SECOND), clock.clone());
     let fetches = AtomicU32::new(0);
-    let known = std::sync::Mutex::new(BTreeSet::from([1]));
+    let source = std::sync::Mutex::new(BTreeSet::from([1]));
     let fetch = || {
         fetches.fetch_add(1, Ordering::Relaxed);
-        io::Result::Ok(known.lock().unwrap().clone())
+        io::Result::Ok(source.lock().unwrap().clone())
     };
     let knows = |id: u32| -> Result<bool, RefreshError> {
         if cell.try_get_or_refresh(fetch)?.contains(&id) {
@@ -171,7 +171,195 @@ fn a_thousand_unknown_key_ids_are_one_fetch_and_then_at_most_one_in_thirty_secon
     assert!((100..=120).contains(&in_an_hour), "{in_an_hour}");
 
     // A rotation is found as soon as the interval allows.
-    known.lock().unwrap().insert(2);
+    source.lock().unwrap().insert(2);
     clock.advance(MIN_INTERVAL);
     assert!(knows(2).unwrap());
+}
+
+/// A caller that wants a build of after its call has not asked the source yet when an older one fails.
+#[test]
+fn the_error_of_an_older_build_is_no_answer_to_a_no_cache_request() {
+    let cell = DogpileCell::with_clock(Policy::ttl(60 * SECOND), ManualClock::new());
+    let older = crate::support::LookupExt::elected(cell.lookup());
+    thread::scope(|scope| {
+        let caller =
+            scope.spawn(|| cell.request().no_cache().try_get(|| io::Result::Ok(2)).map(|value| *value));
+        eventually("the caller waits", || cell.stats().waits == 1);
+        older.fail(io::Error::other("of the older build"));
+        assert_eq!(caller.join().unwrap().unwrap(), 2);
+    });
+    assert_eq!((cell.stats().builds, cell.stats().failed), (2, 1));
+}
+
+/// Several of them share the error of the build that did begin after their calls.
+#[test]
+fn no_cache_requests_share_the_error_of_a_build_that_began_after_them() {
+    let cell = DogpileCell::<u32, _>::with_clock(Policy::ttl(60 * SECOND), ManualClock::new());
+    let older = crate::support::LookupExt::elected(cell.lookup());
+    let builds = AtomicU32::new(0);
+    thread::scope(|scope| {
+        let ask = || {
+            let build = || {
+                builds.fetch_add(1, Ordering::Relaxed);
+                // The other one waits for this build by now.
+                eventually("the other caller waits", || cell.stats().waits == 3);
+                Err(io::Error::other("down"))
+            };
+            cell.request().no_cache().try_get(build).unwrap_err().to_string()
+        };
+        let callers = [scope.spawn(ask), scope.spawn(ask)];
+        eventually("both callers wait", || cell.stats().waits == 2);
+        older.fail(io::Error::other("of the older build"));
+        for caller in callers {
+            assert_eq!(caller.join().unwrap(), "down");
+        }
+    });
+    assert_eq!(builds.load(Ordering::Relaxed), 1);
+}
+
+/// What is restored was made before the call, whenever it is restored.
+#[test]
+fn a_restored_value_is_no_answer_to_a_no_cache_request() {
+    let cell = DogpileCell::with_clock(Policy::ttl(60 * SECOND), ManualClock::new());
+    let older = crate::support::LookupExt::elected(cell.lookup());
+    thread::scope(|scope| {
+        let caller = scope.spawn(|| *cell.request().no_cache().get(|| "built after the call"));
+        eventually("the caller waits", || cell.stats().waits == 1);
+        cell.restore("made long ago", 5 * SECOND);
+        eventually("the caller waits again", || cell.stats().waits == 2);
+        older.publish("begun before the call");
+        assert_eq!(caller.join().unwrap(), "built after the call");
+    });
+}
+
+/// A clock that advances by itself: each look takes two seconds.
+#[derive(Default)]
+struct Hurrying(std::sync::atomic::AtomicU64);
+
+impl dogpile::Clock for Hurrying {
+    fn now(&self) -> dogpile::Tick {
+        dogpile::Tick::from_nanos(self.0.fetch_add(2_000_000_000, Ordering::Relaxed))
+    }
+}
+
+/// Between the end of the time and the answer the old value may expire.
+#[test]
+fn a_value_that_expires_when_the_time_is_over_does_not_make_get_panic() {
+    for window in 1..20 {
+        let policy = Policy::ttl(Duration::ZERO).stale_while_refresh(window * SECOND);
+        let cell = DogpileCell::with_clock(policy, Hurrying::default());
+        cell.set(1);
+        cell.invalidate();
+        let lease = cell.request().max_stale(Duration::ZERO).lookup();
+        thread::scope(|scope| {
+            let request = cell.request().max_stale(Duration::ZERO).wait_at_most(Duration::ZERO).or_stale();
+            let caller = scope.spawn(|| *request.get(|| 2));
+            eventually("the caller has given up or waits", || {
+                cell.stats().wait_timeouts + cell.stats().waits > 0
+            });
+            drop(lease);
+            assert!([1, 2].contains(&caller.join().unwrap()));
+        });
+    }
+}
+
+/// A value whose destructor asks the cell, in a closure that is dropped before it has run.
+#[test]
+fn a_job_that_is_dropped_gives_the_lease_back_before_its_closure_is_dropped() {
+    struct Asks(Arc<DogpileCell<u32>>);
+    impl Drop for Asks {
+        fn drop(&mut self) {
+            assert_eq!(*self.0.get_or_refresh(|| 7), 7);
+        }
+    }
+    let cell = Arc::new(DogpileCell::new(60 * SECOND));
+    let asks = Asks(Arc::clone(&cell));
+    let got = cell.request_owned().spawn_with(drop::<Job>).try_get(move || {
+        let _asks = &asks;
+        io::Result::Ok(1)
+    });
+    assert_eq!(*got.unwrap(), 7);
+}
+
+/// The conversion of a build's error is user code inside the build.
+#[test]
+fn g10_an_error_whose_conversion_asks_the_cell_does_not_hang() {
+    struct Asks<'a>(&'a DogpileCell<u32>);
+    impl From<Asks<'_>> for dogpile::BoxError {
+        fn from(asks: Asks<'_>) -> Self {
+            asks.0.try_get_or_refresh(|| io::Result::Ok(1)).unwrap_err().to_string().into()
+        }
+    }
+    let cell = DogpileCell::new(60 * SECOND);
+    let error = cell.try_get_or_refresh(|| Err(Asks(&cell))).unwrap_err();
+    assert!(error.to_string().contains("would wait for itself"), "{error}");
+}
+
+/// A thread that sees a newer value during its own build is not given the older one.
+#[test]
+fn g3_a_caller_that_has_seen_a_newer_value_does_not_get_its_own_older_one() {
+    let cell = Arc::new(DogpileCell::new(60 * SECOND));
+    let spawner = |job: Job| {
+        job();
+        cell.set(2);
+        assert_eq!(cell.get().as_deref(), Some(&2));
+        cell.invalidate();
+    };
+    assert_eq!(*cell.request_owned().max_stale(Duration::ZERO).spawn_with(spawner).get(|| 1), 2);
+}
+
+/// A clock that does something once, after it was read.
+struct Delayed {
+    clock: ManualClock,
+    after: std::sync::Mutex<Option<Box<dyn FnOnce() + Send>>>,
+}
+
+impl dogpile::Clock for Delayed {
+    fn now(&self) -> dogpile::Tick {
+        let now = self.clock.now();
+        let after = self.after.lock().unwrap().take();
+        if let Some(after) = after {
+            after();
+        }
+        now
+    }
+}
+
+/// An invalidation whose clock was read long before declares the value stale from its publication on, not before.
+#[test]
+fn an_invalidation_that_was_delayed_does_not_expire_a_newer_value() {
+    let manual = ManualClock::new();
+    let clock = Arc::new(Delayed { clock: manual.clone(), after: std::sync::Mutex::new(None) });
+    let policy = Policy::ttl(60 * SECOND).stale_while_refresh(SECOND);
+    let cell = Arc::new(DogpileCell::with_clock(policy, Arc::clone(&clock)));
+    let setter = Arc::clone(&cell);
+    *clock.after.lock().unwrap() = Some(Box::new(move || {
+        manual.advance(10 * SECOND);
+        thread::spawn(move || setter.set(1)).join().unwrap();
+    }));
+    cell.invalidate();
+    assert_eq!((cell.freshness(), cell.get().as_deref()), (Freshness::Stale, Some(&1)));
+}
+
+/// What is handed to waiters may be served.
+#[test]
+fn a_waiter_that_looks_late_is_not_handed_an_expired_restored_value() {
+    let policy = Policy::ttl(60 * SECOND).stale_while_refresh(Duration::ZERO);
+    let cell = DogpileCell::with_clock(policy, ManualClock::new());
+    let lease = crate::support::LookupExt::elected(cell.lookup());
+    let pending = crate::support::LookupExt::pending(cell.lookup());
+    lease.publish(1);
+    cell.restore(2, 1000 * SECOND);
+    assert!(matches!(pending.wait(), dogpile::Waited::Abandoned));
+}
+
+/// A build of one cell that fails because of another cell: the error is that of the source.
+#[test]
+fn the_error_of_a_nested_cell_keeps_its_type() {
+    let inner = DogpileCell::<u32>::new(60 * SECOND);
+    let outer = DogpileCell::<u32>::new(60 * SECOND);
+    let build = || -> Result<u32, RefreshError> { Ok(*inner.try_get_or_refresh(down)? + 1) };
+    let error = outer.try_get_or_refresh(build).unwrap_err();
+    assert!(error.is::<io::Error>());
+    assert!(error.build_error().unwrap().ptr_eq(&inner.last_error().unwrap()));
 }

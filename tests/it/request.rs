@@ -441,10 +441,12 @@ fn a_waiter_looks_again_after_a_clear_and_a_revoke() {
     }
 }
 
-/// They wait for this attempt, whatever they asked for: its error is theirs.
+/// They wait for this attempt: its error is theirs. (But of a request that no value of this attempt would have met.)
 #[test]
 fn a_waiter_shares_the_error_of_the_build_that_it_waited_for() {
-    for (name, conditions, _) in EACH.into_iter().filter(|(name, ..)| *name != "wait_at_most(0)") {
+    for (name, conditions, _) in
+        EACH.into_iter().filter(|(name, ..)| !["wait_at_most(0)", "no_cache", "all"].contains(name))
+    {
         let (cell, _clock) = cell_in(Lease::Free, TTL + WINDOW + TICK);
         let lease = cell.lookup().elected();
         let (build, keeper) = gate();

@@ -127,10 +127,8 @@ fn cells_of_the_other_kinds() {
     let latest = Arc::new(AtomicU32::new(0));
     let note = Arc::clone(&latest);
     let drain = Drain::Wait(Duration::MAX);
-    let cell = SyncReaderCell::with_policy(Policy::ttl(TTL), drain, move |value| {
-        note.store(value, Ordering::SeqCst)
-    });
-    let cell = Arc::new(cell);
+    let finalizer = move |value| note.store(value, Ordering::SeqCst);
+    let cell = Arc::new(SyncReaderCell::with_policy(Policy::ttl(TTL), drain, finalizer));
     assert_eq!(*cell.request_owned().spawn_with(thread::spawn).get(|| 1), 1);
     let second = cell.request_owned().no_cache().spawn_with(on_the_spot).try_get(|| Ok::<_, Down>(2));
     assert_eq!(*second.unwrap(), 2);

@@ -148,7 +148,6 @@ pub(crate) enum Limit {
 pub(crate) struct View {
     pub(crate) reads: Option<Reads>,
     pub(crate) freshness: Freshness,
-    pub(crate) snapshot: Option<Shot>,
     pub(crate) generation: u64,
     pub(crate) is_refreshing: bool,
     pub(crate) last_error: Option<Fault>,
@@ -161,6 +160,7 @@ pub(crate) struct Reads {
     pub(crate) get: Option<Number>,
     pub(crate) unless_due: Option<Number>,
     pub(crate) load: Option<Number>,
+    pub(crate) snapshot: Option<Shot>,
 }
 
 /// What a `Snapshot` shows.
@@ -191,7 +191,9 @@ pub(crate) type CallId = usize;
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Place {
     attempt: usize,
-    /// When the build that held the lease at that time may be superseded. `None`: never.
+    /// The number of the build that held the lease at that time.
+    begun: Option<u64>,
+    /// When that may be superseded. `None`: never.
     overdue: Option<Duration>,
 }
 
@@ -221,8 +223,7 @@ impl Publication {
 
     /// How far past its time it is; zero: it is fresh.
     fn lateness(&self, now: Duration) -> Duration {
-        let by_age =
-            if self.has_no_end() { Duration::ZERO } else { self.age(now).saturating_sub(self.ttl) };
+        let by_age = if self.has_no_end() { Duration::ZERO } else { self.age(now).saturating_sub(self.ttl) };
         // The moment at which it is declared stale is the first at which it is not fresh, as the nanosecond after
         // the ttl is otherwise. So with a window of zero it may not be served at that moment either.
         let by_word = self.declared_stale.map_or(Duration::ZERO, |at| now - at + NANOSECOND);
@@ -387,6 +388,7 @@ pub(crate) const WORTH_MEETING: &[&str] = &[
     "call: waited, and shares an error",
     "call: waited, and gets a value instead of the error",
     "call: waited, and builds after an error",
+    "call: waited, and ignores the failure of a build that began before it",
     "call: waited for too long",
     "call: waited for too long, and gets a stale value",
     "call: waits for ever after its time is over",
@@ -433,7 +435,6 @@ pub(crate) const WORTH_MEETING: &[&str] = &[
     "refresher: attached to a stale value",
     "refresher: refused",
     "refresher: asked to build",
-    "refresher: asked to build, and served by another caller",
     "refresher: begins, as it was asked",
     "refresher: begins, as it was asked, in a retry pause",
     "refresher: begins, ahead of the end",
@@ -442,8 +443,6 @@ pub(crate) const WORTH_MEETING: &[&str] = &[
     "refresher: begins, over what was declared stale",
     "refresher: begins, after failures",
     "refresher: begins, instead of an overdue build",
-    "refresher: rests",
-    "refresher: woken by a read",
     "refresher: sleeps, another caller builds",
     "refresher: sleeps, a retry pause runs",
     "refresher: sleeps, its interval after a failure runs",
@@ -493,8 +492,13 @@ pub(crate) const WORTH_MEETING: &[&str] = &[
 
 /// With the feature `async`.
 #[cfg(feature = "async")]
-pub(crate) const WORTH_MEETING_OF_TASKS: &[&str] =
-    &["refresher: attached, as a task", "refresher: dropped, and its build"];
+pub(crate) const WORTH_MEETING_OF_TASKS: &[&str] = &[
+    "refresher: attached, as a task",
+    "refresher: asked to build, and served by another caller",
+    "refresher: dropped, and its build",
+    "refresher: rests",
+    "refresher: woken by a read",
+];
 #[cfg(not(feature = "async"))]
 pub(crate) const WORTH_MEETING_OF_TASKS: &[&str] = &[];
 
@@ -534,13 +538,10 @@ impl Model {
     }
 
     pub(crate) fn view(&self) -> View {
-        let reads = Reads { get: self.get(), unless_due: self.get_unless_due(), load: self.get() };
-        let mut stats = self.stats;
-        stats.consecutive_failures = self.failures.as_ref().map_or(0, |failures| failures.count.into());
-        View {
-            // A read would wake a refresher that rests.
-            reads: (!self.is_unread()).then_some(reads),
-            freshness: self.freshness(),
+        let reads = Reads {
+            get: self.get(),
+            unless_due: self.get_unless_due(),
+            load: self.get(),
             snapshot: self.value.map(|value| Shot {
                 value: value.value,
                 generation: value.generation,
@@ -549,6 +550,13 @@ impl Model {
                 fresh_for: self.fresh_for(&value),
                 servable_for: self.servable_for(&value),
             }),
+        };
+        let mut stats = self.stats;
+        stats.consecutive_failures = self.failures.as_ref().map_or(0, |failures| failures.count.into());
+        View {
+            // A read would wake a refresher that rests.
+            reads: (!self.is_unread()).then_some(reads),
+            freshness: self.freshness(),
             generation: self.generation,
             is_refreshing: self.lease.is_some(),
             last_error: self.failures.as_ref().map(|failures| failures.latest),
@@ -857,7 +865,15 @@ impl Model {
                 self.meet("arrived: does not meet the conditions");
                 None
             }
-            Ended::Failed(fault) => self.after_failure(call, fault),
+            Ended::Failed(fault) => {
+                let begun = self.calls[call].place.and_then(|place| place.begun);
+                if demand.no_cache && begun.is_some_and(|begun| begun <= called) {
+                    // Its value would not have done either.
+                    self.meet("call: waited, and ignores the failure of a build that began before it");
+                    return None;
+                }
+                self.after_failure(call, fault)
+            }
             Ended::Abandoned => None,
             Ended::Reentrant => {
                 let step = self.refuse(call, Refused::Reentrant);
@@ -911,14 +927,13 @@ impl Model {
     fn of_own_build(&mut self, call: CallId) -> Option<Step> {
         let done = self.builds[self.calls[call].own?].done?;
         Some(match done {
-            Done::Value(value) => {
-                if self.acceptable(call) != Some(value) {
-                    self.meet(
-                        "spawned: gets the value of its own build, which does not meet the conditions any more",
-                    );
-                }
-                Step::Returns(value)
-            }
+            // It may have seen a newer one that will do.
+            Done::Value(value) => Step::Returns(self.acceptable(call).unwrap_or_else(|| {
+                self.meet(
+                    "spawned: gets the value of its own build, which does not meet the conditions any more",
+                );
+                value
+            })),
             Done::Failed(fault) => {
                 self.meet("spawned: its own build failed");
                 let instead = self.instead_of_error(call);
@@ -993,11 +1008,13 @@ impl Model {
         value.age_then.is_zero() || value.when_published().lateness(value.at) <= self.stale_window()
     }
 
-    /// What may be served now, and meets the conditions of the call.
+    /// What may be served now and meets the conditions of the call, or has been published since the call began and met
+    /// them then.
     fn acceptable(&self, call: CallId) -> Option<Number> {
         let Call { demand, called, .. } = self.calls[call];
         let value = self.value?;
-        (self.get().is_some() && self.meets(&value, &demand, called, self.now)).then_some(value.value)
+        let is_acceptable = self.get().is_some() && self.meets(&value, &demand, called, self.now);
+        if is_acceptable { Some(value.value) } else { self.arrived(call) }
     }
 
     /// What has been published since the call began, and met its conditions then.
@@ -1012,7 +1029,7 @@ impl Model {
         self.read();
         let Call { demand, builds_in_pause, called, own, .. } = self.calls[call];
         let arrived = self.arrived(call);
-        if let (Some(number), Some(value)) = (arrived.or(self.acceptable(call)), self.value) {
+        if let (Some(number), Some(value)) = (self.acceptable(call), self.value) {
             if self.is_fresh() {
                 self.meet("lookup: fresh");
                 return Seen::Fresh(number);
@@ -1103,7 +1120,9 @@ impl Model {
 
     /// The call has handed its build to a spawner.
     pub(crate) fn hand_over(&mut self, call: CallId) -> BuildId {
-        let Some(Step::Builds(build)) = self.calls[call].step else { panic!("a spawner is called, but the call is not elected") };
+        let Some(Step::Builds(build)) = self.calls[call].step else {
+            panic!("a spawner is called, but the call is not elected")
+        };
         self.calls[call].own = Some(build);
         self.builds[build].is_job = true;
         build
@@ -1184,16 +1203,25 @@ impl Model {
 
     fn conclude(&mut self, build: BuildId, value: Number, ttl: Option<Duration>, renews: bool) -> Published {
         let was_overdue = self.is_overdue(build);
-        let Build { demand, called, began, begun, is_invalidated, is_displaced, is_superseded, generation, .. } =
-            self.builds[build];
+        let Build {
+            demand,
+            called,
+            began,
+            begun,
+            is_invalidated,
+            is_displaced,
+            is_superseded,
+            generation,
+            ..
+        } = self.builds[build];
         self.stats.last_build = Some(self.now - began);
         let had_the_lease = self.release(build);
         // What is renewed must still be there.
         let is_gone = had_the_lease && renews && self.value() != Some(value);
         if !had_the_lease || is_gone {
-            let served = self.value.filter(|value| {
-                self.get().is_some() && self.meets(value, &demand, called, self.now)
-            });
+            let served = self
+                .value
+                .filter(|value| self.get().is_some() && self.meets(value, &demand, called, self.now));
             let outcome = if is_displaced || is_gone {
                 self.stats.fenced += 1;
                 PublishOutcome::Displaced
@@ -1453,7 +1481,8 @@ impl Model {
     /// A caller that saw `Pending` takes a place among the waiters.
     pub(crate) fn take_place(&self) -> Place {
         let overdue = self.lease.and_then(|build| self.overdue(build)).filter(|_| self.lease_is_held());
-        Place { attempt: self.attempts.len() - 1, overdue }
+        let begun = self.lease.map(|build| self.builds[build].begun);
+        Place { attempt: self.attempts.len() - 1, begun, overdue }
     }
 
     /// How what a place waits for has ended. A value: the newest there is by now; if that was taken away again, or was
@@ -1596,6 +1625,11 @@ impl Model {
             refresher.asked_after = Some(begun);
             self.meet("refresher: asked to build");
         }
+    }
+
+    /// Whether no build keeps the refresher from beginning one.
+    pub(crate) fn can_refresh_at_once(&self) -> bool {
+        self.refreshers_build().is_none() && !self.lease_is_held()
     }
 
     /// `wait_ready(Duration::ZERO)`

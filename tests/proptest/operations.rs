@@ -13,8 +13,8 @@ pub(crate) const READERS: usize = 2;
 pub(crate) struct Case {
     pub(crate) settings: Settings,
     pub(crate) operations: Vec<Operation>,
-    /// What happens while the one thread waits: one of these at each look, then only time passes.
-    pub(crate) meanwhile: Vec<Operation>,
+    /// What happens while the one thread waits: one of these lists before each of its looks, then only time passes.
+    pub(crate) meanwhile: Vec<Vec<Operation>>,
     /// A refresher that is still there at the end sees the cell go; else it goes first.
     pub(crate) cell_goes_first: bool,
     /// Which of the operations runs: for the watchdog, which cannot ask the thread that hangs.
@@ -29,8 +29,8 @@ impl fmt::Debug for Case {
             let mark = if number == self.at.load(Ordering::Relaxed) { "=>" } else { "  " };
             write!(f, "\n{mark}{number:4} {operation:?}")?;
         }
-        for operation in &self.meanwhile {
-            write!(f, "\n  meanwhile {operation:?}")?;
+        for operations in &self.meanwhile {
+            write!(f, "\n  meanwhile {operations:?}")?;
         }
         Ok(())
     }

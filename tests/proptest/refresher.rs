@@ -177,24 +177,23 @@ impl Attached {
         if is_task {
             let mut task = None;
             let spawn = |future| task = Some(Task { future, woken: Arc::new(Woken(AtomicBool::new(true))) });
-            let refresher =
-                options.spawn_async(cell, ahead, spawn, move |previous: Option<Arc<Token>>| {
-                    at_desk.begin(previous.map(|previous| ledger.number(&previous)));
-                    let desk = Arc::clone(&at_desk);
-                    poll_fn(move |cx| {
-                        let mut state = lock(&desk.state);
-                        match state.end.take() {
-                            Some(end) => {
-                                drop(state);
-                                Poll::Ready(end())
-                            }
-                            None => {
-                                state.waker = Some(cx.waker().clone());
-                                Poll::Pending
-                            }
+            let refresher = options.spawn_async(cell, ahead, spawn, move |previous: Option<Arc<Token>>| {
+                at_desk.begin(previous.map(|previous| ledger.number(&previous)));
+                let desk = Arc::clone(&at_desk);
+                poll_fn(move |cx| {
+                    let mut state = lock(&desk.state);
+                    match state.end.take() {
+                        Some(end) => {
+                            drop(state);
+                            Poll::Ready(end())
                         }
-                    })
-                });
+                        None => {
+                            state.waker = Some(cx.waker().clone());
+                            Poll::Pending
+                        }
+                    }
+                })
+            });
             let refresher = Some(accepted(refresher)?);
             return Some(Self { desk, bed: bed.clone(), refresher, is_task, task });
         }

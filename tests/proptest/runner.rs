@@ -9,13 +9,12 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use dogpile::{
-    Clock, DogpileCell, Guard, Job, Lookup, ManualClock, Policy, RefreshError, Refreshed, Tick,
-    Waited,
+    Clock, DogpileCell, Guard, Job, Lookup, ManualClock, Policy, RefreshError, Refreshed, Tick, Waited,
 };
 
 use crate::model::{
-    BuildId, CallId, Demand, Done, END_OF_TIME, Ended, Kind, Limit, Model, NOTHING_TO_KEEP, Number,
-    PANICKED, Patience, Place, Published, Reads, Refused, Seen, Settings, Shot, Step, Trouble, View,
+    BuildId, CallId, Demand, Done, END_OF_TIME, Ended, Kind, Limit, Model, NOTHING_TO_KEEP, Number, PANICKED,
+    Patience, Place, Published, Reads, Refused, Seen, Settings, Shot, Step, Trouble, View,
 };
 use crate::operations::{
     Ahead, Build, Case, Conditions, Does, End, Finish, Found, Newer, Operation, Outcome, Peek, READERS, Read,
@@ -107,7 +106,7 @@ struct Runner {
     refresher: RefCell<Option<Attached>>,
     /// The calls and waits that have begun.
     waiting: RefCell<Vec<Waiting>>,
-    meanwhile: Vec<Operation>,
+    meanwhile: Vec<Vec<Operation>>,
     /// Which of them comes next.
     next: Cell<usize>,
     /// Where the run is: the number of the operation, and of those inside its build.
@@ -178,11 +177,10 @@ pub(crate) fn run(case: &Case) -> BTreeMap<&'static str, u64> {
         }
     }
     let model = runner.model.borrow();
-    assert_eq!(
-        runner.ledger.leaked(),
-        model.kept_by_builds(),
-        "not dropped exactly once, but for what leaked leases keep"
-    );
+    let expected = model.kept_by_builds();
+    // The thread of a refresher may still be about to drop its last error.
+    eventually(|| runner.ledger.leaked() == expected);
+    assert_eq!(runner.ledger.leaked(), expected, "not dropped exactly once, but for what leaked leases keep");
     model.met.clone()
 }
 
@@ -283,8 +281,7 @@ impl Runner {
             }
             Operation::InvalidateIfCurrent { remembered } => self.invalidate_if_current(*remembered),
             Operation::Remember => {
-                let present = self.cell().snapshot().map(|shot| shot.value);
-                drop(self.remembered.replace(present));
+                drop(self.remembered.replace(self.present()));
             }
             Operation::Clear => {
                 let expected = self.model.borrow_mut().clear();
@@ -299,12 +296,20 @@ impl Runner {
                 self.cell().reset();
             }
             Operation::Attach { ahead, task, rests, min_interval } => {
-                self.attach(*ahead, Options { min_interval: *min_interval, rests: *rests, is_task: *task });
+                let is_task = *task && cfg!(feature = "async");
+                // A thread that rests is woken by the first look of a call, and acts while that call goes on.
+                let rests = *rests && is_task;
+                self.attach(*ahead, Options { min_interval: *min_interval, rests, is_task });
             }
             Operation::RefreshNow => {
                 if let Some(refresher) = &*self.refresher.borrow() {
-                    self.model.borrow_mut().ask_to_build();
-                    refresher.refresh_now();
+                    let mut model = self.model.borrow_mut();
+                    // A thread that cannot build at once notices what happens until then at a time of its own.
+                    if refresher.is_task() || model.can_refresh_at_once() {
+                        model.ask_to_build();
+                        drop(model);
+                        refresher.refresh_now();
+                    }
                 }
             }
             Operation::WaitReady => {
@@ -381,13 +386,6 @@ impl Runner {
                 get: get.map(|value| self.number(&value)),
                 unless_due: unless_due.map(|value| self.number(&value)),
                 load: load.map(|guard| guard.number),
-            };
-            (Some(reads), asks)
-        };
-        State {
-            view: View {
-                reads,
-                freshness: cell.freshness(),
                 snapshot: cell.snapshot().map(|shot| Shot {
                     value: self.number(&shot.value),
                     generation: shot.generation,
@@ -396,6 +394,13 @@ impl Runner {
                     fresh_for: shot.fresh_for,
                     servable_for: shot.servable_for,
                 }),
+            };
+            (Some(reads), asks)
+        };
+        State {
+            view: View {
+                reads,
+                freshness: cell.freshness(),
                 generation: cell.generation(),
                 is_refreshing: cell.is_refreshing(),
                 last_error: cell.last_error().map(|error| self.ledger.fault(&error)),
@@ -632,13 +637,11 @@ impl Runner {
                 Ok(Refreshed::New(value)) => value,
                 _ => unreachable!("it can return no error"),
             }))),
-            Finish::TryGet(_) => {
-                self.answer(asked.try_get(move || match run(Shape::ValueOrError, None) {
-                    Ok(Refreshed::New(value)) => Ok(value),
-                    Ok(_) => unreachable!("it can return no other"),
-                    Err(error) => Err(error),
-                }))
-            }
+            Finish::TryGet(_) => self.answer(asked.try_get(move || match run(Shape::ValueOrError, None) {
+                Ok(Refreshed::New(value)) => Ok(value),
+                Ok(_) => unreachable!("it can return no other"),
+                Err(error) => Err(error),
+            })),
             Finish::TryGetWith(_) => self.answer(asked.try_get_with(move |previous: Option<Arc<Token>>| {
                 let previous = previous.map(|previous| previous.number);
                 run(Shape::Conditional, Some(previous))
@@ -897,7 +900,11 @@ impl Runner {
         let next = self.next.get();
         self.next.set(next + 1);
         match self.meanwhile.get(next) {
-            Some(operation) => self.step(next, operation, None),
+            Some(operations) => {
+                for operation in operations {
+                    self.step(next, operation, None);
+                }
+            }
             None => {
                 self.advance_to(until);
                 self.compare(None);
@@ -967,10 +974,10 @@ impl Runner {
         let cell = self.cell();
         let (number, got) = match set {
             Set::Again => {
-                let Some(shot) = cell.snapshot() else { return };
-                let number = self.number(&shot.value);
+                let Some(value) = self.present() else { return };
+                let number = self.number(&value);
                 self.model.borrow_mut().set(number, None);
-                (number, cell.set_arc(shot.value))
+                (number, cell.set_arc(value))
             }
             Set::Shared => {
                 let value = self.ledger.value();
@@ -1000,13 +1007,15 @@ impl Runner {
         assert_eq!(self.number(&got), number, "{set:?}");
     }
 
+    /// The value, whether it may be served or not.
+    fn present(&self) -> Option<Arc<Token>> {
+        self.model.borrow_mut().read();
+        self.cell().snapshot().map(|shot| shot.value)
+    }
+
     fn invalidate_if_current(&self, remembered: bool) {
         let cell = self.cell();
-        let seen = if remembered {
-            self.remembered.borrow().clone()
-        } else {
-            cell.snapshot().map(|shot| shot.value)
-        };
+        let seen = if remembered { self.remembered.borrow().clone() } else { self.present() };
         let Some(seen) = seen else { return };
         let expected = self.model.borrow_mut().invalidate_if_current(self.number(&seen));
         assert_eq!(cell.invalidate_if_current(&seen), expected, "invalidate_if_current");

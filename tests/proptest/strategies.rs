@@ -17,7 +17,7 @@ use crate::operations::{
 };
 
 pub(crate) fn case() -> impl Strategy<Value = Case> {
-    (settings(), vec(operation(2), 1..80), vec(operation(1), 0..20), any::<bool>()).prop_map(
+    (settings(), vec(operation(2), 1..80), vec(vec(operation(1), 1..4), 0..20), any::<bool>()).prop_map(
         |(settings, operations, meanwhile, cell_goes_first)| Case {
             settings,
             operations,
@@ -144,9 +144,8 @@ fn request(depth: u32) -> impl Strategy<Value = Request> {
         1 => kind().prop_map(Finish::TryGet),
         1 => kind().prop_map(Finish::TryGetWith),
     ];
-    (conditions(), finish, any::<bool>(), option::of(spawner(depth))).prop_map(
-        |(conditions, finish, owned, spawner)| Request { conditions, finish, owned, spawner },
-    )
+    (conditions(), finish, any::<bool>(), option::of(spawner(depth)))
+        .prop_map(|(conditions, finish, owned, spawner)| Request { conditions, finish, owned, spawner })
 }
 
 fn conditions() -> impl Strategy<Value = Conditions> {
@@ -183,9 +182,7 @@ fn spawner(depth: u32) -> BoxedStrategy<Spawner> {
         4 => Just(Does::Keep),
         1 => Just(Does::Panic),
     ];
-    (some(depth), does, some(depth))
-        .prop_map(|(before, does, after)| Spawner { before, does, after })
-        .boxed()
+    (some(depth), does, some(depth)).prop_map(|(before, does, after)| Spawner { before, does, after }).boxed()
 }
 
 fn build(depth: u32) -> BoxedStrategy<Build> {
@@ -246,9 +243,8 @@ fn set() -> impl Strategy<Value = Set> {
 
 fn attach() -> impl Strategy<Value = Operation> {
     let ahead = prop_oneof![1 => window().prop_map(Ahead::By), 4 => (0..=110_u32).prop_map(Ahead::Percent)];
-    (ahead, prop::bool::weighted(0.7), prop::bool::weighted(0.4), option::of(window())).prop_map(
-        |(ahead, task, rests, min_interval)| Operation::Attach { ahead, task, rests, min_interval },
-    )
+    (ahead, prop::bool::weighted(0.7), prop::bool::weighted(0.4), option::of(window()))
+        .prop_map(|(ahead, task, rests, min_interval)| Operation::Attach { ahead, task, rests, min_interval })
 }
 
 fn found() -> impl Strategy<Value = Found> {

@@ -64,12 +64,12 @@ pub(crate) const FOOTNOTES: &str = "\
 - [6] Counted by the cell: there was nothing that the caller could be given, since a writer was inside.
 - [7] The longest that a thread which did not build was inside the call that gives it a reader.
 - [8] The longest of as many calls on another cell, of the thread's own, whose value never expires: a thread that the
-  scheduler puts aside in the middle of a call is late without waiting for anybody. How long, is chance; it is in [7]
-  too. Where [6] is 0, nobody has waited for a build.
+  scheduler puts aside in the middle of a call is late without waiting for another thread. How long is chance; it is in
+  [7] too. Where [6] is 0, no thread has waited for a build.
 - [9] From having a reader to letting go of it.
 - [10] (a) From the end of the build, just before the publication, to the finalizer: until the last reader of the old
   file has left. (b) From asking for the write lock to having it.
-- [11] From having the write lock to the end of the build: no reader is inside, those who come wait.
+- [11] From having the write lock to the end of the build: no reader is inside, and new readers wait.
 - [12] In the data folder, looked at when a new file is complete and before an old one is deleted, which is when there
   is most.
 ";
