@@ -231,6 +231,7 @@ mod checked {
 
     impl<T> Values<T> {
         /// What was there at this turn, if it still exists.
+        #[allow(clippy::option_option)] // whether it exists, and whether it was a value
         fn at(&self, turn: usize) -> Option<Option<Arc<T>>> {
             match self.former.get(turn) {
                 Some(Some(value)) => value.upgrade().map(Some),

@@ -25,7 +25,10 @@ use libfuzzer_sys::fuzz_target;
 
 use crate::draw::{list, perhaps, step, window, window_that_is_not_zero};
 use crate::model::{Kind, Patience, Settings};
-use crate::operations::{Ahead, Build, By, Case, End, Found, Operation, Outcome, READERS};
+use crate::operations::{
+    Ahead, Build, Case, Conditions, Does, End, Finish, Found, Newer, Operation, Outcome, Peek, READERS, Read,
+    Request, Set, Spawner,
+};
 
 fuzz_target!(|case: Case| draw::run(&case, |case| drop(runner::run(case))));
 
@@ -34,6 +37,7 @@ impl<'a> Arbitrary<'a> for Case {
         Ok(Self {
             settings: settings(u)?,
             cell_goes_first: u.arbitrary()?,
+            meanwhile: list(u, 20, |u| list(u, 3, |u| operation(u, 1)))?,
             operations: list(u, 200, |u| operation(u, 2))?,
             at: AtomicUsize::new(usize::MAX),
         })
@@ -46,8 +50,10 @@ fn settings(u: &mut Unstructured<'_>) -> Result<Settings> {
         stale_while_refresh: perhaps(u, window)?,
         stale_if_error: perhaps(u, window)?,
         retry_backoff: perhaps(u, |u| {
-            let first = Duration::from_nanos(u.int_in_range(1..=6)?);
-            Ok((first, window(u)?.max(first)))
+            let first = Duration::from_nanos(u.int_in_range(0..=6)?);
+            // Without a first pause there is none.
+            let longest = if first.is_zero() { first } else { window(u)?.max(first) };
+            Ok((first, longest))
         })?,
         lease_timeout: perhaps(u, window_that_is_not_zero)?,
         coarse_period: u.int_in_range(0..=6)?,
@@ -56,25 +62,41 @@ fn settings(u: &mut Unstructured<'_>) -> Result<Settings> {
 
 /// `depth`: how many builds may run inside one another.
 fn operation(u: &mut Unstructured<'_>, depth: u32) -> Result<Operation> {
-    Ok(match u.int_in_range(0..=31)? {
-        0..=4 => Operation::Refresh(by(u)?, build(u, depth, false)?),
-        5..=8 => Operation::TryRefresh(kind(u)?, perhaps(u, window)?, build(u, depth, true)?),
-        9..=12 => Operation::Lookup { owned: u.arbitrary()? },
-        13..=15 => Operation::EndLease(which(u)?, end(u)?),
-        16..=17 => Operation::Wait(which(u)?, patience(u)?),
-        18 => Operation::Leave(which(u)?),
-        19 => Operation::ReaderGet(u.int_in_range(0..=READERS - 1)?),
-        20 => Operation::ReaderGetUnlessDue(u.int_in_range(0..=READERS - 1)?),
-        21 => Operation::ReaderRelease(u.int_in_range(0..=READERS - 1)?),
-        22 => Operation::Set,
-        23 => Operation::Invalidate,
-        24 => Operation::Clear,
+    Ok(match u.int_in_range(0..=47)? {
+        0..=4 => Operation::Read(plain_read(u)?, build(u, depth)?),
+        5..=12 => Operation::Read(Read::Request(request(u, depth)?), build(u, depth)?),
+        13..=16 => Operation::Lookup { owned: u.arbitrary()?, conditions: perhaps(u, conditions)? },
+        17..=20 => Operation::EndLease(which(u)?, end(u)?),
+        21..=22 => Operation::Wait(which(u)?, patience(u)?),
+        23 => Operation::Leave(which(u)?),
+        24..=25 => Operation::RunJob(which(u)?),
+        26 => Operation::DropJob(which(u)?),
+        27 => Operation::Peek(*u.choose(&[Peek::Get, Peek::Load, Peek::GetUnlessDue])?),
+        28 => Operation::ReaderGet(reader(u)?),
+        29 => Operation::ReaderGetUnlessDue(reader(u)?),
+        30 => Operation::ReaderRelease(reader(u)?),
+        31..=33 => Operation::Set(set(u)?),
+        34 => Operation::Invalidate,
+        35 => Operation::InvalidateIfCurrent { remembered: u.arbitrary()? },
+        36 => Operation::Remember,
+        37 => Operation::Clear,
+        38 => Operation::Revoke,
+        39 => Operation::Reset,
         // Threads are slow.
-        25 => Operation::Attach { ahead: ahead(u)?, task: u.ratio(15, 16)? },
-        26 => Operation::Conclude(found(u)?),
-        27 => Operation::Outage(u.int_in_range(1..=9)?),
-        28 => Operation::Detach(found(u)?),
-        29 => Operation::Advance(step(u)?),
+        40 => Operation::Attach {
+            ahead: ahead(u)?,
+            task: u.ratio(15, 16)?,
+            rests: u.arbitrary()?,
+            min_interval: perhaps(u, window)?,
+        },
+        41 => match u.arbitrary()? {
+            true => Operation::RefreshNow,
+            false => Operation::WaitReady,
+        },
+        42 => Operation::Conclude(found(u)?),
+        43 => Operation::Outage(u.int_in_range(1..=9)?),
+        44 => Operation::Detach(found(u)?),
+        45 => Operation::Advance(step(u)?),
         _ => Operation::AdvanceTo(which(u)?, u.int_in_range(0..=1)?),
     })
 }
@@ -83,29 +105,96 @@ fn which(u: &mut Unstructured<'_>) -> Result<usize> {
     u.int_in_range(0..=3)
 }
 
+fn reader(u: &mut Unstructured<'_>) -> Result<usize> {
+    u.int_in_range(0..=READERS - 1)
+}
+
 fn kind(u: &mut Unstructured<'_>) -> Result<Kind> {
     Ok(if u.arbitrary()? { Kind::Network } else { Kind::Parse })
 }
 
-fn by(u: &mut Unstructured<'_>) -> Result<By> {
+fn plain_read(u: &mut Unstructured<'_>) -> Result<Read> {
     Ok(match u.int_in_range(0..=7)? {
-        0..=1 => By::GetOrRefresh,
-        2 => By::LoadOrRefresh,
-        3 => By::GetFreshOrRefresh,
-        4 => By::Refresh,
-        _ => By::Reader(u.int_in_range(0..=READERS - 1)?),
+        0..=1 => Read::GetOrRefresh,
+        2 => Read::LoadOrRefresh,
+        3..=5 => Read::TryGetOrRefresh(kind(u)?),
+        _ => Read::Reader(reader(u)?),
     })
 }
 
-fn build(u: &mut Unstructured<'_>, depth: u32, may_fail: bool) -> Result<Build> {
-    let inside =
-        if depth == 0 || u.arbitrary()? { Vec::new() } else { list(u, 5, |u| operation(u, depth - 1))? };
-    let result = match u.int_in_range(0..=8)? {
-        0 => Outcome::Panic,
-        1..=4 if may_fail => Outcome::Error,
-        _ => Outcome::Value,
-    };
-    Ok(Build { inside, result })
+fn request(u: &mut Unstructured<'_>, depth: u32) -> Result<Request> {
+    Ok(Request {
+        conditions: conditions(u)?,
+        finish: match u.int_in_range(0..=2)? {
+            0 => Finish::Get,
+            1 => Finish::TryGet(kind(u)?),
+            _ => Finish::TryGetWith(kind(u)?),
+        },
+        owned: u.arbitrary()?,
+        spawner: perhaps(u, |u| {
+            Ok(Spawner {
+                before: some(u, depth)?,
+                does: match u.int_in_range(0..=9)? {
+                    0..=3 => Does::Run,
+                    4..=5 => Does::Drop,
+                    6..=8 => Does::Keep,
+                    _ => Does::Panic,
+                },
+                after: some(u, depth)?,
+            })
+        })?,
+    })
+}
+
+fn conditions(u: &mut Unstructured<'_>) -> Result<Conditions> {
+    // One byte says which there are.
+    let made: u8 = u.arbitrary()?;
+    let is_made = |bit: u8| made & (1 << bit) != 0;
+    Ok(Conditions {
+        max_stale: is_made(0).then(|| window(u)).transpose()?,
+        max_age: is_made(1).then(|| window(u)).transpose()?,
+        newer_than: is_made(2)
+            .then(|| {
+                Ok(match u.int_in_range(0..=7)? {
+                    count @ 0..=4 => Newer::Before(count / 2),
+                    count @ 5..=6 => Newer::After(count - 4),
+                    _ => Newer::Last,
+                })
+            })
+            .transpose()?,
+        no_cache: is_made(3) && is_made(6),
+        wait_at_most: is_made(4).then(|| window(u)).transpose()?,
+        or_stale: is_made(5),
+    })
+}
+
+fn build(u: &mut Unstructured<'_>, depth: u32) -> Result<Build> {
+    Ok(Build {
+        inside: some(u, depth)?,
+        outcome: match u.int_in_range(0..=11)? {
+            0 => Outcome::Panic,
+            1..=4 => Outcome::Error,
+            5..=6 => Outcome::NotModified,
+            7..=8 => Outcome::ValueFor(window(u)?),
+            _ => Outcome::Value,
+        },
+    })
+}
+
+/// Operations inside another.
+fn some(u: &mut Unstructured<'_>, depth: u32) -> Result<Vec<Operation>> {
+    if depth == 0 || u.ratio(2, 3)? { Ok(Vec::new()) } else { list(u, 5, |u| operation(u, depth - 1)) }
+}
+
+fn set(u: &mut Unstructured<'_>) -> Result<Set> {
+    Ok(match u.int_in_range(0..=9)? {
+        0..=1 => Set::New,
+        2..=3 => Set::NewFor(window(u)?),
+        4 => Set::Shared,
+        5 => Set::Again,
+        6..=8 => Set::Restored(window(u)?),
+        _ => Set::Restored(step(u)?),
+    })
 }
 
 fn ahead(u: &mut Unstructured<'_>) -> Result<Ahead> {
@@ -127,8 +216,10 @@ fn found(u: &mut Unstructured<'_>) -> Result<Found> {
 
 fn end(u: &mut Unstructured<'_>) -> Result<End> {
     Ok(match u.int_in_range(0..=15)? {
-        0..=3 => End::Publish,
-        4..=5 => End::PublishFor(window(u)?),
+        0..=2 => End::Publish,
+        3 => End::PublishArc,
+        4 => End::PublishFor(window(u)?),
+        5 => End::PublishSnapshot(perhaps(u, window)?),
         6..=7 => End::Renew,
         8 => End::RenewFor(window(u)?),
         9..=12 => End::Fail(kind(u)?),

@@ -84,26 +84,26 @@ fn patience(u: &mut Unstructured<'_>) -> Result<Duration> {
 
 /// `depth`: how many builds may run inside one another.
 fn operation(u: &mut Unstructured<'_>, depth: u32) -> Result<Operation> {
-    Ok(match u.int_in_range(0..=36)? {
+    Ok(match u.int_in_range(0..=39)? {
         0..=9 => {
             let by = by(u)?;
             Operation::Refresh(by, build(u, by, depth)?, keep(u)?)
         }
         10..=12 => Operation::Get,
         13 => Operation::Load,
-        14 => Operation::Clone(which(u)?),
-        15..=18 => Operation::Leave(which(u)?),
-        19..=20 => Operation::LeaveGuard(which(u)?),
-        21 => Operation::LeaveAll,
-        22..=23 => Operation::Set(how(u)?, keep(u)?),
-        24..=26 => Operation::Invalidate,
-        27 => Operation::Clear,
-        28 => Operation::Synchronize(patience(u)?),
-        29 => Operation::Advance(Duration::from_nanos(u.int_in_range(1..=10)?)),
-        32 => Operation::Snapshot,
-        33..=34 => Operation::InvalidateIfCurrent(which(u)?),
-        35 => Operation::Reset,
-        36 => Operation::Revoke,
+        14 => Operation::Snapshot,
+        15 => Operation::Clone(which(u)?),
+        16..=19 => Operation::Leave(which(u)?),
+        20..=21 => Operation::LeaveGuard(which(u)?),
+        22 => Operation::LeaveAll,
+        23..=26 => Operation::Set(how(u)?, keep(u)?),
+        27..=29 => Operation::Invalidate,
+        30 => Operation::InvalidateIfCurrent(which(u)?),
+        31 => Operation::Clear,
+        32 => Operation::Reset,
+        33 => Operation::Revoke,
+        34 => Operation::Synchronize(patience(u)?),
+        35..=36 => Operation::Advance(Duration::from_nanos(u.int_in_range(1..=10)?)),
         _ => Operation::AdvanceTo(which(u)?, u.int_in_range(0..=1)?),
     })
 }
@@ -120,9 +120,9 @@ fn how(u: &mut Unstructured<'_>) -> Result<How> {
     Ok(match u.int_in_range(0..=5)? {
         0..=2 => How::AsPolicySays,
         3 => How::For(window(u)?),
-        _ => How::Restored(match u.int_in_range(0..=21)? {
-            // From long before the clock began.
-            21 => Duration::from_secs(3_000_000_000),
+        // The longest is from long before the clock began.
+        _ => How::Restored(match u.int_in_range(0..=23)? {
+            21.. => Duration::from_secs(3_000_000_000),
             nanos => Duration::from_nanos(nanos),
         }),
     })
@@ -134,35 +134,45 @@ fn by(u: &mut Unstructured<'_>) -> Result<By> {
         2 => By::TryGetOrRefresh,
         3 => By::LoadOrRefresh,
         4 => By::Exchange(which(u)?),
-        5..=6 => By::Request(conditions(u)?, Finish::Get),
-        7..=8 => By::Request(conditions(u)?, Finish::TryGet),
-        9 => By::Request(conditions(u)?, Finish::TryGetWith),
-        10..=12 => By::Request(conditions(u)?, Finish::GetWithWriter),
-        _ => By::Request(conditions(u)?, Finish::TryGetWithWriter),
+        finish => {
+            let finish = match finish {
+                5..=6 => Finish::Get,
+                7..=8 => Finish::TryGet,
+                9..=10 => Finish::TryGetWith,
+                11..=12 => Finish::GetWithWriter,
+                _ => Finish::TryGetWithWriter,
+            };
+            By::Request(conditions(u)?, finish)
+        }
     })
 }
 
 fn conditions(u: &mut Unstructured<'_>) -> Result<Conditions> {
+    // One byte says which there are.
+    let made: u8 = u.arbitrary()?;
+    let is_made = |bit: u8| made & (1 << bit) != 0;
     Ok(Conditions {
-        max_stale: perhaps(u, window)?,
-        max_age: perhaps(u, window)?,
-        newer_than: perhaps(u, |u| u.int_in_range(0..=3))?,
-        no_cache: u.arbitrary()?,
-        wait_at_most: perhaps(u, window)?,
-        or_stale: u.arbitrary()?,
-        exchange: perhaps(u, which)?,
+        max_stale: is_made(0).then(|| window(u)).transpose()?,
+        max_age: is_made(1).then(|| window(u)).transpose()?,
+        newer_than: is_made(2).then(|| u.int_in_range(0..=3)).transpose()?,
+        no_cache: is_made(3),
+        wait_at_most: is_made(4).then(|| window(u)).transpose()?,
+        or_stale: is_made(5),
+        exchange: is_made(6).then(|| which(u)).transpose()?,
     })
 }
 
 fn build(u: &mut Unstructured<'_>, by: By, depth: u32) -> Result<Build> {
-    let is_conditional = matches!(by, By::Request(_, Finish::TryGetWith));
-    let may_fail = is_conditional
-        || matches!(by, By::TryGetOrRefresh | By::Request(_, Finish::TryGet | Finish::TryGetWithWriter));
+    let (may_fail, may_renew) = match by {
+        By::TryGetOrRefresh | By::Request(_, Finish::TryGet | Finish::TryGetWithWriter) => (true, false),
+        By::Request(_, Finish::TryGetWith) => (true, true),
+        _ => (false, false),
+    };
     let steps = list(u, 6, |u| step(u, depth))?;
-    let outcome = match u.int_in_range(0..=8)? {
+    let outcome = match u.int_in_range(0..=10)? {
         0 => Outcome::Panic,
         1..=4 if may_fail => Outcome::Error,
-        5..=6 if is_conditional => Outcome::NotModified,
+        5..=6 if may_renew => Outcome::NotModified,
         _ => Outcome::Value,
     };
     Ok(Build { steps, outcome })

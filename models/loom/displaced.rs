@@ -8,19 +8,19 @@ pub(crate) const MODELS: &[Model] = &[
     Model {
         name: "g1_a_reader_does_not_wait_for_a_build_that_a_clear_has_displaced",
         preemptions: Some(3),
-        body: || a_reader_does_not_wait(cell(), |cell| drop(cell.clear())),
+        body: || a_reader_does_not_wait(&cell(), |cell| drop(cell.clear())),
         sees: &["built after a wait", "built at once"],
     },
     Model {
         name: "g1_a_reader_does_not_wait_for_a_build_that_was_revoked",
         preemptions: Some(3),
-        body: || a_reader_does_not_wait(cell(), |cell| assert!(cell.revoke(), "a build runs")),
+        body: || a_reader_does_not_wait(&cell(), |cell| assert!(cell.revoke(), "a build runs")),
         sees: &["built after a wait", "built at once"],
     },
     Model {
         name: "g1_a_reader_does_not_wait_for_a_build_that_a_reset_has_displaced",
         preemptions: Some(2),
-        body: || a_reader_does_not_wait(stale_cell(0), NoonCell::reset),
+        body: || a_reader_does_not_wait(&stale_cell(0), NoonCell::reset),
         sees: &["built at once", "served before"],
     },
     Model {
@@ -56,10 +56,10 @@ pub(crate) const MODELS: &[Model] = &[
 ];
 
 /// The build ends when the reader has its value, so a reader that waits for it waits for ever.
-fn a_reader_does_not_wait(cell: Arc<NoonCell<u32>>, displace: fn(&NoonCell<u32>)) {
-    let lease = elect(&cell);
-    let displacer = fork(&cell, move |cell| displace(&cell));
-    let reader = fork(&cell, |cell| *cell.get_or_refresh(|| 2));
+fn a_reader_does_not_wait(cell: &Arc<NoonCell<u32>>, displace: fn(&NoonCell<u32>)) {
+    let lease = elect(cell);
+    let displacer = fork(cell, move |cell| displace(&cell));
+    let reader = fork(cell, |cell| *cell.get_or_refresh(|| 2));
     displacer.join().unwrap();
     match reader.join().unwrap() {
         // The value that was there before.

@@ -329,7 +329,8 @@ impl World {
 }
 
 fn everything_at_once() {
-    let drain = [Drain::Background, Drain::Wait(LIMIT), Drain::Wait(Duration::MAX)][below(3) as usize];
+    let drain = [Drain::Background, Drain::Wait(LIMIT), Drain::Wait(Duration::MAX)]
+        [usize::try_from(below(3)).expect("small")];
     let policy = match below(3) {
         0 => Policy::never_expires(),
         1 => Policy::ttl(LIMIT),

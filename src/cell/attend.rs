@@ -179,7 +179,7 @@ mod tests {
         assert!(signal.heard(), "the first read rings");
         assert!(machine.serve().is_some(), "the second one does not");
         assert!(!signal.heard());
-        assert_eq!(machine.plan(10, 0, true, 91), Plan::Build(1));
+        assert_eq!(machine.plan(10, 0, true, 91), Plan::Build(machine.latest_origin()));
         machine.detach(&signal, true);
         assert!(machine.serve().is_some());
     }

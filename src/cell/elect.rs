@@ -261,13 +261,7 @@ impl<T, C: Clock> Machine<T, C> {
 
     /// What the caller of a build that failed gets in place of the error. With `or_stale`, whatever the policy may serve.
     pub(crate) fn instead_of_error(&self, demand: &Demand, or_stale: bool) -> Option<Arc<T>> {
-        let (Reading { guard, record, .. }, origin) = if demand.after == 0 {
-            (self.slot.read(), u64::MAX)
-        } else {
-            // Value and origin belong together under the lock only.
-            let state = self.state.lock();
-            (self.slot.read(), state.origin)
-        };
+        let (Reading { guard, record, .. }, origin) = self.read_for(demand);
         let value = into_arc(guard)?;
         let now = self.now();
         let is_fresh = now < record.fresh_end();
@@ -282,6 +276,31 @@ impl<T, C: Clock> Machine<T, C> {
             self.counters.served_stale_on_error.count();
         }
         Some(value)
+    }
+
+    /// The value, with its origin as far as the demand asks for it.
+    fn read_for(&self, demand: &Demand) -> (Reading<T>, u64) {
+        if demand.after == 0 {
+            return (self.slot.read(), u64::MAX);
+        }
+        // Value and origin belong together under the lock only.
+        let state = self.state.lock();
+        (self.slot.read(), state.origin)
+    }
+
+    /// A value that meets the demand and may be served now, or could be when it was published after `since` (G6).
+    pub(crate) fn acceptable(&self, demand: &Demand, since: Option<u64>) -> Option<Arc<T>> {
+        let (Reading { guard, record, quiet_end }, origin) = self.read_for(demand);
+        let value = into_arc(guard)?;
+        let now = self.now();
+        let arrived = since.is_some_and(|since| record.generation > since);
+        let (moment, may_be_served) = if arrived {
+            (record.published, self.was_servable(&record))
+        } else {
+            (now, now < self.served_end(&record).max(quiet_end))
+        };
+        self.mark_read(quiet_end);
+        (may_be_served && demand.accepts(&record, origin, moment)).then_some(value)
     }
 
     /// What the policy allows to serve now.

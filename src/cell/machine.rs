@@ -198,7 +198,8 @@ impl<T, C: Clock> Machine<T, C> {
             && (self.is_before(record.fresh_end())
                 || self.is_before(record.late_end(self.policy.stale_window()))
                 || self.is_before(quiet_end));
-        if may_be_served {
+        if guard.is_some() {
+            // Also if it has expired: it was asked for.
             self.mark_read(quiet_end);
         }
         may_be_served.then_some(guard)
@@ -442,7 +443,7 @@ mod tests {
     /// Only a caller that may be served the old value goes away with it if the lock is taken.
     #[test]
     fn a_look_for_a_fresh_value_that_finds_the_lock_taken_waits_for_it() {
-        for demand in [Demand { max_stale: 0, ..Demand::ANY }, Demand::after(1)] {
+        for demand in [Demand { max_stale: 0, ..Demand::ANY }, Demand::after(2)] {
             let machine = Arc::new(Machine::new(Policy::never_expires(), Intruder::default()));
             set(&machine, 1);
             machine.invalidate();

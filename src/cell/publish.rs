@@ -169,8 +169,12 @@ impl<T, C: Clock> Machine<T, C> {
         let nanos = now.saturating_sub(ticket.began);
         self.counters.failed.count_locked();
         self.counters.build_took(nanos);
-        let rejected = withheld.and_then(|withheld| self.restore_withheld(&mut state, withheld));
-        let aftermath = if Self::release(&mut state, ticket) {
+        let (holds, rejected) = self.release(&mut state, ticket, withheld);
+        let is_displaced = state.displaced >= ticket.origin;
+        let aftermath = if holds && is_displaced {
+            // It had the write lock of a value that was cleared meanwhile: there is nothing that it could not replace.
+            Aftermath::settle(state.take_waiters(Outcome::Failed(error)))
+        } else if holds {
             let outcome = Outcome::Failed(error.clone());
             self.record_failure(&mut state, (error, false), outcome, now, draw)
         } else {
@@ -199,10 +203,10 @@ impl<T, C: Clock> Machine<T, C> {
         if is_building {
             if panicked { &self.counters.panicked } else { &self.counters.abandoned }.count_locked();
         }
-        let rejected = withheld.and_then(|withheld| self.restore_withheld(&mut state, withheld));
-        let aftermath = if !Self::release(&mut state, &ticket) {
+        let (holds, rejected) = self.release(&mut state, &ticket, withheld);
+        let aftermath = if !holds {
             Aftermath::settle(None)
-        } else if let Some(panic) = panic {
+        } else if let Some(panic) = panic.filter(|_| state.displaced < ticket.origin) {
             self.record_failure(&mut state, (panic, true), Outcome::Abandoned, now, draw)
         } else {
             Aftermath::settle(state.take_waiters(Outcome::Abandoned))
@@ -216,13 +220,21 @@ impl<T, C: Clock> Machine<T, C> {
         GivenBack { rejected, nanos }
     }
 
-    /// Releases the lease, unless the build has lost it. Returns whether it was released.
-    fn release(state: &mut State<T>, ticket: &Ticket<T>) -> bool {
+    /// Puts back what the build has withheld, and releases the lease, unless the build has lost it. Returns whether it had
+    /// it, and what could not be put back.
+    fn release(
+        &self,
+        state: &mut State<T>,
+        ticket: &Ticket<T>,
+        withheld: Option<Withheld<T>>,
+    ) -> (bool, Option<Arc<T>>) {
+        // Before the value is put back, which frees the lease of a build that was displaced: its waiters are to look again.
         let holds = state.lease.origin() == Some(ticket.origin);
+        let rejected = withheld.and_then(|withheld| self.restore_withheld(state, withheld));
         if holds {
             state.lease = LeaseState::Free;
         }
-        holds
+        (holds, rejected)
     }
 
     /// Whether the result of the build can no longer be published.

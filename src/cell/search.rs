@@ -122,16 +122,9 @@ impl<'a, K: Kind> Search<'a, K> {
         self.started = Some(started);
     }
 
-    /// A value that meets the demand and may be served now, without an election.
+    /// A value that meets the demand and may be served, without an election.
     pub(crate) fn acceptable(&self) -> Option<Arc<K::Stored>> {
-        let demand = Demand { may_build: false, ..self.demand };
-        if demand.is_plain() {
-            return self.machine().servable_arc();
-        }
-        match self.machine().lookup(&demand, self.since) {
-            Decision::Fresh(value) | Decision::Stale(value) => Some(value),
-            _ => None,
-        }
+        self.machine().acceptable(&self.demand, self.since)
     }
 
     fn step(&mut self) -> Step<'a, K> {

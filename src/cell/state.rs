@@ -151,7 +151,8 @@ impl<T> State<T> {
         Self {
             key: Key::new(),
             lease: LeaseState::Free,
-            origins: 0,
+            // So that a request that asks for a later one never asks for 0, which is any.
+            origins: 1,
             origin: 0,
             invalidated: 0,
             displaced: 0,

@@ -79,6 +79,11 @@ pub(crate) enum Operation {
         value: u64,
         served: u64,
     },
+    /// By a call that returns what was published after the result, if anything was.
+    PublishUnseen {
+        id: u64,
+        value: u64,
+    },
     /// By a caller that accepts fresh values only.
     PublishForFresh {
         id: u64,
@@ -212,6 +217,9 @@ impl Model for State {
             Operation::Publish { id, value, served } => {
                 here.conclude(id, value, served, here.number(), false)
             }
+            Operation::PublishUnseen { id, value } => {
+                here.conclude(id, value, value, None, false).or_else(|| Some(here.released(id)))
+            }
             Operation::PublishForFresh { id, value, served } => {
                 let fresh = here.value.filter(|(_, is_fresh)| *is_fresh).map(|(number, _)| number);
                 here.conclude(id, value, served, fresh, false)
@@ -245,6 +253,7 @@ impl Model for State {
             | Operation::ElectedUnseen(_)
             | Operation::ElectedAnew { .. }
             | Operation::Publish { .. }
+            | Operation::PublishUnseen { .. }
             | Operation::PublishForFresh { .. }
             | Operation::PublishForNewer { .. }
             | Operation::Renew { .. }

@@ -113,6 +113,9 @@ impl Notes<'_> {
 
 /// A cell that the rounds use.
 trait Subject: Sync {
+    /// A call whose build was published returns what was published after it, if anything was.
+    const RETURNS_NEWEST: bool = false;
+
     fn new() -> Self;
     fn set(&self, value: u64);
     fn invalidate(&self);
@@ -290,12 +293,18 @@ fn step<'a>(
         }
         12..15 => look_up(cell, me, notes, lease, false),
         15 => look_up(cell, me, notes, lease, true),
-        16 | 17 if lease.is_none() => read_or_build(me, notes, Operation::Pending, |build| {
+        16 | 17 if lease.is_none() => read_or_build::<TestCell>(me, notes, Operation::Pending, |build| {
             cell.request().wait_at_most(Duration::ZERO).try_get(build).map(number)
         }),
-        18 if lease.is_none() => read_or_build(me, notes, Operation::PendingUntilFresh, |build| {
-            cell.request().max_stale(Duration::ZERO).wait_at_most(Duration::ZERO).try_get(build).map(number)
-        }),
+        18 if lease.is_none() => {
+            read_or_build::<TestCell>(me, notes, Operation::PendingUntilFresh, |build| {
+                cell.request()
+                    .max_stale(Duration::ZERO)
+                    .wait_at_most(Duration::ZERO)
+                    .try_get(build)
+                    .map(number)
+            });
+        }
         16..20 => {
             let value = notes.number();
             let set = |_: &Arc<u64>| Operation::Set(value);
@@ -366,7 +375,7 @@ const FAILED: &str = "the build fails";
 type Attempt<'a> = Box<dyn FnOnce() -> Result<u64, &'static str> + 'a>;
 
 /// A read that builds if it is elected is two operations: one until the build begins, and one from its end.
-fn read_or_build(
+fn read_or_build<S: Subject>(
     me: &mut Member<'_>,
     notes: &mut Notes<'_>,
     pending: Operation,
@@ -398,6 +407,10 @@ fn read_or_build(
             }
         } else {
             let served = result.unwrap_or_else(|error| panic!("a build that succeeds: {error}"));
+            if S::RETURNS_NEWEST && served != value {
+                notes.add(built, returned, Operation::PublishUnseen { id, value });
+                return notes.add(built, returned, Operation::Get(Some(served)));
+            }
             let published = if is_fresh_only {
                 Operation::PublishForFresh { id, value, served }
             } else {
@@ -443,6 +456,8 @@ fn end(me: &mut Member<'_>, notes: &mut Notes<'_>, Granted { id, anew, lease }: 
 }
 
 impl Subject for TestReaderCell {
+    const RETURNS_NEWEST: bool = true;
+
     fn new() -> Self {
         Self::with_clock(policy(), Interrupter, Drain::Background, drop)
     }
@@ -462,7 +477,7 @@ impl Subject for TestReaderCell {
                 3..5 => drop(notes.note(|| self.load(), |value| Operation::Get(value.as_deref().copied()))),
                 5 => drop(notes.note(|| self.generation(), |now| Operation::Generation(*now))),
                 6 => drop(notes.note(|| self.freshness(), |now| Operation::Looks(*now))),
-                7..11 => read_or_build(me, notes, Operation::Pending, |build| {
+                7..11 => read_or_build::<Self>(me, notes, Operation::Pending, |build| {
                     self.request().wait_at_most(Duration::ZERO).try_get(build).map(number)
                 }),
                 11..13 => {

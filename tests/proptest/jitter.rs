@@ -1,4 +1,4 @@
-//! With jitter a ttl and a pause are drawn at random, so only their bounds can be told.
+//! With jitter a ttl and a pause are drawn at random, so only their bounds are known.
 
 use std::time::Duration;
 
@@ -73,7 +73,7 @@ pub(crate) fn ttls_are_within_bounds(case: &Case, met: &mut Met) {
         cell.clear();
         match cell.lookup() {
             Lookup::Elected(lease) => lease,
-            other => panic!("nobody else builds: {other:?}"),
+            other => panic!("no other build runs: {other:?}"),
         }
     };
     let mut check = |ttl| {
@@ -123,7 +123,7 @@ fn rank(freshness: Freshness) -> u8 {
     }
 }
 
-/// After the first failure, the second in a row, and so on, nobody is elected for a pause, plus the jitter.
+/// After the first failure, the second in a row, and so on, no caller is elected for a pause, plus the jitter.
 pub(crate) fn pauses_are_within_bounds(case: &Case, met: &mut Met) {
     let (cell, clock) = case.cell();
     let (mut pause, longest_pause) = case.backoff;
@@ -143,7 +143,7 @@ pub(crate) fn pauses_are_within_bounds(case: &Case, met: &mut Met) {
                     assert!(age < end || end == 0, "still paused at {age}, past {end}");
                     met.longer_pauses += u32::from(age >= pause);
                 }
-                other => panic!("there is no value and nobody builds: {other:?}"),
+                other => panic!("there is no value and no build runs: {other:?}"),
             }
         }
         pause = (pause * 2).min(longest_pause);

@@ -1,37 +1,43 @@
 //! Drives cells with random operations, and compares each answer with a plain model of the contract.
 //!
 //! One thread, perhaps a [refresher](refresher) that has nothing to do while that thread goes on, and a clock that moves
-//! only when it is told to, so that the contract leaves exactly one answer to every question. The [model](model) is
+//! only when it is advanced, so that the contract leaves exactly one answer to every question. The [model](model) is
 //! written from the contract, not from the implementation, and shares no idea with it: it asks what has happened and how
 //! old things are, where the cell looks at ticks that it has computed beforehand, mirrors and counters.
 //!
+//! What other threads would do happens in three places: inside a build; inside the function that a build is handed to
+//! (`spawn_with`); and while the one thread waits, since it waits on the clock of the test, which performs the next operations
+//! of the case before it returns.
+//!
 //! # What is checked
 //!
-//! After each operation, those inside a build included:
+//! After each operation, also inside of builds, spawners and waits:
 //!
 //! * the result: which value (by its number; and it must be in the same `Arc` as ever, as after `renew`), which
-//!   error (likewise), a panic of the build, or the panic of a call that would wait for itself (and whose line it
-//!   blames);
-//! * whether the build ran at all;
-//! * `get`, `load`, `freshness`, `generation`, `is_refreshing`, all of `snapshot` and all of `stats`;
-//! * `Lease::previous` of every lease that is out;
-//! * what a refresher does: whether it builds or sleeps, and not for too long; with which previous value; how many failures
-//!   it tells, and which last error; that it goes when it is dropped, or when its cell is;
-//! * that no clock is asked by reads of what has no end, or of what a refresher looks after and may be served for ever;
-//! * exactly which values are alive. At the end nothing is, and everything was dropped once, but for what a
+//!   error (likewise), a panic of the build, or the panic of a call that would wait for itself, or whose build was abandoned
+//!   (and which line it blames);
+//! * whether the build ran at all, and which previous value it was given;
+//! * each combination of a request's conditions, with each of its finishing calls, with a spawner and without;
+//! * `get`, `load`, `freshness`, `generation`, `is_refreshing`, `last_error`, all of `snapshot` and all of `stats`;
+//! * `previous`, `generation` and `is_fenced` of every lease that is out, and all of what `publish_snapshot` returns;
+//! * when a wait ends;
+//! * what a refresher does: whether it builds, sleeps or rests, and does not sleep for too long; with which previous value; how
+//!   many failures it shows, and which last error; that it ends when it is dropped, or when its cell is;
+//! * that no clock is asked by reads of what has no end, or of what a refresher rebuilds and may be served for ever;
+//! * exactly which values are alive. At the end none is, and each was dropped once, but for what a
 //!   leaked lease keeps.
 //!
 //! The cell's clock has a coarse reading that lags as far as it may. That must not show in any result.
 //!
 //! # What is left out
 //!
-//! * Whatever takes a second thread: calls that would block are not made, but the model has to foresee that they
-//!   would. (A [watchdog](panics::Watchdog) ends the process if it is mistaken.) Threads: `tests/it`, loom.
-//! * More than one refresher at a time; those of a `LazyDogpile` or of a `static`: `tests/it`.
+//! * Threads: `tests/it`, `models`. So that no call waits for ever here, the model finds out beforehand what it will do; a call
+//!   that nothing would end is not made. (A [watchdog](panics::Watchdog) ends the process if the model is mistaken.)
+//! * More than one refresher at a time; those of a `LazyDogpile` or of a `static`; one on a thread that rests: `tests/it`.
 //! * Jitter, where only bounds are known: [a property of its own](jitter).
 //! * `Guard`s that are kept, owned leases that are leaked (they leak the cell), destructors that panic or call
 //!   back, and calls while the thread unwinds: `tests/it`.
-//! * `LazyDogpile`, which only forwards.
+//! * `LazyDogpile`, which only forwards; futures: `tests/async`.
 //!
 //! # Running it
 //!

@@ -244,6 +244,14 @@ impl Publication {
         Some(by_age.min(by_word))
     }
 
+    /// Whether it meets the conditions of a call, which began after the build or `set` of the number `called`.
+    fn meets(&self, demand: &Demand, called: u64, now: Duration) -> bool {
+        self.lateness(now) <= demand.max_stale
+            && (demand.max_age >= FOR_EVER || self.age(now) <= demand.max_age)
+            && self.generation > demand.newer_than
+            && (!demand.no_cache || self.begun > called)
+    }
+
     /// As it was at the moment of its publication. (If it was declared stale at that very moment, it was stale.)
     fn when_published(self) -> Self {
         Self { declared_stale: self.declared_stale.filter(|at| *at == self.at), ..self }
@@ -252,6 +260,7 @@ impl Publication {
 
 /// A build, from its election on.
 #[derive(Clone, Debug)]
+#[allow(clippy::struct_excessive_bools)] // each is something that has happened to it, or not
 struct Build {
     demand: Demand,
     /// The number of the latest build or `set` when its call began.
@@ -360,6 +369,8 @@ pub(crate) struct Model {
     failures: Option<Failures>,
     /// What became of each thing that could be waited for. The last is still open.
     attempts: Vec<Option<Ended<Publication>>>,
+    /// Whether a caller has taken a place to wait for that one.
+    is_awaited: bool,
     /// Those that have not returned: each was made while the one before it built or waited.
     calls: Vec<Call>,
     /// How many builds, as closures, are on the stack of the one thread.
@@ -409,7 +420,7 @@ pub(crate) const WORTH_MEETING: &[&str] = &[
     "fence: superseded, and another value served",
     "fence: superseded, and its own value served",
     "fence: superseded, and displaced too",
-    "fence: what is to be renewed is gone",
+    "fence: the value to renew is gone",
     "invalidate_if_current: declared stale",
     "invalidate_if_current: not current",
     "invalidate_if_current: declared stale before",
@@ -530,6 +541,7 @@ impl Model {
             lease: None,
             failures: None,
             attempts: vec![None],
+            is_awaited: false,
             calls: Vec::new(),
             closures: 0,
             refresher: None,
@@ -885,7 +897,8 @@ impl Model {
                 Some(step)
             }
             Ended::NotYet => {
-                if !can_fail && !(demand.or_stale && self.get().is_some()) {
+                let can_return = can_fail || (demand.or_stale && self.get().is_some());
+                if !can_return {
                     // It can return no error.
                     self.meet("call: waits for ever after its time is over");
                     self.calls[call].limit = Some(Limit::Never);
@@ -965,11 +978,10 @@ impl Model {
 
     /// What the caller of a build that failed gets instead of the error.
     pub(crate) fn instead_of_error(&mut self, call: CallId) -> Option<Number> {
-        self.read();
         let Call { demand, called, .. } = self.calls[call];
         let value = self.value?;
         let lateness = value.lateness(self.now);
-        let is_met = self.meets(&value, &demand, called, self.now);
+        let is_met = value.meets(&demand, called, self.now);
         let is_usual = is_met && lateness <= self.error_window();
         let is_or_stale = demand.or_stale && lateness <= self.pause_window();
         if is_usual || is_or_stale {
@@ -990,17 +1002,9 @@ impl Model {
         None
     }
 
-    /// Whether a value meets the conditions of a call, which began after the build or `set` of the number `called`.
-    fn meets(&self, value: &Publication, demand: &Demand, called: u64, now: Duration) -> bool {
-        value.lateness(now) <= demand.max_stale
-            && (demand.max_age >= FOR_EVER || value.age(now) <= demand.max_age)
-            && value.generation > demand.newer_than
-            && (!demand.no_cache || value.begun > called)
-    }
-
     /// Whether a value that was published while the call looked or waited met its conditions then.
     fn was_acceptable(&self, value: &Publication, demand: &Demand, called: u64) -> bool {
-        self.was_servable(value) && self.meets(&value.when_published(), demand, called, value.at)
+        self.was_servable(value) && value.when_published().meets(demand, called, value.at)
     }
 
     /// Whether a value was published for readers: only one that was restored may have expired by then.
@@ -1013,7 +1017,7 @@ impl Model {
     fn acceptable(&self, call: CallId) -> Option<Number> {
         let Call { demand, called, .. } = self.calls[call];
         let value = self.value?;
-        let is_acceptable = self.get().is_some() && self.meets(&value, &demand, called, self.now);
+        let is_acceptable = self.get().is_some() && value.meets(&demand, called, self.now);
         if is_acceptable { Some(value.value) } else { self.arrived(call) }
     }
 
@@ -1095,7 +1099,7 @@ impl Model {
     fn meet_arrival(&mut self, value: &Publication, demand: &Demand, called: u64) {
         if self.get().is_none() {
             self.meet("arrived: handed over though it has expired");
-        } else if !self.meets(value, demand, called, self.now) {
+        } else if !value.meets(demand, called, self.now) {
             self.meet("arrived: handed over though it meets the conditions no more");
         }
     }
@@ -1219,9 +1223,8 @@ impl Model {
         // What is renewed must still be there.
         let is_gone = had_the_lease && renews && self.value() != Some(value);
         if !had_the_lease || is_gone {
-            let served = self
-                .value
-                .filter(|value| self.get().is_some() && self.meets(value, &demand, called, self.now));
+            let served =
+                self.value.filter(|value| self.get().is_some() && value.meets(&demand, called, self.now));
             let outcome = if is_displaced || is_gone {
                 self.stats.fenced += 1;
                 PublishOutcome::Displaced
@@ -1229,7 +1232,7 @@ impl Model {
                 PublishOutcome::Superseded
             };
             self.meet(match (outcome, served) {
-                _ if is_gone => "fence: what is to be renewed is gone",
+                _ if is_gone => "fence: the value to renew is gone",
                 (PublishOutcome::Displaced, Some(_)) => "fence: displaced, and another value served",
                 (PublishOutcome::Displaced, None) if self.get().is_some() => {
                     "fence: displaced, and its own value served as the other does not meet the conditions"
@@ -1463,7 +1466,8 @@ impl Model {
         self.failures = None;
         if let Some(refresher) = &mut self.refresher {
             refresher.is_of_own_ttl = ttl.is_some();
-            refresher.is_unread = refresher.rests;
+            // Waiters are going to read it.
+            refresher.is_unread = refresher.rests && !self.is_awaited;
         }
         if self.was_servable(&publication) {
             self.settle(Ended::Published(publication));
@@ -1476,10 +1480,12 @@ impl Model {
             *open = Some(ended);
         }
         self.attempts.push(None);
+        self.is_awaited = false;
     }
 
     /// A caller that saw `Pending` takes a place among the waiters.
-    pub(crate) fn take_place(&self) -> Place {
+    pub(crate) fn take_place(&mut self) -> Place {
+        self.is_awaited = true;
         let overdue = self.lease.and_then(|build| self.overdue(build)).filter(|_| self.lease_is_held());
         let begun = self.lease.map(|build| self.builds[build].begun);
         Place { attempt: self.attempts.len() - 1, begun, overdue }
@@ -1614,12 +1620,18 @@ impl Model {
         }
     }
 
+    pub(crate) fn may_rest(&self) -> bool {
+        self.refresher.as_ref().is_some_and(|refresher| refresher.rests)
+    }
+
     pub(crate) fn is_unread(&self) -> bool {
         self.refresher.as_ref().is_some_and(|refresher| refresher.is_unread)
     }
 
     /// `refresh_now`
     pub(crate) fn ask_to_build(&mut self) {
+        // The value is asked for, as by a reader.
+        self.read();
         let begun = self.begun;
         if let Some(refresher) = &mut self.refresher {
             refresher.asked_after = Some(begun);
@@ -1639,8 +1651,9 @@ impl Model {
         self.read();
         let is_ready = self.acceptable(call).is_some();
         self.end_call(call);
-        if !is_ready && !self.is_inside_a_build() {
-            self.stats.wait_timeouts += 1;
+        if !is_ready {
+            let place = self.take_place();
+            self.begin_wait(place, Limit::Now);
         }
         is_ready
     }

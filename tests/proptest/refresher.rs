@@ -1,8 +1,8 @@
-//! A refresher whose builds wait for what they are to find, on a thread or as a task that is polled by hand.
+//! A refresher whose builds wait until the test ends them, on a thread or as a task that is polled by hand.
 //!
-//! A thread is seen going to sleep by the clock, so nothing is left to chance: if it has looked at the present time, and
-//! sleeps no longer than to the tick at which the model wants it to build, it has no more to do. (One that sleeps for ever cannot be seen. What it would
-//! do wrong shows at the next operation.) A task is polled when it was woken, and only then.
+//! The clock shows when a thread goes to sleep, so nothing is left to chance: if the thread has looked at the present time, and
+//! sleeps no longer than to the tick at which the model wants it to build, it has no more to do. (A thread that sleeps for ever
+//! is not seen. If it should not, the next operation shows that.) A task is polled when it was woken, and only then.
 
 use std::panic::resume_unwind;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -36,23 +36,23 @@ pub(crate) fn panics() -> Ended {
     resume_unwind(Box::new(MESSAGE))
 }
 
-/// Where a refresher's thread sleeps.
+/// The sleep of a refresher's thread.
 #[derive(Clone, Default)]
-pub(crate) struct Bed(Arc<Mutex<Option<Nap>>>);
+pub(crate) struct ParkedThread(Arc<Mutex<Option<Parked>>>);
 
 #[derive(Clone, Copy, Debug)]
-struct Nap {
+struct Parked {
     until: Tick,
-    /// When the sleeper last looked.
+    /// When it last looked.
     looked: Tick,
 }
 
-impl Bed {
+impl ParkedThread {
     /// [`Clock::park_until`] for any thread.
     pub(crate) fn park_until(&self, clock: &ManualClock, deadline: Tick, now: Tick) {
         let is_refresher = std::thread::current().name() == Some("dogpile-refresher");
         if is_refresher {
-            *lock(&self.0) = Some(Nap { until: deadline, looked: now });
+            *lock(&self.0) = Some(Parked { until: deadline, looked: now });
         }
         clock.park_until(deadline, now);
         if is_refresher {
@@ -60,16 +60,16 @@ impl Bed {
         }
     }
 
-    /// Whether somebody who has looked at the present time sleeps, and not for too long.
-    fn is_slept_in(&self, until: Duration, clock: &ManualClock) -> bool {
+    /// Whether the thread has looked at the present time and sleeps, and not for too long.
+    fn is_parked(&self, until: Duration, clock: &ManualClock) -> bool {
         let until = Tick::default().saturating_add(until);
         let now = clock.now();
-        let is_slept_in = lock(&self.0).is_some_and(|nap| nap.until <= until && nap.looked == now);
-        if !is_slept_in {
-            // A step of the clock between the sleeper's look and its lying down has not woken it.
+        let is_parked = lock(&self.0).is_some_and(|parked| parked.until <= until && parked.looked == now);
+        if !is_parked {
+            // A step of the clock between its look and its sleep has not woken it.
             clock.advance(Duration::ZERO);
         }
-        is_slept_in
+        is_parked
     }
 }
 
@@ -81,14 +81,14 @@ pub(crate) struct Begun {
 
 /// Between the test and the builds.
 #[derive(Default)]
-struct Desk {
+struct Exchange {
     state: Mutex<State>,
     changed: Condvar,
 }
 
 #[derive(Default)]
 struct State {
-    /// Until somebody looks.
+    /// Until the test looks.
     begun: Option<Begun>,
     end: Option<End>,
     /// The test is over.
@@ -97,7 +97,7 @@ struct State {
     waker: Option<Waker>,
 }
 
-impl Desk {
+impl Exchange {
     fn begin(&self, previous: Option<Number>) {
         let former = lock(&self.state).begun.replace(Begun { previous });
         assert!(former.is_none(), "two builds have begun");
@@ -140,8 +140,8 @@ pub(crate) struct Options {
 
 /// A refresher, and how it is driven.
 pub(crate) struct Attached {
-    desk: Arc<Desk>,
-    bed: Bed,
+    exchange: Arc<Exchange>,
+    parked: ParkedThread,
     refresher: Option<Refresher>,
     is_task: bool,
     #[cfg(feature = "async")]
@@ -151,7 +151,7 @@ pub(crate) struct Attached {
 impl Drop for Attached {
     fn drop(&mut self) {
         // Its drop waits for a build that waits for its end.
-        self.desk.announce(|state| state.closed = true);
+        self.exchange.announce(|state| state.closed = true);
     }
 }
 
@@ -160,7 +160,7 @@ impl Attached {
     pub(crate) fn attach(
         cell: &Arc<TestCell>,
         ledger: &Arc<Ledger>,
-        bed: &Bed,
+        parked: &ParkedThread,
         ahead: Duration,
         Options { min_interval, rests, is_task }: Options,
     ) -> Option<Self> {
@@ -171,17 +171,17 @@ impl Attached {
         if rests {
             options = options.rest_when_unused();
         }
-        let (desk, ledger) = (Arc::<Desk>::default(), Arc::clone(ledger));
-        let at_desk = Arc::clone(&desk);
+        let (exchange, ledger) = (Arc::<Exchange>::default(), Arc::clone(ledger));
+        let of_build = Arc::clone(&exchange);
         #[cfg(feature = "async")]
         if is_task {
             let mut task = None;
             let spawn = |future| task = Some(Task { future, woken: Arc::new(Woken(AtomicBool::new(true))) });
             let refresher = options.spawn_async(cell, ahead, spawn, move |previous: Option<Arc<Token>>| {
-                at_desk.begin(previous.map(|previous| ledger.number(&previous)));
-                let desk = Arc::clone(&at_desk);
+                of_build.begin(previous.map(|previous| ledger.number(&previous)));
+                let exchange = Arc::clone(&of_build);
                 poll_fn(move |cx| {
-                    let mut state = lock(&desk.state);
+                    let mut state = lock(&exchange.state);
                     match state.end.take() {
                         Some(end) => {
                             drop(state);
@@ -195,20 +195,20 @@ impl Attached {
                 })
             });
             let refresher = Some(accepted(refresher)?);
-            return Some(Self { desk, bed: bed.clone(), refresher, is_task, task });
+            return Some(Self { exchange, parked: parked.clone(), refresher, is_task, task });
         }
         let _ = is_task; // There are no tasks.
         let refresher = options.spawn(cell, ahead, move |previous: Option<Arc<Token>>| {
-            at_desk.begin(previous.map(|previous| ledger.number(&previous)));
-            match at_desk.wait() {
+            of_build.begin(previous.map(|previous| ledger.number(&previous)));
+            match of_build.wait() {
                 Some(end) => end(),
                 None => Err(ledger.error()),
             }
         });
         let refresher = Some(accepted(refresher)?);
         Some(Self {
-            desk,
-            bed: bed.clone(),
+            exchange,
+            parked: parked.clone(),
             refresher,
             is_task: false,
             #[cfg(feature = "async")]
@@ -226,30 +226,30 @@ impl Attached {
         #[cfg(feature = "async")]
         if let Some(task) = &mut self.task {
             assert!(task.run().is_pending(), "the refresher has ended");
-            assert_eq!(lock(&self.desk.state).begun.take(), begun, "the build that has begun");
+            assert_eq!(lock(&self.exchange.state).begun.take(), begun, "the build that has begun");
             return;
         }
-        let has_begun = || lock(&self.desk.state).begun.is_some();
+        let has_begun = || lock(&self.exchange.state).begun.is_some();
         match activity {
             Activity::Building(_) if begun.is_some() => {
                 assert!(eventually(has_begun), "no build begins");
             }
             Activity::Building(_) | Activity::Sleeping(None) => {}
             Activity::Sleeping(Some(until)) => {
-                let sleeps = || has_begun() || self.bed.is_slept_in(until, clock);
+                let sleeps = || has_begun() || self.parked.is_parked(until, clock);
                 assert!(
                     eventually(sleeps),
                     "it does not sleep, or for longer than until {until:?}, at {clock:?}: {:?}",
-                    lock(&self.bed.0)
+                    lock(&self.parked.0)
                 );
             }
         }
-        assert_eq!(lock(&self.desk.state).begun.take(), begun, "the build that has begun");
+        assert_eq!(lock(&self.exchange.state).begun.take(), begun, "the build that has begun");
     }
 
     /// Ends the running build.
     pub(crate) fn conclude(&self, end: End) {
-        self.desk.announce(|state| state.end = Some(end));
+        self.exchange.announce(|state| state.end = Some(end));
     }
 
     /// Drops it. If a build runs on a thread, that is done by its `end`.
@@ -273,9 +273,9 @@ impl Attached {
             self.task = None;
         }
         // Its build owns the other one.
-        let has_ended = || Arc::strong_count(&self.desk) == 1;
+        let has_ended = || Arc::strong_count(&self.exchange) == 1;
         assert!(eventually(has_ended), "it goes on");
-        assert_eq!(lock(&self.desk.state).begun, None, "a build has begun");
+        assert_eq!(lock(&self.exchange.state).begun, None, "a build has begun");
         self.refresher = None;
     }
 

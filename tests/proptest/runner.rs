@@ -21,7 +21,7 @@ use crate::operations::{
     Request, Set, Spawner,
 };
 use crate::panics::{Called, annotate, called, eventually, panic_as_planned, unless_abandoned};
-use crate::refresher::{self, Attached, Bed, Begun, Options};
+use crate::refresher::{self, Attached, Begun, Options, ParkedThread};
 use crate::tokens::{Error, Ledger, NetworkError, Token};
 
 thread_local! {
@@ -42,7 +42,7 @@ fn runner() -> Option<Rc<Runner>> {
 pub(crate) struct CoarseClock {
     exact: ManualClock,
     period: u64,
-    bed: Bed,
+    parked: ParkedThread,
 }
 
 impl Clock for CoarseClock {
@@ -60,7 +60,7 @@ impl Clock for CoarseClock {
     fn park_until(&self, deadline: Tick, now: Tick) {
         match runner() {
             Some(runner) => runner.act_meanwhile(deadline),
-            None => self.bed.park_until(&self.exact, deadline, now),
+            None => self.parked.park_until(&self.exact, deadline, now),
         }
     }
     #[cfg(feature = "async")]
@@ -102,7 +102,7 @@ struct Runner {
     /// What the readers keep.
     kept_by_readers: [Cell<Option<Number>>; READERS],
     remembered: RefCell<Option<Arc<Token>>>,
-    bed: Bed,
+    parked: ParkedThread,
     refresher: RefCell<Option<Attached>>,
     /// The calls and waits that have begun.
     waiting: RefCell<Vec<Waiting>>,
@@ -126,8 +126,9 @@ type Reach<'b, 'a> = Option<&'b Borrowed<'a>>;
 /// Runs a case; panics where cell and model part. Returns what has come up, and how often.
 pub(crate) fn run(case: &Case) -> BTreeMap<&'static str, u64> {
     let clock = ManualClock::new();
-    let bed = Bed::default();
-    let coarse = CoarseClock { exact: clock.clone(), period: case.settings.coarse_period, bed: bed.clone() };
+    let parked = ParkedThread::default();
+    let coarse =
+        CoarseClock { exact: clock.clone(), period: case.settings.coarse_period, parked: parked.clone() };
     let cell = Arc::new(DogpileCell::with_clock(policy(&case.settings), coarse));
     assert_eq!(cell.policy(), policy(&case.settings));
     let runner = Rc::new(Runner {
@@ -142,7 +143,7 @@ pub(crate) fn run(case: &Case) -> BTreeMap<&'static str, u64> {
         jobs: RefCell::default(),
         kept_by_readers: Default::default(),
         remembered: RefCell::default(),
-        bed,
+        parked,
         refresher: RefCell::default(),
         waiting: RefCell::default(),
         meanwhile: case.meanwhile.clone(),
@@ -304,8 +305,9 @@ impl Runner {
             Operation::RefreshNow => {
                 if let Some(refresher) = &*self.refresher.borrow() {
                     let mut model = self.model.borrow_mut();
-                    // A thread that cannot build at once notices what happens until then at a time of its own.
-                    if refresher.is_task() || model.can_refresh_at_once() {
+                    // A thread that cannot build at once notices what happens until then at a time of its own. One that
+                    // rests is asked only where it does not have to look at the value of another build.
+                    if refresher.is_task() && !model.may_rest() || model.can_refresh_at_once() {
                         model.ask_to_build();
                         drop(model);
                         refresher.refresh_now();
@@ -347,8 +349,7 @@ impl Runner {
         self.let_the_refresher_act();
         let expected = self.expected_state();
         if self.refresher.borrow().as_ref().is_some_and(|refresher| !refresher.is_task()) {
-            // The end of its build may still be under way on its thread. If it never comes, what follows shows what is
-            // amiss.
+            // The end of its build may still be under way on its thread. If it never comes, the comparison below fails.
             eventually(|| self.state() == expected);
         }
         assert_eq!(self.state(), expected, "what can be seen of the cell");
@@ -483,6 +484,13 @@ enum Shape {
     Conditional,
 }
 
+/// What a build is given.
+#[derive(Clone, Copy)]
+enum Given {
+    Nothing,
+    Previous(Option<Number>),
+}
+
 /// Reads that may build.
 impl Runner {
     fn read(&self, read: &Read, build: &Build, reach: Reach<'_, '_>) {
@@ -507,7 +515,7 @@ impl Runner {
             (Read::Reader(_), None) => return,
             _ => None,
         };
-        let Ok(mut handle) = reader.map(|reader| reader.try_borrow_mut()).transpose() else {
+        let Ok(mut handle) = reader.map(RefCell::try_borrow_mut).transpose() else {
             return; // A build that this handle runs cannot come back to it: the handle is borrowed.
         };
         let demand = match read {
@@ -538,7 +546,7 @@ impl Runner {
             self.model.borrow_mut().meet("a read that asks no clock");
         }
 
-        let closure = || self.build_of_call::<PARSE>(call, build, shape, None, reach);
+        let closure = || self.build_of_call::<PARSE>(call, build, shape, Given::Nothing, reach);
         let value = || match closure() {
             Ok(Refreshed::New(value)) => value,
             _ => unreachable!("it can return no error"),
@@ -553,8 +561,8 @@ impl Runner {
                 quietly(must_be_quiet, || match read {
                     Read::GetOrRefresh => Ok(self.number(&self.cell().get_or_refresh(value))),
                     Read::LoadOrRefresh => {
-                        let cell = self.cell();
-                        let guard = cell.load_or_refresh(value);
+                        let owner = self.cell();
+                        let guard = owner.load_or_refresh(value);
                         Ok(self.number(&Guard::into_arc(guard)))
                     }
                     Read::Reader(_) => {
@@ -570,6 +578,10 @@ impl Runner {
         assert_eq!(got, expected, "{read:?}");
         self.waiting.borrow_mut().pop();
         self.model.borrow_mut().end_call(call);
+        if self.model.borrow().is_unread() {
+            // Whether what a call returns counts as read if it did not find it in the cell is left open.
+            self.peek(Peek::Get);
+        }
         if let (Read::Reader(which), Called::Returned(Some(Ok(value)))) = (read, got) {
             self.kept_by_readers[*which].set(Some(value));
         }
@@ -583,24 +595,23 @@ impl Runner {
         reach: Reach<'_, '_>,
     ) -> Result<Number, Refused> {
         let Request { conditions, finish, owned, spawner } = request;
-        let cell = self.cell();
         if let Some(spawner) = spawner {
             return self.finish_spawned::<PARSE>(request, spawner, call, build, reach);
         }
         let asked = match reach {
             Some(borrowed) if !owned => borrowed.cell.request(),
-            _ => cell.request_owned(),
+            _ => self.cell().request_owned(),
         };
         let asked = self.under(asked, conditions);
         match finish {
             Finish::Get => Ok(self.number(&asked.get(|| {
-                match self.build_of_call::<PARSE>(call, build, Shape::Value, None, reach) {
+                match self.build_of_call::<PARSE>(call, build, Shape::Value, Given::Nothing, reach) {
                     Ok(Refreshed::New(value)) => value,
                     _ => unreachable!("it can return no error"),
                 }
             }))),
             Finish::TryGet(_) => self.answer(asked.try_get(|| {
-                match self.build_of_call::<PARSE>(call, build, Shape::ValueOrError, None, reach) {
+                match self.build_of_call::<PARSE>(call, build, Shape::ValueOrError, Given::Nothing, reach) {
                     Ok(Refreshed::New(value)) => Ok(value),
                     Ok(_) => unreachable!("it can return no other"),
                     Err(error) => Err(error),
@@ -608,7 +619,7 @@ impl Runner {
             })),
             Finish::TryGetWith(_) => self.answer(asked.try_get_with(|previous: Option<Arc<Token>>| {
                 let previous = previous.map(|previous| self.number(&previous));
-                self.build_of_call::<PARSE>(call, build, Shape::Conditional, Some(previous), reach)
+                self.build_of_call::<PARSE>(call, build, Shape::Conditional, Given::Previous(previous), reach)
             })),
         }
     }
@@ -628,23 +639,25 @@ impl Runner {
         };
         let asked = self.under(self.cell().request_owned(), &request.conditions).spawn_with(spawn);
         let build = build.clone();
-        let run = move |shape, previous| {
+        let run = move |shape, given| {
             let id = *handed_over.get().expect("the spawner was called");
-            runner().expect("the case is not over").build::<PARSE>(id, &build, shape, previous, None)
+            runner().expect("the case is not over").build::<PARSE>(id, &build, shape, given, None)
         };
         match request.finish {
-            Finish::Get => Ok(self.number(&asked.get(move || match run(Shape::Value, None) {
+            Finish::Get => Ok(self.number(&asked.get(move || match run(Shape::Value, Given::Nothing) {
                 Ok(Refreshed::New(value)) => value,
                 _ => unreachable!("it can return no error"),
             }))),
-            Finish::TryGet(_) => self.answer(asked.try_get(move || match run(Shape::ValueOrError, None) {
-                Ok(Refreshed::New(value)) => Ok(value),
-                Ok(_) => unreachable!("it can return no other"),
-                Err(error) => Err(error),
-            })),
+            Finish::TryGet(_) => {
+                self.answer(asked.try_get(move || match run(Shape::ValueOrError, Given::Nothing) {
+                    Ok(Refreshed::New(value)) => Ok(value),
+                    Ok(_) => unreachable!("it can return no other"),
+                    Err(error) => Err(error),
+                }))
+            }
             Finish::TryGetWith(_) => self.answer(asked.try_get_with(move |previous: Option<Arc<Token>>| {
                 let previous = previous.map(|previous| previous.number);
-                run(Shape::Conditional, Some(previous))
+                run(Shape::Conditional, Given::Previous(previous))
             })),
         }
     }
@@ -820,24 +833,24 @@ impl Runner {
         call: CallId,
         build: &Build,
         shape: Shape,
-        previous: Option<Option<Number>>,
+        given: Given,
         reach: Reach<'_, '_>,
     ) -> Result<Refreshed<Token>, Error<PARSE>> {
         let step = self.model.borrow().step_of(call);
         let Some(Step::Builds(id)) = step else { panic!("it builds, though the model says {step:?}") };
-        self.build::<PARSE>(id, build, shape, previous, reach)
+        self.build::<PARSE>(id, build, shape, given, reach)
     }
 
-    /// What closures do that build. `previous`: what they are given, if they are given the previous value.
+    /// What closures do that build.
     fn build<const PARSE: bool>(
         &self,
         id: BuildId,
         build: &Build,
         shape: Shape,
-        previous: Option<Option<Number>>,
+        given: Given,
         reach: Reach<'_, '_>,
     ) -> Result<Refreshed<Token>, Error<PARSE>> {
-        if let Some(previous) = previous {
+        if let Given::Previous(previous) = given {
             assert_eq!(previous, self.model.borrow().previous(id), "the previous value of a build");
         }
         self.model.borrow_mut().enter_closure();
@@ -895,7 +908,7 @@ impl Runner {
             Waiting::Place(place, limit, None) => Model::wait_end(place, limit),
         };
         let until = until.expect("nothing would end this wait");
-        assert_eq!(deadline, Tick::default().saturating_add(until), "when the wait is to be over");
+        assert_eq!(deadline, Tick::default().saturating_add(until), "when the wait ends");
 
         let next = self.next.get();
         self.next.set(next + 1);
@@ -1059,7 +1072,7 @@ impl Runner {
                 return;
             }
             Lookup::Pending(pending) => {
-                let place = self.model.borrow().take_place();
+                let place = self.model.borrow_mut().take_place();
                 let number = self.placed.get();
                 self.placed.set(number + 1);
                 self.places.borrow_mut().insert(number, place);
@@ -1247,7 +1260,7 @@ impl Runner {
             Ahead::By(ahead) => ahead,
             Ahead::Percent(percent) => self.model.borrow().ttl().saturating_mul(percent) / 100,
         };
-        let attached = Attached::attach(&self.cell(), &self.ledger, &self.bed, ahead, options);
+        let attached = Attached::attach(&self.cell(), &self.ledger, &self.parked, ahead, options);
         let is_task = attached.as_ref().is_some_and(Attached::is_task);
         let min_interval = options.min_interval.unwrap_or(Duration::from_millis(100));
         let is_accepted = self.model.borrow_mut().attach(ahead, min_interval, options.rests, is_task);
@@ -1290,7 +1303,7 @@ impl Runner {
         }
     }
 
-    /// What the running build is to find, which the model knows already.
+    /// What the running build will find, which the model knows already.
     fn end_of_refresh(&self, found: Found) -> refresher::End {
         let mut model = self.model.borrow_mut();
         let of_value = |model: &mut Model, ttl: Option<Duration>| -> refresher::End {

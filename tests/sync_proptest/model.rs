@@ -310,7 +310,7 @@ impl Model {
             now: Duration::ZERO,
             value: None,
             generation: 0,
-            origins: 0,
+            origins: 1,
             stats: Stats::default(),
             failures: None,
             builds: Vec::new(),
@@ -538,7 +538,7 @@ impl Model {
 
     /// The condition that it does not meet.
     fn unmet(&self, demand: &Demand, value: &Publication) -> Option<&'static str> {
-        if value.origin <= demand.after {
+        if demand.after != 0 && value.origin <= demand.after {
             Some("condition: no_cache")
         } else if value.generation <= demand.newer_than {
             Some("condition: newer_than")
@@ -962,7 +962,7 @@ impl Model {
                 }
                 None => self.value,
             };
-            if old.is_some_and(|old| old.origin > origin) {
+            if old.is_some_and(|old| old.origin == 0) {
                 self.meet("end: published over a restored value");
             }
             replaced = old.map(|old| old.value);
@@ -1149,6 +1149,8 @@ impl Model {
             }
             How::Restored(age) => {
                 publication.initial_age = age;
+                // It was made before any call.
+                publication.origin = 0;
                 if self.lease.is_some() {
                     self.meet("restore: under a build");
                 }

@@ -365,26 +365,7 @@ impl<'a> Actor<'a> {
                 assert!(readers.may_overlap || cell.stats().published >= now);
             }
             14..24 => self.read_from_readers(which),
-            24..28 => {
-                self.doing(name, "set");
-                let before = census.before();
-                let (way, time) = (self.random.below(8), self.some_time(1500));
-                let value = census.set(|value| {
-                    let value = match way {
-                        0 => {
-                            self.tally(name, "restore");
-                            // See `values`. It displaces a build that has the write lock too.
-                            cell.clear();
-                            cell.restore(value, time)
-                        }
-                        1 => cell.set_for(value, time),
-                        _ => cell.set(value),
-                    };
-                    Inside::new(value, true)
-                });
-                self.readers[which].borrow_mut().sees(&value, before);
-                self.hold_arc(which, value);
-            }
+            24..28 => self.set_readers(which),
             28..32 => {
                 self.doing(name, "invalidate");
                 census.invalidating(|| cell.invalidate());
@@ -441,6 +422,28 @@ impl<'a> Actor<'a> {
             44 if self.random.one_in(8) => self.see_to_the_refresher_of_readers(which),
             _ => self.write(which),
         }
+    }
+
+    fn set_readers(&self, which: usize) {
+        let Readers { name, cell, census, .. } = &*self.stage.readers[which];
+        self.doing(name, "set");
+        let before = census.before();
+        let (way, time) = (self.random.below(8), self.some_time(1500));
+        let value = census.set(|value| {
+            let value = match way {
+                0 => {
+                    self.tally(name, "restore");
+                    // See `values`. It displaces a build that has the write lock too.
+                    cell.clear();
+                    cell.restore(value, time)
+                }
+                1 => cell.set_for(value, time),
+                _ => cell.set(value),
+            };
+            Inside::new(value, true)
+        });
+        self.readers[which].borrow_mut().sees(&value, before);
+        self.hold_arc(which, value);
     }
 
     /// A value for another one.

@@ -264,22 +264,13 @@ impl Actor<'_> {
                     Err(error) => panic!("{name}: {error}"),
                 }
             }
-            5 => {
+            5 | 6 => {
                 self.doing(name, "Pending, awaited");
-                let Lookup::Pending(pending) = cell.lookup() else { return };
-                match pending.await {
-                    Waited::Published(value) => {
-                        self.tally(name, "awaited: published");
-                        value
-                    }
-                    Waited::Reentrant => panic!("{name}: told that it waits for itself"),
-                    _ => return,
-                }
-            }
-            6 => {
-                let Some(cell) = plain.shared_cell() else { return };
-                self.doing(name, "Pending of an owned lookup, awaited");
-                let Lookup::Pending(pending) = cell.lookup_owned() else { return };
+                let found = match plain.shared_cell() {
+                    Some(cell) if random.one_in(2) => cell.lookup_owned(),
+                    _ => cell.lookup(),
+                };
+                let Lookup::Pending(pending) = found else { return };
                 match pending.await {
                     Waited::Published(value) => {
                         self.tally(name, "awaited: published");
@@ -312,30 +303,10 @@ impl Actor<'_> {
                     Err(error) => panic!("{name}: {error}"),
                 }
             }
-            _ => {
-                let Some(cell) = plain.shared_cell() else { return };
-                self.doing(name, "request: spawn_with, async");
-                let (made, plain) = (Arc::new(AtomicU64::new(0)), Arc::clone(plain));
-                let build = {
-                    let (made, fails) = (Arc::clone(&made), self.random.one_in(4));
-                    move || async move {
-                        let number = number(&plain.census).await;
-                        let alone = plain.enter(displaced);
-                        give_way().await;
-                        drop(alone);
-                        made.store(number, Ordering::SeqCst);
-                        if fails { Err(Failed) } else { Ok(plain.census.build(number)) }
-                    }
-                };
-                let request = with_conditions!(self, cell.request_owned(), cell.generation());
-                let request = request.spawn_with(|task: Task| lock(spawned).push(task));
-                match request.try_get_async(build).await {
-                    Ok(value) if made.load(Ordering::SeqCst) == value.number() => return value.check(),
-                    Ok(value) => value,
-                    Err(RefreshError::WaitTimeout | RefreshError::Abandoned) => return,
-                    Err(error) => return assert!(error.build_error().is_some_and(is_known), "{error}"),
-                }
-            }
+            _ => match self.ask_with_a_spawner(plain, displaced, spawned).await {
+                Some(value) => value,
+                None => return,
+            },
         };
         if noted.is_of(&value) {
             value.check();
@@ -343,6 +314,38 @@ impl Actor<'_> {
             // Found in this very poll, so the thread has seen nothing newer meanwhile.
             self.plain[which].borrow_mut().sees(&value, before);
         }
+    }
+
+    /// The build is a task of its own. Returns a value that others have built.
+    async fn ask_with_a_spawner(
+        &self,
+        plain: &Arc<Plain>,
+        displaced: u64,
+        spawned: &Spawned,
+    ) -> Option<Arc<Value>> {
+        let cell = plain.shared_cell()?;
+        self.doing(plain.name, "request: spawn_with, async");
+        let (made, plain) = (Arc::new(AtomicU64::new(0)), Arc::clone(plain));
+        let build = {
+            let (made, fails) = (Arc::clone(&made), self.random.one_in(4));
+            move || async move {
+                let number = number(&plain.census).await;
+                let alone = plain.enter(displaced);
+                give_way().await;
+                drop(alone);
+                made.store(number, Ordering::SeqCst);
+                if fails { Err(Failed) } else { Ok(plain.census.build(number)) }
+            }
+        };
+        let request = with_conditions!(self, cell.request_owned(), cell.generation());
+        let request = request.spawn_with(|task: Task| lock(spawned).push(task));
+        match request.try_get_async(build).await {
+            Ok(value) if made.load(Ordering::SeqCst) == value.number() => value.check(),
+            Ok(value) => return Some(value),
+            Err(RefreshError::WaitTimeout | RefreshError::Abandoned) => {}
+            Err(error) => assert!(error.build_error().is_some_and(is_known), "{error}"),
+        }
+        None
     }
 
     async fn ask_readers(&self, which: usize) {
