@@ -155,7 +155,7 @@ mod tests {
     #[test]
     fn half_of_a_restored_values_life_may_be_over() {
         let clock = ManualClock::new();
-        clock.advance(Duration::from_nanos(1_000));
+        clock.advance(Duration::from_micros(1));
         let machine = Machine::new(Policy::ttl(Duration::from_nanos(99)), clock);
         for (age, due) in [(0, 1_050), (20, 1_030), (49, 1_001), (60, 990)] {
             let setting = Setting { value: Arc::new(1), ttl: Ttl::Policy, age: Some(age) };

@@ -454,34 +454,6 @@ mod tests {
         }
     }
 
-    /// A stale value, and a lock that another thread holds for a moment: the caller is elected all the same (G2).
-    #[test]
-    fn g2_a_look_that_finds_the_lock_taken_for_a_moment_is_elected() {
-        let machine = Machine::new(Policy::never_expires(), ManualClock::new());
-        set(&machine, 1);
-        for _ in 0..if cfg!(miri) { 3 } else { 1000 } {
-            machine.invalidate();
-            let is_taken = AtomicBool::new(false);
-            std::thread::scope(|scope| {
-                scope.spawn(|| {
-                    let locked = machine.state.lock();
-                    is_taken.store(true, Ordering::Release);
-                    drop(locked);
-                });
-                while !is_taken.load(Ordering::Acquire) {
-                    std::hint::spin_loop();
-                }
-                // The other thread may lose the processor while it holds the lock, but hardly three times in a row.
-                let ticket = (0..3).find_map(|_| match machine.lookup(&Demand::ANY, None) {
-                    Decision::Elected(ticket) => Some(ticket),
-                    _ => None,
-                });
-                let ticket = ticket.expect("no build runs, so this caller is elected");
-                assert!(machine.give_back(ticket, false, None).rejected.is_none());
-            });
-        }
-    }
-
     #[test]
     fn what_a_read_loads_shares_a_cache_line_and_a_cell_has_at_most_384_bytes() {
         type Usual = Machine<u64, crate::SystemClock>;

@@ -364,10 +364,11 @@ impl<T, C: Clock> Machine<T, C> {
         }
         let Setting { value, ttl: own_ttl, age } = setting;
         let mut origin = state.next_origin();
-        if age.is_some() {
+        if age.is_some_and(|age| age > 0) {
             // It was made before: no request that asks for a later build accepts it.
             origin = 0;
-        } else if state.displace() {
+        }
+        if age.is_none() && state.displace() {
             self.mirror_lease(&state);
         }
         let generation = self.slot.record(&state.key).generation + 1;

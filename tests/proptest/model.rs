@@ -1371,7 +1371,10 @@ impl Model {
         if self.lease.is_some() {
             self.meet("restore: during a build");
         }
-        self.make_visible(value, None, age.min(FOR_EVER), 0, false);
+        // What is not made just now was made before any call that waits.
+        self.begun += u64::from(age.is_zero());
+        let begun = if age.is_zero() { self.begun } else { 0 };
+        self.make_visible(value, None, age.min(FOR_EVER), begun, false);
         self.meet(match self.freshness() {
             Freshness::Fresh => "restore: a fresh value",
             Freshness::Stale => "restore: a stale value",

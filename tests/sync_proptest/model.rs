@@ -962,7 +962,7 @@ impl Model {
                 }
                 None => self.value,
             };
-            if old.is_some_and(|old| old.origin == 0) {
+            if old.is_some_and(|old| old.origin == 0 || old.origin > origin) {
                 self.meet("end: published over a restored value");
             }
             replaced = old.map(|old| old.value);
@@ -1149,8 +1149,10 @@ impl Model {
             }
             How::Restored(age) => {
                 publication.initial_age = age;
-                // It was made before any call.
-                publication.origin = 0;
+                if !age.is_zero() {
+                    // It was made before any call.
+                    publication.origin = 0;
+                }
                 if self.lease.is_some() {
                     self.meet("restore: under a build");
                 }
