@@ -144,10 +144,9 @@ impl<T, C: Clock> Machine<T, C> {
         let is_fresh = now < record.fresh_end();
         // Published while the caller looked or waited: it counts as it was then (G6).
         let arrived = record.generation > since || (demand.after != 0 && state.origin > demand.after);
-        let moment = if arrived { record.published } else { now };
-        let may_be_served =
-            if arrived { self.was_servable(&record) } else { now < self.quiet_end(&state, record) };
-        let is_served = held.is_some() && may_be_served && demand.accepts(&record, state.origin, moment);
+        let is_served = held.is_some()
+            && ((arrived && self.did_meet(demand, &record, state.origin))
+                || (now < self.quiet_end(&state, record) && demand.accepts(&record, state.origin, now)));
         let is_held = now < state.lease.held_until();
         let is_failed =
             state.pause(now).is_some() && state.failure.as_ref().is_some_and(|failure| !failure.is_panic);
@@ -241,10 +240,12 @@ impl<T, C: Clock> Machine<T, C> {
     /// How long a value with this record is served without another question: as long as it is fresh, or a build runs, a
     /// refresher is attached, or a retry pause runs. See [`Slot::quiet_end`](super::slot::Slot::quiet_end).
     pub(super) fn quiet_end(&self, state: &State<T>, record: Record) -> u64 {
-        if state.is_unread() {
-            // The next read takes the slow path, and leaves a mark.
-            return 0;
-        }
+        // The next read takes the slow path, and leaves a mark.
+        if state.is_unread() { 0 } else { self.quiet_end_when_read(state, record) }
+    }
+
+    /// As [`quiet_end`](Machine::quiet_end), whether a mark is wanted or not.
+    pub(super) fn quiet_end_when_read(&self, state: &State<T>, record: Record) -> u64 {
         let mut end = record.fresh_end();
         let held_until = state.lease.held_until();
         if held_until != 0 {
@@ -294,13 +295,15 @@ impl<T, C: Clock> Machine<T, C> {
         let value = into_arc(guard)?;
         let now = self.now();
         let arrived = since.is_some_and(|since| record.generation > since);
-        let (moment, may_be_served) = if arrived {
-            (record.published, self.was_servable(&record))
-        } else {
-            (now, now < self.served_end(&record).max(quiet_end))
-        };
         self.mark_read(quiet_end);
-        (may_be_served && demand.accepts(&record, origin, moment)).then_some(value)
+        let is_acceptable = (arrived && self.did_meet(demand, &record, origin))
+            || (now < self.served_end(&record).max(quiet_end) && demand.accepts(&record, origin, now));
+        is_acceptable.then_some(value)
+    }
+
+    /// Whether a value could be served when it was published, and met the demand then.
+    fn did_meet(&self, demand: &Demand, record: &Record, origin: u64) -> bool {
+        self.was_servable(record) && demand.accepts(record, origin, record.published)
     }
 
     /// What the policy allows to serve now.

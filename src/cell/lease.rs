@@ -489,15 +489,14 @@ impl<'a, K: Kind> Held<'a, K> {
 
 impl<T, C: Clock> Held<'_, DogpileCell<T, C>> {
     fn publish_snapshot(mut self, value: Arc<T>, ttl: Ttl) -> Published<T> {
-        let Concluded { served, record, ending, now, leftover, .. } =
+        let Concluded { served, record, served_end, ending, now, leftover, .. } =
             self.conclude(BuildOutput { value, ttl, renews: false, release: true }, |_, _| ());
-        let machine = self.machine();
         let left = |end: Option<u64>| end.map_or(Duration::ZERO, |end| left(end, now));
         let published = Published {
             value: served,
             generation: record.map(|record| record.generation),
             fresh_for: left(record.map(|record| record.fresh_end())),
-            servable_for: left(record.map(|record| machine.served_end(&record))),
+            servable_for: left(record.map(|_| served_end)),
             outcome: match ending {
                 Ending::Published => PublishOutcome::Published,
                 Ending::PublishedStale => PublishOutcome::PublishedStale,

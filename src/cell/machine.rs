@@ -193,15 +193,19 @@ impl<T, C: Clock> Machine<T, C> {
         if let Some(guard) = self.serve_guard() {
             return guard.is_some().then_some(guard);
         }
+        // Relaxed: see `mark_read`.
+        if self.unread.load(Ordering::Relaxed) {
+            // Until the mark is left, `quiet_end` tells nothing.
+            self.mark_first_read();
+            if let Some(guard) = self.serve_guard() {
+                return guard.is_some().then_some(guard);
+            }
+        }
         let Reading { guard, record, quiet_end } = self.slot.read();
         let may_be_served = guard.is_some()
             && (self.is_before(record.fresh_end())
                 || self.is_before(record.late_end(self.policy.stale_window()))
                 || self.is_before(quiet_end));
-        if guard.is_some() {
-            // Also if it has expired: it was asked for.
-            self.mark_read(quiet_end);
-        }
         may_be_served.then_some(guard)
     }
 
@@ -243,18 +247,31 @@ impl<T, C: Clock> Machine<T, C> {
     }
 
     pub(crate) fn freshness(&self) -> Freshness {
-        let reading = self.slot.read();
+        let reading = self.read_with_quiet_end();
         self.classify(&reading, |tick| self.is_before(tick))
+    }
+
+    /// As [`Slot::read`], also while a mark is wanted, when the slot's `quiet_end` tells nothing.
+    fn read_with_quiet_end(&self) -> Reading<T> {
+        let reading = self.slot.read();
+        // Relaxed: see `mark_read`.
+        if reading.quiet_end != 0 || !self.unread.load(Ordering::Relaxed) {
+            return reading;
+        }
+        let state = self.state.lock();
+        let reading = self.slot.read();
+        Reading { quiet_end: self.quiet_end_when_read(&state, reading.record), ..reading }
     }
 
     /// The value with its record, at which tick, and its freshness.
     pub(crate) fn snapshot(&self) -> Option<Seen<T>> {
-        let reading = self.slot.read();
+        // It is a read, of a value that a refresher may be waiting for.
+        self.mark_read(self.slot.quiet_end());
+        let reading = self.read_with_quiet_end();
         let now = self.now();
         let freshness = self.classify(&reading, |tick| now < tick);
         let Reading { guard, record, quiet_end } = reading;
         let value = into_arc(guard)?;
-        self.mark_read(quiet_end);
         Some(Seen { value, record, served_end: self.served_end(&record).max(quiet_end), now, freshness })
     }
 

@@ -21,6 +21,8 @@ pub(crate) struct Concluded<T> {
     pub(crate) served: Arc<T>,
     /// Of what it gets; `None`: it was never published.
     pub(crate) record: Option<Record>,
+    /// Up to when that may be served if nothing happens.
+    pub(crate) served_end: u64,
     pub(crate) ending: Ending,
     /// When it ended.
     pub(crate) now: u64,
@@ -142,6 +144,8 @@ impl<T, C: Clock> Machine<T, C> {
                 if release { LeaseState::Free } else { LeaseState::Draining { origin: ticket.origin } };
         }
         self.mirror(&mut state);
+        let served_end =
+            record.map_or(0, |record| self.served_end(&record).max(self.quiet_end_when_read(&state, record)));
         let mut leftover = aftermath.finish(state);
         let served = match instead {
             Some(served) => {
@@ -150,7 +154,7 @@ impl<T, C: Clock> Machine<T, C> {
             }
             None => value,
         };
-        Concluded { served, record, ending, now, nanos, leftover }
+        Concluded { served, record, served_end, ending, now, nanos, leftover }
     }
 
     /// The build failed with `error`, and puts back what it has withheld. That is asked for after the clock was read: if the
