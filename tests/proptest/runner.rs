@@ -241,9 +241,6 @@ fn quietly<R>(must_be_quiet: bool, read: impl FnOnce() -> R) -> R {
     got
 }
 
-/// No refresher runs later than this.
-const LATE: Duration = Duration::from_secs(18_000_000_000);
-
 impl Runner {
     fn cell(&self) -> Arc<TestCell> {
         self.cell.borrow().clone().expect("the case is not over")
@@ -343,9 +340,6 @@ impl Runner {
 
     fn advance_to(&self, moment: Duration) {
         let now = self.model.borrow().now();
-        // Near the end of time a pause of a refresher may have no end, which a thread that sleeps cannot show.
-        let latest = if self.model.borrow().has_a_refresher() { LATE.max(now) } else { Duration::MAX };
-        let moment = moment.min(latest);
         self.clock.advance(moment - now);
         self.model.borrow_mut().advance_to(moment.min(END_OF_TIME));
     }
@@ -1259,7 +1253,7 @@ impl Runner {
     }
 
     fn attach(&self, ahead: Ahead, options: Options) {
-        if self.model.borrow().has_a_refresher() || self.model.borrow().now() > LATE {
+        if self.model.borrow().has_a_refresher() {
             return;
         }
         let ahead = match ahead {
