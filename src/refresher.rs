@@ -697,8 +697,9 @@ impl<K: Refreshable> Refreshing<K> {
             Some(error)
         });
         self.failures = if error.is_some() { self.failures.saturating_add(1) } else { 0 };
-        self.pause_end =
-            if error.is_some() { self.clock.now().0.saturating_add(self.min_interval) } else { 0 };
+        // As the cell sees the last tick that there is.
+        let now = self.clock.now().0.min(FOREVER - 1);
+        self.pause_end = if error.is_some() { now.saturating_add(self.min_interval) } else { 0 };
         // The pause has begun when the failure is seen.
         self.status.show(self.failures, error);
     }

@@ -363,3 +363,23 @@ fn the_error_of_a_nested_cell_keeps_its_type() {
     assert!(error.is::<io::Error>());
     assert!(error.build_error().unwrap().ptr_eq(&inner.last_error().unwrap()));
 }
+
+/// A clock at its last tick, and a refresher whose failure is forgotten: its own pause of no length is over.
+#[test]
+fn a_refresher_goes_on_at_the_last_tick_of_its_clock() {
+    let clock = ManualClock::new();
+    clock.advance(Duration::MAX);
+    let cell = Arc::new(DogpileCell::<u32, _>::with_clock(Policy::ttl(60 * SECOND), clock));
+    let builds = Arc::new(AtomicU32::new(0));
+    let counted = Arc::clone(&builds);
+    let refresher = dogpile::Refresher::options()
+        .min_interval(Duration::ZERO)
+        .spawn(&cell, SECOND, move |_| {
+            counted.fetch_add(1, Ordering::Relaxed);
+            down()
+        })
+        .unwrap();
+    eventually("the first build fails", || refresher.consecutive_failures() == 1);
+    cell.reset();
+    eventually("the next one begins", || builds.load(Ordering::Relaxed) >= 2);
+}
