@@ -36,7 +36,7 @@ pub(crate) enum Outcome<T> {
 pub(crate) struct Publication<T> {
     pub(crate) value: Arc<T>,
     pub(crate) record: Record,
-    /// The number of the build or the `set` that it comes from.
+    /// The number of the build or the `set` that it comes from; 0: unknown, or from before all calls.
     pub(crate) origin: u64,
 }
 

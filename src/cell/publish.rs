@@ -469,11 +469,8 @@ impl<T, C: Clock> Machine<T, C> {
         let Outcome::Published(publication) = outcome else { return outcome.clone() };
         match self.newest_since(publication.record.generation) {
             Newest::Same => outcome.clone(),
-            // Its origin is this one or a later one, unless it was restored.
-            Newest::Later(value, record) => {
-                let origin = if record.initial_age == 0 { publication.origin } else { 0 };
-                Outcome::Published(Publication { value, record, origin })
-            }
+            // Its origin is known under the lock only: a caller that asks for it looks again.
+            Newest::Later(value, record) => Outcome::Published(Publication { value, record, origin: 0 }),
             Newest::None => Outcome::Abandoned,
         }
     }

@@ -136,6 +136,25 @@ fn no_cache_takes_a_value_that_is_set_after_the_call() {
     drop(lease);
 }
 
+/// What wakes the task would do; what it finds when it looks was begun before the call.
+#[test]
+fn a_no_cache_waiter_judges_a_value_by_the_build_that_made_it() {
+    let (cell, _clock) = cell();
+    let older = cell.lookup().elected();
+    let mut task = Hand::new(cell.request().no_cache().get_async(|| async { 3 }));
+    task.pending();
+    cell.restore(1, Duration::ZERO);
+    older.publish(2);
+    assert_eq!(*task.ready(), 3);
+    // The other way round there is nothing to build.
+    let older = cell.request().no_cache().lookup().elected();
+    let mut task = Hand::new(cell.request().no_cache().get_async(unbuilt));
+    task.pending();
+    older.publish(4);
+    cell.set(5);
+    assert_eq!(*task.ready(), 5);
+}
+
 #[test]
 fn no_cache_is_the_one_condition_that_builds_in_a_retry_pause() {
     let (cell, clock) = cell_with(Policy::ttl(TTL).retry_backoff(TTL, TTL));
