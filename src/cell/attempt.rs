@@ -36,8 +36,10 @@ pub(crate) enum Outcome<T> {
 pub(crate) struct Publication<T> {
     pub(crate) value: Arc<T>,
     pub(crate) record: Record,
-    /// The number of the build or the `set` that it comes from; 0: unknown, or from before all calls.
-    pub(crate) origin: u64,
+    /// The number of the build or the `set` that it comes from. `None`: see [`Machine::origin_of`].
+    ///
+    /// [`Machine::origin_of`]: super::machine::Machine::origin_of
+    pub(crate) origin: Option<u64>,
 }
 
 impl<T> Clone for Publication<T> {

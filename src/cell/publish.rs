@@ -276,7 +276,7 @@ impl<T, C: Clock> Machine<T, C> {
         let failure = state.failure.take();
         // Waiters get what may have been served when it was published. (Only what is restored may have expired by then.)
         let settle = if state.attempt.is_some() && self.was_servable(&record) {
-            let publication = Publication { value: Arc::clone(&value), record, origin };
+            let publication = Publication { value: Arc::clone(&value), record, origin: Some(origin) };
             state.take_waiters(Outcome::Published(publication))
         } else {
             None
@@ -469,10 +469,16 @@ impl<T, C: Clock> Machine<T, C> {
         let Outcome::Published(publication) = outcome else { return outcome.clone() };
         match self.newest_since(publication.record.generation) {
             Newest::Same => outcome.clone(),
-            // Its origin is known under the lock only: a caller that asks for it looks again.
-            Newest::Later(value, record) => Outcome::Published(Publication { value, record, origin: 0 }),
+            // Its origin is known under the lock only, which a thousand waiters must not queue for.
+            Newest::Later(value, record) => Outcome::Published(Publication { value, record, origin: None }),
             Newest::None => Outcome::Abandoned,
         }
+    }
+
+    /// The number of the build or `set` that made the value of this generation, if it is still there.
+    pub(super) fn origin_of(&self, generation: u64) -> Option<u64> {
+        let state = self.state.lock();
+        (self.slot.record(&state.key).generation == generation).then_some(state.origin)
     }
 
     /// What was published after the value of this generation, and may be handed to a caller that waits since then.

@@ -194,7 +194,13 @@ impl<'a, K: Kind> Search<'a, K> {
     /// Whether what was published during the wait met the demand at that time (G6).
     fn accepts(&self, publication: &Publication<K::Stored>) -> bool {
         let Publication { record, origin, .. } = publication;
-        self.machine().was_servable(record) && self.demand.accepts(record, *origin, record.published)
+        let origin = match origin {
+            _ if self.demand.after == 0 => Some(u64::MAX),
+            None => self.machine().origin_of(record.generation),
+            origin => *origin,
+        };
+        self.machine().was_servable(record)
+            && origin.is_some_and(|origin| self.demand.accepts(record, origin, record.published))
     }
 
     fn refuse(&self, error: RefreshError) -> Done<'a, K> {
