@@ -26,7 +26,6 @@
 mod attempt;
 mod attend;
 mod build;
-mod building;
 mod elect;
 mod exclusive;
 mod guard;
@@ -64,14 +63,11 @@ use crate::policy::{Freshness, Policy};
 use crate::stats::Stats;
 use crate::sync::{Arc, const_fn};
 
-#[cfg(feature = "async")]
-pub(crate) use attempt::TaskSeat;
 pub(crate) use attempt::{Attempt, Outcome};
 pub(crate) use attend::Plan;
 #[cfg(feature = "async")]
 pub(crate) use build::Publishing;
 pub(crate) use build::{Made, Publishes, publish_in_arc};
-pub(crate) use building::is_building;
 pub(crate) use elect::Decision;
 pub(crate) use handle::WeakHandle;
 pub(crate) use handle::sealed::Kind;

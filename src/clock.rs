@@ -6,8 +6,8 @@
 use std::fmt;
 use std::time::Duration;
 
-use crate::seats::{Seats, Sleeper};
 use crate::sync::{Arc, AtomicU64, Mutex, Ordering, PlainOnceCell, PlainU64, park, park_timeout};
+use crate::wait::{WaitQueue, Waiter};
 
 /// "Never", as a deadline or a window in nanoseconds.
 pub(crate) const FOREVER: u64 = u64::MAX;
@@ -361,7 +361,7 @@ pub struct ManualClock {
 struct Manual {
     now: AtomicU64,
     /// Those inside `park_until` and `sleep_until`.
-    sleepers: Mutex<Seats<()>>,
+    sleepers: Mutex<WaitQueue<()>>,
 }
 
 impl ManualClock {
@@ -380,7 +380,7 @@ impl ManualClock {
             .shared
             .now
             .fetch_update(Ordering::AcqRel, Ordering::Relaxed, |now| Some(now.saturating_add(by)));
-        let sleepers: Vec<Sleeper> = self.shared.sleepers.lock().those(|()| true).collect();
+        let sleepers: Vec<Waiter> = self.shared.sleepers.lock().matching(|()| true).collect();
         for sleeper in sleepers {
             sleeper.wake();
         }
@@ -394,7 +394,7 @@ impl Clock for ManualClock {
     }
 
     fn park_until(&self, deadline: Tick, _now: Tick) {
-        let number = self.shared.sleepers.lock().take(Sleeper::this_thread(), ());
+        let number = self.shared.sleepers.lock().join(Waiter::this_thread(), ());
         // Listed before it looks: an `advance` that this look misses finds the thread in the list.
         if self.now() < deadline {
             park();
@@ -423,8 +423,8 @@ impl Future for ManualSleep {
 
     fn poll(mut self: std::pin::Pin<&mut Self>, cx: &mut std::task::Context<'_>) -> std::task::Poll<()> {
         self.leave();
-        let sleeper = Sleeper::task(cx.waker());
-        let number = self.clock.shared.sleepers.lock().take(sleeper, ());
+        let sleeper = Waiter::task(cx.waker());
+        let number = self.clock.shared.sleepers.lock().join(sleeper, ());
         self.seat = Some(number);
         // Listed before it looks, as above.
         if self.clock.now() < self.deadline { std::task::Poll::Pending } else { std::task::Poll::Ready(()) }

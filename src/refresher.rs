@@ -23,15 +23,15 @@ use crate::clock::{Clock, FOREVER, deadline, nanos};
 use crate::contain::contain;
 use crate::error::SharedError;
 use crate::own_thread;
-use crate::seats::Sleeper;
 use crate::signal::Signal;
 use crate::sync::{Arc, JoinHandle, Mutex, ThreadBuilder};
+use crate::wait::Waiter;
 use crate::wait::wait_until;
 
 #[cfg(feature = "async")]
 use {
-    crate::cell::{Task, TaskSeat},
-    crate::wait::Nap,
+    crate::cell::Task,
+    crate::wait::{Entry, Timer},
     std::pin::{Pin, pin},
     std::task::Poll,
 };
@@ -199,7 +199,7 @@ impl RefresherOptions {
         let end = Ended(Arc::clone(&status));
         let work = move || {
             let signal = Arc::clone(&refreshing.status.signal);
-            signal.wakes(Sleeper::this_thread());
+            signal.wakes(Waiter::this_thread());
             loop {
                 match refreshing.step() {
                     Step::End => return,
@@ -606,7 +606,7 @@ impl<K: Refreshable> Attached for Attachment<K> {
         if time.is_zero() {
             return ended.outcome().is_some();
         }
-        ended.wait(&self.clock, deadline(&self.clock, time)).is_some()
+        ended.wait(&self.clock, deadline(&self.clock, time))
     }
 
     #[cfg(feature = "async")]
@@ -620,9 +620,10 @@ impl<K: Refreshable> Attached for Attachment<K> {
     #[cfg(feature = "async")]
     fn wait_ended_async(&self, time: Duration) -> Pin<Box<dyn Future<Output = bool> + Send + '_>> {
         let deadline = deadline(&self.clock, time);
-        let mut seat = TaskSeat::new(Arc::clone(&self.status.ended));
+        let mut entry = Entry::new(Arc::clone(&self.status.ended));
         Box::pin(std::future::poll_fn(move |cx| {
-            seat.poll(&self.clock, deadline, cx, |_| ()).map(|ended| ended.is_some())
+            let has_ended = |ended: &Attempt<()>| ended.outcome().map(|_| ());
+            entry.poll((), &self.clock, deadline, cx, has_ended).map(|ended| ended.is_some())
         }))
     }
 }
@@ -709,10 +710,10 @@ impl<K: Refreshable> Refreshing<K> {
 impl<K: Refreshable> Refreshing<K> {
     async fn sleep(&self, until: u64) {
         let signal = &self.status.signal;
-        let mut nap = Nap::begin(&self.clock, until);
+        let mut timer = Timer::start(&self.clock, until);
         std::future::poll_fn(|cx| {
             signal.wakes_task(cx.waker());
-            if signal.heard() || nap.is_over(&self.clock, cx) { Poll::Ready(()) } else { Poll::Pending }
+            if signal.heard() || timer.is_over(&self.clock, cx) { Poll::Ready(()) } else { Poll::Pending }
         })
         .await;
     }

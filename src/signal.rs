@@ -1,13 +1,13 @@
 //! How a cell tells somebody who looks after it that something has changed.
 //!
 //! A [`Signal`] has two flags: *rung*, since the last look, and *stopped*, for good. Whoever rings it sets the flag first and
-//! wakes the sleeper after; the sleeper looks at the flags before it sleeps. So no ring is lost, whenever it comes.
+//! wakes the waiter after; the waiter looks at the flags before it sleeps. So no ring is lost, whenever it comes.
 
-use crate::seats::{Sleeper, Sleeping};
 use crate::sync::{Arc, Mutex};
+use crate::wait::{Registration, Waiter};
 
 #[cfg(feature = "async")]
-use {crate::seats::renew, std::task::Waker};
+use {crate::wait::register_again, std::task::Waker};
 
 #[derive(Default)]
 pub(crate) struct Signal {
@@ -18,7 +18,7 @@ pub(crate) struct Signal {
 struct State {
     rung: bool,
     stopped: bool,
-    sleeping: Sleeping,
+    registration: Registration,
 }
 
 impl Signal {
@@ -33,30 +33,30 @@ impl Signal {
     }
 
     fn announce(&self, change: impl FnOnce(&mut State)) {
-        let sleeper = {
+        let waiter = {
             let mut state = self.state.lock();
             if state.stopped {
                 // There is nothing more to be told.
                 return;
             }
             change(&mut state);
-            state.sleeping.rouse()
+            state.registration.waiter()
         };
-        if let Some(sleeper) = sleeper {
-            sleeper.wake();
+        if let Some(waiter) = waiter {
+            waiter.wake();
         }
     }
 
     /// The thread that is woken from now on.
-    pub(crate) fn wakes(&self, sleeper: Sleeper) {
-        let former = self.state.lock().sleeping.replace(sleeper);
+    pub(crate) fn wakes(&self, waiter: Waiter) {
+        let former = self.state.lock().registration.replace(waiter);
         drop(former);
     }
 
     /// The same for a task, at each poll.
     #[cfg(feature = "async")]
     pub(crate) fn wakes_task(&self, waker: &Waker) {
-        renew(waker, |at| at(&mut self.state.lock().sleeping));
+        register_again(waker, |at| at(&mut self.state.lock().registration));
     }
 
     pub(crate) fn is_stopped(&self) -> bool {

@@ -10,7 +10,6 @@
 //! ```
 
 mod drain;
-mod held;
 mod reader;
 mod writer;
 
@@ -24,10 +23,11 @@ use std::time::Duration;
 
 use crate::cell::{
     Awaits, Caller, Demand, DogpileCell, Found, Handle, Held, Kind, Machine, Made, NotNow, Publishes,
-    Request, Search, Setting, Slot, Snapshot, TakesBuild, Ttl, is_building,
+    Request, Search, Setting, Slot, Snapshot, TakesBuild, Ttl,
 };
 use crate::clock::{Clock, FOREVER, SystemClock, deadline, nanos};
 use crate::error::{BoxError, RefreshError, SharedError};
+use crate::inside::is_building;
 use crate::policy::{Freshness, Policy};
 use crate::stats::Stats;
 use crate::sync::Arc;

@@ -1,12 +1,128 @@
-//! How threads and tasks wait for something that is announced by a wake-up, or for a deadline.
+//! How threads and tasks wait for an event, or for a deadline.
+//!
+//! An [`Entry`] is a waiter's place in the queue of a [`WaitPoint`]. A waiter joins the queue before it checks whether the
+//! event has happened, and whatever makes an event happen wakes the queue afterwards: so no wake-up is lost.
+
+mod queue;
+
+use std::ops::Deref;
 
 use crate::clock::{Clock, FOREVER, Tick};
 use crate::sync::park;
 
 #[cfg(feature = "async")]
-use {crate::clock::Alarm, std::task::Context};
+pub(crate) use queue::register_again;
+pub(crate) use queue::{Registration, WaitQueue, Waiter};
 
-/// Blocks until `check` yields something, or until `clock` shows `deadline`. The caller has a seat already.
+#[cfg(feature = "async")]
+use {
+    crate::clock::Alarm,
+    std::task::{Context, Poll},
+};
+
+/// What threads and tasks wait at.
+pub(crate) trait WaitPoint {
+    /// What a waiter waits for.
+    type Note;
+
+    /// Runs `access` under the lock of the queue.
+    fn with_queue<R>(&self, access: impl FnOnce(&mut WaitQueue<Self::Note>) -> R) -> R;
+
+    /// A waiter leaves.
+    fn leave(&self, number: usize) {
+        let left = self.with_queue(|queue| queue.leave(number));
+        // A drop of a waker is user code: without the lock.
+        drop(left);
+    }
+}
+
+/// A waiter's place in the queue, given up when dropped.
+pub(crate) struct Entry<P: Deref<Target: WaitPoint>> {
+    point: P,
+    /// Its number in the queue, while it waits.
+    number: Option<usize>,
+    #[cfg(feature = "async")]
+    timer: Timer,
+}
+
+impl<P: Deref<Target: WaitPoint>> Entry<P> {
+    /// Joins the queue when the wait begins.
+    pub(crate) fn new(point: P) -> Self {
+        Self {
+            point,
+            number: None,
+            #[cfg(feature = "async")]
+            timer: Timer::default(),
+        }
+    }
+
+    pub(crate) fn point(&self) -> &P::Target {
+        &self.point
+    }
+
+    /// Blocks until `check` yields something, or until `clock` shows `deadline`.
+    pub(crate) fn wait<C: Clock, R>(
+        &mut self,
+        note: <P::Target as WaitPoint>::Note,
+        clock: &C,
+        deadline: u64,
+        mut check: impl FnMut(&P::Target) -> Option<R>,
+    ) -> Option<R> {
+        self.number = Some(self.point.with_queue(|queue| queue.join(Waiter::this_thread(), note)));
+        let result = wait_until(clock, deadline, || check(&self.point));
+        self.leave();
+        result
+    }
+
+    fn leave(&mut self) {
+        if let Some(number) = self.number.take() {
+            self.point.leave(number);
+        }
+    }
+}
+
+/// For tasks.
+#[cfg(feature = "async")]
+impl<P: Deref<Target: WaitPoint>> Entry<P> {
+    /// Whether a wait has begun and not ended.
+    pub(crate) fn has_joined(&self) -> bool {
+        self.number.is_some()
+    }
+
+    /// As [`wait`](Entry::wait). A poll after it was ready begins another wait.
+    pub(crate) fn poll<C: Clock, R>(
+        &mut self,
+        note: <P::Target as WaitPoint>::Note,
+        clock: &C,
+        deadline: u64,
+        cx: &mut Context<'_>,
+        check: impl FnOnce(&P::Target) -> Option<R>,
+    ) -> Poll<Option<R>> {
+        if let Some(number) = self.number {
+            register_again(cx.waker(), |at| {
+                self.point.with_queue(|queue| queue.get_mut(number).map(at));
+            });
+        } else {
+            self.timer = Timer::start(clock, deadline);
+            let waiter = Waiter::task(cx.waker());
+            self.number = Some(self.point.with_queue(|queue| queue.join(waiter, note)));
+        }
+        let result = check(&self.point);
+        if result.is_none() && !self.timer.is_over(clock, cx) {
+            return Poll::Pending;
+        }
+        self.leave();
+        Poll::Ready(result)
+    }
+}
+
+impl<P: Deref<Target: WaitPoint>> Drop for Entry<P> {
+    fn drop(&mut self) {
+        self.leave();
+    }
+}
+
+/// Blocks until `check` yields something, or until `clock` shows `deadline`. What wakes this thread knows it already.
 pub(crate) fn wait_until<C: Clock, R>(
     clock: &C,
     deadline: u64,
@@ -31,14 +147,15 @@ pub(crate) fn wait_until<C: Clock, R>(
 
 /// The deadline of a task that waits.
 #[cfg(feature = "async")]
-pub(crate) struct Nap {
+#[derive(Default)]
+pub(crate) struct Timer {
+    /// `None`: there is no deadline.
     alarm: Option<(Tick, Alarm)>,
 }
 
 #[cfg(feature = "async")]
-impl Nap {
-    /// With an alarm at `deadline`, if there is one.
-    pub(crate) fn begin<C: Clock>(clock: &C, deadline: u64) -> Self {
+impl Timer {
+    pub(crate) fn start<C: Clock>(clock: &C, deadline: u64) -> Self {
         let alarm =
             (deadline != FOREVER).then(|| (Tick(deadline), clock.sleep_until(Tick(deadline), clock.now())));
         Self { alarm }
@@ -54,7 +171,7 @@ impl Nap {
         if now >= *deadline {
             return true;
         }
-        // It was early. Another one, which the next poll asks: a clock whose alarms are always early stops no other task.
+        // The alarm was early. The next poll asks another one; a clock whose alarms are always early stops no other task.
         *alarm = clock.sleep_until(*deadline, now);
         cx.waker().wake_by_ref();
         false

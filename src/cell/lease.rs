@@ -12,11 +12,11 @@ use std::time::Duration;
 use crate::clock::{Clock, FOREVER, SystemClock, nanos};
 use crate::contain::contain;
 use crate::error::{BoxError, SharedError};
+use crate::inside::Building;
 use crate::sync::{Arc, panicking};
 use crate::trace::{self, Ending, Span};
 
 use super::DogpileCell;
-use super::building::Building;
 use super::elect::{Stage, Ticket};
 use super::handle::Handle;
 use super::handle::sealed::Kind;

@@ -5,21 +5,19 @@ use std::time::Duration;
 
 use crate::clock::{Clock, FOREVER, SystemClock, deadline};
 use crate::error::SharedError;
+use crate::inside::is_building;
 use crate::sync::Arc;
+use crate::wait::Entry;
 
 use super::DogpileCell;
 use super::attempt::{Attempt, Outcome, Publication};
-use super::building::is_building;
 use super::elect::Wait;
 use super::handle::Handle;
 use super::machine::Machine;
 use super::state::Awaits;
 
 #[cfg(feature = "async")]
-use {
-    super::attempt::TaskSeat,
-    std::task::{Context, Poll},
-};
+use std::task::{Context, Poll};
 
 /// How a wait for another caller's build ended.
 #[non_exhaustive]
@@ -87,7 +85,7 @@ impl<'a, T, C: Clock> Pending<'a, T, C> {
     ///
     /// A thread that holds the lease itself waits for itself; see [`Lease`](crate::Lease). Inside a
     /// build that runs as a closure this is known, and the answer is [`Waited::Reentrant`].
-    pub fn wait(self) -> Waited<T> {
+    pub fn wait(mut self) -> Waited<T> {
         // Without a deadline there is always an end.
         let ended = self.waiting.wait_until(&self.handle.machine, Some(FOREVER));
         ended.map_or(Waited::Abandoned, Waited::from)
@@ -113,7 +111,7 @@ impl<'a, T, C: Clock> Pending<'a, T, C> {
     /// drop(lease);
     /// assert!(matches!(pending.wait_timeout(Duration::ZERO), Ok(Waited::Abandoned)));
     /// ```
-    pub fn wait_timeout(self, timeout: Duration) -> Result<Waited<T>, Self> {
+    pub fn wait_timeout(mut self, timeout: Duration) -> Result<Waited<T>, Self> {
         let machine = &self.handle.machine;
         let deadline = (!timeout.is_zero()).then(|| deadline(&machine.clock, timeout));
         self.waiting.wait_until(machine, deadline).map(Waited::from).ok_or(self)
@@ -139,11 +137,7 @@ impl<T, C: Clock> fmt::Debug for Pending<'_, T, C> {
 
 /// A wait of a thread or of a task.
 pub(crate) struct Waiting<T> {
-    #[cfg(not(feature = "async"))]
-    attempt: Arc<Attempt<T>>,
-    /// With the place of the task that polls it.
-    #[cfg(feature = "async")]
-    seat: TaskSeat<T>,
+    entry: Entry<Arc<Attempt<T>>>,
     /// When the build that is waited for may be superseded: then it is time to look again.
     pub(crate) look_again_at: u64,
     pub(crate) awaits: Awaits,
@@ -180,31 +174,18 @@ impl<T> From<Outcome<T>> for Ended<T> {
 
 impl<T> Waiting<T> {
     pub(crate) fn new(Wait { attempt, look_again_at, awaits, .. }: Wait<T>) -> Self {
-        Self {
-            #[cfg(not(feature = "async"))]
-            attempt,
-            #[cfg(feature = "async")]
-            seat: TaskSeat::new(attempt),
-            look_again_at,
-            awaits,
-        }
-    }
-
-    fn attempt(&self) -> &Attempt<T> {
-        #[cfg(not(feature = "async"))]
-        return &self.attempt;
-        #[cfg(feature = "async")]
-        return &self.seat.attempt;
+        Self { entry: Entry::new(attempt), look_again_at, awaits }
     }
 
     /// Waits until `deadline`, or only looks if there is none; `None`: the time is over.
     pub(crate) fn wait_until<C: Clock>(
-        &self,
+        &mut self,
         machine: &Machine<T, C>,
         deadline: Option<u64>,
     ) -> Option<Ended<T>> {
-        if let Some(outcome) = self.attempt().outcome() {
-            return Some(machine.up_to_date(outcome).into());
+        let outcome = |attempt: &Attempt<T>| Some(machine.up_to_date(attempt.outcome()?).into());
+        if let Some(ended) = outcome(self.entry.point()) {
+            return Some(ended);
         }
         if is_building(machine) {
             return Some(Ended::Reentrant);
@@ -214,10 +195,8 @@ impl<T> Waiting<T> {
             return Self::time_over(machine, machine.now() >= self.look_again_at);
         };
         machine.counters.waits.count();
-        match self.attempt().wait(&machine.clock, deadline.min(self.look_again_at)) {
-            Some(outcome) => Some(machine.up_to_date(outcome).into()),
-            None => Self::time_over(machine, self.look_again_at < deadline),
-        }
+        let ended = self.entry.wait((), &machine.clock, deadline.min(self.look_again_at), outcome);
+        ended.or_else(|| Self::time_over(machine, self.look_again_at < deadline))
     }
 
     /// There is no outcome yet: either it is time to look again, or the caller's time is over.
@@ -237,20 +216,18 @@ impl<T> Waiting<T> {
         deadline: u64,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Ended<T>>> {
-        if let Some(outcome) = self.attempt().outcome() {
-            return Poll::Ready(Some(machine.up_to_date(outcome).into()));
+        let outcome = |attempt: &Attempt<T>| Some(machine.up_to_date(attempt.outcome()?).into());
+        if let Some(ended) = outcome(self.entry.point()) {
+            return Poll::Ready(Some(ended));
         }
         if is_building(machine) {
             return Poll::Ready(Some(Ended::Reentrant));
         }
-        if !self.seat.is_taken() {
+        if !self.entry.has_joined() {
             machine.counters.waits.count();
         }
         let until = deadline.min(self.look_again_at);
-        let polled = self.seat.poll(&machine.clock, until, cx, |outcome| machine.up_to_date(outcome).into());
-        if polled.is_ready() {
-            self.seat.leave();
-        }
+        let polled = self.entry.poll((), &machine.clock, until, cx, outcome);
         polled.map(|ended| ended.or_else(|| Self::time_over(machine, self.look_again_at < deadline)))
     }
 }

@@ -255,7 +255,7 @@ impl<'a, K: Kind> Search<'a, K> {
     /// Looks, and blocks while others build, until there is a value that meets the demand, or the caller is elected.
     pub(crate) fn run(&mut self) -> Done<'a, K> {
         loop {
-            let waiting = match self.step() {
+            let mut waiting = match self.step() {
                 Step::Done(done) => return done,
                 Step::Wait(waiting) => waiting,
             };

@@ -41,20 +41,19 @@ use std::error::Error;
 use std::fmt;
 use std::time::Duration;
 
-use super::held;
 use crate::clock::{Clock, deadline};
 use crate::contain::contain;
+use crate::inside::any_guard;
 use crate::own_thread;
-use crate::seats::{Seats, Sleeper};
 use crate::sync::{
     Arc, AtomicU64, JoinHandle, Mutex, MutexGuard, OnceCell, Ordering, Thread, ThreadBuilder, ThreadId, Weak,
     current_thread, park, yield_now,
 };
 use crate::trace::{self, Stamp};
-use crate::wait::wait_until;
+use crate::wait::{Entry, WaitPoint, WaitQueue, Waiter, wait_until};
 
 #[cfg(feature = "async")]
-use {crate::clock::FOREVER, crate::seats::renew, crate::wait::Nap, std::task::Poll};
+use crate::clock::FOREVER;
 
 /// What the caller that replaces a value does while the value is still being read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -186,7 +185,7 @@ struct RoomState<T> {
     thread: Background,
     /// The cell is gone.
     closed: bool,
-    waiters: Seats<Until>,
+    waiters: WaitQueue<Until>,
 }
 
 /// A value that has been replaced.
@@ -228,7 +227,7 @@ enum Background {
 
 /// What a waiter waits for: until this number has been finalised.
 #[derive(Clone, Copy)]
-struct Until {
+pub(crate) struct Until {
     finalized: u64,
     purpose: Purpose,
     /// It runs the finalizer itself where it can.
@@ -236,7 +235,7 @@ struct Until {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Purpose {
+pub(crate) enum Purpose {
     /// It only waits.
     Synchronize,
     /// It has replaced the value, and finalises it.
@@ -307,7 +306,7 @@ impl<T: Send + Sync + 'static> Room<T> {
                 finalizing: None,
                 thread: Background::NotStarted,
                 closed: false,
-                waiters: Seats::default(),
+                waiters: WaitQueue::default(),
             }),
             finalizer: Box::new(finalizer),
             name: OnceCell::new(),
@@ -392,11 +391,12 @@ impl<T> Room<T> {
         }
         // One is enough: whoever leaves without having done it hands it on. When the cell is gone nobody waits any more: a
         // seat that is still taken is a leaked task's.
-        let mut finalizer = if state.closed { None } else { state.waiters.those(|until| until.helps).next() };
+        let mut finalizer =
+            if state.closed { None } else { state.waiters.matching(|until| until.helps).next() };
         if finalizer.is_none() {
             self.start_thread(&mut state);
             if let Background::Running(thread, _) = &state.thread {
-                finalizer = Some(Sleeper::Thread(thread.clone()));
+                finalizer = Some(Waiter::Thread(thread.clone()));
             }
         }
         drop(state);
@@ -421,7 +421,7 @@ impl<T> Room<T> {
                 // If the clock panics, the value goes to the background.
                 let _handing_on = HandingOn(self);
                 let number = number.or(value.as_ref().map(|value| value.number())).unwrap_or(0);
-                self.leave(value);
+                self.give_up(value);
                 if !self.is_read_by_this_thread(number) && !self.is_finalized_by_this_thread() {
                     self.wait_for(number, Purpose::Drain, clock, deadline(clock, wait));
                 }
@@ -432,7 +432,7 @@ impl<T> Room<T> {
 
     /// [`Drain::Background`].
     pub(crate) fn release(self: &Arc<Self>, value: Option<Arc<Tracked<T>>>) {
-        self.leave(value);
+        self.give_up(value);
         let mut state = self.state.lock();
         if state.finalized < state.last_retired() {
             // It will be needed.
@@ -447,7 +447,7 @@ impl<T> Room<T> {
     }
 
     /// Gives up a reference that is not a reader's. If it is the last one, the value waits for its turn.
-    fn leave(&self, value: Option<Arc<Tracked<T>>>) {
+    fn give_up(&self, value: Option<Arc<Tracked<T>>>) {
         let address = value.as_ref().map_or(0, |value| Arc::as_ptr(value).addr());
         let Some((number, value)) = value.and_then(Arc::into_inner).and_then(Tracked::into_parts) else {
             return;
@@ -625,12 +625,12 @@ impl<T> Room<T> {
     /// Whether this thread holds a `ReadGuard` that a writer would wait for.
     pub(crate) fn is_read_at_all_by_this_thread(&self) -> bool {
         let is_loose = |address| self.state.lock().loose.iter().any(|value| value.as_ptr().addr() == address);
-        self.is_read_by_this_thread(u64::MAX) || held::any(is_loose)
+        self.is_read_by_this_thread(u64::MAX) || any_guard(is_loose)
     }
 
     /// Whether this thread holds a `ReadGuard` of a value with this number or a smaller one.
     fn is_read_by_this_thread(&self, number: u64) -> bool {
-        held::any(|address| {
+        any_guard(|address| {
             let state = self.state.lock();
             let current = state.current.as_ref().map(|current| (&current.number, &current.value));
             // A guard keeps its value where it is, so an address belongs to one value only.
@@ -654,8 +654,8 @@ impl<T> Room<T> {
         }
         let mut state = self.state.lock();
         state.unawaited = draining;
-        let drains: Vec<Sleeper> =
-            state.waiters.those(|until| until.drains() && until.finalized == draining).collect();
+        let drains: Vec<Waiter> =
+            state.waiters.matching(|until| until.drains() && until.finalized == draining).collect();
         drop(state);
         for sleeper in drains {
             sleeper.wake();
@@ -697,15 +697,13 @@ impl<T> Room<T> {
         deadline: u64,
         condition: impl Fn(&RoomState<T>) -> bool,
     ) -> bool {
-        let seat = Seat { room: self, number: self.state.lock().waiters.take(Sleeper::this_thread(), until) };
-        let done = wait_until(clock, deadline, || {
+        let done = Entry::new(self).wait(until, clock, deadline, |room| {
             if until.helps {
-                self.finalize_what_is_ready();
+                room.finalize_what_is_ready();
             }
-            let state = self.state.lock();
+            let state = room.state.lock();
             (until.is_over(&state) && !condition(&state)).then_some(())
         });
-        drop(seat);
         done.is_some()
     }
 }
@@ -724,7 +722,7 @@ impl<T> Drop for Finalizing<'_, T> {
         let mut state = self.room.state.lock();
         state.finalizing = None;
         state.finalized = self.finalized;
-        let done: Vec<Sleeper> = state.waiters.those(|until| until.finalized <= self.finalized).collect();
+        let done: Vec<Waiter> = state.waiters.matching(|until| until.finalized <= self.finalized).collect();
         drop(state);
         for waiter in done {
             waiter.wake();
@@ -742,35 +740,14 @@ impl<T> Drop for HandingOn<'_, T> {
     }
 }
 
-/// A place among those who wait, given up when dropped.
-struct Seat<'a, T> {
-    room: &'a Arc<Room<T>>,
-    number: usize,
-}
+impl<T> WaitPoint for Arc<Room<T>> {
+    type Note = Until;
 
-impl<T> Drop for Seat<'_, T> {
-    fn drop(&mut self) {
-        self.room.vacate(self.number);
+    fn with_queue<R>(&self, access: impl FnOnce(&mut WaitQueue<Until>) -> R) -> R {
+        access(&mut self.state.lock().waiters)
     }
-}
 
-/// The same for a task.
-#[cfg(feature = "async")]
-struct TaskSeat<'a, T> {
-    room: &'a Arc<Room<T>>,
-    number: usize,
-    nap: Nap,
-}
-
-#[cfg(feature = "async")]
-impl<T> Drop for TaskSeat<'_, T> {
-    fn drop(&mut self) {
-        self.room.vacate(self.number);
-    }
-}
-
-impl<T> Room<T> {
-    fn vacate(self: &Arc<Self>, number: usize) {
+    fn leave(&self, number: usize) {
         let mut state = self.state.lock();
         let left = state.waiters.leave(number);
         // A wake-up that has reached this waiter is passed on.
@@ -797,7 +774,7 @@ impl<T> Room<T> {
                 // If the clock panics, the value goes to the background.
                 let _handing_on = HandingOn(self);
                 let number = number.or(value.as_ref().map(|value| value.number())).unwrap_or(0);
-                self.leave(value);
+                self.give_up(value);
                 if !self.is_read_by_this_thread(number) && !self.is_finalized_by_this_thread() {
                     let until = Until { finalized: number, purpose: Purpose::Drain, helps: true };
                     self.wait_async(until, clock, deadline(clock, wait), &building).await;
@@ -822,31 +799,16 @@ impl<T> Room<T> {
         deadline: u64,
         building: impl Fn() -> B,
     ) {
-        let mut seat: Option<TaskSeat<'_, T>> = None;
+        let mut entry = Entry::new(self);
         std::future::poll_fn(|cx| {
             let _building = building();
-            let seat = match &mut seat {
-                Some(seat) => {
-                    let number = seat.number;
-                    renew(cx.waker(), |at| {
-                        if let Some(sleeping) = self.state.lock().waiters.at(number) {
-                            at(sleeping);
-                        }
-                    });
-                    seat
+            let polled = entry.poll(until, clock, deadline, cx, |room| {
+                if until.helps {
+                    room.finalize_what_is_ready();
                 }
-                None => {
-                    let nap = Nap::begin(clock, deadline);
-                    let sleeper = Sleeper::task(cx.waker());
-                    let number = self.state.lock().waiters.take(sleeper, until);
-                    seat.insert(TaskSeat { room: self, number, nap })
-                }
-            };
-            if until.helps {
-                self.finalize_what_is_ready();
-            }
-            let is_over = until.is_over(&self.state.lock());
-            if is_over || seat.nap.is_over(clock, cx) { Poll::Ready(()) } else { Poll::Pending }
+                until.is_over(&room.state.lock()).then_some(())
+            });
+            polled.map(drop)
         })
         .await;
     }
@@ -1065,7 +1027,7 @@ mod tests {
         let reader = cell.set(1);
         room.state.lock().thread = Background::Impossible;
         let until = Until { finalized: 1, purpose: Purpose::Drain, helps: true };
-        room.state.lock().waiters.take(Sleeper::this_thread(), until);
+        room.state.lock().waiters.join(Waiter::this_thread(), until);
         cell.set(2);
         drop(reader);
         assert_eq!(room.state.lock().finalized, 0);

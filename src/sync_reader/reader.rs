@@ -4,10 +4,10 @@ use std::fmt;
 use std::marker::PhantomData;
 use std::ops::Deref;
 
+use crate::inside::{guard_dropped, guard_taken};
 use crate::sync::{Arc, SlotGuard, guard_of};
 
 use super::drain::Tracked;
-use super::held;
 
 /// A reader's hold on a value of a [`SyncReaderCell`](crate::SyncReaderCell).
 ///
@@ -88,7 +88,7 @@ impl<T> ReadGuard<'_, T> {
     /// `None` if the slot was empty.
     #[inline]
     pub(super) fn new(guard: SlotGuard<Tracked<T>>) -> Option<Self> {
-        held::enter(Arc::as_ptr(guard.as_ref()?).addr());
+        guard_taken(Arc::as_ptr(guard.as_ref()?).addr());
         Some(Self { guard, cell: PhantomData })
     }
 }
@@ -109,7 +109,7 @@ impl<T> Drop for ReadGuard<'_, T> {
     #[inline]
     fn drop(&mut self) {
         if let Some(value) = &*self.guard {
-            held::leave(Arc::as_ptr(value).addr());
+            guard_dropped(Arc::as_ptr(value).addr());
         }
     }
 }

@@ -1,0 +1,207 @@
+//! What this thread is inside of: builds that it runs, and read guards that it holds.
+//!
+//! A call that would wait for the thread that makes it is refused instead of hanging (G10). Only builds that run as closures
+//! are noted: a raw [`Lease`](crate::Lease) may have moved to another thread.
+//!
+//! Every read through a guard is noted here. So the notes are an array in a thread-local without a destructor and without a
+//! lock, which also works while the thread destroys its other thread-locals. Notes that do not fit go into a list.
+
+use std::cell::{Cell, RefCell};
+
+use crate::sync::thread_local;
+
+/// Where a note points to. Two live objects have two addresses, but a value may contain a cell at its own address; so each
+/// note has its kind in the lowest bit, which alignment leaves free.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Build = 0,
+    Guard = 1,
+}
+
+/// How many notes fit without an allocation.
+const CAPACITY: usize = 16;
+
+struct Notes {
+    count: Cell<usize>,
+    notes: [Cell<usize>; CAPACITY],
+}
+
+thread_local! {
+    /// In the order in which they were made.
+    static NOTES: Notes = const { Notes { count: Cell::new(0), notes: [const { Cell::new(0) }; CAPACITY] } };
+    static OVERFLOW: RefCell<Vec<usize>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Notes, as long as it lives, that this thread runs a build of a cell. The cell is borrowed meanwhile and does not move.
+pub(crate) struct Building(usize);
+
+impl Building {
+    pub(crate) fn of<M>(cell: &M) -> Self {
+        let note = note(Kind::Build, std::ptr::from_ref(cell).addr());
+        enter(note);
+        Self(note)
+    }
+}
+
+impl Drop for Building {
+    fn drop(&mut self) {
+        leave(self.0);
+    }
+}
+
+/// Whether this thread is inside a build of `cell`.
+pub(crate) fn is_building<M>(cell: &M) -> bool {
+    let build = note(Kind::Build, std::ptr::from_ref(cell).addr());
+    any(|note| note == build)
+}
+
+/// This thread takes a guard of the value at `address`.
+#[inline]
+pub(crate) fn guard_taken(address: usize) {
+    enter(note(Kind::Guard, address));
+}
+
+/// A guard of the value at `address` is dropped, in whatever order.
+#[inline]
+pub(crate) fn guard_dropped(address: usize) {
+    leave(note(Kind::Guard, address));
+}
+
+/// Whether `condition` holds for the address of a value of which this thread holds a guard.
+pub(crate) fn any_guard(mut condition: impl FnMut(usize) -> bool) -> bool {
+    any(|note| note & 1 == Kind::Guard as usize && condition(note & !1))
+}
+
+#[inline]
+fn note(kind: Kind, address: usize) -> usize {
+    debug_assert!(address.is_multiple_of(2), "alignment leaves the lowest bit free");
+    address | kind as usize
+}
+
+#[inline]
+fn enter(note: usize) {
+    NOTES.with(|all| {
+        let count = all.count.get();
+        match all.notes.get(count) {
+            Some(free) => {
+                free.set(note);
+                all.count.set(count + 1);
+            }
+            None => enter_overflow(note),
+        }
+    });
+}
+
+#[inline]
+fn leave(note: usize) {
+    NOTES.with(|all| {
+        let last = all.count.get().wrapping_sub(1);
+        if all.notes.get(last).is_some_and(|latest| latest.get() == note) {
+            all.count.set(last);
+        } else {
+            leave_out_of_order(all, note);
+        }
+    });
+}
+
+fn any(mut condition: impl FnMut(usize) -> bool) -> bool {
+    NOTES.with(|all| all.notes[..all.count.get()].iter().any(|note| condition(note.get())))
+        || OVERFLOW.try_with(|all| all.borrow().iter().any(|note| condition(*note))).unwrap_or(false)
+}
+
+#[cold]
+#[inline(never)]
+fn enter_overflow(note: usize) {
+    // Fails while the thread destroys its thread-locals. A wait for itself is not detected then.
+    let _ = OVERFLOW.try_with(|all| all.borrow_mut().push(note));
+}
+
+#[cold]
+#[inline(never)]
+fn leave_out_of_order(all: &Notes, note: usize) {
+    let notes = &all.notes[..all.count.get()];
+    if let Some(place) = notes.iter().rposition(|other| other.get() == note) {
+        // Later ones move down.
+        for pair in notes[place..].windows(2) {
+            pair[0].set(pair[1].get());
+        }
+        all.count.set(notes.len() - 1);
+    } else {
+        let _ = OVERFLOW.try_with(|all| {
+            let mut all = all.borrow_mut();
+            if let Some(place) = all.iter().rposition(|other| *other == note) {
+                all.swap_remove(place);
+            }
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn guards() -> Vec<usize> {
+        let mut all = Vec::new();
+        any_guard(|address| {
+            all.push(address);
+            false
+        });
+        all.sort_unstable();
+        all
+    }
+
+    #[test]
+    fn guards_are_known_in_whichever_order_they_come_and_go() {
+        std::thread::spawn(|| {
+            for address in 1..=20 {
+                guard_taken(2 * address);
+            }
+            assert_eq!(guards(), (1..=20).map(|address| 2 * address).collect::<Vec<_>>());
+            // From the middle, from those that did not fit, from the beginning; and one twice.
+            for address in [14, 38, 2, 32] {
+                guard_dropped(address);
+            }
+            guard_taken(4);
+            guard_taken(4);
+            guard_dropped(4);
+            assert_eq!(guards(), [4, 4, 6, 8, 10, 12, 16, 18, 20, 22, 24, 26, 28, 30, 34, 36, 40]);
+            for address in guards() {
+                guard_dropped(address);
+            }
+            assert_eq!(guards(), []);
+            guard_dropped(198);
+            assert_eq!(guards(), []);
+        })
+        .join()
+        .unwrap();
+    }
+
+    #[test]
+    fn builds_inside_of_each_other_are_known_until_they_end() {
+        let cells = [0_u64; 2 * CAPACITY];
+        let mut builds = Vec::new();
+        for (number, cell) in cells.iter().enumerate() {
+            assert!(!is_building(cell));
+            builds.push(Building::of(cell));
+            assert!(cells[..=number].iter().all(is_building));
+        }
+        while builds.pop().is_some() {
+            let running = builds.len();
+            assert!(cells[..running].iter().all(is_building));
+            assert!(!cells[running..].iter().any(is_building));
+        }
+    }
+
+    /// A value that begins with a cell has the address of that cell.
+    #[test]
+    fn a_guard_of_a_value_is_not_a_build_of_the_cell_at_its_address() {
+        let cell = 0_u64;
+        let address = std::ptr::from_ref(&cell).addr();
+        guard_taken(address);
+        assert!(!is_building(&cell));
+        let build = Building::of(&cell);
+        guard_dropped(address);
+        assert!(is_building(&cell) && guards().is_empty());
+        drop(build);
+    }
+}
