@@ -14,8 +14,8 @@ use crate::sync::thread_local;
 /// note has its kind in the lowest bit, which alignment leaves free.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
-    Build = 0,
-    Guard = 1,
+    Guard = 0,
+    Build = 1,
 }
 
 /// How many notes fit without an allocation.
@@ -69,7 +69,7 @@ pub(crate) fn guard_dropped(address: usize) {
 
 /// Whether `condition` holds for the address of a value of which this thread holds a guard.
 pub(crate) fn any_guard(mut condition: impl FnMut(usize) -> bool) -> bool {
-    any(|note| note & 1 == Kind::Guard as usize && condition(note & !1))
+    any(|note| note & 1 == Kind::Guard as usize && condition(note))
 }
 
 #[inline]

@@ -40,7 +40,7 @@ use crate::policy::{Freshness, Policy};
 use crate::stats::{Counters, Stats};
 use crate::sync::{Arc, AtomicBool, Mutex, Ordering, PlainBool, SlotGuard, const_fn, into_arc};
 
-use super::slot::{Reading, Record, Slot};
+use super::slot::{Reading, Record, Slot, Version};
 use super::state::State;
 
 /// See the module's documentation.
@@ -108,20 +108,19 @@ impl<T, C> Machine<T, C> {
         Stats { consecutive_failures: u64::from(consecutive_failures), ..self.counters.read() }
     }
 
-    /// Changes with every change of the state. See [`Slot::sequence`].
+    /// Changes with every change of the state. See [`Slot::version`].
     #[inline]
-    pub(crate) fn sequence(&self) -> u64 {
-        self.slot.sequence()
+    pub(crate) fn version(&self) -> Version {
+        self.slot.version()
     }
 
-    /// The sequence and the [`quiet_end`](Slot::quiet_end) at which `value` is the cell's, if it is.
-    pub(crate) fn place_of(&self, value: &Arc<T>) -> Option<(u64, u64)> {
-        let sequence = self.slot.sequence();
+    /// The version and the [`quiet_end`](Slot::quiet_end) at which `value` is the cell's, if it is.
+    pub(crate) fn version_of(&self, value: &Arc<T>) -> Option<(Version, u64)> {
+        let version = self.slot.version();
         let quiet_end = self.slot.quiet_end();
         // As long as the caller has the value, no other one can have its address.
         let is_held = self.slot.load().as_ref().is_some_and(|held| Arc::ptr_eq(held, value));
-        (is_held && sequence.is_multiple_of(2) && self.slot.sequence() == sequence)
-            .then_some((sequence, quiet_end))
+        (is_held && self.slot.is_settled_at(version)).then_some((version, quiet_end))
     }
 
     pub(crate) fn has_value(&self) -> bool {
@@ -139,13 +138,15 @@ fn let_go<R>(loaded: R) {
 /// Reads: no lock, no write to shared memory.
 impl<T, C: Clock> Machine<T, C> {
     /// What may be served without another question, as an owned reference.
-    #[inline]
+    #[inline(always)]
+    #[allow(clippy::inline_always)] // as `serve_with`
     pub(crate) fn serve(&self) -> Option<Arc<T>> {
         self.serve_with(Slot::load_full)?
     }
 
     /// What may be served without another question, as a borrow. The guard may turn out to be empty.
-    #[inline]
+    #[inline(always)]
+    #[allow(clippy::inline_always)] // as `serve_with`
     pub(crate) fn serve_guard(&self) -> Option<SlotGuard<T>> {
         self.serve_with(Slot::load)
     }
@@ -153,15 +154,14 @@ impl<T, C: Clock> Machine<T, C> {
     #[inline(always)]
     #[allow(clippy::inline_always)] // a call would be 20 instructions more: `cargo run --release -p instructions`
     fn serve_with<R>(&self, load: impl FnOnce(&Slot<T>) -> R) -> Option<R> {
-        // Before the tick and the value: as long as it is even and does not change, they belong together. (A tick alone would
+        // Before the tick and the value: while it is settled and does not change, they belong together. (A tick alone would
         // not tell: several values may have the same one, and one between them may have been stale from the beginning.)
-        let sequence = self.slot.sequence();
+        let version = self.slot.version();
         if !self.is_before(self.slot.quiet_end()) {
             return None;
         }
         let loaded = load(&self.slot);
-        // Never, if it was odd.
-        if self.slot.sequence() == sequence & !1 {
+        if self.slot.is_settled_at(version) {
             Some(loaded)
         } else {
             let_go(loaded);
@@ -344,7 +344,7 @@ mod tests {
         assert!(machine.has_value());
         assert_eq!(machine.servable().as_deref().and_then(Option::as_deref), Some(&1));
         assert!(machine.snapshot().is_some());
-        let _ = (machine.freshness(), machine.is_refreshing(), machine.counters.read(), machine.sequence());
+        let _ = (machine.freshness(), machine.is_refreshing(), machine.counters.read(), machine.version());
         assert!(matches!(machine.lookup(&Demand::ANY, None), Decision::Fresh(_) | Decision::Stale(_)));
         assert!(matches!(machine.lookup(&Demand::VALUE, None), Decision::Fresh(_) | Decision::Stale(_)));
     }
@@ -378,19 +378,18 @@ mod tests {
     }
 
     #[test]
-    fn the_place_of_a_value_is_known_while_the_cell_holds_it() {
+    fn the_version_of_a_value_is_known_while_the_cell_holds_it() {
         let (machine, _clock) = machine();
         let (first, second) = (Arc::new(1), Arc::new(1));
-        assert_eq!(machine.place_of(&first), None);
+        assert_eq!(machine.version_of(&first), None);
         set_arc(&machine, &first);
-        let place = machine.place_of(&first);
-        assert_eq!(place, Some((machine.sequence(), 11)));
-        assert_eq!(machine.place_of(&second), None);
+        let before = machine.version();
+        assert_eq!(machine.version_of(&first), Some((before, 11)));
+        assert_eq!(machine.version_of(&second), None);
         set_arc(&machine, &second);
         drop(second);
-        assert_eq!(machine.place_of(&first), None);
-        let sequence = machine.sequence();
-        assert!(sequence.is_multiple_of(2) && Some(sequence) > place.map(|(before, _)| before));
+        assert_eq!(machine.version_of(&first), None);
+        assert!(machine.slot.is_settled_at(machine.version()) && machine.version() != before);
     }
 
     /// A clock that, when it is looked at for the first time since it was armed, sees to it that a new value has been set

@@ -6,6 +6,7 @@ use crate::clock::{Clock, FOREVER, SystemClock, Tick, nanos};
 use crate::sync::{Arc, into_arc};
 
 use super::DogpileCell;
+use super::slot::Version;
 
 /// A handle that keeps the value, for threads that read it very often.
 ///
@@ -34,22 +35,26 @@ use super::DogpileCell;
 pub struct Reader<'a, T, C = SystemClock> {
     cell: &'a DogpileCell<T, C>,
     value: Option<Arc<T>>,
-    /// The sequence at which `value` is the cell's; NEVER if that is not known.
-    sequence: u64,
-    /// The same, if the value may be served at that sequence without a look at the clock; else NEVER.
-    timeless: u64,
-    /// At that sequence the value may be served before this tick.
+    /// The slot's version at which `value` is the cell's; [`Version::NEVER`] if that is not known.
+    version: Version,
+    /// The same, if the value may be served at that version without a look at the clock; else [`Version::NEVER`].
+    timeless: Version,
+    /// At that version the value may be served before this tick.
     quiet_end: u64,
     /// The same, less what the coarse clock may lag: before this tick the coarse clock is enough.
     sure_end: u64,
 }
 
-/// Odd, so equal to no sequence at which nothing is changing.
-const NEVER: u64 = u64::MAX;
-
 impl<'a, T, C> Reader<'a, T, C> {
     pub(crate) fn new(cell: &'a DogpileCell<T, C>) -> Self {
-        Self { cell, value: None, sequence: NEVER, timeless: NEVER, quiet_end: 0, sure_end: 0 }
+        Self {
+            cell,
+            value: None,
+            version: Version::NEVER,
+            timeless: Version::NEVER,
+            quiet_end: 0,
+            sure_end: 0,
+        }
     }
 
     /// Lets go of the value that the handle keeps. The next read takes the current one.
@@ -59,7 +64,7 @@ impl<'a, T, C> Reader<'a, T, C> {
     }
 
     fn forget(&mut self) {
-        (self.sequence, self.timeless) = (NEVER, NEVER);
+        (self.version, self.timeless) = (Version::NEVER, Version::NEVER);
     }
 }
 
@@ -67,11 +72,11 @@ impl<T, C: Clock> Reader<'_, T, C> {
     /// Keeps `value`, and finds out for how long it is the right one.
     fn keep(&mut self, value: Option<Arc<T>>) {
         self.forget();
-        if let Some((sequence, quiet_end)) =
-            value.as_ref().and_then(|value| self.cell.machine.place_of(value))
+        if let Some((version, quiet_end)) =
+            value.as_ref().and_then(|value| self.cell.machine.version_of(value))
         {
-            self.sequence = sequence;
-            self.timeless = if quiet_end == FOREVER { sequence } else { NEVER };
+            self.version = version;
+            self.timeless = if quiet_end == FOREVER { version } else { Version::NEVER };
             self.quiet_end = quiet_end;
             self.sure_end = quiet_end.saturating_sub(nanos(self.cell.machine.clock.coarse_lag()));
         }
@@ -117,13 +122,13 @@ impl<T, C: Clock> Reader<'_, T, C> {
 
     /// Whether the value at hand is the cell's and may be served without another question.
     ///
-    /// One load: as long as the sequence stands still, everything does. (A tick that changes alone does so just before it: a
-    /// read between the two goes by the old one.) If this thread has seen a newer value by another way, it has moved,
-    /// because it becomes odd before the value is swapped (G3).
+    /// One load: while the version does not change, nothing does. (A tick that changes alone is stored just before the version
+    /// is: a read between the two stores goes by the old tick.) If this thread has seen a newer value in another way, the
+    /// version has changed, because that happens before the value is swapped (G3).
     #[inline]
     fn is_current(&self) -> bool {
-        let sequence = self.cell.machine.sequence();
-        sequence == self.timeless || (sequence == self.sequence && self.is_early())
+        let version = self.cell.machine.version();
+        version == self.timeless || (version == self.version && self.is_early())
     }
 
     /// Whether it is still before `quiet_end`.

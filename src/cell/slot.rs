@@ -12,9 +12,8 @@
 //!
 //! # Who may write, and in which order
 //!
-//! Only who holds the cell's lock: the methods that write, and those that read without a check, take the [`Key`] that lies
-//! under it.
-//! A change of the record goes
+//! Only the holder of the cell's lock writes: the methods that write, and those that read without a check, take the [`Key`],
+//! which is guarded by that lock. A change of the record has these steps:
 //!
 //! 1. `sequence` becomes odd,
 //! 2. the bank that is *not* current takes the new record, with the address of the value it describes,
@@ -22,10 +21,9 @@
 //! 4. `quiet_end` is set,
 //! 5. `sequence` becomes even, which makes that bank the current one.
 //!
-//! `quiet_end` alone also changes when the lease or a retry pause begins or ends; `sequence` moves after it, by twice as
-//! much, so that the same bank stays current. It need not be odd before that: it is one word that changes, and who has
-//! read the new one under the old `sequence` has read what is true. So as long as `sequence` stands still, everything does,
-//! but for a tick whose change is not over yet.
+//! When the lease or a retry pause begins or ends, only `quiet_end` changes; `sequence` moves after it, and the same bank stays
+//! current. It is one word that changes, so `sequence` need not be odd before: a reader that sees the new tick under the old
+//! sequence still gets a correct answer. While `sequence` does not move, nothing changes but such a tick.
 //!
 //! # Why a reader that never waits gets a matching pair
 //!
@@ -40,7 +38,7 @@
 use crate::clock::FOREVER;
 use crate::sync::{Arc, ArcSlot, AtomicU64, AtomicUsize, Ordering, SlotGuard, const_fn};
 
-/// Lies under the cell's lock: whoever can show it holds that lock.
+/// Guarded by the cell's lock: a caller that has it holds that lock.
 pub(crate) struct Key(());
 
 impl Key {
@@ -172,14 +170,87 @@ impl Bank {
     }
 }
 
+/// Moves with every change of the slot. Only the holder of the cell's lock stores.
+///
+/// | bits | meaning |
+/// |---|---|
+/// | 0 | the value or its record is being changed |
+/// | 1 | which bank is current |
+/// | 2.. | counts the changes |
+struct Sequence(AtomicU64);
+
+/// A [`Sequence`] as it was read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Version(u64);
+
+impl Version {
+    /// Equal to no version that a slot reaches.
+    pub(crate) const NEVER: Self = Self(u64::MAX);
+
+    /// The version that this one equals if nothing was being changed.
+    #[inline]
+    fn settled(self) -> Self {
+        Self(self.0 & !1)
+    }
+
+    #[inline]
+    fn current_bank(self) -> usize {
+        usize::from(self.0 & 2 != 0)
+    }
+}
+
+impl Sequence {
+    const_fn! {
+        const fn new() -> Self {
+            Self(AtomicU64::new(0))
+        }
+    }
+
+    #[inline]
+    fn load(&self) -> Version {
+        // Acquire: pairs with the Releases below. A value loaded after this is at least as new.
+        Version(self.0.load(Ordering::Acquire))
+    }
+
+    /// For a holder of the lock.
+    #[inline]
+    fn load_locked(&self) -> Version {
+        // Relaxed: only holders of the lock store it, and the lock orders them.
+        Version(self.0.load(Ordering::Relaxed))
+    }
+
+    /// A change of the value or its record begins. Returns the bank that takes the new record.
+    #[inline]
+    fn begin_change(&self) -> usize {
+        let version = self.load_locked();
+        // Release: pairs with the Acquire in `load`. A reader of the odd number sees the whole change before this one.
+        // Conversely, the Release stores that follow and the swap ensure that a reader that observes any part of this change
+        // also observes the odd number.
+        self.0.store(version.0 + 1, Ordering::Release);
+        1 - version.current_bank()
+    }
+
+    /// The bank that has taken the record is the current one.
+    #[inline]
+    fn end_change(&self) {
+        // Release: pairs with the Acquire in `load`. A reader of the even number sees the whole change.
+        self.0.store(self.load_locked().0 + 1, Ordering::Release);
+    }
+
+    /// `quiet_end` alone has changed.
+    #[inline]
+    fn advance(&self) {
+        // Release: pairs with the Acquire in `load`. A reader of the new number sees the new tick.
+        self.0.store(self.load_locked().0 + 4, Ordering::Release);
+    }
+}
+
 /// See the module's documentation.
 #[repr(C)] // in this order: the words that reads load come first, on the cache line on which the slot begins
 pub(crate) struct Slot<T> {
     value: ArcSlot<T>,
     quiet_end: AtomicU64,
-    /// Moves with every change: odd while one of the value or its record is going on; the bit above that tells which bank is
-    /// current.
-    sequence: AtomicU64,
+    sequence: Sequence,
     banks: [Bank; 2],
 }
 
@@ -194,7 +265,7 @@ impl<T> Slot<T> {
             Self {
                 value: ArcSlot::empty(),
                 quiet_end: AtomicU64::new(0),
-                sequence: AtomicU64::new(0),
+                sequence: Sequence::new(),
                 banks: [Bank::new(), Bank::new()],
             }
         }
@@ -208,12 +279,17 @@ impl<T> Slot<T> {
         self.quiet_end.load(Ordering::Acquire)
     }
 
-    /// Even and unchanged: so are the value and its record, and `quiet_end` but for a change that is not over yet. Odd:
-    /// they may be changing.
+    /// A value loaded after this is at least as new. While the version is settled and does not change, neither do the value
+    /// and its record, nor `quiet_end` but for a change that is not over yet.
     #[inline]
-    pub(crate) fn sequence(&self) -> u64 {
-        // Acquire: pairs with the Release in `write`. A value loaded after this is at least as new.
-        self.sequence.load(Ordering::Acquire)
+    pub(crate) fn version(&self) -> Version {
+        self.sequence.load()
+    }
+
+    /// Whether `version` was settled, and is the version still.
+    #[inline]
+    pub(crate) fn is_settled_at(&self, version: Version) -> bool {
+        self.sequence.load() == version.settled()
     }
 
     #[inline]
@@ -229,12 +305,12 @@ impl<T> Slot<T> {
     /// The value with its own record.
     pub(crate) fn read(&self) -> Reading<T> {
         loop {
-            let before = self.sequence();
+            let before = self.version();
             // Before the value: one that is already the next value's is only seen together with that value.
             let quiet_end = self.quiet_end();
             let guard = self.load();
             let address = address_of(guard.as_ref());
-            let current = Self::bank_index(before);
+            let current = before.current_bank();
             let reading = match self.banks[current].read(address) {
                 Some(record) => Some((record, quiet_end)),
                 // The value is being published; what is known of its predecessor does not count for it.
@@ -242,16 +318,11 @@ impl<T> Slot<T> {
             };
             // The loads above were Acquire, so this one cannot have been done before them.
             if let Some((record, quiet_end)) = reading
-                && self.sequence() == before
+                && self.version() == before
             {
                 return Reading { guard, record, quiet_end };
             }
         }
-    }
-
-    /// The bank that is current at `sequence`.
-    fn bank_index(sequence: u64) -> usize {
-        usize::from(!(sequence / 2).is_multiple_of(2))
     }
 
     /// Makes `value` with its `record` visible and returns what it replaces, to be dropped after unlocking.
@@ -273,24 +344,18 @@ impl<T> Slot<T> {
     }
 
     fn write<R>(&self, address: usize, record: Record, quiet_end: u64, swap: impl FnOnce() -> R) -> R {
-        // Relaxed: only holders of the lock write it, and it orders them.
-        let sequence = self.sequence.load(Ordering::Relaxed);
-        // Release: pairs with the Acquire in `sequence`. Who reads the odd number sees the change before this one
-        // whole. The other way round, that who sees a part of this change sees the odd number, is what the Release
-        // stores that follow and the swap are for.
-        self.sequence.store(sequence + 1, Ordering::Release);
-        self.banks[1 - Self::bank_index(sequence)].write(address, record);
+        let other_bank = self.sequence.begin_change();
+        self.banks[other_bank].write(address, record);
         let replaced = swap();
         // Release: pairs with the Acquire in `quiet_end`.
         self.quiet_end.store(quiet_end, Ordering::Release);
-        // Release: pairs with the Acquire in `sequence`.
-        self.sequence.store(sequence + 2, Ordering::Release);
+        self.sequence.end_change();
         replaced
     }
 
     /// The current bank, for a holder of the lock.
     fn current_bank(&self) -> &Bank {
-        &self.banks[Self::bank_index(self.sequence.load(Ordering::Relaxed))]
+        &self.banks[self.sequence.load_locked().current_bank()]
     }
 
     /// The record of the value that is there.
@@ -309,10 +374,7 @@ impl<T> Slot<T> {
     pub(crate) fn set_quiet_end(&self, _locked: &mut Key, tick: u64) {
         // Release: pairs with the Acquire in `quiet_end`.
         self.quiet_end.store(tick, Ordering::Release);
-        // Relaxed: only holders of the lock write it, and it orders them.
-        let sequence = self.sequence.load(Ordering::Relaxed);
-        // Release: pairs with the Acquire in `sequence`. Who reads the new number sees the new tick.
-        self.sequence.store(sequence + 4, Ordering::Release);
+        self.sequence.advance();
     }
 
     /// Whether `value` is the one that is there.
