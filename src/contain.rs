@@ -2,12 +2,13 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-/// Runs somebody's code whose panic is nobody else's affair: the panic hook has reported it, and there it ends.
+/// Runs a user callback and ends its panic, which the panic hook has reported.
 ///
-/// For code that is owed to others (a finalizer, a waker), never for a build, whose panic belongs to its caller.
+/// For callbacks that the current caller has not passed in (a finalizer, a waker), never for a build: its panic reaches the
+/// caller that runs it.
 pub(crate) fn contain(code: impl FnOnce()) {
     if let Err(panic) = catch_unwind(AssertUnwindSafe(code))
-        // What it panicked with may panic in turn, when it is dropped.
+        // The drop of the payload may panic in turn.
         && let Err(panic) = catch_unwind(AssertUnwindSafe(|| drop(panic)))
     {
         std::mem::forget(panic);

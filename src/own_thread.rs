@@ -1,8 +1,8 @@
-//! Threads of the crate's own, and which of them may wait for the end of which.
+//! The crate's own threads, and which of them may join which.
 //!
-//! On both kinds code of the user's runs, which may drop a cell or a [`Refresher`](crate::Refresher) and so wait for the
-//! end of such a thread. A refresher's thread waits for none, a finalizer's for a refresher's only, so no two of them come to
-//! wait for each other by what they drop.
+//! There are two kinds: finalizer threads and refresher threads. Both run user code, which may drop a cell or a
+//! [`Refresher`](crate::Refresher), and such a drop joins a thread. A refresher thread joins no other thread; a finalizer
+//! thread joins refresher threads only. So drops on these threads cannot deadlock.
 
 use std::cell::Cell;
 

@@ -1,8 +1,8 @@
-//! What a cell tells `tracing` (feature `tracing`); without the feature all of this is empty.
+//! Spans and events for `tracing` (feature `tracing`). Without the feature all functions here are empty.
 //!
-//! A span for each build, events for what becomes of it and of the value that it replaces. A subscriber is code of the
-//! user's: nothing here is called under a lock, and a subscriber that panics is reported by the panic hook and costs
-//! nobody a value or a lease.
+//! There is a span for each build, and there are events for its end and for the value that it replaces. A subscriber is user
+//! code: nothing here is called under a lock. A panic of a subscriber is reported by the panic hook and contained, so that no
+//! value and no lease is lost.
 
 #![cfg_attr(not(feature = "tracing"), allow(dead_code, clippy::unused_self, clippy::needless_pass_by_value))]
 
@@ -24,7 +24,7 @@ pub(crate) enum Cause {
 #[derive(Clone, Copy)]
 pub(crate) struct Beginning {
     pub(crate) cause: Cause,
-    /// That it is to be published as.
+    /// The generation that its value will have.
     pub(crate) generation: u64,
     /// It takes the place of a build that ran for longer than the lease timeout.
     pub(crate) supersedes: bool,
@@ -60,13 +60,14 @@ mod on {
     /// The span of a build.
     pub(crate) struct Span(tracing::Span);
 
-    // What a subscriber looks like after a panic is its own affair.
+    // After a panic the state of a subscriber is the subscriber's concern.
     impl std::panic::UnwindSafe for Span {}
     impl std::panic::RefUnwindSafe for Span {}
 
-    /// As long as it lives, this thread is inside the span.
+    /// This thread is inside the span until this is dropped.
     ///
-    /// Not an `EnteredSpan`: that leaves and lets go in one step, and a subscriber that panics at both would end the process.
+    /// Not an `EnteredSpan`: that exits and closes the span in one drop, and a subscriber that panics at both would abort the
+    /// process.
     pub(crate) struct Inside {
         span: Span,
         is_entered: bool,

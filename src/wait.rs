@@ -171,7 +171,8 @@ impl Timer {
         if now >= *deadline {
             return true;
         }
-        // The alarm was early. The next poll asks another one; a clock whose alarms are always early stops no other task.
+        // The alarm was early: the next poll starts another one. (Not in a loop: a clock whose alarms are always early would
+        // never yield to other tasks.)
         *alarm = clock.sleep_until(*deadline, now);
         cx.waker().wake_by_ref();
         false

@@ -89,7 +89,7 @@ impl<T> WaitPoint for Attempt<T> {
 
     fn leave(&self, number: usize) {
         // A settled attempt has taken its waiters out. Not locking then is what lets a thousand waiters leave without
-        // queueing. A wake-up that reaches nobody any more was not meant for another: all are woken.
+        // queueing. No wake-up is lost by that, since all waiters are woken.
         if self.outcome().is_none() {
             let left = self.with_queue(|queue| queue.leave(number));
             drop(left);

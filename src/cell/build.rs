@@ -47,7 +47,7 @@ impl<T> From<T> for Refreshed<T> {
 
 /// What a build of a [`Refresher`](crate::Refresher) may return, besides `Result<_, E>` of it: a value, or a [`Refreshed`].
 ///
-/// `M` only tells the two forms apart, and is inferred.
+/// `M` distinguishes the two forms, and is inferred.
 #[diagnostic::on_unimplemented(
     message = "a build cannot return `{Self}`",
     label = "neither the cell's value, nor a `Refreshed` of it, nor a `Result` of one of them",
@@ -158,7 +158,7 @@ impl<T> Publishing<'_, T> {
     }
 }
 
-/// How a cell publishes whose slot holds the value itself.
+/// How cells publish that hold the value itself in their slot.
 pub(crate) fn publish_in_arc<K: Publishes<Stored = <K as Kind>::Value>>(
     held: Held<'_, K>,
     made: Made<K>,
@@ -329,7 +329,7 @@ pub type Job = Box<dyn FnOnce() + Send + 'static>;
 #[cfg(feature = "async")]
 pub type Task = Pin<Box<dyn Future<Output = ()> + Send + 'static>>;
 
-/// What a spawner is given: it drops the lease before the user's closure, whose destructor may ask the cell.
+/// What a spawner gets. It drops the lease before the user's closure, whose destructor may read the cell.
 pub(crate) struct Work<K: Kind + 'static, R> {
     spawned: Spawned<K>,
     run: R,
@@ -348,9 +348,9 @@ impl<K: Kind, R> Work<K, R> {
     }
 }
 
-/// A build in the hands of a spawner.
+/// A build that was handed to a spawner.
 pub(crate) struct Spawned<K: Kind + 'static> {
-    /// `None` from its beginning on. If the spawner drops it before, or panics with it, the build has not panicked.
+    /// `None` once the build has begun. If the spawner drops the job before that, or panics, the build has not panicked.
     held: Option<Held<'static, K>>,
     handle: Handle<'static, K>,
     started: Started<K::Stored>,
@@ -367,7 +367,7 @@ impl<K: Kind> Spawned<K> {
 }
 
 impl<K: Kind> Drop for Spawned<K> {
-    /// The lease has come back by now, or does here. Then its caller is told, if it waits.
+    /// Gives the lease back if the build has not begun, and wakes the caller that waits for the outcome.
     fn drop(&mut self) {
         if let Some(held) = self.held.take() {
             held.abandon();

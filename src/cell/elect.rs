@@ -1,4 +1,4 @@
-//! Elections: who builds.
+//! Elections: which caller builds.
 
 use crate::clock::{Clock, FOREVER};
 use crate::error::SharedError;
@@ -70,8 +70,8 @@ impl<T> Decision<T> {
     }
 }
 
-/// How often a reader that has something to serve tries to get the lock. The lock is held for less than a microsecond, unless
-/// its holder loses the processor; this is some microseconds.
+/// How often a reader that has something to serve tries to get the lock: for some microseconds. The lock is held for less than
+/// one, unless its holder is descheduled.
 const TRIES: u32 = if cfg!(any(dogpile_loom, dogpile_shuttle)) { 3 } else { 256 };
 
 impl<T, C: Clock> Machine<T, C> {
@@ -92,17 +92,17 @@ impl<T, C: Clock> Machine<T, C> {
         }
         let now = self.now();
         let is_servable = guard.is_some() && now < self.served_end(&record);
-        // It may be the last reference, and a drop is user code: not between an election and its lease.
+        // It may be the last reference. A drop is user code, which must not run between an election and its lease.
         drop(guard);
-        // The lock-free look knows of no origins.
+        // A read without the lock does not know origins.
         if is_servable && demand.after == 0 && demand.accepts(&record, u64::MAX, now) {
             return self.lookup_with_something_to_serve(demand, since, now);
         }
         self.decide(self.state.lock(), demand, since, now)
     }
 
-    /// A caller that has something to serve never waits for the lock (G2). But a caller has to be elected: it tries again
-    /// until it has the lock, or sees what came of the critical section that it met.
+    /// A caller that has something to serve never waits for the lock (G2). But some caller has to be elected: this one tries
+    /// again until it has the lock, or sees the result of the critical section that held it.
     fn lookup_with_something_to_serve(&self, demand: &Demand, since: u64, now: u64) -> Decision<T> {
         let mut tries = 0;
         loop {

@@ -11,14 +11,15 @@ use super::slot::address_of;
 use super::state::{LeaseState, Place, State, Withheld};
 
 impl<T, C: Clock> Machine<T, C> {
-    /// Takes the value out of the slot for the holder of the lease, who cannot be superseded from now on. Until it
-    /// [puts it back](Machine::put_back) or the build ends, other callers find an empty cell in which a build runs, and
-    /// wait.
+    /// Takes the value out of the slot for the holder of the lease, which cannot be superseded from now on. Until it
+    /// [puts the value back](Machine::put_back) or the build ends, other callers find an empty cell in which a build runs,
+    /// and wait.
     ///
-    /// A build that was displaced by a `clear` gets it too, if no other has begun: there is nothing to protect.
+    /// A build that was displaced by a `clear` also succeeds if no other build has begun: the cell is empty, so it replaces
+    /// nothing.
     ///
-    /// `None` if the build has been overtaken: superseded, displaced by a `set` whose value is not its to replace (G4), or by
-    /// another build.
+    /// `None` if the build has been superseded, or displaced by a `set`, whose value it must not replace (G4), or if another
+    /// build has begun.
     pub(crate) fn withhold(&self, ticket: &Ticket<T>) -> Option<Withheld<T>> {
         let mut state = self.state.lock();
         let is_displaced = state.displaced >= ticket.origin;
@@ -49,7 +50,7 @@ impl<T, C: Clock> Machine<T, C> {
         let mut state = self.state.lock();
         let rejected = self.restore_withheld(&mut state, withheld);
         self.mirror_lease(&state);
-        // The waiters may be served again; they look.
+        // The waiters look again: there may be something to serve.
         let settle = state.take_waiters(Outcome::Abandoned);
         drop(Aftermath::settle(settle).finish(state));
         rejected

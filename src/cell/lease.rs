@@ -289,7 +289,7 @@ impl<T, C: Clock> fmt::Debug for Lease<'_, T, C> {
     }
 }
 
-/// What [`Lease::publish_snapshot`] has come to.
+/// The result of [`Lease::publish_snapshot`].
 #[non_exhaustive]
 pub struct Published<T> {
     /// What [`Lease::publish`] returns.
@@ -451,7 +451,7 @@ impl<'a, K: Kind> Held<'a, K> {
         rejected
     }
 
-    /// As long as what it returns lives, this thread runs the build.
+    /// This thread runs the build until the returned guard is dropped.
     pub(crate) fn inside(&self) -> Inside {
         Inside { _building: Building::of(self.machine()), _span: self.span.enter() }
     }

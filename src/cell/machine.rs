@@ -2,7 +2,8 @@
 //!
 //! # States
 //!
-//! Three things change under one lock, [`State`], and are mirrored into the [`Slot`] for reads that do not take it:
+//! Three things change under one lock, [`State`]. What reads need of them is mirrored into the [`Slot`], which they read
+//! without the lock:
 //!
 //! * the value: none, or one with its [`Record`]; by the clock it is fresh, stale or expired;
 //! * the lease: see [`LeaseState`](super::state::LeaseState);
@@ -44,7 +45,7 @@ use super::slot::{Reading, Record, Slot, Version};
 use super::state::State;
 
 /// See the module's documentation.
-// On a cache line of its own, and in this order: what reads load, what nobody writes, and what they leave alone.
+// On cache lines of its own, in this order: what reads load, what is never written, and what reads do not use.
 #[repr(C, align(64))]
 #[allow(unreachable_pub, missing_debug_implementations)] // public only because a sealed trait's methods name it
 pub struct Machine<T, C> {
@@ -56,12 +57,12 @@ pub struct Machine<T, C> {
     pub(crate) name: Option<&'static str>,
     /// Whether the lease is held; for callers that ask without the lock.
     pub(super) refreshing: AtomicBool,
-    /// Whether the next read has to leave a mark, because a refresher rests until then.
+    /// Whether the next read has to be marked, because a refresher rests until then.
     pub(super) unread: PlainBool,
 }
 
-// A panic in a build leaves the machine as it was; that is what leases are for. What a value looks like after a
-// panic that happened while it was in use is the value's own affair.
+// A lease restores the machine when its build panics. Whether a value is in order after a panic while it was in use is the
+// value's own concern.
 impl<T: RefUnwindSafe, C: UnwindSafe> UnwindSafe for Machine<T, C> {}
 impl<T: RefUnwindSafe, C: RefUnwindSafe> RefUnwindSafe for Machine<T, C> {}
 
@@ -137,14 +138,14 @@ fn let_go<R>(loaded: R) {
 
 /// Reads: no lock, no write to shared memory.
 impl<T, C: Clock> Machine<T, C> {
-    /// What may be served without another question, as an owned reference.
+    /// The value, if it may be served without further checks, as an owned reference.
     #[inline(always)]
     #[allow(clippy::inline_always)] // as `serve_with`
     pub(crate) fn serve(&self) -> Option<Arc<T>> {
         self.serve_with(Slot::load_full)?
     }
 
-    /// What may be served without another question, as a borrow. The guard may turn out to be empty.
+    /// The same as a borrow. The guard may turn out to be empty.
     #[inline(always)]
     #[allow(clippy::inline_always)] // as `serve_with`
     pub(crate) fn serve_guard(&self) -> Option<SlotGuard<T>> {
@@ -195,7 +196,7 @@ impl<T, C: Clock> Machine<T, C> {
         }
         // Relaxed: see `mark_read`.
         if self.unread.load(Ordering::Relaxed) {
-            // Until the mark is left, `quiet_end` tells nothing.
+            // `quiet_end` is 0 until the read is marked.
             self.mark_first_read();
             if let Some(guard) = self.serve_guard() {
                 return guard.is_some().then_some(guard);
@@ -209,7 +210,7 @@ impl<T, C: Clock> Machine<T, C> {
         may_be_served.then_some(guard)
     }
 
-    /// A value with this `quiet_end` was read, which a refresher may be waiting for.
+    /// A value with this `quiet_end` was read; a refresher may wait for that.
     pub(super) fn mark_read(&self, quiet_end: u64) {
         // Relaxed: it was stored before the `quiet_end` of 0 that was seen with Acquire.
         if quiet_end == 0 && self.unread.load(Ordering::Relaxed) {
@@ -217,7 +218,7 @@ impl<T, C: Clock> Machine<T, C> {
         }
     }
 
-    /// As [`serve`](Machine::serve), for a caller that reads in no other way: it leaves the mark.
+    /// As [`serve`](Machine::serve), and marks the read, for a caller that does nothing else.
     #[inline]
     pub(crate) fn serve_and_mark(&self) -> Option<Arc<T>> {
         self.serve().or_else(|| self.serve_unread())
@@ -233,7 +234,7 @@ impl<T, C: Clock> Machine<T, C> {
         self.serve()
     }
 
-    /// If the lock is taken, the next read leaves the mark.
+    /// If the lock is taken, the next read is marked instead.
     #[cold]
     fn mark_first_read(&self) {
         if let Some(mut state) = self.state.try_lock()
@@ -251,7 +252,7 @@ impl<T, C: Clock> Machine<T, C> {
         self.classify(&reading, |tick| self.is_before(tick))
     }
 
-    /// As [`Slot::read`], also while a mark is wanted, when the slot's `quiet_end` tells nothing.
+    /// As [`Slot::read`], with the true `quiet_end` also while the next read has to be marked.
     fn read_with_quiet_end(&self) -> Reading<T> {
         let reading = self.slot.read();
         // Relaxed: see `mark_read`.
@@ -265,7 +266,7 @@ impl<T, C: Clock> Machine<T, C> {
 
     /// The value with its record, at which tick, and its freshness.
     pub(crate) fn snapshot(&self) -> Option<Seen<T>> {
-        // It is a read, of a value that a refresher may be waiting for.
+        // It is a read; a refresher may wait for that.
         self.mark_read(self.slot.quiet_end());
         let reading = self.read_with_quiet_end();
         let now = self.now();
@@ -299,7 +300,7 @@ impl<T, C: Clock> Machine<T, C> {
         }
     }
 
-    /// Never [`FOREVER`], so that it is before what is.
+    /// Less than [`FOREVER`], so that it is before a deadline that never comes.
     pub(crate) fn now(&self) -> u64 {
         self.clock.now().0.min(FOREVER - 1)
     }

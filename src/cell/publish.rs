@@ -15,7 +15,7 @@ use super::slot::{Reading, Record, Slot, address_of};
 use super::state::{Awaits, Failure, LeaseState, State, Withheld};
 use crate::sync::into_arc;
 
-/// What a build's result has come to.
+/// How a build's result was published.
 pub(crate) struct Concluded<T> {
     /// What the build's caller gets.
     pub(crate) served: Arc<T>,
@@ -31,7 +31,7 @@ pub(crate) struct Concluded<T> {
     pub(crate) leftover: Leftover<T>,
 }
 
-/// What is left of a build that has ended without a value.
+/// What remains of a build that has ended without a value.
 #[must_use]
 pub(crate) struct GivenBack<T> {
     /// The value that it had withheld, if that was cleared meanwhile and is not put back.
@@ -40,7 +40,7 @@ pub(crate) struct GivenBack<T> {
     pub(crate) nanos: u64,
 }
 
-/// What is to be dropped without a lock and last of all: both are user code and may panic.
+/// Dropped without a lock, after everything else is done: both drops are user code and may panic.
 #[must_use]
 pub(crate) struct Leftover<T> {
     /// A value that is not in the cell any more, or never was.
@@ -94,7 +94,7 @@ pub(crate) struct BuildOutput<T> {
 impl<T, C: Clock> Machine<T, C> {
     /// Publishes the result of a build, as far as the fence allows.
     ///
-    /// `note` is called under the lock with the value that becomes visible and the slot, which still holds the one that it replaces.
+    /// `note` is called under the lock with the value that becomes visible, and the slot, which still holds the old one.
     pub(crate) fn conclude(
         &self,
         ticket: &mut Ticket<T>,
@@ -130,7 +130,7 @@ impl<T, C: Clock> Machine<T, C> {
             } else {
                 Ending::TooLate
             };
-            // What the cell serves now, if its caller accepts that: else what it has built, which it always does.
+            // What the cell serves now, if that meets the caller's conditions; else what it has built, which always does.
             let record = self.slot.record(&state.key);
             let is_served = now < self.served_end(&record).max(self.quiet_end(&state, record))
                 && ticket.demand.accepts(&record, state.origin, now);
@@ -139,7 +139,7 @@ impl<T, C: Clock> Machine<T, C> {
             (ending, instead.as_ref().map(|_| record), instead, Aftermath::settle(settle))
         };
         if holds {
-            // If it goes on, the build is over all the same: no other takes its place.
+            // The build is over even if the lease is held on to: another build cannot take its place meanwhile.
             state.lease =
                 if release { LeaseState::Free } else { LeaseState::Draining { origin: ticket.origin } };
         }
@@ -157,8 +157,8 @@ impl<T, C: Clock> Machine<T, C> {
         Concluded { served, record, served_end, ending, now, nanos, leftover }
     }
 
-    /// The build failed with `error`, and puts back what it has withheld. That is asked for after the clock was read: if the
-    /// clock panics, it is where its owner looks for it.
+    /// The build failed with `error`, and puts back what it has withheld. `withheld` is called after the clock was read: if
+    /// the clock panics, the value stays with its owner.
     pub(crate) fn fail(
         &self,
         ticket: &mut Ticket<T>,
@@ -176,7 +176,7 @@ impl<T, C: Clock> Machine<T, C> {
         let (holds, rejected) = self.release(&mut state, ticket, withheld);
         let is_displaced = state.displaced >= ticket.origin;
         let aftermath = if holds && is_displaced {
-            // It had the write lock of a value that was cleared meanwhile: there is nothing that it could not replace.
+            // It had the write lock of a value that was cleared meanwhile: there is no value that a pause would protect.
             Aftermath::settle(state.take_waiters(Outcome::Failed(error)))
         } else if holds {
             let outcome = Outcome::Failed(error.clone());
@@ -196,8 +196,8 @@ impl<T, C: Clock> Machine<T, C> {
         panicked: bool,
         withheld: Option<Withheld<T>>,
     ) -> GivenBack<T> {
-        // Called from a destructor, perhaps because the clock has panicked: the lease must come back all the same. The
-        // panic has been reported by the panic hook.
+        // Called from a destructor, perhaps because the clock has panicked. The lease must come back all the same; the panic
+        // hook has reported the panic.
         let now = catch_unwind(AssertUnwindSafe(|| self.now())).unwrap_or(ticket.began);
         let draw = self.draw();
         let is_building = ticket.stage == Stage::Building;
@@ -232,7 +232,7 @@ impl<T, C: Clock> Machine<T, C> {
         ticket: &Ticket<T>,
         withheld: Option<Withheld<T>>,
     ) -> (bool, Option<Arc<T>>) {
-        // Before the value is put back, which frees the lease of a build that was displaced: its waiters are to look again.
+        // Before the value is put back: that frees the lease of a displaced build, whose waiters have to look again.
         let holds = state.lease.origin() == Some(ticket.origin);
         let rejected = withheld.and_then(|withheld| self.restore_withheld(state, withheld));
         if holds {
@@ -247,7 +247,7 @@ impl<T, C: Clock> Machine<T, C> {
         state.lease.origin() != Some(ticket.origin) || state.displaced >= ticket.origin
     }
 
-    /// Wakes all waiters, which look again: what a waiter waits for has happened without a change of the state.
+    /// Wakes all waiters, which look again: the event that one of them waits for changes nothing in the state.
     pub(crate) fn wake_waiters(&self) {
         let mut state = self.state.lock();
         let settle = state.take_waiters(Outcome::Abandoned);
@@ -262,7 +262,7 @@ impl<T, C: Clock> Machine<T, C> {
         }
     }
 
-    /// Makes a value visible to readers and takes the waiters out, who get it too.
+    /// Makes a value visible to readers, and takes the waiters out, which get it too.
     fn make_visible(
         &self,
         state: &mut State<T>,
@@ -329,7 +329,7 @@ impl<T, C: Clock> Machine<T, C> {
 pub(crate) struct Setting<T> {
     pub(crate) value: Arc<T>,
     pub(crate) ttl: Ttl,
-    /// [`Some`]: it is restored. It was made so long ago, and a build that runs is newer.
+    /// [`Some`]: it is restored, and was made that long ago. A build that runs is newer.
     pub(crate) age: Option<u64>,
 }
 
@@ -463,8 +463,8 @@ impl<T, C: Clock> Machine<T, C> {
 }
 
 impl<T, C: Clock> Machine<T, C> {
-    /// What a waiter makes of an outcome, which may be of long ago: it may have seen newer values since, and must not
-    /// go back (G3). The newest value was published while it waited as well.
+    /// The outcome for a waiter that looks now. It may have seen a newer value since the outcome was stored, and must not go
+    /// back (G3). The newest value was published while it waited as well.
     pub(crate) fn up_to_date(&self, outcome: &Outcome<T>) -> Outcome<T> {
         let Outcome::Published(publication) = outcome else { return outcome.clone() };
         match self.newest_since(publication.record.generation) {

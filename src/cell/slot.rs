@@ -2,13 +2,12 @@
 //!
 //! # What a read needs, and what it costs
 //!
-//! The usual read needs two words, `quiet_end` and `value`, and a [`Reader`](crate::Reader) needs `sequence`. They
-//! share a cache line, together with one of the banks; only a change of state writes it.
+//! A read usually needs three words, `sequence`, `quiet_end` and `value`; a [`Reader`](crate::Reader) needs `sequence` only.
+//! They share a cache line, which is written when the state changes and at no other time.
 //!
-//! `quiet_end` is the one question of the hot path: *before this tick, serve what the slot holds and ask
-//! nothing else*. While a value is fresh it is the end of its freshness; while somebody builds, the end of the
-//! time that the stale value may be served; while a retry pause runs, its end; otherwise 0. So a stale read
-//! during a build is the same few instructions as a fresh one.
+//! `quiet_end` is the tick before which a read serves what the slot holds without further checks. While the value is fresh it
+//! is the end of its freshness; while a build runs, the end of the time that the stale value may be served; while a retry
+//! pause runs, the end of that; otherwise 0. So a stale read during a build takes the same few instructions as a fresh one.
 //!
 //! # Who may write, and in which order
 //!
@@ -27,13 +26,12 @@
 //!
 //! # Why a reader that never waits gets a matching pair
 //!
-//! It loads `sequence`, then `value`, then the bank that `sequence` calls current. If the bank names the
-//! address of the value, they belong together: two values that a reader can meet under one `sequence` are
-//! alive at once, so their addresses differ. If not, the writer stands between 3 and 5, and the other bank,
-//! complete since before the swap, is the match. A bank is only overwritten by the second change from here,
-//! which cannot begin before `sequence` has moved; so a pair read under one unchanged `sequence` is whole.
-//! A writer that is stopped anywhere stops no reader, and a reader starts over only because a change was
-//! completed meanwhile.
+//! It loads `sequence`, then `value`, then the bank that is current at that `sequence`. If the bank has the address of the
+//! value, they belong together: two values that a reader can load under one `sequence` are alive at the same time, so their
+//! addresses differ. If not, the writer is between steps 3 and 5, and the other bank, complete since before the swap, is the
+//! match. A bank is only overwritten by the second change after that, which cannot begin before `sequence` has moved; so a
+//! pair that was read under one unchanged `sequence` is consistent. A writer that is suspended anywhere blocks no reader, and
+//! a reader starts over only if a change was completed meanwhile.
 
 use crate::clock::FOREVER;
 use crate::sync::{Arc, ArcSlot, AtomicU64, AtomicUsize, Ordering, SlotGuard, const_fn};
@@ -84,7 +82,7 @@ impl Record {
         now.saturating_sub(self.published).saturating_add(self.initial_age)
     }
 
-    /// Fresh before this tick. 0: stale whatever the clock says. [`FOREVER`]: without a deadline.
+    /// Fresh before this tick. 0: stale at every tick. [`FOREVER`]: without a deadline.
     pub(crate) fn fresh_end(&self) -> u64 {
         if self.is_declared_stale() {
             0
@@ -121,7 +119,7 @@ pub(crate) struct Reading<T> {
     pub(crate) quiet_end: u64,
 }
 
-/// One of the two places that a record may stand in.
+/// One of the two places for a record.
 struct Bank {
     /// Address of the value that the record describes; 0: no value.
     address: AtomicUsize,
