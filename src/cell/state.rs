@@ -14,7 +14,8 @@
 //! Building, Exclusive ───────────────► Draining ────────────────────────────┘
 //! ```
 //!
-//! A build whose result can no longer be published holds no lease (G1), unless it has the write lock.
+//! A build whose result can no longer be published holds no lease (G1), unless it has the write lock. A build that was
+//! displaced by a `clear` goes from Free to Exclusive if the cell is still empty, and back to Free.
 
 use crate::clock::FOREVER;
 use crate::error::SharedError;
