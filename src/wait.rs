@@ -78,6 +78,11 @@ impl<P: Deref<Target: WaitPoint>> Entry<P> {
         if let Some(number) = self.number.take() {
             self.point.leave(number);
         }
+        #[cfg(feature = "async")]
+        {
+            // An alarm keeps a waker as well.
+            self.timer = Timer::default();
+        }
     }
 }
 
