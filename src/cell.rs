@@ -78,32 +78,34 @@ pub(crate) use search::{Caller, Found, Search};
 pub(crate) use slot::Slot;
 pub(crate) use state::{Awaits, Demand, Place, Withheld};
 
-/// A cell that owns a value which is expensive to make, read by many, and out of date after a while.
+/// A cell for one value that is expensive to make, read by many threads, and out of date after a while.
 ///
-/// When the value goes out of date, **one** caller rebuilds it, while all others keep using the old one.
-/// Only when there is nothing that may be served do callers wait, and then they share one build.
+/// When the value goes out of date, **one** caller rebuilds it, and all others keep using the old one. Callers wait
+/// only if there is no value that may be served. They then share one build.
 ///
-/// The value is held in an [`Arc`], so a reader can keep what it got.
+/// The value is held in an [`Arc`], so a reader can keep the value that it got.
 ///
 /// # What readers observe
 ///
-/// The generation that a thread sees never goes back, whichever method it uses; nor does it between threads that
-/// synchronise. A build that began before an [`invalidate`](DogpileCell::invalidate), a [`clear`](DogpileCell::clear)
-/// or a [`set`](DogpileCell::set) never undoes it.
+/// The generation that a thread sees never goes back, whichever methods it uses. The same holds between threads that
+/// synchronise with each other. A build that began before an [`invalidate`](DogpileCell::invalidate), a
+/// [`clear`](DogpileCell::clear) or a [`set`](DogpileCell::set) never undoes it.
 ///
 /// # Blocking
 ///
-/// A caller blocks only if there is nothing that it may be served and another caller builds (or if the conditions of its
-/// [`request`](DogpileCell::request) rule out what there is). A stale read takes no lock, also while a build runs. A build that
-/// fails, panics or is abandoned strands no waiter and poisons nothing.
+/// A caller blocks only while another caller builds and there is no value that it may be served: the cell is empty, the
+/// value has expired, or the conditions of its [`request`](DogpileCell::request) rule the value out. The caller that is
+/// elected runs the build itself. A stale read takes no lock, also while a build runs. A build that fails, panics or is
+/// abandoned leaves no waiter blocked and does not poison the cell.
 ///
-/// By default a stale value is served **without limit** while it is rebuilt, and when builds fail: see [`Policy`].
+/// By default a stale value is served **without limit**: while it is rebuilt, and while builds fail. [`Policy`] sets
+/// limits.
 ///
 /// # Cost
 ///
-/// A fresh or stale read compares one word with the coarse clock (and asks no clock at all if the value has no
-/// deadline) and takes a reference. A publication walks over a list with a place for every thread that uses
-/// `arc-swap`: make cells for values that are built seconds apart, not thousands of cells that are set all the time.
+/// A fresh or stale read takes a reference to the value and compares one word with the coarse clock. If the value has
+/// no deadline, it consults no clock. A publication walks a list with one entry for every thread that uses `arc-swap`.
+/// Cells are meant for values that are built seconds apart, not for thousands of cells that are set all the time.
 ///
 /// # Examples
 ///
@@ -124,7 +126,7 @@ pub(crate) use state::{Awaits, Demand, Place, Withheld};
 /// assert_eq!(rates.0, 1.07);
 /// ```
 ///
-/// A cell can be shared by threads if its value can:
+/// Threads can share a cell if they can share its value:
 ///
 /// ```compile_fail,E0277
 /// use dogpile::DogpileCell;
@@ -143,11 +145,24 @@ pub struct DogpileCell<T, C = SystemClock> {
     machine: Machine<T, C>,
 }
 
-/// Making one.
+/// Constructors.
 impl<T> DogpileCell<T> {
     const_fn! {
-        /// An empty cell whose values are fresh for `ttl` after their publication. After that they are served,
-        /// without limit, while they are rebuilt. See [`Policy`] for more.
+        /// Creates an empty cell whose values are fresh for `ttl`, counted from their publication.
+        ///
+        /// A value older than that is stale. It is served without limit while it is rebuilt. To set a limit, use
+        /// [`with_policy`](DogpileCell::with_policy).
+        ///
+        /// # Examples
+        ///
+        /// ```
+        /// use dogpile::DogpileCell;
+        /// use std::time::Duration;
+        ///
+        /// static RATES: DogpileCell<f64> = DogpileCell::new(Duration::from_secs(60));
+        ///
+        /// assert_eq!(*RATES.get_or_refresh(|| 1.07), 1.07);
+        /// ```
         #[must_use]
         pub const fn new(ttl: Duration) -> Self {
             Self::with_policy(Policy::ttl(ttl))
@@ -155,7 +170,7 @@ impl<T> DogpileCell<T> {
     }
 
     const_fn! {
-        /// An empty cell with a policy.
+        /// Creates an empty cell with a policy.
         ///
         /// # Examples
         ///
@@ -180,10 +195,10 @@ impl<T> DogpileCell<T> {
     }
 }
 
-/// Making one with a clock of one's own.
+/// Constructors with a clock, and the name.
 impl<T, C> DogpileCell<T, C> {
     const_fn! {
-        /// An empty cell with a policy and a clock.
+        /// Creates an empty cell with a policy and a clock.
         ///
         /// # Examples
         ///
@@ -202,7 +217,7 @@ impl<T, C> DogpileCell<T, C> {
         }
     }
 
-    /// Gives the cell a name: for [`Debug`](fmt::Debug), and for `tracing` (feature `tracing`).
+    /// Names the cell in its [`Debug`](fmt::Debug) output and in `tracing` events (feature `tracing`).
     ///
     /// # Examples
     ///
@@ -218,134 +233,6 @@ impl<T, C> DogpileCell<T, C> {
     pub const fn named(mut self, name: &'static str) -> Self {
         self.machine.name = Some(name);
         self
-    }
-
-    /// The value, fresh or not.
-    ///
-    /// # Examples
-    ///
-    /// ```
-    /// use dogpile::DogpileCell;
-    /// use std::time::Duration;
-    ///
-    /// let cell = DogpileCell::new(Duration::from_secs(60));
-    /// cell.set(1);
-    /// assert_eq!(cell.into_inner().as_deref(), Some(&1));
-    /// ```
-    #[must_use]
-    pub fn into_inner(self) -> Option<Arc<T>> {
-        self.machine.into_inner()
-    }
-
-    /// Whether a build runs that holds the lease.
-    ///
-    /// A build that can no longer be published (see [`revoke`](DogpileCell::revoke)) holds none.
-    ///
-    /// # Examples
-    ///
-    /// ```
-    /// use dogpile::DogpileCell;
-    /// use std::time::Duration;
-    ///
-    /// let cell = DogpileCell::new(Duration::from_secs(60));
-    /// cell.get_or_refresh(|| assert!(cell.is_refreshing()));
-    /// assert!(!cell.is_refreshing());
-    /// ```
-    #[must_use]
-    pub fn is_refreshing(&self) -> bool {
-        self.machine.is_refreshing()
-    }
-
-    /// The number of publications so far; 0 means that nothing has been published yet.
-    ///
-    /// # Examples
-    ///
-    /// ```
-    /// use dogpile::DogpileCell;
-    /// use std::time::Duration;
-    ///
-    /// let cell = DogpileCell::new(Duration::from_secs(60));
-    /// assert_eq!(cell.generation(), 0);
-    /// cell.set(1);
-    /// assert_eq!(cell.generation(), 1);
-    /// ```
-    #[must_use]
-    pub fn generation(&self) -> u64 {
-        self.machine.generation()
-    }
-
-    /// The policy that the cell was made with.
-    ///
-    /// # Examples
-    ///
-    /// ```
-    /// use dogpile::{DogpileCell, Policy};
-    /// use std::time::Duration;
-    ///
-    /// let policy = Policy::ttl(Duration::from_secs(60)).jitter(10);
-    /// assert_eq!(DogpileCell::<u32>::with_policy(policy).policy(), policy);
-    /// ```
-    pub const fn policy(&self) -> Policy {
-        self.machine.policy
-    }
-
-    /// Why the latest build failed: until one succeeds, or a value is set.
-    ///
-    /// So a caller that was served a stale value can find out why. A panic shows as "the build panicked: ...".
-    ///
-    /// # Examples
-    ///
-    /// ```
-    /// use dogpile::DogpileCell;
-    /// use std::time::Duration;
-    ///
-    /// let cell = DogpileCell::new(Duration::from_secs(60));
-    /// cell.set(1);
-    /// cell.invalidate();
-    /// assert_eq!(*cell.try_get_or_refresh(|| Err("no route to host"))?, 1);
-    /// assert_eq!(cell.last_error().unwrap().to_string(), "no route to host");
-    /// cell.set(2);
-    /// assert!(cell.last_error().is_none());
-    /// # Ok::<(), dogpile::RefreshError>(())
-    /// ```
-    #[must_use]
-    pub fn last_error(&self) -> Option<SharedError> {
-        self.machine.last_error()
-    }
-
-    /// What the cell has done so far.
-    ///
-    /// # Examples
-    ///
-    /// ```
-    /// use dogpile::DogpileCell;
-    /// use std::time::Duration;
-    ///
-    /// let cell = DogpileCell::new(Duration::from_secs(60));
-    /// cell.get_or_refresh(|| 1);
-    /// assert_eq!((cell.stats().builds, cell.stats().failed), (1, 0));
-    /// ```
-    #[must_use]
-    pub fn stats(&self) -> Stats {
-        self.machine.stats()
-    }
-
-    /// A handle for a thread that reads the cell very often: it keeps the value at hand.
-    ///
-    /// # Examples
-    ///
-    /// ```
-    /// use dogpile::DogpileCell;
-    /// use std::time::Duration;
-    ///
-    /// static LIMIT: DogpileCell<u32> = DogpileCell::new(Duration::from_secs(60));
-    ///
-    /// let mut limit = LIMIT.reader();
-    /// assert_eq!(**limit.get_or_refresh(|| 7), 7);
-    /// ```
-    #[must_use]
-    pub fn reader(&self) -> Reader<'_, T, C> {
-        Reader::new(self)
     }
 }
 
@@ -386,18 +273,19 @@ impl<T, C: Clock> Publishes for DogpileCell<T, C> {
 impl<T, C: Clock> DogpileCell<T, C> {
     /// Returns the value, rebuilding it if it is out of date.
     ///
-    /// If it is stale, one caller runs `build` and returns the result; all others immediately return the old value. If it has
-    /// expired, or there is none, the others wait for that build and return its result.
+    /// If it is stale, one caller runs `build` and returns the result. All others immediately return the old value. If
+    /// it has expired, or there is none, the others wait for that build and return its result.
     ///
     /// # Blocking
     ///
-    /// While another caller builds, if there is nothing that may be served. The elected caller runs `build` itself.
+    /// Blocks while another caller builds, if there is no value that may be served. The elected caller runs `build`
+    /// itself.
     ///
     /// # Panics
     ///
-    /// If `build` panics. The panic reaches this caller only; the old value stays, or one of the waiters is elected
-    /// next. Also if it is called from inside the build of the same cell while there is nothing to serve: it would
-    /// wait for itself.
+    /// Panics if `build` panics. Only the caller that ran the build panics. The old value stays; if there is none, one
+    /// of the waiters is elected next. Also panics if it is called from inside the build of the same cell while there
+    /// is no value to serve, since it would wait for itself.
     ///
     /// # Examples
     ///
@@ -418,22 +306,23 @@ impl<T, C: Clock> DogpileCell<T, C> {
         }
     }
 
-    /// As [`get_or_refresh`](DogpileCell::get_or_refresh), with a build that may fail.
+    /// Returns the value, rebuilding it with a build that may fail if it is out of date.
     ///
-    /// A failed build costs no caller a value that may be served: within the policy's
-    /// [`stale_if_error`](Policy::stale_if_error) the old value is returned, and
-    /// [`last_error`](DogpileCell::last_error) tells why.
+    /// Elections, waiting and blocking are those of [`get_or_refresh`](DogpileCell::get_or_refresh). If the build
+    /// fails, the old value is returned as long as the policy's [`stale_if_error`](Policy::stale_if_error) allows,
+    /// which is without limit by default. [`last_error`](DogpileCell::last_error) then returns the error.
     ///
     /// # Errors
     ///
-    /// * [`RefreshError::Build`]: the caller's own build failed, or the one that it waited for, or the latest one
-    ///   while a retry pause runs; and the policy allows no value to be served instead. The callers that waited for one
+    /// * [`RefreshError::Build`]: the caller's own build failed, or the build that it waited for, or the latest build
+    ///   while a retry pause runs; and the policy allows no value to be served instead. All callers that waited for one
     ///   build share its error.
-    /// * [`RefreshError::Reentrant`]: called from inside the build of the same cell, with nothing to serve.
+    /// * [`RefreshError::Reentrant`]: the call came from inside the build of the same cell, while there was no value to
+    ///   serve.
     ///
     /// # Panics
     ///
-    /// If `build` panics.
+    /// Panics if `build` panics.
     ///
     /// # Examples
     ///
@@ -463,12 +352,14 @@ impl<T, C: Clock> DogpileCell<T, C> {
         }
     }
 
-    /// As [`get_or_refresh`](DogpileCell::get_or_refresh), but touches no reference count if there is a value
-    /// that is fresh, or that is stale while a build or a retry pause runs.
+    /// Returns a [`Guard`] of the value, rebuilding it if it is out of date.
+    ///
+    /// Like [`get_or_refresh`](DogpileCell::get_or_refresh), but touches no reference count if the value is fresh, or
+    /// if it is stale and a build or a retry pause runs.
     ///
     /// # Panics
     ///
-    /// If `build` panics, or if it calls this on its own cell while there is nothing to serve.
+    /// Panics if `build` panics, or if it calls this method on the same cell while there is no value to serve.
     ///
     /// # Examples
     ///
@@ -514,9 +405,10 @@ impl<T, C: Clock> DogpileCell<T, C> {
         }
     }
 
-    /// A read with conditions: a fresh value, one of a certain age, one that is built elsewhere, within some time.
+    /// Starts a read with conditions: on the value's freshness or age, on how long to wait, on where the build runs.
     ///
-    /// Of a cell in a `static` it is a `Request<'static, _>`, which can [hand builds over](Request::spawn_with).
+    /// For a cell in a `static` this is a `Request<'static, _>`, which can [hand builds to a thread or a
+    /// task](Request::spawn_with).
     ///
     /// # Examples
     ///
@@ -532,7 +424,9 @@ impl<T, C: Clock> DogpileCell<T, C> {
         Request::new(Handle::Borrowed(self))
     }
 
-    /// As [`request`](DogpileCell::request), for a cell in an [`Arc`].
+    /// Starts a read with conditions of a cell in an [`Arc`].
+    ///
+    /// The request keeps the cell alive, so it can [hand builds to a thread or a task](Request::spawn_with).
     ///
     /// # Examples
     ///
@@ -548,9 +442,9 @@ impl<T, C: Clock> DogpileCell<T, C> {
         Request::new(Handle::Shared(Arc::clone(self)))
     }
 
-    /// Looks at the cell: every other read is built on this one.
+    /// Looks at the cell, and elects this caller if a build is due.
     ///
-    /// It is for what they do not cover. Never blocks.
+    /// Every other read is built on this one. Use it for what they do not cover. It never blocks.
     ///
     /// # Examples
     ///
@@ -569,8 +463,9 @@ impl<T, C: Clock> DogpileCell<T, C> {
         Lookup::new(Handle::Borrowed(self), self.machine.lookup(&Demand::ANY, None))
     }
 
-    /// As [`lookup`](DogpileCell::lookup), for a cell in an [`Arc`]: the lease and the place among the waiters keep the
-    /// cell alive.
+    /// Looks at a cell in an [`Arc`], and elects this caller if a build is due.
+    ///
+    /// Like [`lookup`](DogpileCell::lookup), but the [`Lease`] or [`Pending`] keeps the cell alive. It never blocks.
     ///
     /// # Examples
     ///
@@ -589,9 +484,32 @@ impl<T, C: Clock> DogpileCell<T, C> {
     }
 }
 
+/// Handles for threads that read very often.
+impl<T, C> DogpileCell<T, C> {
+    /// Returns a handle that keeps the value, for a thread that reads the cell very often.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::DogpileCell;
+    /// use std::time::Duration;
+    ///
+    /// static LIMIT: DogpileCell<u32> = DogpileCell::new(Duration::from_secs(60));
+    ///
+    /// let mut limit = LIMIT.reader();
+    /// assert_eq!(**limit.get_or_refresh(|| 7), 7);
+    /// ```
+    #[must_use]
+    pub fn reader(&self) -> Reader<'_, T, C> {
+        Reader::new(self)
+    }
+}
+
 /// Reads that never build and never block.
 impl<T, C: Clock> DogpileCell<T, C> {
-    /// What may be served now, fresh or stale.
+    /// Returns the value if it may be served now, fresh or stale.
+    ///
+    /// It never builds and never blocks.
     ///
     /// # Examples
     ///
@@ -611,10 +529,10 @@ impl<T, C: Clock> DogpileCell<T, C> {
         self.load().map(Guard::into_arc)
     }
 
-    /// The value, if no refresh is due: a fresh one, or a stale one while a build or a retry pause runs.
+    /// Returns the value if no refresh is due: a fresh value, or a stale one while a build or a retry pause runs.
     ///
-    /// `None` if [`lookup`](DogpileCell::lookup) would elect this caller, make it wait or show it an error; or if there
-    /// was a change at this very moment. Use it as a fast path before `lookup`: it costs no more than
+    /// Returns `None` if [`lookup`](DogpileCell::lookup) would elect this caller, make it wait or return an error, or
+    /// if the value changed at this very moment. Use it as a fast path before `lookup`: it costs no more than
     /// [`get_or_refresh`](DogpileCell::get_or_refresh).
     ///
     /// # Examples
@@ -639,7 +557,9 @@ impl<T, C: Clock> DogpileCell<T, C> {
         self.machine.serve_and_mark()
     }
 
-    /// As [`get`](DogpileCell::get), but touches no reference count.
+    /// Returns a [`Guard`] of the value if it may be served now, fresh or stale.
+    ///
+    /// Like [`get`](DogpileCell::get), but touches no reference count.
     ///
     /// # Examples
     ///
@@ -657,9 +577,9 @@ impl<T, C: Clock> DogpileCell<T, C> {
         self.machine.servable().and_then(Guard::new)
     }
 
-    /// The value with its generation, its age and its freshness: all of one and the same publication.
+    /// Returns the value with its generation, age and freshness, all of one publication.
     ///
-    /// Shows an expired value too, and says so; [`get`](DogpileCell::get) does not serve one.
+    /// It also returns an expired value, with [`Freshness::Expired`]. ([`get`](DogpileCell::get) does not.)
     ///
     /// # Examples
     ///
@@ -684,7 +604,7 @@ impl<T, C: Clock> DogpileCell<T, C> {
         self.machine.snapshot().map(|seen| Snapshot::new(seen, |value| value))
     }
 
-    /// What a read would find now.
+    /// Returns what a read would find now: no value, a fresh, a stale or an expired one.
     ///
     /// # Examples
     ///
@@ -705,15 +625,16 @@ impl<T, C: Clock> DogpileCell<T, C> {
     }
 }
 
-/// Writes.
+/// Writes, which never wait for a build.
 impl<T, C: Clock> DogpileCell<T, C> {
-    /// Publishes `value`, ahead of any build: one that runs now does not displace it, and its waiters get `value`.
+    /// Publishes `value` ahead of any build, and returns it.
     ///
-    /// It ends a retry pause.
+    /// A build that runs now does not displace `value`. That build loses its lease, and its waiters get `value`. A
+    /// retry pause ends.
     ///
     /// # Panics
     ///
-    /// If dropping the replaced value panics. The new one is in place by then.
+    /// Panics if dropping the replaced value panics. The new value is in place by then.
     ///
     /// # Examples
     ///
@@ -732,11 +653,13 @@ impl<T, C: Clock> DogpileCell<T, C> {
         self.set_setting(Arc::new(value), Ttl::Policy, None)
     }
 
-    /// As [`set`](DogpileCell::set), with a time to live of its own instead of the policy's.
+    /// Publishes `value` with a time to live of its own instead of the policy's, and returns it.
+    ///
+    /// Otherwise like [`set`](DogpileCell::set).
     ///
     /// # Panics
     ///
-    /// If dropping the replaced value panics. The new one is in place by then.
+    /// Panics if dropping the replaced value panics. The new value is in place by then.
     ///
     /// # Examples
     ///
@@ -752,11 +675,13 @@ impl<T, C: Clock> DogpileCell<T, C> {
         self.set_setting(Arc::new(value), Ttl::Own(nanos(ttl)), None)
     }
 
-    /// As [`set`](DogpileCell::set), of a value that is in an [`Arc`] already.
+    /// Publishes a value that is already in an [`Arc`], and returns it.
+    ///
+    /// Otherwise like [`set`](DogpileCell::set).
     ///
     /// # Panics
     ///
-    /// If dropping the replaced value panics. The new one is in place by then.
+    /// Panics if dropping the replaced value panics. The new value is in place by then.
     ///
     /// # Examples
     ///
@@ -774,14 +699,15 @@ impl<T, C: Clock> DogpileCell<T, C> {
         self.set_setting(value, Ttl::Policy, None)
     }
 
-    /// Publishes a value that was made `age` ago, for a warm start: it is fresh, stale or expired, as its age says.
+    /// Publishes a value that was made `age` ago, for a warm start. Its age decides whether it is fresh, stale or
+    /// expired.
     ///
-    /// The age may exceed the time that the machine or the clock has been running. Unlike [`set`](DogpileCell::set) it does
-    /// not displace a build that runs, which is going to bring something newer; an expired value is not handed to waiters.
+    /// The age may exceed the uptime of the machine. Unlike [`set`](DogpileCell::set), it does not displace a build that
+    /// runs, since the result of that build is newer. An expired value is not handed to waiters.
     ///
     /// # Panics
     ///
-    /// If dropping the replaced value panics. The new one is in place by then.
+    /// Panics if dropping the replaced value panics. The new value is in place by then.
     ///
     /// # Examples
     ///
@@ -807,10 +733,10 @@ impl<T, C: Clock> DogpileCell<T, C> {
         value
     }
 
-    /// Declares the value stale now: the next caller rebuilds it, meanwhile it is served.
+    /// Declares the value stale now. The next caller rebuilds it; meanwhile it is served.
     ///
-    /// A build that runs now has perhaps seen what is no longer true: its result is published, but as already
-    /// stale. Works without a ttl too. The windows in which the stale value may be served begin now. A retry pause goes on.
+    /// A build that runs now may have read what is no longer true. Its result is published, but as already stale. This
+    /// works without a ttl too. The windows in which the stale value may be served begin now. A retry pause goes on.
     ///
     /// # Examples
     ///
@@ -828,11 +754,12 @@ impl<T, C: Clock> DogpileCell<T, C> {
         self.machine.invalidate();
     }
 
-    /// As [`invalidate`](DogpileCell::invalidate), but only if the cell still holds `seen`, and it has not been declared stale
-    /// already. Returns whether it was declared stale.
+    /// Declares the value stale if the cell still holds `seen` and `seen` has not been declared stale. Returns whether
+    /// it did.
     ///
-    /// For callers that find out that what they got is wrong, perhaps late: five requests that were rejected with the same
-    /// token lead to one build, and do not fence it.
+    /// Use it when a caller finds out, perhaps late, that the value it used is wrong. Five requests that were rejected
+    /// with the same token lead to one build, and do not fence that build off. Otherwise it is like
+    /// [`invalidate`](DogpileCell::invalidate).
     ///
     /// # Examples
     ///
@@ -852,10 +779,10 @@ impl<T, C: Clock> DogpileCell<T, C> {
         self.machine.invalidate_if_current(seen)
     }
 
-    /// Takes the value away now, and returns it: the next callers wait for a new one.
+    /// Takes the value away now, and returns it. The next callers wait for a new one.
     ///
-    /// The result of a build that runs now is not published: only its own caller gets it. That build loses its lease, so the
-    /// next caller builds at once. A retry pause goes on.
+    /// The result of a build that runs now is not published; only its own caller gets it. That build loses its lease,
+    /// so the next caller builds without waiting for it. A retry pause goes on.
     ///
     /// # Examples
     ///
@@ -872,11 +799,11 @@ impl<T, C: Clock> DogpileCell<T, C> {
         self.machine.clear(|_| ())
     }
 
-    /// The build that runs now can no longer be published: the next caller starts anew, without waiting for it. Returns
-    /// whether a build did run.
+    /// Gives up the build that runs now: it can no longer be published. Returns whether a build was running.
     ///
-    /// The caller of that build gets what the cell serves by then, or else what it has built. Its waiters look again at once.
-    /// The value in the cell stays. (`Forget` of Go's `singleflight`.)
+    /// The build loses its lease, so the next caller builds without waiting for it, and its waiters look again at once.
+    /// The caller of the revoked build gets what the cell serves when its build ends, or else what it has built. The
+    /// value in the cell stays. Go's `singleflight` calls this `Forget`.
     ///
     /// # Examples
     ///
@@ -895,9 +822,9 @@ impl<T, C: Clock> DogpileCell<T, C> {
         self.machine.revoke()
     }
 
-    /// Empties the cell: value, failures, retry pause and statistics are gone. A build that runs is not published.
+    /// Empties the cell: value, failures, retry pause and statistics are gone. A build that runs now is not published.
     ///
-    /// For tests of code with statics. The generation goes on counting.
+    /// Use it in tests of code with statics. The generation goes on counting.
     ///
     /// # Examples
     ///
@@ -916,26 +843,146 @@ impl<T, C: Clock> DogpileCell<T, C> {
     }
 }
 
+/// State and statistics.
+impl<T, C> DogpileCell<T, C> {
+    /// Returns the error of the latest build, until a build succeeds or a value is set.
+    ///
+    /// A caller that was served a stale value can find out why. A panic shows as "the build panicked: ...".
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::DogpileCell;
+    /// use std::time::Duration;
+    ///
+    /// let cell = DogpileCell::new(Duration::from_secs(60));
+    /// cell.set(1);
+    /// cell.invalidate();
+    /// assert_eq!(*cell.try_get_or_refresh(|| Err("no route to host"))?, 1);
+    /// assert_eq!(cell.last_error().unwrap().to_string(), "no route to host");
+    /// cell.set(2);
+    /// assert!(cell.last_error().is_none());
+    /// # Ok::<(), dogpile::RefreshError>(())
+    /// ```
+    #[must_use]
+    pub fn last_error(&self) -> Option<SharedError> {
+        self.machine.last_error()
+    }
+
+    /// Returns counters of what the cell has done since it was made or [`reset`](DogpileCell::reset).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::DogpileCell;
+    /// use std::time::Duration;
+    ///
+    /// let cell = DogpileCell::new(Duration::from_secs(60));
+    /// cell.get_or_refresh(|| 1);
+    /// assert_eq!((cell.stats().builds, cell.stats().failed), (1, 0));
+    /// ```
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        self.machine.stats()
+    }
+
+    /// Returns the number of publications so far. 0 means that nothing has been published yet.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::DogpileCell;
+    /// use std::time::Duration;
+    ///
+    /// let cell = DogpileCell::new(Duration::from_secs(60));
+    /// assert_eq!(cell.generation(), 0);
+    /// cell.set(1);
+    /// assert_eq!(cell.generation(), 1);
+    /// ```
+    #[must_use]
+    pub fn generation(&self) -> u64 {
+        self.machine.generation()
+    }
+
+    /// Returns whether a build runs that holds the lease.
+    ///
+    /// A build that can no longer be published, for example after [`revoke`](DogpileCell::revoke), holds no lease.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::DogpileCell;
+    /// use std::time::Duration;
+    ///
+    /// let cell = DogpileCell::new(Duration::from_secs(60));
+    /// cell.get_or_refresh(|| assert!(cell.is_refreshing()));
+    /// assert!(!cell.is_refreshing());
+    /// ```
+    #[must_use]
+    pub fn is_refreshing(&self) -> bool {
+        self.machine.is_refreshing()
+    }
+
+    /// Returns the policy that the cell was made with.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::{DogpileCell, Policy};
+    /// use std::time::Duration;
+    ///
+    /// let policy = Policy::ttl(Duration::from_secs(60)).jitter(10);
+    /// assert_eq!(DogpileCell::<u32>::with_policy(policy).policy(), policy);
+    /// ```
+    pub const fn policy(&self) -> Policy {
+        self.machine.policy
+    }
+
+    /// Consumes the cell and returns its value, fresh or not.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::DogpileCell;
+    /// use std::time::Duration;
+    ///
+    /// let cell = DogpileCell::new(Duration::from_secs(60));
+    /// cell.set(1);
+    /// assert_eq!(cell.into_inner().as_deref(), Some(&1));
+    /// ```
+    #[must_use]
+    pub fn into_inner(self) -> Option<Arc<T>> {
+        self.machine.into_inner()
+    }
+}
+
 /// Reads from async code (feature `async`).
 ///
-/// The futures run on any executor. Tasks and threads share one cell and one lease: a task that is suspended and a thread
-/// that is blocked are woken by the same publish. A read that finds something to serve does not suspend the task and
-/// allocates nothing.
+/// The futures run on any executor. Tasks and threads share one cell and one lease. The same publication wakes
+/// suspended tasks and blocked threads. A read that finds a value to serve does not suspend the task and allocates
+/// nothing.
 ///
-/// # Cancellation
+/// # Cancel safety
 ///
-/// A future can be dropped at any point. The elected one gives the lease back (one of the waiters is elected next),
-/// any other gives up its place. To let the build go on, hand it to a spawner: [`Request::spawn_with`]. To limit the wait, use
-/// [`Request::wait_at_most`], or the executor's own timeout.
+/// A future can be dropped at any point. If its caller was elected, the build is dropped and the lease is given back;
+/// one of the waiters is elected next. Any other caller gives up its place among the waiters. To let the build go on,
+/// hand it to a spawner with [`Request::spawn_with`]. To limit the wait, use [`Request::wait_at_most`]: an executor's
+/// timeout around the future drops the build too.
 #[cfg(feature = "async")]
 impl<T, C: Clock> DogpileCell<T, C> {
-    /// As [`get_or_refresh`](DogpileCell::get_or_refresh), with a build that is a future.
+    /// Returns the value, rebuilding it with an async build if it is out of date.
+    ///
+    /// Like [`get_or_refresh`](DogpileCell::get_or_refresh), but suspends the task instead of blocking the thread.
     ///
     /// # Panics
     ///
-    /// If `build` panics, or if it calls this on its own cell while there is nothing to serve. (That is noticed if the
-    /// build makes the call itself. A build that waits for another task, which asks the same cell, waits for ever, unless a
-    /// [`lease_timeout`] ends that.)
+    /// Panics if `build` panics, or if it calls this method on the same cell while there is no value to serve. The
+    /// second is detected only if the build itself makes the call.
+    ///
+    /// # Deadlocks
+    ///
+    /// A build that waits for another task which reads the same cell waits for ever, unless a [`lease_timeout`] ends
+    /// that.
     ///
     /// [`lease_timeout`]: crate::Policy::lease_timeout
     ///
@@ -981,11 +1028,21 @@ impl<T, C: Clock> DogpileCell<T, C> {
         }
     }
 
-    /// As [`try_get_or_refresh`](DogpileCell::try_get_or_refresh), with a build that is a future.
+    /// Returns the value, rebuilding it with an async build that may fail if it is out of date.
+    ///
+    /// Like [`try_get_or_refresh`](DogpileCell::try_get_or_refresh), but suspends the task instead of blocking the
+    /// thread.
     ///
     /// # Errors
     ///
-    /// As [`try_get_or_refresh`](DogpileCell::try_get_or_refresh).
+    /// * [`RefreshError::Build`]: the caller's own build failed, or the build that it waited for, or the latest build
+    ///   while a retry pause runs; and the policy allows no value to be served instead.
+    /// * [`RefreshError::Reentrant`]: the call came from inside the build of the same cell, while there was no value to
+    ///   serve.
+    ///
+    /// # Panics
+    ///
+    /// Panics if `build` panics.
     ///
     /// # Examples
     ///
@@ -1029,23 +1086,35 @@ impl<T, C> fmt::Debug for DogpileCell<T, C> {
     }
 }
 
-/// A value and what belongs to it, all of one and the same publication.
+/// A value with its generation, age and freshness, all of one publication.
 ///
-/// `S` is what a read of the cell returns: an `Arc<T>`, or a [`ReaderArc<T>`](crate::ReaderArc), which is a reader as long as
-/// the snapshot lives.
+/// `S` is what a read of the cell returns: an `Arc<T>`, or a [`ReaderArc<T>`](crate::ReaderArc). The latter counts as a
+/// reader as long as the snapshot lives.
+///
+/// # Examples
+///
+/// ```
+/// use dogpile::{DogpileCell, Freshness};
+/// use std::time::Duration;
+///
+/// let cell = DogpileCell::new(Duration::from_secs(60));
+/// cell.set("value");
+/// let seen = cell.snapshot().unwrap();
+/// assert_eq!((*seen.value, seen.generation, seen.freshness), ("value", 1, Freshness::Fresh));
+/// ```
 #[non_exhaustive]
 pub struct Snapshot<T, S = Arc<T>> {
     /// The value.
     pub value: S,
-    /// The number of its publication.
+    /// The number of its publication, counted from 1.
     pub generation: u64,
-    /// The time since its publication; of a [restored](DogpileCell::restore) value, since it was made.
+    /// The time since its publication. For a [restored](DogpileCell::restore) value, the time since it was made.
     pub age: Duration,
-    /// Fresh, stale or expired.
+    /// Whether it is fresh, stale or expired.
     pub freshness: Freshness,
-    /// How long it stays fresh, if it is. [`Duration::MAX`]: until it is replaced or declared stale.
+    /// How much longer it is fresh; zero if it is not. [`Duration::MAX`] means until it is replaced or declared stale.
     pub fresh_for: Duration,
-    /// How long it may be served. [`Duration::MAX`]: until it is replaced.
+    /// How much longer it may be served; zero if it has expired. [`Duration::MAX`] means until it is replaced.
     pub servable_for: Duration,
     of: std::marker::PhantomData<fn() -> T>,
 }

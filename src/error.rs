@@ -7,15 +7,16 @@ use std::panic::{RefUnwindSafe, UnwindSafe};
 
 use crate::sync::Arc;
 
-/// Any error, boxed: what a build's error type must convert into.
+/// A boxed error. The error type of a build must convert into it.
 ///
-/// Every type that implements [`Error`] and is `Send + Sync + 'static` does, and so do `anyhow::Error`, `String` and `&str`.
+/// Every type that implements [`Error`] and is `Send + Sync + 'static` does. So do `anyhow::Error`, `String` and
+/// `&str`.
 pub type BoxError = Box<dyn Error + Send + Sync + 'static>;
 
-/// Why a read returned no value.
+/// The error of a read that returns no value.
 ///
-/// One concrete type, whatever the build's error type is, so `?` converts it into `anyhow::Error`, `eyre::Report`,
-/// `Box<dyn Error + Send + Sync>`, or a variant with thiserror's `#[from]`.
+/// It is one concrete type, whatever the error type of the build is. `?` converts it into `anyhow::Error`,
+/// `eyre::Report`, `Box<dyn Error + Send + Sync>`, or a variant with thiserror's `#[from]`.
 ///
 /// # Examples
 ///
@@ -35,22 +36,22 @@ pub type BoxError = Box<dyn Error + Send + Sync + 'static>;
 pub enum RefreshError {
     /// The build failed, and the policy allows no value to be served instead.
     ///
-    /// It is the error of the caller's own build, of the build that the caller waited for, or of the latest build while a
-    /// retry pause runs. Displays as that error does, and has the same [`source`](Error::source).
+    /// This is the error of the caller's own build, of the build that the caller waited for, or of the latest build
+    /// while a retry pause runs. It displays as that error does, and has the same [`source`](Error::source).
     Build(SharedError),
-    /// The time allowed by [`Request::wait_at_most`](crate::Request::wait_at_most) is over.
+    /// The time limit of [`Request::wait_at_most`](crate::Request::wait_at_most) has passed.
     WaitTimeout,
-    /// The caller would wait for itself: it was called from inside the build of the same cell, or by a thread that holds a
-    /// [`ReadGuard`](crate::ReadGuard) for which a build that has asked for the write lock waits.
+    /// The caller would wait for itself. Either it called from inside the build of the same cell, or its thread holds a
+    /// [`ReadGuard`](crate::ReadGuard), and a build that has asked for the write lock waits for that guard.
     Reentrant,
-    /// The build that this call handed to a spawner was dropped before it ended, or panicked there.
+    /// The build that this call handed to a spawner was dropped before it ended, or it panicked there.
     Abandoned,
-    /// A value was asked for where nothing can build one.
+    /// There is no value, and the call had no way to build one.
     Empty,
 }
 
 impl RefreshError {
-    /// The build's error, if there is one.
+    /// Returns the build's error, if this is one.
     ///
     /// # Examples
     ///
@@ -68,13 +69,43 @@ impl RefreshError {
         if let Self::Build(error) = self { Some(error) } else { None }
     }
 
-    /// Whether the build failed with an `E`. See [`SharedError::is`].
+    /// Returns whether the build failed with an `E`.
+    ///
+    /// The same exceptions apply as to [`SharedError::is`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::{DogpileCell, RefreshError};
+    /// use std::num::ParseIntError;
+    /// use std::time::Duration;
+    ///
+    /// let cell = DogpileCell::<u32>::new(Duration::from_secs(60));
+    /// let error = cell.try_get_or_refresh(|| "many".parse::<u32>()).unwrap_err();
+    /// assert!(error.is::<ParseIntError>());
+    /// assert!(!RefreshError::WaitTimeout.is::<ParseIntError>());
+    /// ```
     #[must_use]
     pub fn is<E: Error + 'static>(&self) -> bool {
         self.downcast_ref::<E>().is_some()
     }
 
-    /// The build's error, if it is an `E`. See [`SharedError::downcast_ref`].
+    /// Returns the build's error, if it is an `E`.
+    ///
+    /// The same exceptions apply as to [`SharedError::is`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::DogpileCell;
+    /// use std::io;
+    /// use std::time::Duration;
+    ///
+    /// let cell = DogpileCell::<u32>::new(Duration::from_secs(60));
+    /// let build = || Err(io::Error::from(io::ErrorKind::NotFound));
+    /// let error = cell.try_get_or_refresh(build).unwrap_err();
+    /// assert_eq!(error.downcast_ref::<io::Error>().unwrap().kind(), io::ErrorKind::NotFound);
+    /// ```
     #[must_use]
     pub fn downcast_ref<E: Error + 'static>(&self) -> Option<&E> {
         self.build_error()?.downcast_ref()
@@ -108,9 +139,9 @@ impl Error for RefreshError {
     }
 }
 
-/// The error of a failed build, shared by all callers that waited for that build, its type erased.
+/// The error of a failed build, with its type erased. All callers that waited for the build share it.
 ///
-/// Cheap to clone. Displays as the error itself, and has the same [`source`](Error::source).
+/// It is cheap to clone. It displays as the error itself does, and has the same [`source`](Error::source).
 ///
 /// # Examples
 ///
@@ -135,16 +166,18 @@ impl UnwindSafe for SharedError {}
 impl RefUnwindSafe for SharedError {}
 
 impl SharedError {
-    /// For a cache built on top that reports an error without a lease to fail.
+    /// Wraps an error without a build, for a cache built on top of this crate.
     ///
-    /// A `SharedError`, or the one in a [`RefreshError::Build`], stays what it is.
+    /// A `SharedError`, or the one in a [`RefreshError::Build`], is not wrapped again.
     ///
     /// # Examples
     ///
     /// ```
     /// use dogpile::SharedError;
     ///
-    /// assert_eq!(SharedError::new("no route to host").to_string(), "no route to host");
+    /// let error = SharedError::new("no route to host");
+    /// assert_eq!(error.to_string(), "no route to host");
+    /// assert!(SharedError::new(error.clone()).ptr_eq(&error));
     /// ```
     #[must_use]
     pub fn new(error: impl Into<BoxError>) -> Self {
@@ -172,22 +205,52 @@ impl SharedError {
         Self(Arc::new(Panicked { what: "build", message: None }))
     }
 
-    /// Whether the error is an `E`.
+    /// Returns whether the error is an `E`.
     ///
-    /// `false` for the errors inside an `anyhow::Error`, which converts with its chain of causes and its text, but without its
-    /// type; and for a `String` or `&str`.
+    /// Returns `false` for a `String` or `&str`, and for the errors inside an `anyhow::Error`. The latter keeps its
+    /// text and its chain of causes when it is converted, but not its type.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::SharedError;
+    /// use std::io;
+    ///
+    /// assert!(SharedError::new(io::Error::other("no route to host")).is::<io::Error>());
+    /// assert!(!SharedError::new("no route to host").is::<io::Error>());
+    /// ```
     #[must_use]
     pub fn is<E: Error + 'static>(&self) -> bool {
         self.0.is::<E>()
     }
 
-    /// The error, if it is an `E`. See [`is`](SharedError::is).
+    /// Returns the error, if it is an `E`. The same exceptions apply as to [`is`](SharedError::is).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::SharedError;
+    /// use std::io;
+    ///
+    /// let error = SharedError::new(io::Error::from(io::ErrorKind::NotFound));
+    /// assert_eq!(error.downcast_ref::<io::Error>().unwrap().kind(), io::ErrorKind::NotFound);
+    /// ```
     #[must_use]
     pub fn downcast_ref<E: Error + 'static>(&self) -> Option<&E> {
         self.0.downcast_ref()
     }
 
-    /// Whether both are clones of one error: the error of one build.
+    /// Returns whether both are clones of the same error, that is, of the error of the same build.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::SharedError;
+    ///
+    /// let error = SharedError::new("no route to host");
+    /// assert!(error.ptr_eq(&error.clone()));
+    /// assert!(!error.ptr_eq(&SharedError::new("no route to host")));
+    /// ```
     #[must_use]
     pub fn ptr_eq(&self, other: &Self) -> bool {
         // The data's address alone: two crates may have different tables of the same type.

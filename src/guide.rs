@@ -1,9 +1,9 @@
 //! The guide. Its examples are compiled and run by the crate's tests.
 //!
-//! To begin with: [choosing a policy](policy), [errors, and old values instead](errors), [statics](statics),
+//! Start with: [choosing a policy](policy), [errors, and old values instead](errors), [statics](statics),
 //! [testing your code](manual_clock), [pitfalls](pitfalls).
 //!
-//! As the need comes up: [invalidation and the fence](invalidation), [conditional builds](conditional),
+//! More topics: [invalidation and the fence](invalidation), [conditional builds](conditional),
 //! [background builds and `Refresher`](background), [credentials that rotate](credentials), [key sets](key_sets),
 //! [connection pools](pools), [files and `SyncReaderCell`](sync_reader), [async], [many keys](many_keys),
 //! [monitoring](monitoring).

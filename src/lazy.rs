@@ -16,11 +16,11 @@ use crate::sync::{Arc, const_fn};
 #[cfg(feature = "async")]
 use {crate::cell::Task, std::panic::Location};
 
-/// A [`DogpileCell`] that keeps its build closure: what `once_cell::sync::Lazy` is to `OnceCell`.
+/// A [`DogpileCell`] that keeps its build closure, as `once_cell::sync::Lazy` does for `OnceCell`.
 ///
-/// Its methods are the cell's, without the closure. The build may be infallible (`Fn() -> T`: use
+/// It has the cell's methods, without the closure. The build may be infallible (`Fn() -> T`: use
 /// [`get_or_refresh`](LazyDogpile::get_or_refresh)), fallible (`Fn() -> Result<T, E>`: use
-/// [`try_get_or_refresh`](LazyDogpile::try_get_or_refresh)), or a future of either.
+/// [`try_get_or_refresh`](LazyDogpile::try_get_or_refresh)), or return a future of either (feature `async`).
 ///
 /// # Examples
 ///
@@ -63,7 +63,21 @@ pub struct LazyDogpile<T, F = fn() -> T, C = SystemClock> {
 
 impl<T, F> LazyDogpile<T, F> {
     const_fn! {
-        /// A cell whose values are made by `build` and are fresh for `ttl`. See [`DogpileCell::new`].
+        /// Creates an empty cell whose values are made by `build` and are fresh for `ttl` after their publication.
+        ///
+        /// A value older than that is stale. It is served without limit while it is rebuilt. To set a limit, use
+        /// [`with_policy`](LazyDogpile::with_policy).
+        ///
+        /// # Examples
+        ///
+        /// ```
+        /// use dogpile::LazyDogpile;
+        /// use std::time::Duration;
+        ///
+        /// static LIMIT: LazyDogpile<u32> = LazyDogpile::new(Duration::from_secs(60), || 7);
+        ///
+        /// assert_eq!(*LIMIT.get_or_refresh(), 7);
+        /// ```
         #[must_use]
         pub const fn new(ttl: Duration, build: F) -> Self {
             Self::with_policy(Policy::ttl(ttl), build)
@@ -71,7 +85,20 @@ impl<T, F> LazyDogpile<T, F> {
     }
 
     const_fn! {
-        /// A cell whose values are made by `build`, with a policy.
+        /// Creates an empty cell whose values are made by `build`, with a policy.
+        ///
+        /// # Examples
+        ///
+        /// ```
+        /// use dogpile::{LazyDogpile, Policy};
+        /// use std::time::Duration;
+        ///
+        /// const POLICY: Policy = Policy::ttl(Duration::from_secs(60)).jitter(10);
+        ///
+        /// static LIMIT: LazyDogpile<u32> = LazyDogpile::with_policy(POLICY, || 7);
+        ///
+        /// assert_eq!(*LIMIT.get_or_refresh(), 7);
+        /// ```
         #[must_use]
         pub const fn with_policy(policy: Policy, build: F) -> Self {
             Self::with_clock(policy, SystemClock, build)
@@ -79,7 +106,7 @@ impl<T, F> LazyDogpile<T, F> {
     }
 
     const_fn! {
-        /// A cell whose values are made by `build`, with a policy and a [name](DogpileCell::named).
+        /// Creates an empty cell whose values are made by `build`, with a policy and a [name](DogpileCell::named).
         ///
         /// # Examples
         ///
@@ -102,7 +129,7 @@ impl<T, F> LazyDogpile<T, F> {
 
 impl<T, F, C> LazyDogpile<T, F, C> {
     const_fn! {
-        /// A cell whose values are made by `build`, with a policy and a clock.
+        /// Creates an empty cell whose values are made by `build`, with a policy and a clock.
         ///
         /// # Examples
         ///
@@ -119,7 +146,9 @@ impl<T, F, C> LazyDogpile<T, F, C> {
         }
     }
 
-    /// As [`DogpileCell::named`]. In a `static`, [`with_name`](LazyDogpile::with_name) needs fewer types spelled out.
+    /// Names the cell in its [`Debug`](fmt::Debug) output and in `tracing` events (feature `tracing`).
+    ///
+    /// In a `static`, [`with_name`](LazyDogpile::with_name) needs fewer types spelled out.
     ///
     /// # Examples
     ///
@@ -129,52 +158,13 @@ impl<T, F, C> LazyDogpile<T, F, C> {
     ///
     /// let limit = LazyDogpile::new(Duration::from_secs(60), || 7).named("limit");
     /// assert_eq!(*limit.get_or_refresh(), 7);
+    /// assert!(format!("{limit:?}").contains("limit"));
     /// ```
     #[must_use]
     pub const fn named(self, name: &'static str) -> Self {
         let mut this = self;
         this.cell.machine_mut().name = Some(name);
         this
-    }
-
-    /// The cell, for everything that is not here.
-    ///
-    /// # Examples
-    ///
-    /// ```
-    /// use dogpile::LazyDogpile;
-    /// use std::time::Duration;
-    ///
-    /// static LIMIT: LazyDogpile<u32> = LazyDogpile::new(Duration::from_secs(60), || 7);
-    ///
-    /// LIMIT.get_or_refresh();
-    /// assert_eq!(LIMIT.cell().stats().builds, 1);
-    /// ```
-    #[must_use]
-    pub const fn cell(&self) -> &DogpileCell<T, C> {
-        &self.cell
-    }
-
-    pub(crate) fn builder(&self) -> &F {
-        &self.build
-    }
-
-    /// A handle for a thread that reads the value very often: it keeps it at hand.
-    ///
-    /// # Examples
-    ///
-    /// ```
-    /// use dogpile::LazyDogpile;
-    /// use std::time::Duration;
-    ///
-    /// static LIMIT: LazyDogpile<u32> = LazyDogpile::new(Duration::from_secs(60), || 7);
-    ///
-    /// let mut limit = LIMIT.reader();
-    /// assert_eq!(**limit.get_or_refresh(), 7);
-    /// ```
-    #[must_use]
-    pub fn reader(&self) -> LazyReader<'_, T, F, C> {
-        LazyReader { reader: self.cell.reader(), build: &self.build }
     }
 }
 
@@ -199,13 +189,18 @@ impl<T, F, C: Clock> Publishes for LazyDogpile<T, F, C> {
     }
 }
 
-/// Reads that may build, with a build that cannot fail.
+/// Reads that may build, if the build cannot fail.
 impl<T, F: Fn() -> T, C: Clock> LazyDogpile<T, F, C> {
-    /// The value, built if need be. See [`DogpileCell::get_or_refresh`].
+    /// Returns the value, rebuilding it if it is out of date. See [`DogpileCell::get_or_refresh`].
+    ///
+    /// # Blocking
+    ///
+    /// Blocks while another caller builds, if there is no value that may be served. The elected caller runs the build
+    /// itself.
     ///
     /// # Panics
     ///
-    /// If the build panics, or if it calls this on its own cell while there is nothing to serve.
+    /// Panics if the build panics, or if it calls this method on the same cell while there is no value to serve.
     ///
     /// # Examples
     ///
@@ -223,12 +218,14 @@ impl<T, F: Fn() -> T, C: Clock> LazyDogpile<T, F, C> {
         self.cell.get_or_refresh(&self.build)
     }
 
-    /// As [`get_or_refresh`](LazyDogpile::get_or_refresh), but touches no reference count if there is a value that may be
-    /// served. See [`DogpileCell::load_or_refresh`].
+    /// Returns a [`Guard`] of the value, rebuilding it if it is out of date. See [`DogpileCell::load_or_refresh`].
+    ///
+    /// Like [`get_or_refresh`](LazyDogpile::get_or_refresh), but touches no reference count if the value is fresh, or
+    /// if it is stale and a build or a retry pause runs.
     ///
     /// # Panics
     ///
-    /// If the build panics, or if it calls this on its own cell while there is nothing to serve.
+    /// Panics if the build panics, or if it calls this method on the same cell while there is no value to serve.
     ///
     /// # Examples
     ///
@@ -247,18 +244,25 @@ impl<T, F: Fn() -> T, C: Clock> LazyDogpile<T, F, C> {
     }
 }
 
-/// Reads that may build, with a build that may fail.
+/// Reads that may build, if the build may fail.
 impl<T, E, F, C> LazyDogpile<T, F, C>
 where
     E: Into<BoxError>,
     F: Fn() -> Result<T, E>,
     C: Clock,
 {
-    /// The value, built if need be. See [`DogpileCell::try_get_or_refresh`].
+    /// Returns the value, rebuilding it if it is out of date. See [`DogpileCell::try_get_or_refresh`].
     ///
     /// # Errors
     ///
-    /// As [`DogpileCell::try_get_or_refresh`].
+    /// * [`RefreshError::Build`]: the caller's own build failed, or the build that it waited for, or the latest build
+    ///   while a retry pause runs; and the policy allows no value to be served instead.
+    /// * [`RefreshError::Reentrant`]: the call came from inside the build of the same cell, while there was no value to
+    ///   serve.
+    ///
+    /// # Panics
+    ///
+    /// Panics if the build panics.
     ///
     /// # Examples
     ///
@@ -279,9 +283,9 @@ where
     }
 }
 
-/// Everything else.
+/// Conditions, reads that never build, and writes.
 impl<T, F, C: Clock> LazyDogpile<T, F, C> {
-    /// A read with conditions. Its finishing calls take no closure. See [`Request`].
+    /// Starts a read with conditions. Its finishing calls take no closure. See [`Request`].
     ///
     /// # Examples
     ///
@@ -297,7 +301,9 @@ impl<T, F, C: Clock> LazyDogpile<T, F, C> {
         Request::new(Handle::Borrowed(self))
     }
 
-    /// As [`request`](LazyDogpile::request), for a cell in an [`Arc`].
+    /// Starts a read with conditions of a cell in an [`Arc`]. Its finishing calls take no closure.
+    ///
+    /// The request keeps the cell alive, so it can [hand builds to a thread or a task](Request::spawn_with).
     ///
     /// # Examples
     ///
@@ -313,7 +319,9 @@ impl<T, F, C: Clock> LazyDogpile<T, F, C> {
         Request::new(Handle::Shared(Arc::clone(self)))
     }
 
-    /// What may be served now, fresh or stale; never builds. See [`DogpileCell::get`].
+    /// Returns the value if it may be served now, fresh or stale.
+    ///
+    /// It never builds and never blocks.
     ///
     /// # Examples
     ///
@@ -332,11 +340,11 @@ impl<T, F, C: Clock> LazyDogpile<T, F, C> {
         self.cell.get()
     }
 
-    /// Publishes `value`. See [`DogpileCell::set`].
+    /// Publishes `value` ahead of any build, and returns it. See [`DogpileCell::set`].
     ///
     /// # Panics
     ///
-    /// If dropping the replaced value panics. The new one is in place by then.
+    /// Panics if dropping the replaced value panics. The new value is in place by then.
     ///
     /// # Examples
     ///
@@ -352,7 +360,8 @@ impl<T, F, C: Clock> LazyDogpile<T, F, C> {
         self.cell.set(value)
     }
 
-    /// Declares the value stale now. See [`DogpileCell::invalidate`].
+    /// Declares the value stale now. The next caller rebuilds it; meanwhile it is served. See
+    /// [`DogpileCell::invalidate`].
     ///
     /// # Examples
     ///
@@ -369,7 +378,7 @@ impl<T, F, C: Clock> LazyDogpile<T, F, C> {
         self.cell.invalidate();
     }
 
-    /// Takes the value away now. See [`DogpileCell::clear`].
+    /// Takes the value away now, and returns it. The next callers wait for a new one. See [`DogpileCell::clear`].
     ///
     /// # Examples
     ///
@@ -387,6 +396,49 @@ impl<T, F, C: Clock> LazyDogpile<T, F, C> {
     }
 }
 
+/// The cell itself, and handles.
+impl<T, F, C> LazyDogpile<T, F, C> {
+    /// Returns the cell, for the methods that `LazyDogpile` does not have.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::LazyDogpile;
+    /// use std::time::Duration;
+    ///
+    /// static LIMIT: LazyDogpile<u32> = LazyDogpile::new(Duration::from_secs(60), || 7);
+    ///
+    /// LIMIT.get_or_refresh();
+    /// assert_eq!(LIMIT.cell().stats().builds, 1);
+    /// ```
+    #[must_use]
+    pub const fn cell(&self) -> &DogpileCell<T, C> {
+        &self.cell
+    }
+
+    pub(crate) fn builder(&self) -> &F {
+        &self.build
+    }
+
+    /// Returns a handle that keeps the value, for a thread that reads it very often.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::LazyDogpile;
+    /// use std::time::Duration;
+    ///
+    /// static LIMIT: LazyDogpile<u32> = LazyDogpile::new(Duration::from_secs(60), || 7);
+    ///
+    /// let mut limit = LIMIT.reader();
+    /// assert_eq!(**limit.get_or_refresh(), 7);
+    /// ```
+    #[must_use]
+    pub fn reader(&self) -> LazyReader<'_, T, F, C> {
+        LazyReader { reader: self.cell.reader(), build: &self.build }
+    }
+}
+
 impl<T, F, C> LazyDogpile<T, F, C>
 where
     T: Send + Sync + 'static,
@@ -395,11 +447,13 @@ where
 {
     /// Starts a [`Refresher`] that uses the cell's own build.
     ///
-    /// For a cell in a `static`; of one in an [`Arc`] use [`Refresher::spawn`].
+    /// This takes a cell in a `static`. For a cell in an [`Arc`] use [`Refresher::spawn`].
     ///
     /// # Errors
     ///
-    /// As [`Refresher::spawn`].
+    /// * [`io::ErrorKind::InvalidInput`](std::io::ErrorKind::InvalidInput) if `ahead` is not shorter than the policy's
+    ///   ttl.
+    /// * The system's error if the thread cannot be started.
     ///
     /// # Examples
     ///
@@ -423,7 +477,10 @@ where
     }
 }
 
-/// With a build that is a future (feature `async`).
+/// Reads that may build, if the build is a future (feature `async`).
+///
+/// A future can be dropped at any point. If its caller was elected, the build is dropped and the lease is given back.
+/// Any other caller gives up its place among the waiters.
 #[cfg(feature = "async")]
 impl<T, F, Fut, C> LazyDogpile<T, F, C>
 where
@@ -431,11 +488,11 @@ where
     Fut: Future,
     C: Clock,
 {
-    /// The value, built if need be. See [`DogpileCell::get_or_refresh_async`].
+    /// Returns the value, rebuilding it if it is out of date. See [`DogpileCell::get_or_refresh_async`].
     ///
     /// # Panics
     ///
-    /// If the build panics, or if it calls this on its own cell while there is nothing to serve.
+    /// Panics if the build panics, or if it calls this method on the same cell while there is no value to serve.
     ///
     /// # Examples
     ///
@@ -465,11 +522,19 @@ where
         self.cell.get_or_refresh_async(&self.build)
     }
 
-    /// The value, built if need be. See [`DogpileCell::try_get_or_refresh_async`].
+    /// Returns the value, rebuilding it if it is out of date, or an error. See
+    /// [`DogpileCell::try_get_or_refresh_async`].
     ///
     /// # Errors
     ///
-    /// As [`DogpileCell::try_get_or_refresh_async`].
+    /// * [`RefreshError::Build`]: the caller's own build failed, or the build that it waited for, or the latest build
+    ///   while a retry pause runs; and the policy allows no value to be served instead.
+    /// * [`RefreshError::Reentrant`]: the call came from inside the build of the same cell, while there was no value to
+    ///   serve.
+    ///
+    /// # Panics
+    ///
+    /// Panics if the build panics.
     ///
     /// # Examples
     ///
@@ -498,13 +563,15 @@ impl<T, F, C> fmt::Debug for LazyDogpile<T, F, C> {
     }
 }
 
-/// Finishing calls of a cell that keeps its build. They are those of the other cells, without the closure.
+/// Finishing calls for a cell that keeps its build. They are those of the other cells, without the closure.
 impl<T, F, C: Clock> Request<'_, T, C, LazyDogpile<T, F, C>> {
-    /// The value, built if need be. Goes on building or waiting until the conditions are met.
+    /// Returns the value, built if need be.
+    ///
+    /// Builds or waits until the conditions are met.
     ///
     /// # Panics
     ///
-    /// If the build panics, or if it calls this on its own cell while there is nothing to serve.
+    /// Panics if the build panics, or if it calls this method on the same cell while there is no value to serve.
     ///
     /// # Examples
     ///
@@ -531,11 +598,20 @@ impl<T, F, C: Clock> Request<'_, T, C, LazyDogpile<T, F, C>> {
         }
     }
 
-    /// The value, built if need be.
+    /// Returns the value, built if need be, or an error.
     ///
     /// # Errors
     ///
-    /// As the `try_get` of a `DogpileCell`'s request.
+    /// * [`RefreshError::Build`]: the caller's own build failed, or the build that it waited for, or the latest build
+    ///   while a retry pause runs; and no value that meets the conditions is within the policy's
+    ///   [`stale_if_error`](Policy::stale_if_error).
+    /// * [`RefreshError::WaitTimeout`]: the time of [`wait_at_most`](Request::wait_at_most) is over.
+    /// * [`RefreshError::Reentrant`]: the call came from inside the build of the same cell, while there was no value to
+    ///   serve.
+    ///
+    /// # Panics
+    ///
+    /// Panics if the build panics.
     ///
     /// # Examples
     ///
@@ -564,11 +640,26 @@ impl<T, F, C: Clock> Request<'_, T, C, LazyDogpile<T, F, C>> {
         }
     }
 
-    /// As [`get`](Request::get), of a cell whose build is a future (feature `async`).
+    /// Returns the value, built if need be, for a cell whose build is a future (feature `async`).
+    ///
+    /// Like [`get`](Request::get), but suspends the task instead of blocking the thread. The future can be dropped at
+    /// any point; if its caller was elected, the build is dropped and the lease is given back.
     ///
     /// # Panics
     ///
-    /// If the build panics, or if it calls this on its own cell while there is nothing to serve.
+    /// Panics if the build panics, or if it calls this method on the same cell while there is no value to serve.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::LazyDogpile;
+    /// use std::time::Duration;
+    ///
+    /// # futures_lite::future::block_on(async {
+    /// let limit = LazyDogpile::new(Duration::from_secs(60), || async { 7 });
+    /// assert_eq!(*limit.request().no_cache().get_async().await, 7);
+    /// # });
+    /// ```
     #[cfg(feature = "async")]
     #[track_caller]
     pub fn get_async<Fut>(self) -> impl Future<Output = Arc<T>>
@@ -589,11 +680,31 @@ impl<T, F, C: Clock> Request<'_, T, C, LazyDogpile<T, F, C>> {
         }
     }
 
-    /// As [`try_get`](Request::try_get), of a cell whose build is a future (feature `async`).
+    /// Returns the value, built if need be, or an error, for a cell whose build is a future (feature `async`).
+    ///
+    /// Like [`try_get`](Request::try_get), but suspends the task instead of blocking the thread. The future can be
+    /// dropped at any point; if its caller was elected, the build is dropped and the lease is given back.
     ///
     /// # Errors
     ///
-    /// As the `try_get` of a `DogpileCell`'s request.
+    /// Returns the errors of [`try_get`](Request::try_get).
+    ///
+    /// # Panics
+    ///
+    /// Panics if the build panics.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::LazyDogpile;
+    /// use std::time::Duration;
+    ///
+    /// # futures_lite::future::block_on(async {
+    /// let limit = LazyDogpile::new(Duration::from_secs(60), || async { "7".parse::<u32>() });
+    /// assert_eq!(*limit.request().no_cache().try_get_async().await?, 7);
+    /// # Ok::<(), dogpile::RefreshError>(())
+    /// # }).unwrap();
+    /// ```
     #[cfg(feature = "async")]
     pub async fn try_get_async<E, Fut>(self) -> Result<Arc<T>, RefreshError>
     where
@@ -611,19 +722,32 @@ impl<T, F, C: Clock> Request<'_, T, C, LazyDogpile<T, F, C>> {
     }
 }
 
-/// The same, with builds that are handed to a spawner.
+/// Finishing calls for a cell that keeps its build, with builds that are handed to a spawner.
 impl<T, F, C, S> Request<'static, T, C, LazyDogpile<T, F, C>, SpawnWith<S>>
 where
     T: Send + Sync + 'static,
     F: Send + Sync + 'static,
     C: Clock + 'static,
 {
-    /// As the `get` of a request without a spawner.
+    /// Returns the value, built by the spawner if need be.
+    ///
+    /// Builds or waits until the conditions are met.
     ///
     /// # Panics
     ///
-    /// If the spawner panics; if it drops the job or the build panics while this call waits for it; if the build calls this on
-    /// its own cell while there is nothing to serve.
+    /// Panics if the spawner panics, or if the spawner drops the job or the build panics while this call waits for it.
+    /// Also panics if it is called from inside the build of the same cell while there is no value to serve.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::LazyDogpile;
+    /// use std::time::Duration;
+    ///
+    /// static LIMIT: LazyDogpile<u32> = LazyDogpile::new(Duration::from_secs(60), || 7);
+    ///
+    /// assert_eq!(*LIMIT.request().spawn_with(std::thread::spawn).get(), 7);
+    /// ```
     #[track_caller]
     pub fn get<R>(self) -> Arc<T>
     where
@@ -638,11 +762,30 @@ where
         }
     }
 
-    /// As the `try_get` of a request without a spawner.
+    /// Returns the value, built by the spawner if need be, or an error.
     ///
     /// # Errors
     ///
-    /// As there, and [`RefreshError::Abandoned`]: the spawner dropped the job, or the build panicked there.
+    /// Returns the errors of [`try_get`](Request::try_get) without a spawner, and [`RefreshError::Abandoned`] if the
+    /// spawner dropped the job or the build panicked there.
+    ///
+    /// # Panics
+    ///
+    /// Panics if the spawner panics.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::LazyDogpile;
+    /// use std::num::ParseIntError;
+    /// use std::time::Duration;
+    ///
+    /// static LIMIT: LazyDogpile<u32, fn() -> Result<u32, ParseIntError>> =
+    ///     LazyDogpile::new(Duration::from_secs(60), || "7".parse());
+    ///
+    /// assert_eq!(*LIMIT.request().spawn_with(std::thread::spawn).try_get()?, 7);
+    /// # Ok::<(), dogpile::RefreshError>(())
+    /// ```
     pub fn try_get<E, R>(self) -> Result<Arc<T>, RefreshError>
     where
         E: Into<BoxError>,
@@ -654,12 +797,27 @@ where
         search.run_spawned(spawn, move |held| held.try_build(|| (handle.builder())()))
     }
 
-    /// As the `get_async` of a request without a spawner (feature `async`).
+    /// Returns the value, built on the spawner's executor if need be (feature `async`).
+    ///
+    /// Builds or waits until the conditions are met. If the future is dropped, the build goes on.
     ///
     /// # Panics
     ///
-    /// If the spawner panics; if it drops the task or the build panics while this call waits for it; if the build calls this on
-    /// its own cell while there is nothing to serve.
+    /// Panics if the spawner panics, or if the spawner drops the task or the build panics while this call waits for it.
+    /// Also panics if it is called from inside the build of the same cell while there is no value to serve.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::LazyDogpile;
+    /// use std::sync::Arc;
+    /// use std::time::Duration;
+    ///
+    /// # tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async {
+    /// let limit = Arc::new(LazyDogpile::new(Duration::from_secs(60), || async { 7 }));
+    /// assert_eq!(*limit.request_owned().spawn_with(tokio::spawn).get_async().await, 7);
+    /// # });
+    /// ```
     #[cfg(feature = "async")]
     #[track_caller]
     pub fn get_async<Fut, R>(self) -> impl Future<Output = Arc<T>>
@@ -682,11 +840,32 @@ where
         }
     }
 
-    /// As the `try_get_async` of a request without a spawner (feature `async`).
+    /// Returns the value, built on the spawner's executor if need be, or an error (feature `async`).
+    ///
+    /// If the future is dropped, the build goes on.
     ///
     /// # Errors
     ///
-    /// As there, and [`RefreshError::Abandoned`]: the spawner dropped the task, or the build panicked there.
+    /// Returns the errors of [`try_get_async`](Request::try_get_async) without a spawner, and
+    /// [`RefreshError::Abandoned`] if the spawner dropped the task or the build panicked there.
+    ///
+    /// # Panics
+    ///
+    /// Panics if the spawner panics.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::LazyDogpile;
+    /// use std::sync::Arc;
+    /// use std::time::Duration;
+    ///
+    /// # tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async {
+    /// let limit = Arc::new(LazyDogpile::new(Duration::from_secs(60), || async { "7".parse::<u32>() }));
+    /// assert_eq!(*limit.request_owned().spawn_with(tokio::spawn).try_get_async().await?, 7);
+    /// # Ok::<(), dogpile::RefreshError>(())
+    /// # }).unwrap();
+    /// ```
     #[cfg(feature = "async")]
     pub async fn try_get_async<E, Fut, R>(self) -> Result<Arc<T>, RefreshError>
     where
@@ -704,7 +883,7 @@ where
     }
 }
 
-/// A [`Reader`] that knows its build. Made by [`LazyDogpile::reader`].
+/// A [`Reader`] that knows the cell's build. Made by [`LazyDogpile::reader`].
 ///
 /// # Examples
 ///
@@ -724,11 +903,22 @@ pub struct LazyReader<'a, T, F = fn() -> T, C = SystemClock> {
 }
 
 impl<T, F, C: Clock> LazyReader<'_, T, F, C> {
-    /// The value, built if need be. See [`Reader::get_or_refresh`].
+    /// Returns the value, rebuilding it if it is out of date. See [`DogpileCell::get_or_refresh`].
     ///
     /// # Panics
     ///
-    /// If the build panics, or if it calls this on its own cell while there is nothing to serve.
+    /// Panics if the build panics, or if it calls this method on the same cell while there is no value to serve.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::LazyDogpile;
+    /// use std::time::Duration;
+    ///
+    /// let limit = LazyDogpile::new(Duration::from_secs(60), || 7);
+    /// let mut reader = limit.reader();
+    /// assert_eq!(**reader.get_or_refresh(), 7);
+    /// ```
     #[inline]
     #[track_caller]
     pub fn get_or_refresh(&mut self) -> &Arc<T>
@@ -738,13 +928,41 @@ impl<T, F, C: Clock> LazyReader<'_, T, F, C> {
         self.reader.get_or_refresh(self.build)
     }
 
-    /// What may be served now; never builds. See [`Reader::get`].
+    /// Returns the value if it may be served now, fresh or stale. It never builds and never blocks.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::LazyDogpile;
+    /// use std::time::Duration;
+    ///
+    /// let limit = LazyDogpile::new(Duration::from_secs(60), || 7);
+    /// let mut reader = limit.reader();
+    /// assert_eq!(reader.get(), None);
+    /// limit.set(8);
+    /// assert_eq!(reader.get().map(|value| **value), Some(8));
+    /// ```
     #[inline]
     pub fn get(&mut self) -> Option<&Arc<T>> {
         self.reader.get()
     }
 
-    /// Lets go of the value that the handle keeps. See [`Reader::release`].
+    /// Drops the value that the handle keeps. The next read takes the current one.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::LazyDogpile;
+    /// use std::sync::Arc;
+    /// use std::time::Duration;
+    ///
+    /// let limit = LazyDogpile::new(Duration::from_secs(60), || 7);
+    /// let mut reader = limit.reader();
+    /// reader.get_or_refresh();
+    /// let old = limit.clear().unwrap();
+    /// reader.release();
+    /// assert_eq!(Arc::strong_count(&old), 1);
+    /// ```
     pub fn release(&mut self) {
         self.reader.release();
     }

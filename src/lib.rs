@@ -1,5 +1,5 @@
-//! A value is expensive to make, read by everybody, and out of date after a while: a key set, a price table, a report.
-//! When it expires under load, every caller rebuilds it at once; that is the dogpile, or cache stampede.
+//! A value is expensive to make, read by many callers, and out of date after a while: a key set, a price table, a report.
+//! When it expires under load, every caller rebuilds it at once. That is a dogpile, or cache stampede.
 //! [`DogpileCell<T>`](DogpileCell) owns such a value: **one** caller rebuilds it, and all others go on reading the old one.
 //!
 //! ```rust
@@ -20,35 +20,35 @@
 //!
 //! Two things to know from the start:
 //!
-//! - **By default an old value is served without limit**: while it is rebuilt, and while the source is down. Where an old value
-//!   is worse than a wait or an error, bound that with [`Policy::stale_while_refresh`].
-//! - Callers wait where there is nothing to serve: for the first build, and past that bound. And the one caller that is elected
-//!   waits for its own build, unless the build is handed to a thread or a task ([`Request::spawn_with`]), or
-//!   a [`Refresher`] works ahead of time.
+//! - **By default an old value is served without limit**: while it is rebuilt, and while the source is down. If an old
+//!   value is worse than a wait or an error, set a limit with [`Policy::stale_while_refresh`].
+//! - Callers wait if there is no value to serve: for the first build, and past that limit. The caller that is elected runs
+//!   the build itself, unless the build is handed to a thread or a task ([`Request::spawn_with`]), or a [`Refresher`]
+//!   builds ahead of time.
 //!
-//! `cargo add dogpile` is all that it needs; before the first release, `cargo add --path` with the folder of its sources.
+//! To use it, run `cargo add dogpile`; before the first release, `cargo add --path` with the folder of its sources.
 //!
 //! # What do you need?
 //!
 //! | need | use |
 //! |---|---|
 //! | a value that is made once and never again | `std::sync::OnceLock`, `once_cell`'s `OnceCell` |
-//! | a value that is only ever set from outside: nothing to build, no clock | `arc-swap`'s `ArcSwap` |
+//! | a value that is only set from outside, with no build and no clock | `arc-swap`'s `ArcSwap` |
 //! | ... and tasks that are notified when it changes | `tokio::sync::watch` |
 //! | many keys, bounded memory, eviction | `moka`, `quick_cache` |
 //! | the results of a function with arguments, kept by an attribute | `cached` |
 //! | **one value, expensive to make, out of date after a while** | **[`DogpileCell`]** |
 //! | ... and its build kept beside it | [`LazyDogpile`] |
 //! | ... that no request should ever wait for | a [`Refresher`] beside the cell |
-//! | ... that stands for a file, a mapping, a connection, to be closed when its last reader has left | [`SyncReaderCell`] |
+//! | ... that stands for a file, a mapping or a connection, which is closed when its last reader has left | [`SyncReaderCell`] |
 //! | ... shared by many processes | the crate `dogpile-fleet` |
 //!
 //! # First steps
 //!
-//! **The build can fail.** [`try_get_or_refresh`] returns its error, if there is no value that may be served instead. With the
-//! defaults callers do not notice an outage of the source as long as there is a value, the source is asked a few times a minute,
-//! and [`last_error`] shows why builds fail. A policy says how long an old value is better than an error, and how soon after a
-//! failure the next attempt may come:
+//! **The build can fail.** [`try_get_or_refresh`] returns its error if there is no value that may be served instead. With
+//! the defaults, callers do not notice an outage of the source as long as there is a value. The source is asked a few times
+//! a minute, and [`last_error`] returns the error of the latest build. A policy sets how long an old value is served in
+//! place of an error, and how soon after a failure the next build may begin:
 //!
 //! ```rust
 //! use std::{io, sync::Arc, time::Duration};
@@ -72,7 +72,7 @@
 //! }
 //! ```
 //!
-//! **A read has conditions.** [`request`] composes them; the last call does the work:
+//! **A read can have conditions.** [`request`] collects them; the last call does the work:
 //!
 //! ```rust
 //! use std::{io, sync::Arc, time::Duration};
@@ -88,7 +88,7 @@
 //!     PRICES.request().max_stale(Duration::ZERO).try_get(fetch)
 //! }
 //!
-//! /// After 200 ms the old value. The build goes on, on a thread of its own.
+//! /// The old value, if the new one takes more than 200 ms. The build goes on, on its own thread.
 //! fn fresh_if_that_is_quick() -> Result<Arc<f64>, RefreshError> {
 //!     PRICES
 //!         .request()
@@ -123,15 +123,15 @@
 //!         return Err(io::Error::other(format!("no keys: {:?}", refresher.last_error())));
 //!     }
 //!
-//!     // Anywhere, on any thread, as long as `refresher` is alive:
+//!     // On any thread, while `refresher` is alive:
 //!     let keys = KEYS.get().expect("there since the start");
 //!     assert_eq!(*keys, "key-1");
 //!     Ok(())
 //! }
 //! ```
 //!
-//! The refresher gives the build the previous value, so that it can ask the source whether that is still right. [`get`] never
-//! builds: before the refresher's first build has ended it returns `None`.
+//! The build is given the previous value, so that it can ask the source whether that value is still right. [`get`] never
+//! builds: it returns `None` until the refresher's first build has ended.
 //!
 //! **The build belongs to the value**, as in `once_cell::sync::Lazy`:
 //!
@@ -148,7 +148,8 @@
 //! assert_eq!(*LIMIT.get_or_refresh(), 7);
 //! ```
 //!
-//! **The policy is known at run time only**: with `once_cell` (`cargo add once_cell`), or `std::sync::LazyLock` in its place.
+//! **The policy is known only at run time.** Use `once_cell` (`cargo add once_cell`), or `std::sync::LazyLock` in its
+//! place:
 //!
 //! ```rust
 //! use std::time::Duration;
@@ -168,48 +169,51 @@
 //!
 //! # What it promises
 //!
-//! - G1. At most one build runs whose result can still be published. A caller that saw a stale value just before another caller
-//!   finished rebuilding it gets the new value, and does not build. After a [`set`], a [`clear()`] or a [`revoke()`] the build
-//!   that runs can no longer be published, and the next one starts without waiting for it.
-//! - G2. Nobody blocks while there is a value that may be served. A stale read takes no lock, also while a build runs.
+//! - G1. At most one build runs at a time. A caller that saw a stale value just before another caller finished rebuilding
+//!   it gets the new value, and does not rebuild it. After a [`set`], a [`clear()`] or a [`revoke()`] the build that runs
+//!   can no longer be published. It does not count: the next build starts without waiting for it.
+//! - G2. No caller blocks while there is a value that it may be served. A stale read takes no lock, also while a build
+//!   runs.
 //! - G3. The generation that a thread sees never goes back.
-//! - G4. A build that began before [`invalidate()`] never counts as fresh, one that began before [`clear()`] is not
-//!   published, one that began before [`set(v)`] does not displace `v`.
-//! - G5. A build that fails, panics or is abandoned never displaces a value, never poisons the cell, never strands a
-//!   waiter. An error costs no caller a value that may be served.
-//! - G6. Callers that wait for a build get its value, even if that has expired by the time they wake.
-//! - G7. If a first build fails, all callers that waited for it share its error; if it panics, one of them builds next.
-//! - G8. Time is monotonic, and a ttl counts from the publication.
-//! - G9. No user code (build, drop, finalizer, clock, waker) runs under a lock of the crate.
-//! - G10. A build that reads its own cell gets the old value, or an error (a panic, where no error can be returned); it never
-//!   deadlocks.
-//! - G11. [`SyncReaderCell`]: the finalizer gets each replaced value once, in order, when its last reader has left.
-//! - G12. [`SyncReaderCell`]: while a build holds the write lock there is no reader; if the build fails, the old value is put back.
-//! - G13. A caller that gives up (a timeout, a dropped future) does not stop a build that was handed to a
+//! - G4. A build that began before [`invalidate()`] never counts as fresh. One that began before [`clear()`] is not
+//!   published. One that began before [`set(v)`] does not displace `v`.
+//! - G5. A build that fails, panics or is abandoned never displaces a value, never poisons the cell, and leaves no waiter
+//!   blocked. If a build returns an error, callers still get the old value as long as the policy allows.
+//! - G6. Callers that wait for a build get its value, even if it has expired by the time they wake.
+//! - G7. If a first build fails, all callers that waited for it share its error. If it panics, one of them builds next.
+//! - G8. Time is monotonic, and a ttl counts from the publication of the value.
+//! - G9. No user code (build, destructor, finalizer, clock, waker) runs under a lock of the crate.
+//! - G10. A build that reads its own cell gets the old value or an error; it never deadlocks. (A method that returns no
+//!   error panics.)
+//! - G11. [`SyncReaderCell`]: the finalizer gets each replaced value once, in order, after its last reader has left.
+//! - G12. [`SyncReaderCell`]: while a build holds the write lock, no reader is inside. If the build fails, the old value is
+//!   put back.
+//! - G13. A caller that gives up (its time is over, its future is dropped) does not stop a build that was handed to a
 //!   [spawner](Request::spawn_with).
 //! - G14. However often callers ask for something newer, the source is asked at most once per interval that they name
-//!   ([`max_age`](Request::max_age)), and never twice at the same time.
+//!   ([`max_age`](Request::max_age)), and never by two callers at once.
 //!
-//! There is no `unsafe` in the crate. Whatever depends on time can be tested without waiting, with a [`ManualClock`].
+//! The crate contains no `unsafe` code. Everything that depends on time can be tested without waiting, with a
+//! [`ManualClock`].
 //!
 //! # What it is bad at
 //!
-//! - Many keys: a cell is one value. Use a cache of keys, with cells in it if you like.
-//! - Values that must never be stale: `request().max_stale(Duration::ZERO)` waits for the build, but a plain lock does that too.
-//! - Thousands of cells that are set all the time: a publication costs `arc-swap`, which holds the value, a walk over a
-//!   list of all threads that use it. Cells are for values that are built seconds apart.
+//! - Many keys. A cell holds one value. Use a keyed cache, with cells as its values if you like.
+//! - Values that must never be stale. `request().max_stale(Duration::ZERO)` waits for the build, but a plain lock does that
+//!   too.
+//! - Thousands of cells that are set all the time. At each publication `arc-swap`, which holds the value, walks a list of
+//!   all threads that use it. Cells are for values that are built seconds apart.
 //! - `no_std`.
 //!
 //! # Features
 //!
-//! | feature | what | what it brings along |
+//! | feature | what it adds | dependencies |
 //! |---|---|---|
 //! | (none) | threads: cells, builds handed to threads and pools, [`Refresher`] | `arc-swap`, `parking_lot`, `once_cell`, on Linux `coarsetime` |
 //! | `async` | the same for tasks, on any executor, with the same cells: `get_or_refresh_async` and the like | `futures-timer` |
 //! | `tracing` | a span for each build, events that say how it ended | `tracing` |
 //!
-//! Rust 1.88: each change is checked with that compiler, and clippy's `incompatible_msrv` warns earlier. Raising it is a minor
-//! release.
+//! The minimum supported Rust version is 1.88. Each change is checked with that compiler. Raising it is a minor release.
 //!
 //! # The guide
 //!
@@ -231,19 +235,19 @@
 //! |---|---|
 //! | how long a value is fresh or served stale, and what happens on errors | [`Policy`] |
 //! | a read that builds if need be | [`DogpileCell::get_or_refresh`], [`DogpileCell::try_get_or_refresh`] |
-//! | ... only a fresh value, or one of a certain age; within some time; built on another thread | [`DogpileCell::request`], [`Request`] |
-//! | such reads from a task | feature `async`: `DogpileCell::get_or_refresh_async` and the like, see [async] |
+//! | ... with conditions: only a fresh value, a limit on its age or on the wait, a build on another thread | [`DogpileCell::request`], [`Request`] |
+//! | such reads from a task | `DogpileCell::get_or_refresh_async` and the like (feature `async`), see [async] |
 //! | a read that never builds | [`DogpileCell::get`], [`DogpileCell::snapshot`] |
-//! | a read without a reference count | [`DogpileCell::load_or_refresh`], [`Guard`] |
-//! | a thread that reads all the time | [`DogpileCell::reader`], [`Reader`] |
+//! | a read that touches no reference count | [`DogpileCell::load_or_refresh`], [`Guard`] |
+//! | a handle for a thread that reads very often | [`DogpileCell::reader`], [`Reader`] |
 //! | to declare the value stale, to take it away, to set it | [`DogpileCell::invalidate`], [`DogpileCell::clear`], [`DogpileCell::set`] |
-//! | ... only if it is still the one that was seen | [`DogpileCell::invalidate_if_current`] |
+//! | ... only if the cell still holds the value that the caller has seen | [`DogpileCell::invalidate_if_current`] |
 //! | to give up a build that hangs | [`DogpileCell::revoke`], [`Policy::lease_timeout`] |
 //! | why builds fail | [`DogpileCell::last_error`], [`RefreshError`], [`SharedError`] |
 //! | builds ahead of time | [`Refresher`] |
 //! | conditional builds, a ttl that the value chooses | [`Request::try_get_with`], [`Refreshed`] |
 //! | anything else | [`DogpileCell::lookup`], [`Lease`], [`Pending`] |
-//! | tests in which time stands still | [`ManualClock`] |
+//! | tests that control the time | [`ManualClock`] |
 //!
 //! [`get`]: DogpileCell::get
 //! [`set`]: DogpileCell::set
@@ -291,7 +295,7 @@ pub use refresher::{Refresher, RefresherOptions};
 pub use stats::Stats;
 pub use sync_reader::{Drain, DrainTimeout, ReadGuard, ReaderArc, SyncReaderCell, WriteLock, Writer};
 
-/// Types that appear in signatures, and that no program needs to name.
+/// Types that appear in signatures. Programs do not need to name them.
 pub mod markers {
     pub use crate::cell::{CanFail, CannotFail, InCaller, SpawnWith, TakesBuild};
 }

@@ -4,23 +4,35 @@ use std::time::Duration;
 
 use crate::clock::{FOREVER, nanos};
 
-/// What a read finds. The words are those of RFC 5861 and RFC 9111.
+/// What a read finds, in the words of RFC 5861 and RFC 9111.
+///
+/// # Examples
+///
+/// ```
+/// use dogpile::{DogpileCell, Freshness};
+/// use std::time::Duration;
+///
+/// let cell = DogpileCell::new(Duration::from_secs(60));
+/// assert_eq!(cell.freshness(), Freshness::Empty);
+/// cell.set(1);
+/// assert_eq!(cell.freshness(), Freshness::Fresh);
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Freshness {
     /// There is no value.
     Empty,
-    /// Not older than its time to live.
+    /// The value is not older than its time to live.
     Fresh,
-    /// Older than that, but may still be served while somebody builds.
+    /// The value is older than its time to live, but may still be served while a caller rebuilds it.
     Stale,
-    /// Older still: never served, only shown to the next build as the previous value.
+    /// The value is older than that. It is never served, only passed to the next build as the previous value.
     Expired,
 }
 
 /// How long a value is fresh, how long it may be served after that, and what happens when builds fail.
 ///
-/// Every method is `const`, so a policy can stand in a `static`, and a nonsensical one does not compile there.
-/// Durations that do not fit into 64 bits of nanoseconds (584 years) mean "for ever".
+/// Every method is `const`, so a policy can stand in a `static`, and an invalid one does not compile there. Durations
+/// of more than 584 years, which do not fit into 64 bits of nanoseconds, mean "for ever".
 ///
 /// # Examples
 ///
@@ -38,7 +50,7 @@ pub enum Freshness {
 /// assert_eq!(*PRICES.get_or_refresh(|| vec![9.5]), [9.5]);
 /// ```
 ///
-/// A nonsensical policy is refused by the compiler:
+/// The compiler rejects an invalid policy:
 ///
 /// ```compile_fail,E0080
 /// use dogpile::{DogpileCell, Policy};
@@ -72,10 +84,25 @@ const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
 impl Policy {
-    /// A value is fresh up to and including the age `ttl`, counted from its publication.
+    /// Creates a policy under which a value is fresh up to and including the age `ttl`, counted from its publication.
     ///
-    /// [`Duration::ZERO`] is allowed: every read that finds the clock moved on asks for a new build, still one
-    /// at a time, and those who wait for it are served by it.
+    /// [`Duration::ZERO`] is allowed. Then every read that finds the clock moved on asks for a new build, still one at
+    /// a time, and the callers that wait for a build get its value.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::{DogpileCell, Freshness, ManualClock, Policy};
+    /// use std::time::Duration;
+    ///
+    /// let clock = ManualClock::new();
+    /// let cell = DogpileCell::with_clock(Policy::ttl(Duration::from_secs(60)), clock.clone());
+    /// cell.set(1);
+    /// clock.advance(Duration::from_secs(60));
+    /// assert_eq!(cell.freshness(), Freshness::Fresh);
+    /// clock.advance(Duration::from_nanos(1));
+    /// assert_eq!(cell.freshness(), Freshness::Stale);
+    /// ```
     pub const fn ttl(ttl: Duration) -> Self {
         Self {
             ttl: nanos(ttl),
@@ -89,45 +116,112 @@ impl Policy {
         }
     }
 
-    /// A value is fresh until it is replaced or invalidated. Reads then never ask a clock.
+    /// Creates a policy under which a value is fresh until it is replaced or invalidated. Reads then never ask a clock.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::{DogpileCell, Policy};
+    /// use std::time::Duration;
+    ///
+    /// let cell = DogpileCell::with_policy(Policy::never_expires());
+    /// cell.set(1);
+    /// assert_eq!(cell.snapshot().unwrap().fresh_for, Duration::MAX);
+    /// ```
     pub const fn never_expires() -> Self {
         Self::ttl(Duration::MAX)
     }
 
-    /// How long past its ttl a value may be served while somebody builds. Default: without limit.
+    /// Sets how long past its ttl a value may be served while it is rebuilt. Default: without limit.
     ///
-    /// Past it, reads wait for the build. RFC 5861's `stale-while-revalidate`.
+    /// Past that window, reads wait for the build. RFC 5861 calls this `stale-while-revalidate`.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::{DogpileCell, ManualClock, Policy};
+    /// use std::time::Duration;
+    ///
+    /// const MINUTE: Duration = Duration::from_secs(60);
+    ///
+    /// let clock = ManualClock::new();
+    /// let policy = Policy::ttl(MINUTE).stale_while_refresh(10 * MINUTE);
+    /// let cell = DogpileCell::with_clock(policy, clock.clone());
+    /// cell.set(1);
+    /// clock.advance(11 * MINUTE);
+    /// assert_eq!(cell.get().as_deref(), Some(&1));
+    /// clock.advance(Duration::from_nanos(1));
+    /// assert_eq!(cell.get(), None);
+    /// ```
     pub const fn stale_while_refresh(mut self, window: Duration) -> Self {
         self.stale_while_refresh = nanos(window);
         self
     }
 
-    /// How long past its ttl a value is served when the build fails. Default: as long as
+    /// Sets how long past its ttl a value is served when the build fails. Default: as long as
     /// [`stale_while_refresh`](Policy::stale_while_refresh), which is without limit unless it is set.
     ///
-    /// Within the window `try_get_or_refresh` returns `Ok` with the stale value although the build failed, to the caller that
-    /// built and to the callers that waited; [`last_error`](crate::DogpileCell::last_error) shows the error. While a retry
-    /// pause runs, the value is served as long as either window allows. With [`Duration::ZERO`] the caller whose build failed
-    /// gets the error. RFC 5861's `stale-if-error`.
+    /// Within the window `try_get_or_refresh` returns `Ok` with the stale value although the build failed, to the
+    /// caller that built and to the callers that waited. [`last_error`](crate::DogpileCell::last_error) returns the
+    /// error. While a retry pause runs, the value is served as long as either window allows. With [`Duration::ZERO`]
+    /// the caller whose build failed gets the error. RFC 5861 calls this `stale-if-error`.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::{DogpileCell, Policy};
+    /// use std::time::Duration;
+    ///
+    /// let cell = DogpileCell::new(Duration::from_secs(60));
+    /// cell.set(1);
+    /// cell.invalidate();
+    /// assert_eq!(*cell.try_get_or_refresh(|| Err("no route to host")).unwrap(), 1);
+    ///
+    /// let strict = DogpileCell::with_policy(Policy::ttl(Duration::from_secs(60)).stale_if_error(Duration::ZERO));
+    /// strict.set(1);
+    /// strict.invalidate();
+    /// assert!(strict.try_get_or_refresh(|| Err("no route to host")).is_err());
+    /// ```
     pub const fn stale_if_error(mut self, window: Duration) -> Self {
         self.stale_if_error = nanos(window);
         self.error_follows = false;
         self
     }
 
-    /// After a failed build, no caller is elected for a pause of `first`; after the next failure in a row `2 * first`, then
-    /// `4 * first`, up to `max`. Default: 100 ms, up to 10 s. `(Duration::ZERO, Duration::ZERO)`: no pause.
+    /// Sets the pause after a failed build: `first` after the first failure, twice as long after each further one in a
+    /// row, up to `max`. Default: 100 ms, up to 10 s. `(Duration::ZERO, Duration::ZERO)` means no pause.
     ///
-    /// An error begins a pause. A panic does where there is a value to serve. A lease that is given back unused does not. A
-    /// publication or a `set` ends the pause and the row of failures. [`jitter`](Policy::jitter) lengthens the pauses.
+    /// During the pause no caller is elected, and a stale value is served. If there is no value to serve,
+    /// `try_get_or_refresh` returns the error of the latest build. `get_or_refresh` cannot return an error, so it
+    /// builds. Every caller may build if the latest build panicked.
     ///
-    /// During the pause a stale value is served. Where there is none, `try_get_or_refresh` returns the error of the last
-    /// build. `get_or_refresh`, which cannot return an error, builds; so does every caller if the last build panicked.
+    /// An error begins a pause. A panic does so only if there is a value to serve. A lease that is given back unused
+    /// does not. A publication or a `set` ends the pause and resets the count of failures. [`jitter`](Policy::jitter)
+    /// lengthens the pauses.
     ///
     /// # Panics
     ///
-    /// If `first` is longer than `max`, or zero while `max` is not. In a `static` or a `const` that is an error of the
-    /// compiler.
+    /// Panics if `first` is longer than `max`, or zero while `max` is not. In a `static` or a `const` that is a compile
+    /// error.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::{DogpileCell, ManualClock, Policy};
+    /// use std::time::Duration;
+    ///
+    /// const SECOND: Duration = Duration::from_secs(1);
+    ///
+    /// let clock = ManualClock::new();
+    /// let policy = Policy::ttl(60 * SECOND).retry_backoff(SECOND, 30 * SECOND);
+    /// let cell = DogpileCell::<u32, _>::with_clock(policy, clock.clone());
+    /// assert!(cell.try_get_or_refresh(|| Err("no route to host")).is_err());
+    /// // In the pause the build does not run:
+    /// let error = cell.try_get_or_refresh(|| Ok::<_, &str>(7)).unwrap_err();
+    /// assert_eq!(error.to_string(), "no route to host");
+    /// clock.advance(SECOND);
+    /// assert_eq!(*cell.try_get_or_refresh(|| Ok::<_, &str>(7)).unwrap(), 7);
+    /// ```
     pub const fn retry_backoff(mut self, first: Duration, max: Duration) -> Self {
         assert!(
             !first.is_zero() || max.is_zero(),
@@ -142,27 +236,56 @@ impl Policy {
         self
     }
 
-    /// Shortens the ttl of each publication by 0 to `percent` percent, drawn once per publication, and
-    /// lengthens each retry pause likewise. Default: 0.
+    /// Shortens the ttl of each publication by 0 to `percent` percent, drawn once per publication. Lengthens each retry
+    /// pause in the same way. Default: 0.
     ///
-    /// So a fleet of processes that were started together does not rebuild together.
+    /// Processes that were started together then do not rebuild together.
     ///
     /// # Panics
     ///
-    /// If `percent` is more than 100. In a `static` or a `const` that is an error of the compiler.
+    /// Panics if `percent` is more than 100. In a `static` or a `const` that is a compile error.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::{DogpileCell, Policy};
+    /// use std::time::Duration;
+    ///
+    /// let cell = DogpileCell::with_policy(Policy::ttl(Duration::from_secs(1000)).jitter(10));
+    /// cell.set(1);
+    /// let fresh_for = cell.snapshot().unwrap().fresh_for;
+    /// assert!(fresh_for <= Duration::from_secs(1000));
+    /// ```
     pub const fn jitter(mut self, percent: u8) -> Self {
         assert!(percent <= 100, "jitter: `percent` must be from 0 to 100");
         self.jitter = percent;
         self
     }
 
-    /// A build that has run for longer than this may be superseded by a new election. Default: never.
+    /// Sets how long a build may run before another caller may be elected in its place. Default: without limit.
     ///
-    /// The late result of the superseded build is not published. Use this where builds may hang or leases may leak.
+    /// The late result of the superseded build is not published. Use this if builds may hang or leases may leak.
     ///
     /// # Panics
     ///
-    /// If `timeout` is zero. In a `static` or a `const` that is an error of the compiler.
+    /// Panics if `timeout` is zero. In a `static` or a `const` that is a compile error.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::{DogpileCell, Lookup, ManualClock, Policy};
+    /// use std::time::Duration;
+    ///
+    /// const SECOND: Duration = Duration::from_secs(1);
+    ///
+    /// let clock = ManualClock::new();
+    /// let policy = Policy::ttl(60 * SECOND).lease_timeout(30 * SECOND);
+    /// let cell = DogpileCell::with_clock(policy, clock.clone());
+    /// let Lookup::Elected(hanging) = cell.lookup() else { unreachable!() };
+    /// clock.advance(31 * SECOND);
+    /// assert_eq!(*cell.get_or_refresh(|| "second build"), "second build");
+    /// assert_eq!(*hanging.publish("too late"), "second build");
+    /// ```
     pub const fn lease_timeout(mut self, timeout: Duration) -> Self {
         assert!(
             !timeout.is_zero(),
@@ -172,7 +295,39 @@ impl Policy {
         self
     }
 
-    /// The ttl of a publication that asks for no other; [`Duration::MAX`]: values never expire.
+    /// Returns the ttl of a publication that sets no other. [`Duration::MAX`] means that values never expire.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::Policy;
+    /// use std::time::Duration;
+    ///
+    /// assert_eq!(Policy::ttl(Duration::from_secs(60)).get_ttl(), Duration::from_secs(60));
+    /// assert_eq!(Policy::never_expires().get_ttl(), Duration::MAX);
+    /// ```
+    #[must_use]
+    pub const fn get_ttl(&self) -> Duration {
+        duration(self.ttl)
+    }
+
+    /// Returns how long past its ttl a value may be served while it is rebuilt. [`Duration::MAX`] means without limit.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::Policy;
+    /// use std::time::Duration;
+    ///
+    /// let policy = Policy::ttl(Duration::from_secs(60));
+    /// assert_eq!(policy.get_stale_while_refresh(), Duration::MAX);
+    /// ```
+    #[must_use]
+    pub const fn get_stale_while_refresh(&self) -> Duration {
+        duration(self.stale_while_refresh)
+    }
+
+    /// Returns how long past its ttl a value is served when the build fails. [`Duration::MAX`] means without limit.
     ///
     /// # Examples
     ///
@@ -182,44 +337,57 @@ impl Policy {
     ///
     /// const MINUTE: Duration = Duration::from_secs(60);
     ///
-    /// let policy = Policy::ttl(MINUTE);
-    /// assert_eq!(policy.get_ttl(), MINUTE);
-    /// assert_eq!(policy.get_stale_while_refresh(), Duration::MAX);
-    /// assert_eq!(policy.get_stale_if_error(), Duration::MAX);
-    /// assert_eq!(policy.get_retry_backoff(), (Duration::from_millis(100), Duration::from_secs(10)));
-    /// assert_eq!((policy.get_jitter(), policy.get_lease_timeout()), (0, Duration::MAX));
-    /// assert_eq!(policy.stale_while_refresh(MINUTE).get_stale_if_error(), MINUTE);
+    /// let policy = Policy::ttl(MINUTE).stale_while_refresh(10 * MINUTE);
+    /// assert_eq!(policy.get_stale_if_error(), 10 * MINUTE); // not set, so it is the same
+    /// assert_eq!(policy.stale_if_error(MINUTE).get_stale_if_error(), MINUTE);
     /// ```
-    #[must_use]
-    pub const fn get_ttl(&self) -> Duration {
-        duration(self.ttl)
-    }
-
-    /// See [`stale_while_refresh`](Policy::stale_while_refresh). [`Duration::MAX`]: without limit.
-    #[must_use]
-    pub const fn get_stale_while_refresh(&self) -> Duration {
-        duration(self.stale_while_refresh)
-    }
-
-    /// See [`stale_if_error`](Policy::stale_if_error). [`Duration::MAX`]: without limit.
     #[must_use]
     pub const fn get_stale_if_error(&self) -> Duration {
         duration(self.error_window())
     }
 
-    /// The first and the longest pause. See [`retry_backoff`](Policy::retry_backoff). Zero: no pause.
+    /// Returns the first and the longest pause after failures. Zero means no pause.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::Policy;
+    /// use std::time::Duration;
+    ///
+    /// let (first, max) = Policy::ttl(Duration::from_secs(60)).get_retry_backoff();
+    /// assert_eq!((first, max), (Duration::from_millis(100), Duration::from_secs(10)));
+    /// ```
     #[must_use]
     pub const fn get_retry_backoff(&self) -> (Duration, Duration) {
         (duration(self.backoff_first), duration(self.backoff_max))
     }
 
-    /// In percent. See [`jitter`](Policy::jitter).
+    /// Returns the jitter in percent.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::Policy;
+    ///
+    /// assert_eq!(Policy::never_expires().jitter(10).get_jitter(), 10);
+    /// ```
     #[must_use]
     pub const fn get_jitter(&self) -> u8 {
         self.jitter
     }
 
-    /// See [`lease_timeout`](Policy::lease_timeout). [`Duration::MAX`]: a build is never superseded.
+    /// Returns how long a build may run before another caller may be elected in its place. [`Duration::MAX`] means
+    /// without limit.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::Policy;
+    /// use std::time::Duration;
+    ///
+    /// let policy = Policy::never_expires().lease_timeout(Duration::from_secs(30));
+    /// assert_eq!(policy.get_lease_timeout(), Duration::from_secs(30));
+    /// ```
     #[must_use]
     pub const fn get_lease_timeout(&self) -> Duration {
         duration(self.lease_timeout)

@@ -36,51 +36,55 @@ use {
     std::task::Poll,
 };
 
-/// Rebuilds a cell's value before it goes out of date, so that readers never build and never see a stale value: as long as
-/// builds succeed, and take less than `ahead` and than half of the value's time to live. (Slower ones are served stale
-/// meanwhile.)
+/// Rebuilds a cell's value before it goes out of date, so that readers neither build nor see a stale value.
 ///
-/// It builds at once if there is no value or a stale one. A rebuild starts `ahead` before the value expires, but never
-/// before half its time to live has passed. An [`invalidate`](crate::DogpileCell::invalidate) or a
-/// [`clear`](crate::DogpileCell::clear) wakes it early. It takes every kind of cell: a
-/// [`DogpileCell`](crate::DogpileCell), a [`LazyDogpile`](crate::LazyDogpile), a
+/// That holds as long as builds succeed, and take less than `ahead` and less than half of the value's time to live.
+/// During a slower build the old value is served stale.
+///
+/// If there is no value or a stale one, the refresher builds at once. A rebuild starts `ahead` before the value
+/// expires, but never before half its time to live has passed. An [`invalidate`](crate::DogpileCell::invalidate) or a
+/// [`clear`](crate::DogpileCell::clear) wakes the refresher early. It works with every kind of cell:
+/// [`DogpileCell`](crate::DogpileCell), [`LazyDogpile`](crate::LazyDogpile) and
 /// [`SyncReaderCell`](crate::SyncReaderCell).
 ///
-/// A test advances a [`ManualClock`](crate::ManualClock):
-/// [how to wait for the refresher](crate::guide::manual_clock#a-refresher-in-a-test).
+/// A test can advance a [`ManualClock`](crate::ManualClock): see [a refresher in a
+/// test](crate::guide::manual_clock#a-refresher-in-a-test).
 ///
 /// # What readers observe
 ///
-/// The cell is used as before. While a refresher is attached, readers leave building to it as long as they can be
-/// served. So if staleness is not bounded ([`Policy::stale_while_refresh`](crate::Policy::stale_while_refresh)), a
-/// read consults no clock at all, except for those reads that tell fresh from stale: `lookup`, `freshness`,
-/// `snapshot`, a `request`. A reader that finds nothing to serve builds, or waits for the refresher's build.
+/// The cell is used as before. While a refresher is attached, readers that find a value to serve leave building to it.
+/// So if staleness is not limited ([`Policy::stale_while_refresh`](crate::Policy::stale_while_refresh)), a read
+/// consults no clock, except for reads that distinguish fresh from stale: `lookup`, `freshness`, `snapshot` and
+/// `request`. A reader that finds no value to serve builds, or waits for the refresher's build.
 ///
 /// # Failures
 ///
-/// After a build that fails or panics the value stays, [`last_error`](Refresher::last_error) and
-/// [`consecutive_failures`](Refresher::consecutive_failures) show it, and the next attempt waits for the policy's
-/// [retry pause](crate::Policy::retry_backoff), or at least for [`min_interval`](RefresherOptions::min_interval). A panic is
-/// reported by the panic hook and goes no further. (A panic of the cell's clock ends the refresher: it is shown in the
-/// same way, and readers build again.)
+/// After a build that fails or panics, the value stays. [`last_error`](Refresher::last_error) and
+/// [`consecutive_failures`](Refresher::consecutive_failures) show the failure. The next attempt starts after the
+/// policy's [retry pause](crate::Policy::retry_backoff), and after [`min_interval`](RefresherOptions::min_interval) at
+/// the earliest. The panic hook reports a panic, which then goes no further. A panic of the cell's clock ends the
+/// refresher: it is shown in the same way, and readers build again.
 ///
-/// A build that never ends keeps the lease. With a [`lease_timeout`](crate::Policy::lease_timeout) another caller can be
-/// elected in its place: one whose request rules out a stale value, or any, once the value has expired. Bound the
-/// staleness, if builds may hang.
+/// A build that never ends keeps the lease. With a [`lease_timeout`](crate::Policy::lease_timeout) another caller can
+/// be elected in its place: one whose request rules out a stale value, or any caller once the value has expired. Limit
+/// the staleness if builds may hang.
 ///
 /// # Dropping
 ///
-/// Stops it and joins its thread, waking it if it sleeps. A build that runs is waited for, and published:
-/// [`stop_timeout`](Refresher::stop_timeout) bounds that. If it is dropped from inside a refresher's build, its own or
-/// another's, that does not wait: it stops when its build has ended. An async one is told to stop: readers build again
-/// at once; but if a build runs, it has the lease until it is dropped, when the task is next polled.
+/// Dropping a refresher stops it and joins its thread, waking the thread if it sleeps. If a build runs, the drop waits
+/// for it, and its value is published. [`stop_timeout`](Refresher::stop_timeout) limits that wait. A drop from inside a
+/// refresher's build, its own or another's, does not wait; the refresher stops when its build has ended.
 ///
-/// Beside a `SyncReaderCell` under [`Drain::Wait`](crate::Drain::Wait), a build that runs may wait for readers: do not drop the
-/// refresher while this thread holds a [`ReaderArc`](crate::ReaderArc) of the cell. (With a `ReadGuard` the cell notices.)
+/// An async refresher is only signalled to stop, and readers build again at once. If a build runs, it keeps the lease
+/// until the task is next polled, which drops the build.
 ///
-/// Given an [`Arc`], it does not keep the cell alive: when the last user drops it, the refresher ends by itself. Drop the
-/// refresher before [`Arc::try_unwrap`]. Otherwise readers of the moved cell keep waiting for a refresher that can no longer
-/// reach it, until the next `invalidate`, `set` or `clear` after its drop.
+/// Beside a `SyncReaderCell` under [`Drain::Wait`](crate::Drain::Wait), a build may wait for readers. Do not drop the
+/// refresher while this thread holds a [`ReaderArc`](crate::ReaderArc) of the cell. (The cell detects a `ReadGuard`.)
+///
+/// Given an [`Arc`], a refresher does not keep the cell alive: when the last other reference is dropped, the refresher
+/// ends. Drop the refresher before [`Arc::try_unwrap`]. Otherwise readers of the moved cell keep waiting for a
+/// refresher that can no longer reach it, until the next `invalidate`, `set` or `clear` after the refresher was
+/// dropped.
 ///
 /// # Examples
 ///
@@ -136,7 +140,7 @@ pub struct Refresher {
 impl UnwindSafe for Refresher {}
 impl RefUnwindSafe for Refresher {}
 
-/// How a [`Refresher`] works. Made by [`Refresher::options`].
+/// Options of a [`Refresher`]. Made by [`Refresher::options`].
 ///
 /// # Examples
 ///
@@ -161,10 +165,26 @@ pub struct RefresherOptions {
 }
 
 impl RefresherOptions {
-    /// A time to live that the *source* chose ([`Refreshed::NewFor`](crate::Refreshed::NewFor)) never leads to more than one
-    /// build in so long. Default: 100 ms. It is also the least pause after a failure.
+    /// Sets the shortest interval between builds for a time to live that the *source* chose
+    /// ([`Refreshed::NewFor`](crate::Refreshed::NewFor)). Default: 100 ms.
     ///
-    /// The policy's own ttl, `invalidate` and [`refresh_now`](Refresher::refresh_now) are not held back.
+    /// It is also the shortest pause after a failure. It does not hold back the policy's own ttl, `invalidate` and
+    /// [`refresh_now`](Refresher::refresh_now).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::{DogpileCell, Refreshed, Refresher};
+    /// use std::time::Duration;
+    ///
+    /// static TOKEN: DogpileCell<&str> = DogpileCell::new(Duration::from_secs(60));
+    ///
+    /// // The source says "do not keep it", but is asked only once in five seconds.
+    /// let build = |_previous| Refreshed::NewFor("token", Duration::ZERO);
+    /// let refresher = Refresher::options().min_interval(Duration::from_secs(5)).spawn(&TOKEN, Duration::ZERO, build)?;
+    /// assert!(refresher.wait_ready(Duration::from_secs(10)));
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
     pub fn min_interval(mut self, interval: Duration) -> Self {
         self.min_interval = interval;
         self
@@ -172,18 +192,46 @@ impl RefresherOptions {
 
     /// Does not rebuild a value that was not read since its publication.
     ///
-    /// When it is read after all, that reader is served the value, stale or not, as far as the policy allows, and the refresher
-    /// wakes. The first read after each publication is a little slower, as it leaves a mark; the others are not.
+    /// The next reader is served that value, fresh or stale, as far as the policy allows, and wakes the refresher. The
+    /// first read after each publication is slightly slower, since it leaves a mark. Later reads are not.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::{DogpileCell, Refresher};
+    /// use std::time::Duration;
+    ///
+    /// static REPORT: DogpileCell<u32> = DogpileCell::new(Duration::from_secs(60));
+    ///
+    /// let options = Refresher::options().rest_when_unused();
+    /// let refresher = options.spawn(&REPORT, Duration::from_secs(5), |_previous| 7)?;
+    /// assert!(refresher.wait_ready(Duration::from_secs(10)));
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
     pub fn rest_when_unused(mut self) -> Self {
         self.rests = true;
         self
     }
 
-    /// As [`Refresher::spawn`].
+    /// Starts a refresher with these options on a thread of its own. See [`Refresher::spawn`].
     ///
     /// # Errors
     ///
-    /// As [`Refresher::spawn`].
+    /// * [`io::ErrorKind::InvalidInput`] if `ahead` is not shorter than the policy's ttl.
+    /// * The system's error if the thread cannot be started.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::{DogpileCell, Refresher};
+    /// use std::io;
+    /// use std::time::Duration;
+    ///
+    /// static LIMIT: DogpileCell<u32> = DogpileCell::new(Duration::from_secs(60));
+    ///
+    /// let too_long = Refresher::options().spawn(&LIMIT, Duration::from_secs(60), |_previous| 7);
+    /// assert_eq!(too_long.unwrap_err().kind(), io::ErrorKind::InvalidInput);
+    /// ```
     pub fn spawn<K, R, M, F>(
         self,
         cell: impl Into<Handle<'static, K>>,
@@ -229,11 +277,27 @@ impl RefresherOptions {
         Ok(Refresher { status, cell, thread: Some(thread) })
     }
 
-    /// As [`Refresher::spawn_async`].
+    /// Starts a refresher with these options as a task. See [`Refresher::spawn_async`].
     ///
     /// # Errors
     ///
-    /// As [`Refresher::spawn_async`].
+    /// [`io::ErrorKind::InvalidInput`] if `ahead` is not shorter than the policy's ttl.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::{DogpileCell, Refresher};
+    /// use std::time::Duration;
+    ///
+    /// static LIMIT: DogpileCell<u32> = DogpileCell::new(Duration::from_secs(60));
+    ///
+    /// # tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap().block_on(async {
+    /// let options = Refresher::options().rest_when_unused();
+    /// let refresher = options.spawn_async(&LIMIT, Duration::from_secs(5), tokio::spawn, |_previous| async { 7 })?;
+    /// assert!(refresher.wait_ready_async(Duration::from_secs(10)).await);
+    /// # Ok::<(), std::io::Error>(())
+    /// # }).unwrap();
+    /// ```
     #[cfg(feature = "async")]
     pub fn spawn_async<K, R, M, F, Fut, S>(
         self,
@@ -318,19 +382,38 @@ impl RefresherOptions {
 }
 
 impl Refresher {
-    /// Starts a refresher on a thread of its own, `dogpile-refresher`.
+    /// Starts a refresher on a thread of its own, named `dogpile-refresher`.
     ///
-    /// `cell`: `&CELL` of a cell in a `static` (`&*CELL` if it is in a `Lazy` or `LazyLock`), `&cell` of one in an `Arc`.
-    /// `build` is given the previous value, to find out whether that is still right, and returns a new value, a
-    /// [`Refreshed`](crate::Refreshed), or a `Result` of one of them. It is kept until the refresher is dropped, and called
-    /// again even after it has panicked. Returns at once, perhaps before the first build has ended: see
+    /// `cell` is `&CELL` for a cell in a `static`, `&*CELL` if that is a `Lazy` or `LazyLock`, and `&cell` for a cell
+    /// in an [`Arc`].
+    ///
+    /// `build` is given the previous value, so that it can ask the source whether that is still right. It returns a new
+    /// value, a [`Refreshed`](crate::Refreshed), or a `Result` of one of them. It is kept until the refresher is
+    /// dropped, and is called again even after it has panicked.
+    ///
+    /// This returns at once, perhaps before the first build has ended. To wait for a value, use
     /// [`wait_ready`](Refresher::wait_ready).
     ///
     /// # Errors
     ///
-    /// [`io::ErrorKind::InvalidInput`] if `ahead` is not shorter than the policy's ttl: every value would be due as soon
-    /// as it is published. (A value that is published for a shorter time of its own is due at half of that.) Or the
-    /// system's, if it cannot start a thread.
+    /// * [`io::ErrorKind::InvalidInput`] if `ahead` is not shorter than the policy's ttl, since every value would be
+    ///   due as soon as it is published. (A value that is published with a shorter time to live of its own is due at
+    ///   half of that.)
+    /// * The system's error if the thread cannot be started.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::{DogpileCell, Refresher};
+    /// use std::time::Duration;
+    ///
+    /// static KEYS: DogpileCell<Vec<u32>> = DogpileCell::new(Duration::from_secs(600));
+    ///
+    /// let refresher = Refresher::spawn(&KEYS, Duration::from_secs(60), |_previous| vec![1, 2, 3])?;
+    /// assert!(refresher.wait_ready(Duration::from_secs(10)));
+    /// assert_eq!(*KEYS.get().unwrap(), [1, 2, 3]);
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
     pub fn spawn<K, R, M, F>(
         cell: impl Into<Handle<'static, K>>,
         ahead: Duration,
@@ -344,13 +427,32 @@ impl Refresher {
         Self::options().spawn(cell, ahead, build)
     }
 
-    /// Starts a refresher as a task: `spawn` hands it to the executor, for example `tokio::spawn`.
+    /// Starts a refresher as a task, which `spawn` hands to an executor (feature `async`).
     ///
-    /// A task that is dropped, with its executor or by `spawn`, ends the refresher; the cell goes on without it.
+    /// `spawn` can be `tokio::spawn`, for example. `cell` and `build` are those of [`spawn`](Refresher::spawn), with a
+    /// build that returns a future. If the task is dropped, by `spawn` or with its executor, the refresher ends, and
+    /// readers build again.
     ///
     /// # Errors
     ///
-    /// [`io::ErrorKind::InvalidInput`], as [`spawn`](Refresher::spawn).
+    /// [`io::ErrorKind::InvalidInput`] if `ahead` is not shorter than the policy's ttl.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::{DogpileCell, Refresher};
+    /// use std::time::Duration;
+    ///
+    /// static KEYS: DogpileCell<Vec<u32>> = DogpileCell::new(Duration::from_secs(600));
+    ///
+    /// # tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap().block_on(async {
+    /// let build = |_previous| async { vec![1, 2, 3] };
+    /// let refresher = Refresher::spawn_async(&KEYS, Duration::from_secs(60), tokio::spawn, build)?;
+    /// assert!(refresher.wait_ready_async(Duration::from_secs(10)).await);
+    /// assert_eq!(*KEYS.get().unwrap(), [1, 2, 3]);
+    /// # Ok::<(), std::io::Error>(())
+    /// # }).unwrap();
+    /// ```
     #[cfg(feature = "async")]
     pub fn spawn_async<K, R, M, F, Fut, S>(
         cell: impl Into<Handle<'static, K>>,
@@ -367,28 +469,75 @@ impl Refresher {
         Self::options().spawn_async(cell, ahead, spawn, build)
     }
 
-    /// For a refresher that rests while nobody reads, or that is asked by its source to come back too soon.
+    /// Returns the default options, to be changed before [`spawn`](RefresherOptions::spawn).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::{DogpileCell, Refresher};
+    /// use std::time::Duration;
+    ///
+    /// static LIMIT: DogpileCell<u32> = DogpileCell::new(Duration::from_secs(600));
+    ///
+    /// let options = Refresher::options().min_interval(Duration::from_secs(1));
+    /// let refresher = options.spawn(&LIMIT, Duration::from_secs(60), |_previous| 7)?;
+    /// assert!(refresher.wait_ready(Duration::from_secs(10)));
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
     pub fn options() -> RefresherOptions {
         RefresherOptions { min_interval: Duration::from_millis(100), rests: false }
     }
 
-    /// Why the latest build failed; `None` if it succeeded, or none has ended yet.
+    /// Returns the error of the latest build, or `None` if it succeeded or no build has ended yet.
     ///
     /// A panic shows as "the build panicked: ...".
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::{DogpileCell, Refresher};
+    /// use std::time::Duration;
+    ///
+    /// static LIMIT: DogpileCell<u32> = DogpileCell::new(Duration::from_secs(600));
+    ///
+    /// let build = |_previous| Err::<u32, _>("no route to host");
+    /// let refresher = Refresher::spawn(&LIMIT, Duration::from_secs(60), build)?;
+    /// # while refresher.consecutive_failures() == 0 {
+    /// #     std::thread::yield_now();
+    /// # }
+    /// // After the first attempt:
+    /// assert_eq!(refresher.last_error().unwrap().to_string(), "no route to host");
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
     #[must_use]
     pub fn last_error(&self) -> Option<SharedError> {
         self.status.state.lock().last_error.clone()
     }
 
-    /// How many builds have failed or panicked since the last one that succeeded.
+    /// Returns how many builds have failed or panicked since the last one that succeeded.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::{DogpileCell, Refresher};
+    /// use std::time::Duration;
+    ///
+    /// static LIMIT: DogpileCell<u32> = DogpileCell::new(Duration::from_secs(600));
+    ///
+    /// let refresher = Refresher::spawn(&LIMIT, Duration::from_secs(60), |_previous| 7)?;
+    /// assert!(refresher.wait_ready(Duration::from_secs(10)));
+    /// assert_eq!(refresher.consecutive_failures(), 0);
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
     #[must_use]
     pub fn consecutive_failures(&self) -> u32 {
         self.status.state.lock().failures
     }
 
-    /// Rebuilds now, even if the value is fresh or a retry pause runs. Returns at once.
+    /// Starts a rebuild, even if the value is fresh or a retry pause runs. Returns at once.
     ///
-    /// A build that runs already began before this call, so another one follows it. Several calls before that begins are one.
+    /// If a build already runs, it began before this call, so another one follows it. Several calls before that one
+    /// begins lead to one build.
     ///
     /// # Examples
     ///
@@ -402,17 +551,20 @@ impl Refresher {
     /// let refresher = Refresher::spawn(&COUNT, Duration::from_secs(60), next)?;
     /// assert!(refresher.wait_ready(Duration::from_secs(10)));
     /// refresher.refresh_now();
-    /// drop(refresher.stop_timeout(Duration::from_secs(10))); // or wait for `COUNT.generation()` to grow
+    /// while COUNT.generation() < 2 {
+    ///     std::thread::yield_now();
+    /// }
+    /// assert_eq!(COUNT.get().as_deref(), Some(&2));
     /// # Ok::<(), std::io::Error>(())
     /// ```
     pub fn refresh_now(&self) {
         self.cell.refresh_now();
     }
 
-    /// Waits until the cell holds a value that may be served, but not for longer than `time` on the cell's clock. Returns
-    /// whether it does.
+    /// Waits until the cell holds a value that may be served, at most for `time` on the cell's clock. Returns whether
+    /// it does.
     ///
-    /// For the start of a program, and for readiness probes (with [`Duration::ZERO`], or `cell.get().is_some()`).
+    /// Use it at the start of a program, and in readiness probes with [`Duration::ZERO`].
     ///
     /// # Examples
     ///
@@ -431,17 +583,38 @@ impl Refresher {
         self.cell.wait_ready(time)
     }
 
-    /// As [`wait_ready`](Refresher::wait_ready), for a task.
+    /// Waits until the cell holds a value that may be served, at most for `time` on the cell's clock. Returns whether
+    /// it does.
+    ///
+    /// Like [`wait_ready`](Refresher::wait_ready), but suspends the task instead of blocking the thread. The future can
+    /// be dropped at any point.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::{DogpileCell, Refresher};
+    /// use std::time::Duration;
+    ///
+    /// static LIMIT: DogpileCell<u32> = DogpileCell::new(Duration::from_secs(600));
+    ///
+    /// # tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap().block_on(async {
+    /// let build = |_previous| async { 7 };
+    /// let refresher = Refresher::spawn_async(&LIMIT, Duration::from_secs(60), tokio::spawn, build)?;
+    /// assert!(refresher.wait_ready_async(Duration::from_secs(10)).await);
+    /// # Ok::<(), std::io::Error>(())
+    /// # }).unwrap();
+    /// ```
     #[cfg(feature = "async")]
     pub async fn wait_ready_async(&self, time: Duration) -> bool {
         self.cell.wait_ready_async(time).await
     }
 
-    /// Stops it, and waits for its thread or task to end, but not for longer than `time` on the cell's clock. Returns whether
-    /// it has ended.
+    /// Stops the refresher and waits for its thread or task to end, at most for `time` on the cell's clock. Returns
+    /// whether it has ended.
     ///
-    /// If not, a build still runs. It is published when it ends (that of a task is dropped when the task is next polled), and
-    /// readers build again meanwhile as without a refresher. From inside a refresher's build this does not wait.
+    /// If it has not, a build still runs, and readers build again meanwhile as without a refresher. On a thread, that
+    /// build is published when it ends. In a task, it is dropped when the task is next polled. From inside a
+    /// refresher's build this does not wait.
     ///
     /// # Examples
     ///
@@ -468,7 +641,27 @@ impl Refresher {
         has_ended
     }
 
-    /// As [`stop_timeout`](Refresher::stop_timeout), for a task.
+    /// Stops the refresher and waits for its thread or task to end, at most for `time` on the cell's clock. Returns
+    /// whether it has ended.
+    ///
+    /// Like [`stop_timeout`](Refresher::stop_timeout), but suspends the task instead of blocking the thread. If the
+    /// future is dropped, the refresher still stops.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::{DogpileCell, Refresher};
+    /// use std::time::Duration;
+    ///
+    /// static LIMIT: DogpileCell<u32> = DogpileCell::new(Duration::from_secs(600));
+    ///
+    /// # tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap().block_on(async {
+    /// let build = |_previous| async { 7 };
+    /// let refresher = Refresher::spawn_async(&LIMIT, Duration::from_secs(60), tokio::spawn, build)?;
+    /// assert!(refresher.stop_timeout_async(Duration::from_secs(10)).await);
+    /// # Ok::<(), std::io::Error>(())
+    /// # }).unwrap();
+    /// ```
     #[cfg(feature = "async")]
     pub async fn stop_timeout_async(mut self, time: Duration) -> bool {
         self.stop();

@@ -5,10 +5,10 @@ use std::time::Duration;
 use crate::clock::FOREVER;
 use crate::sync::{Ordering, PlainU64};
 
-/// What a cell has done since it was made. Nothing is counted on the fresh path.
+/// Counters of what a cell has done since it was made or reset. Fresh reads count nothing.
 ///
-/// Each number is counted at the moment it begins to be true. They are read one after the other: while builds
-/// run, a snapshot may show the end of a build whose beginning it does not show yet.
+/// Each counter is incremented when its event happens. The counters are read one after the other, not all at once.
+/// While builds run, they may show the end of a build without its beginning.
 ///
 /// # Examples
 ///
@@ -28,10 +28,10 @@ use crate::sync::{Ordering, PlainU64};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Stats {
-    /// Leases that were granted: builds that began.
+    /// Builds that began: leases that were granted.
     pub builds: u64,
-    /// Values made visible to readers: by builds, by `renew` and by `set`. The same as the generation, unless the cell was
-    /// [`reset`](crate::DogpileCell::reset).
+    /// Values made visible to readers: by builds, by `renew`, by `set` and by `restore`. Equal to the generation,
+    /// unless the cell was [`reset`](crate::DogpileCell::reset).
     pub published: u64,
     /// Builds that ended with an error.
     pub failed: u64,
@@ -39,21 +39,21 @@ pub struct Stats {
     pub panicked: u64,
     /// Leases that were given back unused.
     pub abandoned: u64,
-    /// Builds that took longer than the lease timeout, so that another caller was elected in their place.
+    /// Builds that ran longer than the lease timeout, so that another caller was elected in their place.
     pub superseded: u64,
-    /// Builds whose result the fence kept from counting as fresh: published as stale because of an
-    /// `invalidate`, or not published because of a `set`, a `clear`, a `revoke` or a `reset`, while they ran.
+    /// Builds whose result did not count as fresh because of a write during the build. After an `invalidate` it was
+    /// published as stale. After a `set`, a `clear`, a `revoke` or a `reset` it was not published.
     pub fenced: u64,
     /// Builds that have failed or panicked since the latest publication.
     pub consecutive_failures: u64,
-    /// Calls that returned the old value in place of an error: of their own build, or of the one that they waited for.
+    /// Calls that returned the old value instead of the error of their own build or of the build that they waited for.
     pub served_stale_on_error: u64,
-    /// Times that a caller began to wait for a build that it did not run itself;
-    /// [`Refresher::wait_ready`](crate::Refresher::wait_ready) counts too.
+    /// Times that a caller began to wait for a build that it did not run itself. Includes calls of
+    /// [`Refresher::wait_ready`](crate::Refresher::wait_ready).
     pub waits: u64,
-    /// Waits that ended, or did not begin, because the time allowed for them was over.
+    /// Waits that ended because their time limit had passed, including those with a limit of zero.
     pub wait_timeouts: u64,
-    /// How long the latest build took that ended with a value or an error.
+    /// How long the latest build ran that ended with a value or an error.
     pub last_build: Option<Duration>,
 }
 

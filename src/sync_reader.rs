@@ -37,55 +37,63 @@ use {crate::cell::Publishing, std::panic::Location};
 
 use drain::{Room, Tracked};
 
-/// A [`DogpileCell`] that hands each replaced value to a finalizer, when its last reader has left.
+/// A [`DogpileCell`] that passes each replaced value to a finalizer when its last reader has left.
 ///
-/// For values that stand for something outside: a data file to be deleted, a mapping to be unmapped, a connection to
-/// be closed, a buffer to be used again. The model is `SyncReaderDogpile` of Python's dogpile; the
-/// [guide](crate::guide::sync_reader) compares the two.
+/// Use it for values that stand for something outside the program's memory: a data file to be deleted, a mapping to be
+/// unmapped, a connection to be closed, a buffer to be used again. The model is `SyncReaderDogpile` of Python's
+/// dogpile; the [guide](crate::guide::sync_reader) compares the two.
 ///
 /// # What readers observe
 ///
-/// As with [`DogpileCell`]. Choosing the value and registering as its reader are one step: no reader ever gets a value
-/// that was retired before it came, or sees one that has been finalised.
+/// Elections, waiting and errors are those of [`DogpileCell`]. A read chooses the value and registers as its reader in
+/// one step. So a reader never gets a value that was retired before the read began, and never sees one that has been
+/// finalised.
 ///
 /// # The finalizer
 ///
-/// It gets every replaced value, by value, exactly once, after its last reader has left: in the order in which the
-/// values were replaced, and never two at a time, even if the cell is dropped first. It runs without a lock on a thread of
-/// the cell's own, `dogpile-finalizer`, which is started when it is needed and ends when nothing is left to finalise; or,
-/// with [`Drain::Wait`], in the caller that waits for the readers. (If the thread cannot be started, it runs in the caller that
-/// replaces the value, or in the last reader.)
+/// The finalizer gets every replaced value once, by value, after its last reader has left. Values are finalised in the
+/// order in which they were replaced and never two at a time, also if the cell is dropped first. The finalizer runs
+/// without a lock held.
+///
+/// By default it runs on the cell's own thread, `dogpile-finalizer`. That thread is started when a value is replaced,
+/// and ends when nothing is left to finalise. If it cannot be started, the finalizer runs in the caller that replaces
+/// the value, or in the last reader. With [`Drain::Wait`] it runs in the caller that waits for the readers.
 ///
 /// A value that the fence kept out of the cell (see [`DogpileCell::clear`]) is finalised too, when the caller that
-/// built it has let go of it; it has no place in the order.
+/// built it drops it. It has no place in the order.
 ///
 /// The value that is in the cell when the cell is dropped is dropped, not finalised: a file that is current must
 /// survive a restart.
 ///
-/// If the finalizer panics, the panic hook reports it and the next value has its turn. A finalizer may look at the
-/// cell but must not wait for it: a build that has asked for the write lock waits for the finalizer.
+/// If the finalizer panics, the panic hook reports it and the next value is finalised. A finalizer may read the cell
+/// without waiting, with [`get`](SyncReaderCell::get) for example. It must not wait for a build: a build that has asked
+/// for the write lock waits for the finalizer.
 ///
 /// # Deadlocks
 ///
-/// A build that has asked for the write lock waits for all readers, and new readers wait for that build. So a thread
-/// that holds a [`ReaderArc`] must not call what may wait for a build
-/// ([`get_or_refresh`](SyncReaderCell::get_or_refresh), [`set`](SyncReaderCell::set) and the like) of a cell whose
-/// builds take the write lock. `handle = cell.get_or_refresh(build)` in a loop is such a call: the old handle lives until the
-/// new one is there. Write `handle = cell.exchange(handle, build)` instead, which gives the old one up first. With a
-/// [`ReadGuard`], which stays on its thread, the cell notices: the call panics, or
-/// returns [`RefreshError::Reentrant`]. [`Drain::Wait`] has deadlocks of its own.
+/// A build that has asked for the write lock waits for all readers, and new readers wait for that build. If builds take
+/// the write lock, a thread that holds a [`ReaderArc`] of the cell must therefore not call a method that may wait for a
+/// build, such as [`get_or_refresh`](SyncReaderCell::get_or_refresh) or [`set`](SyncReaderCell::set).
+/// `handle = cell.get_or_refresh(build)` in a loop is such a call, since the old handle lives until the new one is
+/// there. Write `handle = cell.exchange(handle, build)` instead, which drops the old handle first.
 ///
-/// A finalizer must not wait for a thread that may drop the last reference to the cell: dropping it waits for the finalizer.
+/// A [`ReadGuard`] stays on its thread, so the cell detects it: the call panics, or returns
+/// [`RefreshError::Reentrant`].
+///
+/// [`Drain::Wait`] has deadlocks of its own.
+///
+/// A finalizer must not wait for a thread that may drop the last reference to the cell, since that drop waits for the
+/// finalizer.
 ///
 /// # Dropping
 ///
-/// Values that have been replaced are still finalised after the cell is gone. Dropping the cell waits for the finalizers
-/// whose turn has come, not for readers. (Dropped on a cell's own thread, by a finalizer, or on a
-/// [`Refresher`](crate::Refresher)'s, by its build, it does not wait.)
+/// Values that have been replaced are still finalised after the cell is dropped. The drop waits for the finalizers
+/// whose turn has come, but not for readers. It does not wait if it happens inside a finalizer on a cell's own thread,
+/// or inside a build on the thread of a [`Refresher`](crate::Refresher).
 ///
 /// # Examples
 ///
-/// A new file beside the old one, which is deleted when nobody reads it any more:
+/// A new file is written beside the old one, and the old one is deleted when its last reader has left:
 ///
 /// ```
 /// use dogpile::SyncReaderCell;
@@ -130,15 +138,43 @@ pub struct SyncReaderCell<T, C = SystemClock> {
 impl<T: RefUnwindSafe, C: UnwindSafe> UnwindSafe for SyncReaderCell<T, C> {}
 impl<T: RefUnwindSafe, C: RefUnwindSafe> RefUnwindSafe for SyncReaderCell<T, C> {}
 
-/// Making one.
+/// Constructors.
 impl<T: Send + Sync + 'static> SyncReaderCell<T> {
-    /// An empty cell whose values are fresh for `ttl` after their publication, and are finalised in the background.
+    /// Creates an empty cell whose values are fresh for `ttl` after their publication, and are finalised on the cell's
+    /// own thread.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::SyncReaderCell;
+    /// use std::sync::mpsc;
+    /// use std::time::Duration;
+    ///
+    /// let (sender, finalised) = mpsc::channel();
+    /// let cell = SyncReaderCell::new(Duration::from_secs(60), move |old: u32| sender.send(old).unwrap());
+    /// cell.set(1);
+    /// cell.set(2);
+    /// assert_eq!(finalised.recv(), Ok(1));
+    /// ```
     #[must_use]
     pub fn new(ttl: Duration, finalizer: impl Fn(T) + Send + Sync + 'static) -> Self {
         Self::with_policy(Policy::ttl(ttl), Drain::default(), finalizer)
     }
 
-    /// An empty cell with a policy, and a choice of who waits for the readers.
+    /// Creates an empty cell with a policy. `drain` decides which thread waits for the readers of a replaced value.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::{Drain, Policy, SyncReaderCell};
+    /// use std::time::Duration;
+    ///
+    /// let policy = Policy::ttl(Duration::from_secs(60));
+    /// let cell = SyncReaderCell::with_policy(policy, Drain::Wait(Duration::MAX), |_old: u32| {});
+    /// cell.set(1);
+    /// cell.set(2); // has finalised 1 when it returns
+    /// assert_eq!(cell.retired(), 0);
+    /// ```
     #[must_use]
     pub fn with_policy(policy: Policy, drain: Drain, finalizer: impl Fn(T) + Send + Sync + 'static) -> Self {
         Self::with_clock(policy, SystemClock, drain, finalizer)
@@ -146,7 +182,22 @@ impl<T: Send + Sync + 'static> SyncReaderCell<T> {
 }
 
 impl<T: Send + Sync + 'static, C> SyncReaderCell<T, C> {
-    /// An empty cell with a policy, a clock, and a choice of who waits for the readers.
+    /// Creates an empty cell with a policy and a clock. `drain` decides which thread waits for the readers of a
+    /// replaced value.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::{Drain, Freshness, ManualClock, Policy, SyncReaderCell};
+    /// use std::time::Duration;
+    ///
+    /// let clock = ManualClock::new();
+    /// let policy = Policy::ttl(Duration::from_secs(60));
+    /// let cell = SyncReaderCell::with_clock(policy, clock.clone(), Drain::Background, |_old: u32| {});
+    /// cell.set(1);
+    /// clock.advance(Duration::from_secs(61));
+    /// assert_eq!(cell.freshness(), Freshness::Stale);
+    /// ```
     #[must_use]
     pub fn with_clock(
         policy: Policy,
@@ -159,7 +210,17 @@ impl<T: Send + Sync + 'static, C> SyncReaderCell<T, C> {
 }
 
 impl<T, C> SyncReaderCell<T, C> {
-    /// As [`DogpileCell::named`].
+    /// Names the cell in its [`Debug`](fmt::Debug) output and in `tracing` events (feature `tracing`).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::SyncReaderCell;
+    /// use std::time::Duration;
+    ///
+    /// let cell = SyncReaderCell::new(Duration::from_secs(60), |_old: u32| {}).named("words");
+    /// assert!(format!("{cell:?}").contains("words"));
+    /// ```
     #[must_use]
     pub fn named(mut self, name: &'static str) -> Self {
         self.room.set_name(name);
@@ -234,17 +295,21 @@ impl<T: Send + Sync + 'static, C: Clock> TakesBuild for SyncReaderCell<T, C> {}
 
 /// Reads that may build.
 impl<T: Send + Sync + 'static, C: Clock> SyncReaderCell<T, C> {
-    /// As [`DogpileCell::get_or_refresh`]: all but the one caller that builds get the old value.
+    /// Returns the value, rebuilding it if it is out of date.
+    ///
+    /// If it is stale, one caller runs `build` and returns the result. All others immediately return the old value. If
+    /// it has expired, or there is none, the others wait for that build and return its result.
     ///
     /// # Blocking
     ///
-    /// While another caller builds, if there is nothing that may be served. And the caller that has built waits for the
-    /// readers of the old value, if the cell's [`Drain`] says so.
+    /// Blocks while another caller builds, if there is no value that may be served. The elected caller runs `build`
+    /// itself. Under [`Drain::Wait`] it then waits for the readers of the old value.
     ///
     /// # Panics
     ///
-    /// If `build` panics, or if it calls this on its own cell while there is nothing to serve. And if this thread holds a
-    /// [`ReadGuard`] of the cell, and would have to wait for a build that waits for the write lock.
+    /// Panics if `build` panics, or if it calls this method on the same cell while there is no value to serve. Also
+    /// panics if this thread holds a [`ReadGuard`] of the cell and would wait for a build that waits for the write
+    /// lock.
     ///
     /// # Examples
     ///
@@ -276,12 +341,23 @@ impl<T: Send + Sync + 'static, C: Clock> SyncReaderCell<T, C> {
         })
     }
 
-    /// As [`DogpileCell::try_get_or_refresh`].
+    /// Returns the value, rebuilding it with a build that may fail if it is out of date.
+    ///
+    /// Elections, waiting and blocking are those of [`get_or_refresh`](SyncReaderCell::get_or_refresh). If the build
+    /// fails, the old value is returned as long as the policy's [`stale_if_error`](Policy::stale_if_error) allows.
     ///
     /// # Errors
     ///
-    /// As [`DogpileCell::try_get_or_refresh`]. [`RefreshError::Reentrant`] also where
-    /// [`get_or_refresh`](SyncReaderCell::get_or_refresh) panics because of a [`ReadGuard`].
+    /// * [`RefreshError::Build`]: the caller's own build failed, or the build that it waited for, or the latest build
+    ///   while a retry pause runs; and the policy allows no value to be served instead. All callers that waited for one
+    ///   build share its error.
+    /// * [`RefreshError::Reentrant`]: the caller would wait for itself. It called from inside the build of the same
+    ///   cell while there was no value to serve, or it holds a [`ReadGuard`] that a build waits for which has asked for
+    ///   the write lock.
+    ///
+    /// # Panics
+    ///
+    /// Panics if `build` panics.
     ///
     /// # Examples
     ///
@@ -318,12 +394,16 @@ impl<T: Send + Sync + 'static, C: Clock> SyncReaderCell<T, C> {
         .map(ReaderArc)
     }
 
-    /// As [`get_or_refresh`](SyncReaderCell::get_or_refresh), but touches no reference count if there is a value that
-    /// is fresh, or that is stale while a build or a retry pause runs.
+    /// Returns a [`ReadGuard`] of the value, rebuilding it if it is out of date.
+    ///
+    /// Like [`get_or_refresh`](SyncReaderCell::get_or_refresh), but touches no reference count if the value is fresh,
+    /// or if it is stale and a build or a retry pause runs.
     ///
     /// # Panics
     ///
-    /// As [`get_or_refresh`](SyncReaderCell::get_or_refresh).
+    /// Panics if `build` panics, or if it calls this method on the same cell while there is no value to serve. Also
+    /// panics if this thread holds a [`ReadGuard`] of the cell and would wait for a build that waits for the write
+    /// lock.
     ///
     /// # Examples
     ///
@@ -343,15 +423,17 @@ impl<T: Send + Sync + 'static, C: Clock> SyncReaderCell<T, C> {
         }
     }
 
-    /// Gives `old` up, and returns the value as [`get_or_refresh`](SyncReaderCell::get_or_refresh) does.
+    /// Drops `old`, then returns the value as [`get_or_refresh`](SyncReaderCell::get_or_refresh) does.
     ///
-    /// For a handle that is kept: `handle = cell.exchange(handle, build)`. With
-    /// `handle = cell.get_or_refresh(build)` the thread would still be a reader of the old value while it waits, or builds:
-    /// for ever, if that build waits for the readers.
+    /// Use it for a handle that is kept: `handle = cell.exchange(handle, build)`. With
+    /// `handle = cell.get_or_refresh(build)` the thread is still a reader of the old value while it builds or waits. If
+    /// that build waits for the readers, it never ends.
     ///
     /// # Panics
     ///
-    /// As [`get_or_refresh`](SyncReaderCell::get_or_refresh).
+    /// Panics if `build` panics, or if it calls this method on the same cell while there is no value to serve. Also
+    /// panics if this thread holds a [`ReadGuard`] of the cell and would wait for a build that waits for the write
+    /// lock.
     ///
     /// # Examples
     ///
@@ -372,7 +454,7 @@ impl<T: Send + Sync + 'static, C: Clock> SyncReaderCell<T, C> {
         self.get_or_refresh(build)
     }
 
-    /// A read with conditions. See [`Request`].
+    /// Starts a read with conditions: on the value's freshness or age, on how long to wait, on where the build runs.
     ///
     /// # Examples
     ///
@@ -388,7 +470,9 @@ impl<T: Send + Sync + 'static, C: Clock> SyncReaderCell<T, C> {
         Request::new(Handle::Borrowed(self))
     }
 
-    /// As [`request`](SyncReaderCell::request), for a cell in an [`Arc`].
+    /// Starts a read with conditions of a cell in an [`Arc`].
+    ///
+    /// The request keeps the cell alive, so it can [hand builds to a thread or a task](Request::spawn_with).
     ///
     /// # Examples
     ///
@@ -411,7 +495,7 @@ impl<T: Send + Sync + 'static, C: Clock> SyncReaderCell<T, C> {
 }
 
 impl<T: Send + Sync + 'static, C: Clock, S> Request<'_, T, C, SyncReaderCell<T, C>, S> {
-    /// Gives `old` up before it looks: for a handle that is kept. See [`SyncReaderCell::exchange`].
+    /// Drops `old` before the request looks at the cell, for a handle that is kept. See [`SyncReaderCell::exchange`].
     ///
     /// # Examples
     ///
@@ -432,12 +516,17 @@ impl<T: Send + Sync + 'static, C: Clock, S> Request<'_, T, C, SyncReaderCell<T, 
 
 /// Builds that may ask for the write lock.
 impl<T: Send + Sync + 'static, C: Clock> Request<'_, T, C, SyncReaderCell<T, C>> {
-    /// As [`get`](Request::get), with a build that may ask for the write lock: for
-    /// replacement in place (the same file name, one memory budget), where old and new cannot coexist.
+    /// Returns the value, rebuilding it if need be with a build that may acquire the write lock.
+    ///
+    /// Use it for replacement in place (the same file name, one memory budget), where old and new value cannot coexist.
+    /// Waits and builds until the conditions are met, as [`get`](Request::get) does. If the build panics while it holds
+    /// the write lock, the old value is put back.
     ///
     /// # Panics
     ///
-    /// As [`SyncReaderCell::get_or_refresh`]. If the build panics under the write lock, the old value is put back.
+    /// Panics if `build` panics, or if it calls this method on the same cell while there is no value to serve. Also
+    /// panics if this thread holds a [`ReadGuard`] of the cell and would wait for a build that waits for the write
+    /// lock.
     ///
     /// # Examples
     ///
@@ -476,11 +565,23 @@ impl<T: Send + Sync + 'static, C: Clock> Request<'_, T, C, SyncReaderCell<T, C>>
         })
     }
 
-    /// As [`try_get`](Request::try_get), with a build that may ask for the write lock.
+    /// Returns the value, rebuilding it if need be with a build that may fail and may acquire the write lock.
+    ///
+    /// If the build fails or panics while it holds the write lock, the old value is put back.
     ///
     /// # Errors
     ///
-    /// As [`try_get`](Request::try_get). If the build fails under the write lock, the old value is put back.
+    /// * [`RefreshError::Build`]: the caller's own build failed, or the build that it waited for, or the latest build
+    ///   while a retry pause runs; and no value that meets the conditions is within the policy's
+    ///   [`stale_if_error`](Policy::stale_if_error).
+    /// * [`RefreshError::WaitTimeout`]: the time of [`wait_at_most`](Request::wait_at_most) is over.
+    /// * [`RefreshError::Reentrant`]: the caller would wait for itself. It called from inside the build of the same
+    ///   cell while there was no value to serve, or it holds a [`ReadGuard`] that a build waits for which has asked for
+    ///   the write lock.
+    ///
+    /// # Panics
+    ///
+    /// Panics if `build` panics.
     ///
     /// # Examples
     ///
@@ -539,7 +640,9 @@ fn write<T: Send + Sync + 'static, C: Clock, R>(
 
 /// Reads that never build and never block.
 impl<T: Send + Sync + 'static, C: Clock> SyncReaderCell<T, C> {
-    /// What may be served now, fresh or stale. Also `None` while a build waits for the write lock or holds it.
+    /// Returns the value if it may be served now, fresh or stale.
+    ///
+    /// It never builds and never blocks. It also returns `None` while a build waits for the write lock or holds it.
     ///
     /// # Examples
     ///
@@ -558,7 +661,9 @@ impl<T: Send + Sync + 'static, C: Clock> SyncReaderCell<T, C> {
         self.cell.get().map(ReaderArc)
     }
 
-    /// As [`get`](SyncReaderCell::get), but touches no reference count.
+    /// Returns a [`ReadGuard`] of the value if it may be served now, fresh or stale.
+    ///
+    /// Like [`get`](SyncReaderCell::get), but touches no reference count.
     ///
     /// # Examples
     ///
@@ -576,9 +681,10 @@ impl<T: Send + Sync + 'static, C: Clock> SyncReaderCell<T, C> {
         self.machine().servable().and_then(ReadGuard::new)
     }
 
-    /// The value with its generation, its age and its freshness. See [`DogpileCell::snapshot`].
+    /// Returns the value with its generation, age and freshness, all of one publication.
     ///
-    /// It is a reader as long as it lives.
+    /// It also returns an expired value, with [`Freshness::Expired`]. The snapshot counts as a reader as long as it
+    /// lives.
     ///
     /// # Examples
     ///
@@ -596,7 +702,7 @@ impl<T: Send + Sync + 'static, C: Clock> SyncReaderCell<T, C> {
         self.machine().snapshot().map(|seen| Snapshot::new(seen, ReaderArc))
     }
 
-    /// What a read would find now.
+    /// Returns what a read would find now: no value, a fresh, a stale or an expired one.
     ///
     /// # Examples
     ///
@@ -613,109 +719,24 @@ impl<T: Send + Sync + 'static, C: Clock> SyncReaderCell<T, C> {
     }
 }
 
-impl<T, C> SyncReaderCell<T, C> {
-    /// The number of publications so far.
-    #[must_use]
-    pub fn generation(&self) -> u64 {
-        self.cell.generation()
-    }
-
-    /// Whether a build runs that holds the lease, or has ended and waits for the readers of what it has replaced.
-    #[must_use]
-    pub fn is_refreshing(&self) -> bool {
-        self.cell.is_refreshing()
-    }
-
-    /// What the cell has done so far.
-    #[must_use]
-    pub fn stats(&self) -> Stats {
-        self.cell.stats()
-    }
-
-    /// The policy that the cell was made with.
-    pub const fn policy(&self) -> Policy {
-        self.cell.policy()
-    }
-
-    /// Why the latest build failed: until one succeeds, or a value is set. See [`DogpileCell::last_error`].
-    ///
-    /// # Examples
-    ///
-    /// ```
-    /// use dogpile::SyncReaderCell;
-    /// use std::time::Duration;
-    ///
-    /// let cell = SyncReaderCell::new(Duration::from_secs(60), |_old: u32| {});
-    /// cell.try_get_or_refresh(|| Err("no such file")).unwrap_err();
-    /// assert_eq!(cell.last_error().unwrap().to_string(), "no such file");
-    /// ```
-    #[must_use]
-    pub fn last_error(&self) -> Option<SharedError> {
-        self.cell.last_error()
-    }
-
-    /// Outstanding [`ReaderArc`]s, of the current and of retired values.
-    ///
-    /// [`ReadGuard`]s keep a value from being finalised too, but are only counted once it has been replaced.
-    #[must_use]
-    pub fn readers(&self) -> usize {
-        self.room.readers()
-    }
-
-    /// Replaced values whose finalizer has not finished.
-    #[must_use]
-    pub fn retired(&self) -> usize {
-        self.room.retired()
-    }
-}
-
-/// Waiting for the finalizer.
-impl<T: Send + Sync + 'static, C: Clock> SyncReaderCell<T, C> {
-    /// Waits until everything that was retired before this call is finalised.
-    ///
-    /// # Panics
-    ///
-    /// If it would wait for itself: called from inside the finalizer, by a thread that holds a [`ReadGuard`] of a value that
-    /// has been replaced, or by a build under the write lock whose old value has been cleared.
-    ///
-    /// # Deadlocks
-    ///
-    /// A thread that holds a [`ReaderArc`] of such a value waits for itself, and the cell cannot notice.
-    #[track_caller]
-    pub fn synchronize(&self) {
-        if let Err(reason) = self.room.synchronize(&self.machine().clock, FOREVER) {
-            panic!("synchronize would wait for itself: {reason}");
-        }
-    }
-
-    /// As [`synchronize`](SyncReaderCell::synchronize), but waits at most for `wait`, on the cell's clock.
-    ///
-    /// # Errors
-    ///
-    /// Some readers have not left in time, or it would have waited for itself.
-    pub fn synchronize_timeout(&self, wait: Duration) -> Result<(), DrainTimeout> {
-        let clock = &self.machine().clock;
-        match self.room.synchronize(clock, deadline(clock, wait)) {
-            Ok(true) => Ok(()),
-            Ok(false) | Err(_) => Err(self.room.drain_timeout()),
-        }
-    }
-}
-
 /// Writes.
 impl<T: Send + Sync + 'static, C: Clock> SyncReaderCell<T, C> {
-    /// As [`DogpileCell::set`]. The value that it replaces is retired, and drained as the cell's [`Drain`] says.
+    /// Publishes `value` ahead of any build, and returns it. The replaced value is retired.
+    ///
+    /// A build that runs now does not displace `value`. That build loses its lease, and its waiters get `value`. A
+    /// retry pause ends.
     ///
     /// # Blocking
     ///
-    /// If a build waits for the write lock or holds it: until that build ends. And for the readers of the old value, if the
-    /// cell's [`Drain`] says so. A [`ReaderArc`] of the caller's own is waited for like any other. If the calling thread itself
-    /// holds a [`ReadGuard`] of the old value, or of one replaced before, it does not wait; the value goes to the background.
+    /// If a build waits for the write lock or holds it, blocks until that build ends. Under [`Drain::Wait`] also blocks
+    /// until the readers of the old value have left, at most for the time given there. A [`ReaderArc`] that the caller
+    /// holds itself counts as such a reader. If the calling thread holds a [`ReadGuard`] of the old value, or of one
+    /// replaced before, it does not wait; the value goes to the cell's own thread.
     ///
     /// # Panics
     ///
-    /// While a build waits for the write lock or holds it: if this is called from inside a build of the cell, or by
-    /// a thread that holds a [`ReadGuard`] of the cell. It would wait for itself.
+    /// While a build waits for the write lock or holds it, panics if it is called from inside a build of the cell, or
+    /// by a thread that holds a [`ReadGuard`] of the cell: it would wait for itself.
     ///
     /// # Examples
     ///
@@ -731,11 +752,14 @@ impl<T: Send + Sync + 'static, C: Clock> SyncReaderCell<T, C> {
         self.set_setting(value, Ttl::Policy, None)
     }
 
-    /// As [`set`](SyncReaderCell::set), with a time to live of its own instead of the policy's.
+    /// Publishes `value` with a time to live of its own instead of the policy's, and returns it.
+    ///
+    /// Otherwise like [`set`](SyncReaderCell::set), which describes when it blocks.
     ///
     /// # Panics
     ///
-    /// As [`set`](SyncReaderCell::set).
+    /// While a build waits for the write lock or holds it, panics if it is called from inside a build of the cell, or
+    /// by a thread that holds a [`ReadGuard`] of the cell: it would wait for itself.
     ///
     /// # Examples
     ///
@@ -752,11 +776,16 @@ impl<T: Send + Sync + 'static, C: Clock> SyncReaderCell<T, C> {
         self.set_setting(value, Ttl::Own(nanos(ttl)), None)
     }
 
-    /// Publishes a value that was made `age` ago, for a warm start. See [`DogpileCell::restore`].
+    /// Publishes a value that was made `age` ago, for a warm start. Its age decides whether it is fresh, stale or
+    /// expired.
+    ///
+    /// Unlike [`set`](SyncReaderCell::set), it does not displace a build that runs, since the result of that build is
+    /// newer. It blocks like `set`.
     ///
     /// # Panics
     ///
-    /// As [`set`](SyncReaderCell::set).
+    /// While a build waits for the write lock or holds it, panics if it is called from inside a build of the cell, or
+    /// by a thread that holds a [`ReadGuard`] of the cell: it would wait for itself.
     ///
     /// # Examples
     ///
@@ -805,7 +834,10 @@ impl<T: Send + Sync + 'static, C: Clock> SyncReaderCell<T, C> {
         ReaderArc(value)
     }
 
-    /// Declares the value stale now. See [`DogpileCell::invalidate`].
+    /// Declares the value stale now. The next caller rebuilds it; meanwhile it is served.
+    ///
+    /// The result of a build that runs now is published, but as already stale. If a build has the write lock and fails,
+    /// the value is put back as stale. A retry pause goes on.
     ///
     /// # Examples
     ///
@@ -822,8 +854,11 @@ impl<T: Send + Sync + 'static, C: Clock> SyncReaderCell<T, C> {
         self.cell.invalidate();
     }
 
-    /// As [`invalidate`](SyncReaderCell::invalidate), but only if the cell still holds `seen`, and it has not been declared
-    /// stale already. See [`DogpileCell::invalidate_if_current`].
+    /// Declares the value stale if the cell still holds `seen` and `seen` has not been declared stale. Returns whether
+    /// it did.
+    ///
+    /// Use it when a caller finds out, perhaps late, that the value it used is wrong. Otherwise it is like
+    /// [`invalidate`](SyncReaderCell::invalidate).
     ///
     /// # Examples
     ///
@@ -840,13 +875,15 @@ impl<T: Send + Sync + 'static, C: Clock> SyncReaderCell<T, C> {
         self.machine().invalidate_if_current(&seen.0)
     }
 
-    /// Takes the value away now. It is retired, and drained as the cell's [`Drain`] says. See [`DogpileCell::clear`].
+    /// Takes the value away now and retires it. The next callers wait for a new one.
     ///
-    /// If a build has asked for the write lock, the old value is retired instead of being put back.
+    /// The result of a build that runs now is not published; only its own caller gets it. If a build has asked for the
+    /// write lock, the old value is retired instead of being put back.
     ///
     /// # Blocking
     ///
-    /// For the readers of the value, as [`set`](SyncReaderCell::set), but never for a build.
+    /// Under [`Drain::Wait`] blocks until the readers of the value have left, as [`set`](SyncReaderCell::set) does. It
+    /// never waits for a build.
     ///
     /// # Examples
     ///
@@ -865,9 +902,11 @@ impl<T: Send + Sync + 'static, C: Clock> SyncReaderCell<T, C> {
         self.room.let_go(cleared, None, self.drain, &self.machine().clock);
     }
 
-    /// The build that runs now can no longer be published. See [`DogpileCell::revoke`].
+    /// Gives up the build that runs now: it can no longer be published. Returns whether it gave one up.
     ///
-    /// A build that has asked for the write lock cannot be revoked: `false`.
+    /// The build loses its lease, so the next caller builds without waiting for it. Its caller gets what the cell
+    /// serves when its build ends, or else what it has built. A build that has asked for the write lock, or that waits
+    /// for readers of the value it has replaced, cannot be revoked; then this returns `false`.
     ///
     /// # Examples
     ///
@@ -877,13 +916,25 @@ impl<T: Send + Sync + 'static, C: Clock> SyncReaderCell<T, C> {
     ///
     /// let cell = SyncReaderCell::new(Duration::from_secs(60), |_old: u32| {});
     /// assert!(!cell.revoke()); // no build runs
+    /// cell.get_or_refresh(|| {
+    ///     assert!(cell.revoke());
+    ///     7
+    /// });
+    /// assert!(cell.get().is_none()); // it was not published
     /// ```
     pub fn revoke(&self) -> bool {
         self.machine().revoke()
     }
 
-    /// Empties the cell, as [`clear`](SyncReaderCell::clear) does, and forgets failures and statistics. See
-    /// [`DogpileCell::reset`].
+    /// Empties the cell: value, failures, retry pause and statistics are gone. The value is retired.
+    ///
+    /// The result of a build that runs now is not published. The generation goes on counting. Use it in tests of code
+    /// with statics.
+    ///
+    /// # Blocking
+    ///
+    /// Under [`Drain::Wait`] blocks until the readers of the value have left, as [`set`](SyncReaderCell::set) does. It
+    /// never waits for a build.
     ///
     /// # Examples
     ///
@@ -903,25 +954,227 @@ impl<T: Send + Sync + 'static, C: Clock> SyncReaderCell<T, C> {
     }
 }
 
-/// Reads from async code (feature `async`). As those of [`DogpileCell`], with the old value's drain
-/// awaited, not blocked on: a task that is elected under [`Drain::Wait`] is suspended until the
-/// readers have left. If it is dropped meanwhile, the drain goes on in the background.
-///
-/// A build that needs the write lock ([`Request::get_with_writer`]) blocks until the readers have left: it belongs on a
-/// thread for blocking work. So does a finalizer that takes long, under [`Drain::Wait`].
-///
-/// # Deadlocks
-///
-/// A task that holds a [`ReaderArc`] or a [`ReadGuard`] while it waits for a build that needs the write
-/// lock waits for itself. (A thread gets a panic or an error where it holds a `ReadGuard`; the guard may be that of
-/// another task of the thread.)
-#[cfg(feature = "async")]
+/// Waiting for the finalizer.
 impl<T: Send + Sync + 'static, C: Clock> SyncReaderCell<T, C> {
-    /// As [`DogpileCell::get_or_refresh_async`].
+    /// Waits until every value that was retired before this call is finalised.
     ///
     /// # Panics
     ///
-    /// As [`DogpileCell::get_or_refresh_async`].
+    /// Panics if it would wait for itself: it was called from inside the finalizer, by a thread that holds a
+    /// [`ReadGuard`] of a value that has been replaced, or by a build that holds the write lock and whose old value has
+    /// been cleared.
+    ///
+    /// # Deadlocks
+    ///
+    /// A thread that holds a [`ReaderArc`] of such a value waits for itself. The cell cannot detect this.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::SyncReaderCell;
+    /// use std::time::Duration;
+    ///
+    /// let cell = SyncReaderCell::new(Duration::from_secs(60), |_old: u32| {});
+    /// cell.set(1);
+    /// cell.set(2);
+    /// cell.synchronize();
+    /// assert_eq!(cell.retired(), 0);
+    /// ```
+    #[track_caller]
+    pub fn synchronize(&self) {
+        if let Err(reason) = self.room.synchronize(&self.machine().clock, FOREVER) {
+            panic!("synchronize would wait for itself: {reason}");
+        }
+    }
+
+    /// Waits until every value that was retired before this call is finalised, at most for `wait` on the cell's clock.
+    ///
+    /// # Errors
+    ///
+    /// [`DrainTimeout`] if some readers have not left in time, or if the call would wait for itself (see
+    /// [`synchronize`](SyncReaderCell::synchronize)).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::SyncReaderCell;
+    /// use std::time::Duration;
+    ///
+    /// let cell = SyncReaderCell::new(Duration::from_secs(60), |_old: u32| {});
+    /// let reader = cell.set(1);
+    /// cell.set(2);
+    /// let timeout = cell.synchronize_timeout(Duration::from_millis(1)).unwrap_err();
+    /// assert_eq!(timeout.readers, 1);
+    /// drop(reader);
+    /// assert!(cell.synchronize_timeout(Duration::MAX).is_ok());
+    /// ```
+    pub fn synchronize_timeout(&self, wait: Duration) -> Result<(), DrainTimeout> {
+        let clock = &self.machine().clock;
+        match self.room.synchronize(clock, deadline(clock, wait)) {
+            Ok(true) => Ok(()),
+            Ok(false) | Err(_) => Err(self.room.drain_timeout()),
+        }
+    }
+}
+
+/// State and statistics.
+impl<T, C> SyncReaderCell<T, C> {
+    /// Returns the number of publications so far. 0 means that nothing has been published yet.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::SyncReaderCell;
+    /// use std::time::Duration;
+    ///
+    /// let cell = SyncReaderCell::new(Duration::from_secs(60), |_old: u32| {});
+    /// assert_eq!(cell.generation(), 0);
+    /// cell.set(1);
+    /// assert_eq!(cell.generation(), 1);
+    /// ```
+    #[must_use]
+    pub fn generation(&self) -> u64 {
+        self.cell.generation()
+    }
+
+    /// Returns whether the lease is held: by a build that runs, or by one that has ended and waits for the readers of
+    /// the value it has replaced.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::SyncReaderCell;
+    /// use std::time::Duration;
+    ///
+    /// let cell = SyncReaderCell::new(Duration::from_secs(60), |_old: bool| {});
+    /// assert!(*cell.get_or_refresh(|| cell.is_refreshing()));
+    /// assert!(!cell.is_refreshing());
+    /// ```
+    #[must_use]
+    pub fn is_refreshing(&self) -> bool {
+        self.cell.is_refreshing()
+    }
+
+    /// Returns counters of what the cell has done since it was made or [`reset`](SyncReaderCell::reset).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::SyncReaderCell;
+    /// use std::time::Duration;
+    ///
+    /// let cell = SyncReaderCell::new(Duration::from_secs(60), |_old: u32| {});
+    /// cell.get_or_refresh(|| 7);
+    /// assert_eq!((cell.stats().builds, cell.stats().failed), (1, 0));
+    /// ```
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        self.cell.stats()
+    }
+
+    /// Returns the policy that the cell was made with.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::{Policy, SyncReaderCell};
+    /// use std::time::Duration;
+    ///
+    /// let cell = SyncReaderCell::new(Duration::from_secs(60), |_old: u32| {});
+    /// assert_eq!(cell.policy(), Policy::ttl(Duration::from_secs(60)));
+    /// ```
+    pub const fn policy(&self) -> Policy {
+        self.cell.policy()
+    }
+
+    /// Returns the error of the latest build, until a build succeeds or a value is set.
+    ///
+    /// A panic shows as "the build panicked: ...".
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::SyncReaderCell;
+    /// use std::time::Duration;
+    ///
+    /// let cell = SyncReaderCell::new(Duration::from_secs(60), |_old: u32| {});
+    /// cell.try_get_or_refresh(|| Err("no such file")).unwrap_err();
+    /// assert_eq!(cell.last_error().unwrap().to_string(), "no such file");
+    /// ```
+    #[must_use]
+    pub fn last_error(&self) -> Option<SharedError> {
+        self.cell.last_error()
+    }
+
+    /// Returns the number of outstanding [`ReaderArc`]s, of the current value and of retired ones.
+    ///
+    /// A [`ReadGuard`] keeps a value from being finalised too, but is counted only once that value has been replaced.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::SyncReaderCell;
+    /// use std::time::Duration;
+    ///
+    /// let cell = SyncReaderCell::new(Duration::from_secs(60), |_old: u32| {});
+    /// let reader = cell.set(1);
+    /// let clone = reader.clone();
+    /// assert_eq!(cell.readers(), 2);
+    /// ```
+    #[must_use]
+    pub fn readers(&self) -> usize {
+        self.room.readers()
+    }
+
+    /// Returns the number of replaced values whose finalizer has not finished.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::SyncReaderCell;
+    /// use std::time::Duration;
+    ///
+    /// let cell = SyncReaderCell::new(Duration::from_secs(60), |_old: u32| {});
+    /// let reader = cell.set(1);
+    /// cell.set(2);
+    /// assert_eq!(cell.retired(), 1);
+    /// drop(reader);
+    /// cell.synchronize();
+    /// assert_eq!(cell.retired(), 0);
+    /// ```
+    #[must_use]
+    pub fn retired(&self) -> usize {
+        self.room.retired()
+    }
+}
+
+/// Reads from async code (feature `async`).
+///
+/// The futures run on any executor. Under [`Drain::Wait`] the elected task is suspended until the readers of the old
+/// value have left. If it is dropped meanwhile, the value goes to the cell's own thread.
+///
+/// A build that needs the write lock ([`Request::get_with_writer`]) blocks until the readers have left. Run it on a
+/// thread for blocking work. Under [`Drain::Wait`] do the same with a finalizer that takes long.
+///
+/// # Cancel safety
+///
+/// A future can be dropped at any point. If its caller was elected, the build is dropped and the lease is given back.
+/// Any other caller gives up its place among the waiters.
+///
+/// # Deadlocks
+///
+/// A task that holds a [`ReaderArc`] or a [`ReadGuard`] while it waits for a build that needs the write lock waits for
+/// itself. The cell does not detect this for a task, since the guard may belong to another task of the thread.
+#[cfg(feature = "async")]
+impl<T: Send + Sync + 'static, C: Clock> SyncReaderCell<T, C> {
+    /// Returns the value, rebuilding it with an async build if it is out of date.
+    ///
+    /// Like [`get_or_refresh`](SyncReaderCell::get_or_refresh), but suspends the task instead of blocking the thread.
+    ///
+    /// # Panics
+    ///
+    /// Panics if `build` panics, or if it calls this method on the same cell while there is no value to serve. The
+    /// second is detected only if the build itself makes the call.
     ///
     /// # Examples
     ///
@@ -958,11 +1211,21 @@ impl<T: Send + Sync + 'static, C: Clock> SyncReaderCell<T, C> {
         }
     }
 
-    /// As [`DogpileCell::try_get_or_refresh_async`].
+    /// Returns the value, rebuilding it with an async build that may fail if it is out of date.
+    ///
+    /// Like [`try_get_or_refresh`](SyncReaderCell::try_get_or_refresh), but suspends the task instead of blocking the
+    /// thread.
     ///
     /// # Errors
     ///
-    /// As [`DogpileCell::try_get_or_refresh_async`].
+    /// * [`RefreshError::Build`]: the caller's own build failed, or the build that it waited for, or the latest build
+    ///   while a retry pause runs; and the policy allows no value to be served instead.
+    /// * [`RefreshError::Reentrant`]: the call came from inside the build of the same cell, while there was no value to
+    ///   serve.
+    ///
+    /// # Panics
+    ///
+    /// Panics if `build` panics.
     ///
     /// # Examples
     ///
@@ -992,13 +1255,33 @@ impl<T: Send + Sync + 'static, C: Clock> SyncReaderCell<T, C> {
         building.await.or_else(|error| search.instead_of(error)).map(ReaderArc)
     }
 
-    /// As [`synchronize`](SyncReaderCell::synchronize), for a task.
+    /// Waits until every value that was retired before this call is finalised, suspending the task instead of blocking
+    /// the thread.
+    ///
+    /// # Cancel safety
+    ///
+    /// The future can be dropped at any point; nothing is lost.
     ///
     /// # Deadlocks
     ///
-    /// A task that holds a [`ReaderArc`] or a [`ReadGuard`] of a value that has been replaced waits
-    /// for itself; so does a finalizer that blocks on this. Unlike [`synchronize`](SyncReaderCell::synchronize) it
-    /// does not notice.
+    /// A task that holds a [`ReaderArc`] or a [`ReadGuard`] of a value that has been replaced waits for itself. So does
+    /// a finalizer that blocks on this. Unlike [`synchronize`](SyncReaderCell::synchronize), this method does not
+    /// detect it.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::SyncReaderCell;
+    /// use std::time::Duration;
+    ///
+    /// # futures_lite::future::block_on(async {
+    /// let cell = SyncReaderCell::new(Duration::from_secs(60), |_old: u32| {});
+    /// cell.set(1);
+    /// cell.set(2);
+    /// cell.synchronize_async().await;
+    /// assert_eq!(cell.retired(), 0);
+    /// # });
+    /// ```
     pub async fn synchronize_async(&self) {
         self.room.synchronize_async(&self.machine().clock).await;
     }

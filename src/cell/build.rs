@@ -18,8 +18,10 @@ use std::{
     task::Poll,
 };
 
-/// What a conditional build has found. See [`Request::try_get_with`](crate::Request::try_get_with) and
-/// [`Refresher`](crate::Refresher).
+/// The result of a conditional build.
+///
+/// [`Request::try_get_with`](crate::Request::try_get_with) and [`Refresher`](crate::Refresher) take builds that return
+/// it.
 ///
 /// # Examples
 ///
@@ -33,7 +35,7 @@ use std::{
 pub enum Refreshed<T> {
     /// A new value.
     New(T),
-    /// A new value that chooses its own time to live. See [`Lease::publish_for`](crate::Lease::publish_for).
+    /// A new value with a time to live of its own. See [`Lease::publish_for`](crate::Lease::publish_for).
     NewFor(T, Duration),
     /// The previous value is still right, and counts as fresh again. See [`Lease::renew`](crate::Lease::renew).
     NotModified,
@@ -45,9 +47,10 @@ impl<T> From<T> for Refreshed<T> {
     }
 }
 
-/// What a build of a [`Refresher`](crate::Refresher) may return, besides `Result<_, E>` of it: a value, or a [`Refreshed`].
+/// What the build of a [`Refresher`](crate::Refresher) may return: a value, a [`Refreshed`], or a `Result` of one of
+/// them.
 ///
-/// `M` distinguishes the two forms, and is inferred.
+/// The parameter `M` is inferred. It only keeps the implementations apart.
 #[diagnostic::on_unimplemented(
     message = "a build cannot return `{Self}`",
     label = "neither the cell's value, nor a `Refreshed` of it, nor a `Result` of one of them",
@@ -58,11 +61,11 @@ pub trait BuildResult<T, M> {
     fn into_result(self) -> Result<Refreshed<T>, BoxError>;
 }
 
-/// Marks [`BuildResult`]s that cannot fail.
+/// Marks a [`BuildResult`] that cannot fail.
 #[derive(Debug)]
 pub enum CannotFail {}
 
-/// Marks [`BuildResult`]s that can.
+/// Marks a [`BuildResult`] that can fail.
 #[derive(Debug)]
 pub enum CanFail {}
 
@@ -111,11 +114,12 @@ pub trait Publishes: Kind {
     }
 }
 
-/// The cells that a thread or a task of its own can use: a [`DogpileCell`](crate::DogpileCell), a
-/// [`LazyDogpile`](crate::LazyDogpile) or a [`SyncReaderCell`](crate::SyncReaderCell), of a value that is
-/// `Send + Sync + 'static`.
+/// The cells that a thread or a task other than the caller's can use.
 ///
-/// It is sealed: no other type can implement it.
+/// These are [`DogpileCell`](crate::DogpileCell), [`LazyDogpile`](crate::LazyDogpile) and
+/// [`SyncReaderCell`](crate::SyncReaderCell), if their value is `Send + Sync + 'static`.
+///
+/// This trait is sealed: no other type can implement it.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not a cell that a thread or a task of its own can use",
     label = "neither a `DogpileCell`, nor a `LazyDogpile`, nor a `SyncReaderCell`, of a value that is `Send + Sync + 'static`",
@@ -322,10 +326,10 @@ impl<K: Publishes> Held<'_, K> {
     }
 }
 
-/// A build to be run once, on any thread. See [`Request::spawn_with`](crate::Request::spawn_with).
+/// A build, as a closure that runs it once on any thread. See [`Request::spawn_with`](crate::Request::spawn_with).
 pub type Job = Box<dyn FnOnce() + Send + 'static>;
 
-/// A build to be polled to its end, on any executor. See [`Request::spawn_with`](crate::Request::spawn_with).
+/// A build, as a future that runs it on any executor. See [`Request::spawn_with`](crate::Request::spawn_with).
 #[cfg(feature = "async")]
 pub type Task = Pin<Box<dyn Future<Output = ()> + Send + 'static>>;
 

@@ -8,11 +8,11 @@ use crate::sync::{Arc, SlotGuard, guard_of, into_arc};
 
 /// A borrow of the value, without a reference count.
 ///
-/// It keeps the value alive, also when another one is published meanwhile, and cannot outlive the cell.
+/// It keeps the value alive, also if another value is published meanwhile. It cannot outlive the cell.
 ///
-/// Meant to be held briefly: a thread has eight places for guards, over all cells (and all other uses of
-/// `arc-swap`) of the process; from the ninth on taking one costs a reference count. To keep the value, or to
-/// hold it across a build, take the [`Arc`](Guard::into_arc).
+/// Hold it briefly. A thread has eight slots for guards, over all cells and all other uses of `arc-swap` in the
+/// process. From the ninth guard on, taking one costs a reference count. To keep the value, or to hold it across a
+/// build, take the [`Arc`](Guard::into_arc).
 ///
 /// # Examples
 ///
@@ -27,7 +27,7 @@ use crate::sync::{Arc, SlotGuard, guard_of, into_arc};
 /// assert_eq!(*kept, "value");
 /// ```
 ///
-/// It cannot outlive the cell, which leaves the cell free to change how values are reclaimed:
+/// It cannot outlive the cell, so the way in which the cell reclaims values may change:
 ///
 /// ```compile_fail,E0597
 /// use dogpile::DogpileCell;
@@ -70,9 +70,21 @@ impl<T> Guard<'_, T> {
         Self { guard: guard_of(value), cell: PhantomData }
     }
 
-    /// The value as an `Arc`, which may be kept for as long as one likes.
+    /// Converts the guard into an `Arc`, which can be kept for any time.
     ///
-    /// An associated function, so that it hides no method of `T`.
+    /// This is an associated function, so that it hides no method of `T`.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::{DogpileCell, Guard};
+    /// use std::sync::Arc;
+    /// use std::time::Duration;
+    ///
+    /// let cell = DogpileCell::new(Duration::from_secs(60));
+    /// let set = cell.set(7);
+    /// assert!(Arc::ptr_eq(&Guard::into_arc(cell.load().unwrap()), &set));
+    /// ```
     #[must_use]
     #[inline]
     pub fn into_arc(guard: Self) -> Arc<T> {

@@ -6,15 +6,15 @@ use crate::sync::{Arc, Weak};
 use super::machine::Machine;
 use super::state::Awaits;
 
-/// A reference to a cell: borrowed, or one that keeps the cell alive.
+/// A reference to a cell: a borrow, or an [`Arc`] that keeps the cell alive.
 ///
-/// A [`Refresher`](crate::Refresher) takes whatever converts into a `Handle<'static, _>`: a cell in a `static` (`&CELL`), or
-/// one in an [`Arc`] (`&cell`, or `cell`).
+/// [`Refresher::spawn`](crate::Refresher::spawn) takes everything that converts into a `Handle<'static, _>`: `&CELL` of
+/// a cell in a `static`, `cell` or `&cell` of a cell in an [`Arc`].
 #[derive(Debug)]
 pub enum Handle<'a, K> {
-    /// A borrow of the cell.
+    /// A borrowed cell.
     Borrowed(&'a K),
-    /// A share of the cell.
+    /// A shared cell.
     Shared(Arc<K>),
 }
 

@@ -27,24 +27,26 @@ use super::state::Withheld;
 
 /// The right to build the next value, held by one caller at a time.
 ///
-/// [`DogpileCell::lookup`](crate::DogpileCell::lookup) gives it to the caller that it elects. It can be sent to
-/// another thread and ended there. Dropping it gives the right back without a result: the waiters look
-/// again, and one of them is elected. If it is dropped because the thread unwinds, the build counts as
-/// panicked.
+/// [`DogpileCell::lookup`](crate::DogpileCell::lookup) gives it to the caller that it elects. It can be sent to another
+/// thread and ended there. Dropping it gives the right back without a result: the waiters look again, and one of them
+/// is elected. If it is dropped because the thread unwinds, the build counts as panicked.
 ///
-/// Borrows its cell. [`DogpileCell::lookup_owned`](crate::DogpileCell::lookup_owned), or a look at a cell in a `static`,
-/// gives a `Lease<'static, _, _>`, which can outlive the caller.
+/// A `Lease` borrows its cell. For a cell in a `static`, and from
+/// [`DogpileCell::lookup_owned`](crate::DogpileCell::lookup_owned), it is a `Lease<'static, _, _>`, which can outlive
+/// the caller.
 ///
 /// # Deadlocks
 ///
-/// A thread that keeps a lease and waits without a timeout for a value of the same cell waits for itself. For
-/// builds that run as a closure (as in `get_or_refresh`) this is detected; for a lease it cannot be,
-/// since it may have been sent to another thread. A leaked lease ([`std::mem::forget`]) is never given back: see
-/// [`Policy::lease_timeout`](crate::Policy::lease_timeout).
+/// A thread that keeps a lease, and waits without a timeout for a value of the same cell, waits for itself. The cell
+/// detects this for builds that run as a closure (as in `get_or_refresh`). It cannot detect it for a lease, which may
+/// have been sent to another thread.
+///
+/// A leaked lease ([`std::mem::forget`]) is never given back. [`Policy::lease_timeout`](crate::Policy::lease_timeout)
+/// and [`DogpileCell::revoke`](crate::DogpileCell::revoke) help then.
 ///
 /// # Examples
 ///
-/// A conditional build, as HTTP's `304 Not Modified` makes it possible:
+/// A conditional build, like HTTP's `304 Not Modified`:
 ///
 /// ```
 /// use dogpile::{DogpileCell, Lookup};
@@ -85,16 +87,29 @@ use super::state::Withheld;
 pub struct Lease<'a, T, C: Clock = SystemClock>(pub(super) Held<'a, DogpileCell<T, C>>);
 
 impl<T, C: Clock> Lease<'_, T, C> {
-    /// The value that the build is to replace, fresh or not: for builds that only have to find out
-    /// whether it is still right (`ETag`, modification time).
+    /// Returns the value that the build is to replace, whether it may still be served or not.
     ///
-    /// `None` if there is none, or none since a `clear`.
+    /// A build can ask the source whether that value is still right (`ETag`, modification time). Returns `None` if
+    /// there was no value, or if it has been cleared.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::{DogpileCell, Lookup};
+    /// use std::time::Duration;
+    ///
+    /// let cell = DogpileCell::new(Duration::from_secs(60));
+    /// cell.set("old");
+    /// cell.invalidate();
+    /// let Lookup::Elected(lease) = cell.lookup() else { unreachable!() };
+    /// assert_eq!(lease.previous().map(|value| **value), Some("old"));
+    /// ```
     #[must_use]
     pub fn previous(&self) -> Option<&Arc<T>> {
         self.0.previous()
     }
 
-    /// The generation that the value will have, unless a `set` comes first.
+    /// Returns the generation that the value will have, unless another value is published before it.
     ///
     /// # Examples
     ///
@@ -113,8 +128,10 @@ impl<T, C: Clock> Lease<'_, T, C> {
         self.0.ticket().beginning.generation
     }
 
-    /// Whether the result can no longer be published: there was a `set`, a `clear`, a `revoke` or a `reset`, or the
-    /// lease timed out and another caller was elected. A build that takes long may look at this, and stop.
+    /// Returns whether the result can no longer be published. A long build can check this, and stop.
+    ///
+    /// That is the case after a `set`, a `clear`, a `revoke` or a `reset`, and after the lease has timed out and
+    /// another caller was elected.
     ///
     /// # Examples
     ///
@@ -134,17 +151,17 @@ impl<T, C: Clock> Lease<'_, T, C> {
         self.0.machine().is_fenced(self.0.ticket())
     }
 
-    /// Publishes `value`. Returns it, or what the cell serves if `value` is not published.
+    /// Publishes `value`, and returns it, or what the cell serves if `value` cannot be published.
     ///
-    /// If something happened during the build, the fence decides:
+    /// The fence decides, if something happened during the build:
     ///
-    /// * `invalidate`: `value` is published, but as already stale.
-    /// * `clear`, `revoke`, `reset`, `set`, or the lease timed out and another caller was elected: `value` is not published.
-    ///   The caller gets what the cell serves now, or else `value`.
+    /// * After an `invalidate`, `value` is published, but as already stale.
+    /// * After a `clear`, a `revoke`, a `reset` or a `set`, and after the lease has timed out and another caller was
+    ///   elected, `value` is not published. The caller gets what the cell serves now, or else `value`.
     ///
     /// # Panics
     ///
-    /// If dropping the replaced value panics. The new one is in place and the lease released by then.
+    /// Panics if dropping the replaced value panics. The new value is in place and the lease released by then.
     ///
     /// # Examples
     ///
@@ -162,9 +179,9 @@ impl<T, C: Clock> Lease<'_, T, C> {
         self.0.publish_arc(Arc::new(value), Ttl::Policy)
     }
 
-    /// As [`publish`](Self::publish), with a time to live of its own instead of the policy's.
+    /// Publishes `value` with a time to live of its own instead of the policy's.
     ///
-    /// The policy's jitter and windows apply to it as to any other.
+    /// Otherwise like [`publish`](Self::publish). The policy's jitter and windows apply to it too.
     ///
     /// # Examples
     ///
@@ -181,7 +198,9 @@ impl<T, C: Clock> Lease<'_, T, C> {
         self.0.publish_arc(Arc::new(value), Ttl::Own(nanos(ttl)))
     }
 
-    /// As [`publish`](Self::publish), of a value that is in an [`Arc`] already.
+    /// Publishes a value that is already in an [`Arc`].
+    ///
+    /// Otherwise like [`publish`](Self::publish).
     ///
     /// # Examples
     ///
@@ -199,8 +218,10 @@ impl<T, C: Clock> Lease<'_, T, C> {
         self.0.publish_arc(value, Ttl::Policy)
     }
 
-    /// As [`publish`](Self::publish), and tells what has become of `value`: for caches built on top, which keep records
-    /// of their own beside the cell's. `ttl`: [`None`] for the policy's.
+    /// Publishes `value`, and returns whether and how it was published.
+    ///
+    /// This is for caches built on top of this crate, which keep records of their own beside the cell's. If `ttl` is
+    /// [`None`], the policy's is used. Otherwise like [`publish`](Self::publish).
     ///
     /// # Examples
     ///
@@ -222,13 +243,13 @@ impl<T, C: Clock> Lease<'_, T, C> {
         self.0.publish_snapshot(value, ttl.map_or(Ttl::Policy, |ttl| Ttl::Own(nanos(ttl))))
     }
 
-    /// "Not modified": publishes the previous value anew, as a new generation with the same `Arc`.
+    /// Publishes the previous value again ("not modified"), as a new generation with the same `Arc`.
     ///
     /// The fence applies as to [`publish`](Self::publish).
     ///
     /// # Errors
     ///
-    /// The lease itself, if there is no previous value to renew.
+    /// Returns the lease if there is no previous value to renew.
     ///
     /// # Examples
     ///
@@ -248,11 +269,27 @@ impl<T, C: Clock> Lease<'_, T, C> {
         self.0.renew(Ttl::Policy).map_err(Self)
     }
 
-    /// As [`renew`](Self::renew), with a time to live of its own instead of the policy's.
+    /// Publishes the previous value again, with a time to live of its own instead of the policy's.
+    ///
+    /// Otherwise like [`renew`](Self::renew).
     ///
     /// # Errors
     ///
-    /// The lease itself, if there is no previous value to renew.
+    /// Returns the lease if there is no previous value to renew.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::{DogpileCell, Lookup};
+    /// use std::time::Duration;
+    ///
+    /// let cell = DogpileCell::new(Duration::from_secs(60));
+    /// cell.set("token");
+    /// cell.invalidate();
+    /// let Lookup::Elected(lease) = cell.lookup() else { unreachable!() };
+    /// assert_eq!(*lease.renew_for(Duration::from_secs(3600)).unwrap(), "token");
+    /// assert!(cell.snapshot().unwrap().fresh_for > Duration::from_secs(60));
+    /// ```
     #[allow(clippy::result_large_err)] // as above
     pub fn renew_for(self, ttl: Duration) -> Result<Arc<T>, Self> {
         self.0.renew(Ttl::Own(nanos(ttl))).map_err(Self)
@@ -260,8 +297,9 @@ impl<T, C: Clock> Lease<'_, T, C> {
 
     /// Ends the build with an error, which all its waiters share.
     ///
-    /// The value in the cell, if there is one, stays. The policy's retry pause begins. The error is
-    /// [`last_error`](crate::DogpileCell::last_error) until a value is published.
+    /// The value in the cell, if there is one, stays. The policy's retry pause begins.
+    /// [`last_error`](crate::DogpileCell::last_error) returns the error until a value is published. If the build can no
+    /// longer be published (see [`is_fenced`](Self::is_fenced)), the failure is not recorded.
     ///
     /// # Examples
     ///
@@ -294,13 +332,13 @@ impl<T, C: Clock> fmt::Debug for Lease<'_, T, C> {
 pub struct Published<T> {
     /// What [`Lease::publish`] returns.
     pub value: Arc<T>,
-    /// The number of its publication; `None` if it was never published.
+    /// The generation of `value`, or `None` if it was never published.
     pub generation: Option<u64>,
-    /// How long it stays fresh; zero if it is stale or was never published. [`Duration::MAX`]: without end.
+    /// How much longer it is fresh; zero if it is stale or was never published. [`Duration::MAX`] means without end.
     pub fresh_for: Duration,
-    /// How long it may be served; zero if it was never published. [`Duration::MAX`]: without end.
+    /// How much longer it may be served; zero if it was never published. [`Duration::MAX`] means without end.
     pub servable_for: Duration,
-    /// What has become of the value that was to be published.
+    /// Whether and how the value of the build was published.
     pub outcome: PublishOutcome,
 }
 
@@ -313,17 +351,17 @@ impl<T> fmt::Debug for Published<T> {
     }
 }
 
-/// What has become of a value that was to be published.
+/// Whether and how the value of a build was published.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum PublishOutcome {
-    /// It is published.
+    /// It was published.
     Published,
-    /// It is published as already stale, because of an `invalidate` during the build.
+    /// It was published as already stale, because of an `invalidate` during the build.
     PublishedStale,
-    /// It is not published, because of a `set`, a `clear`, a `revoke` or a `reset` during the build.
+    /// It was not published, because of a `set`, a `clear`, a `revoke` or a `reset` during the build.
     Displaced,
-    /// It is not published, because the lease timed out and another caller was elected.
+    /// It was not published, because the lease had timed out and another caller was elected.
     Superseded,
 }
 

@@ -12,7 +12,7 @@ use super::handle::Handle;
 use super::lease::{Held, Lease};
 use super::pending::Pending;
 
-/// What [`DogpileCell::lookup`](crate::DogpileCell::lookup) found. Every other read is built on it.
+/// The result of [`DogpileCell::lookup`](crate::DogpileCell::lookup), on which every other read is built.
 ///
 /// | value | lease | retry pause | outcome |
 /// |---|---|---|---|
@@ -25,15 +25,15 @@ use super::pending::Pending;
 ///
 /// Three refinements:
 ///
-/// * A caller that was overtaken (another published while it looked) gets what was published.
-/// * While a retry pause runs, a value also counts as stale, not as expired, up to the policy's `stale_if_error`.
-/// * After a panic no error is passed on: where the table says `Failed`, the caller is elected.
+/// * If another caller published a value while this one looked, this one gets that value.
+/// * While a retry pause runs, a value counts as stale and not as expired, up to the policy's `stale_if_error`.
+/// * If the latest build panicked, the caller is elected where the table says `Failed`.
 ///
-/// Under the conditions of a [`Request`](crate::Request), a value that does not meet them counts as none. What a build
-/// that is [`Pending`] then publishes may not meet them either: look again.
+/// Under the conditions of a [`Request`](crate::Request), a value that does not meet them counts as none. The value
+/// that a [`Pending`] build publishes may not meet them either; then look again.
 ///
-/// It borrows the cell; that of [`lookup_owned`](crate::DogpileCell::lookup_owned), or of a cell in a `static`, is a
-/// `Lookup<'static, _, _>`.
+/// A `Lookup` borrows the cell. For a cell in a `static`, and from [`lookup_owned`](crate::DogpileCell::lookup_owned),
+/// it is a `Lookup<'static, _, _>`.
 ///
 /// # Examples
 ///
@@ -55,13 +55,13 @@ use super::pending::Pending;
 pub enum Lookup<'a, T, C: Clock = SystemClock> {
     /// A fresh value.
     Fresh(Arc<T>),
-    /// A value that may be served; a build or a retry pause runs.
+    /// A value that may be served. It is stale, and a build or a retry pause runs.
     Stale(Arc<T>),
-    /// The caller is to build.
+    /// The caller has been elected and should build.
     Elected(Lease<'a, T, C>),
-    /// There is nothing to serve, and another caller builds.
+    /// There is no value to serve, and another caller builds.
     Pending(Pending<'a, T, C>),
-    /// There is nothing to serve, the latest build failed with this error, and a retry pause runs.
+    /// There is no value to serve, the latest build failed with this error, and a retry pause runs.
     Failed(SharedError),
 }
 

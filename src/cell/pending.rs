@@ -19,17 +19,18 @@ use super::state::Awaits;
 #[cfg(feature = "async")]
 use std::task::{Context, Poll};
 
-/// How a wait for another caller's build ended.
+/// The result of waiting for another caller's build.
 #[non_exhaustive]
 pub enum Waited<T> {
-    /// A value was published while the caller waited: the newest one. It is handed over even if it has expired by now.
+    /// A value was published while the caller waited. This is the newest one. It is returned even if it has expired by
+    /// now.
     Published(Arc<T>),
-    /// The build that the caller waited for failed.
+    /// The build failed with this error.
     Failed(SharedError),
-    /// The build ended without a result (it panicked, was given back or fenced off), or has run for longer than
-    /// the lease timeout: look again.
+    /// The build ended without a result (it panicked, was given back or fenced off), or it has run for longer than the
+    /// lease timeout. Look again.
     Abandoned,
-    /// The caller is inside the build that it would have waited for.
+    /// The caller is inside the build that it would wait for.
     Reentrant,
 }
 
@@ -44,13 +45,13 @@ impl<T> fmt::Debug for Waited<T> {
     }
 }
 
-/// A place among the callers that wait for a build, because there is nothing that they may be served.
+/// A place among the waiters for a build, for a caller that found no value to serve.
 ///
-/// It has no claim on the lease and can be dropped at any time.
+/// It has no claim on the lease, and can be dropped at any time.
 ///
-/// With the feature `async` it is a future too, on any executor: ready when the build has ended, or when it has run for
-/// longer than the lease timeout. Each publication wakes all waiters, threads and tasks alike, so a wake-up that reaches a
-/// task which has given up its place is not lost to another.
+/// With the feature `async` it is also a future, for any executor. The future is ready when the build has ended, or
+/// when the build has run for longer than the lease timeout. Each publication wakes all waiters, threads and tasks, so
+/// no wake-up is lost if a task drops its `Pending`.
 ///
 /// # Examples
 ///
@@ -81,22 +82,38 @@ impl<'a, T, C: Clock> Pending<'a, T, C> {
 
     /// Blocks until the build has ended.
     ///
+    /// Also returns, with [`Waited::Abandoned`], when the build has run for longer than the
+    /// [`lease_timeout`](crate::Policy::lease_timeout).
+    ///
     /// # Deadlocks
     ///
-    /// A thread that holds the lease itself waits for itself; see [`Lease`](crate::Lease). Inside a
-    /// build that runs as a closure this is known, and the answer is [`Waited::Reentrant`].
+    /// A thread that holds the [`Lease`](crate::Lease) itself waits for itself. Inside a build that runs as a closure
+    /// the cell detects this and returns [`Waited::Reentrant`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::{DogpileCell, Lookup, Waited};
+    /// use std::time::Duration;
+    ///
+    /// let cell = DogpileCell::new(Duration::from_secs(60));
+    /// let Lookup::Elected(lease) = cell.lookup() else { unreachable!() };
+    /// let Lookup::Pending(pending) = cell.lookup() else { unreachable!() };
+    /// lease.publish(7);
+    /// assert!(matches!(pending.wait(), Waited::Published(value) if *value == 7));
+    /// ```
     pub fn wait(mut self) -> Waited<T> {
         // Without a deadline there is always an end.
         let ended = self.waiting.wait_until(&self.handle.machine, Some(FOREVER));
         ended.map_or(Waited::Abandoned, Waited::from)
     }
 
-    /// Blocks until the build has ended, but not for longer than `timeout` on the cell's clock. With
-    /// [`Duration::ZERO`] it only looks.
+    /// Blocks until the build has ended, at most for `timeout` on the cell's clock. With [`Duration::ZERO`] it only
+    /// looks.
     ///
     /// # Errors
     ///
-    /// The place among the waiters, when the time is over.
+    /// Returns the place among the waiters if the time is over.
     ///
     /// # Examples
     ///

@@ -8,13 +8,13 @@ use crate::sync::{Arc, into_arc};
 use super::DogpileCell;
 use super::slot::Version;
 
-/// A handle that keeps the value, for threads that read it very often.
+/// A handle that keeps the value, for a thread that reads it very often.
 ///
-/// A read that finds nothing changed touches no reference count: it costs one load and a compare beyond the
-/// freshness check. Each thread makes its own.
+/// A read that finds nothing changed touches no reference count: it costs one load and one comparison beyond the
+/// freshness check. Each thread makes a `Reader` of its own.
 ///
-/// A reader that is not used keeps the value that it saw last alive, though it has long been replaced;
-/// [`release`](Reader::release) lets go of it.
+/// A reader that is not used keeps alive the value that it saw last, also after that value was replaced.
+/// [`release`](Reader::release) drops it.
 ///
 /// # Examples
 ///
@@ -57,7 +57,24 @@ impl<'a, T, C> Reader<'a, T, C> {
         }
     }
 
-    /// Lets go of the value that the handle keeps. The next read takes the current one.
+    /// Drops the value that the handle keeps. The next read takes the current one.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::DogpileCell;
+    /// use std::sync::Arc;
+    /// use std::time::Duration;
+    ///
+    /// let cell = DogpileCell::new(Duration::from_secs(60));
+    /// let old = cell.set(1);
+    /// let mut reader = cell.reader();
+    /// reader.get();
+    /// cell.set(2);
+    /// assert_eq!(Arc::strong_count(&old), 2); // `old` and the reader's
+    /// reader.release();
+    /// assert_eq!(Arc::strong_count(&old), 1);
+    /// ```
     pub fn release(&mut self) {
         self.forget();
         self.value = None;
@@ -84,11 +101,25 @@ impl<T, C: Clock> Reader<'_, T, C> {
         self.value = value;
     }
 
-    /// As [`DogpileCell::get_or_refresh`](crate::DogpileCell::get_or_refresh).
+    /// Returns the value, rebuilding it if it is out of date. See
+    /// [`DogpileCell::get_or_refresh`](crate::DogpileCell::get_or_refresh).
     ///
     /// # Panics
     ///
-    /// As there.
+    /// Panics if `build` panics, or if it calls this method on the same cell while there is no value to serve.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::DogpileCell;
+    /// use std::time::Duration;
+    ///
+    /// let cell = DogpileCell::new(Duration::from_secs(60));
+    /// let mut reader = cell.reader();
+    /// assert_eq!(**reader.get_or_refresh(|| 7), 7);
+    /// cell.set(8);
+    /// assert_eq!(**reader.get_or_refresh(|| unreachable!("it is fresh")), 8);
+    /// ```
     #[inline]
     #[track_caller]
     pub fn get_or_refresh<F: FnOnce() -> T>(&mut self, build: F) -> &Arc<T> {
@@ -101,7 +132,20 @@ impl<T, C: Clock> Reader<'_, T, C> {
         }
     }
 
-    /// As [`DogpileCell::get`](crate::DogpileCell::get): what may be served now; never builds, never blocks.
+    /// Returns the value if it may be served now, fresh or stale. It never builds and never blocks.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::DogpileCell;
+    /// use std::time::Duration;
+    ///
+    /// let cell = DogpileCell::new(Duration::from_secs(60));
+    /// let mut reader = cell.reader();
+    /// assert_eq!(reader.get(), None);
+    /// cell.set(7);
+    /// assert_eq!(reader.get().map(|value| **value), Some(7));
+    /// ```
     #[inline]
     pub fn get(&mut self) -> Option<&Arc<T>> {
         if !self.is_current() {
@@ -110,8 +154,23 @@ impl<T, C: Clock> Reader<'_, T, C> {
         self.value.as_ref()
     }
 
-    /// As [`DogpileCell::get_unless_due`](crate::DogpileCell::get_unless_due): a fresh value, or a stale one that is being
-    /// dealt with.
+    /// Returns the value if no refresh is due: a fresh value, or a stale one while a build or a retry pause runs.
+    ///
+    /// See [`DogpileCell::get_unless_due`](crate::DogpileCell::get_unless_due).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::DogpileCell;
+    /// use std::time::Duration;
+    ///
+    /// let cell = DogpileCell::new(Duration::from_secs(60));
+    /// let mut reader = cell.reader();
+    /// cell.set(7);
+    /// assert_eq!(reader.get_unless_due().map(|value| **value), Some(7));
+    /// cell.invalidate();
+    /// assert_eq!(reader.get_unless_due(), None);
+    /// ```
     #[inline]
     pub fn get_unless_due(&mut self) -> Option<&Arc<T>> {
         if !self.is_current() {

@@ -19,11 +19,12 @@ use super::state::Demand;
 #[cfg(feature = "async")]
 use {super::build::Task, std::panic::Location};
 
-/// A read with conditions, to be finished by a call that does the work.
+/// A read with conditions. A finishing call, such as [`get`](Request::get) or [`try_get`](Request::try_get), does the
+/// work.
 ///
 /// [`DogpileCell::request`], [`LazyDogpile::request`](crate::LazyDogpile::request) and
-/// [`SyncReaderCell::request`](crate::SyncReaderCell::request) make one. The conditions compose, in any order; most have the
-/// names of RFC 9111's request directives:
+/// [`SyncReaderCell::request`](crate::SyncReaderCell::request) make one. Conditions can be combined in any order. Most
+/// are named after RFC 9111's request directives:
 ///
 /// | the call returns | condition |
 /// |---|---|
@@ -35,19 +36,21 @@ use {super::build::Task, std::panic::Location};
 /// | ... or else whatever the policy may serve | [`or_stale()`](Request::or_stale) |
 /// | ... built by a thread or task of its own | [`spawn_with(spawner)`](Request::spawn_with) |
 ///
-/// **Conditions are promises**: what is returned meets them, or the call returns an error. (`get`, which cannot return one,
-/// goes on building or waiting.) A value whose build this very call ran or started always meets them, whatever
-/// happened meanwhile. A value that another caller published while this one waited is judged by what it was then.
+/// **Conditions are promises**: the value that is returned meets them, or the call returns an error. `get` cannot
+/// return an error, so it builds or waits until they are met. A value whose build this very call ran or started always
+/// meets them, whatever happened meanwhile. A value that another caller published while this call waited is judged as
+/// it was when it was published.
 ///
-/// Conditions come on top of the usual rule: a caller that finds a stale value may be elected to rebuild it. Without
-/// conditions, [`try_get`](Request::try_get) is [`DogpileCell::try_get_or_refresh`].
+/// The usual rule applies as well: a caller that finds a stale value may be elected to rebuild it. Without conditions,
+/// [`try_get`](Request::try_get) is [`DogpileCell::try_get_or_refresh`].
 ///
-/// Conditions that no value can meet (`newer_than(u64::MAX)`) lead to a build by each call, and to that build's value.
+/// If no value can meet the conditions, as with `newer_than(u64::MAX)`, each call builds and returns the value of its
+/// build.
 ///
 /// # Examples
 ///
-/// A fresh value or an error; the old value if the new one takes too long; at most one build in 30 seconds, however often
-/// callers ask for something newer:
+/// The first request returns a fresh value or an error. The second returns the old value if the new one takes too long.
+/// The third leads to at most one build in 30 seconds, however often callers ask:
 ///
 /// ```
 /// use dogpile::{DogpileCell, RefreshError};
@@ -82,12 +85,12 @@ pub struct Request<'a, T, C = SystemClock, K = DogpileCell<T, C>, S = InCaller> 
     cell: PhantomData<fn() -> (T, C)>,
 }
 
-/// Builds run in the caller. See [`Request::spawn_with`].
+/// The type of a [`Request`] whose builds run in the caller. See [`Request::spawn_with`].
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct InCaller;
 
-/// Builds run where this spawner runs them. See [`Request::spawn_with`].
+/// The type of a [`Request`] whose builds are handed to a spawner. See [`Request::spawn_with`].
 #[derive(Clone, Copy, Debug)]
 pub struct SpawnWith<S>(pub(crate) S);
 
@@ -135,7 +138,8 @@ impl<'a, T, C, K, S> Request<'a, T, C, K, S> {
 
 /// Conditions.
 impl<'a, T, C: Clock, K: Kind<Value = T, Clock = C>, S> Request<'a, T, C, K, S> {
-    /// Only a value that is not past its time to live by more than `window`. [`Duration::ZERO`]: only a fresh one.
+    /// Accepts only a value that is past its time to live by at most `window`. [`Duration::ZERO`] accepts only a fresh
+    /// value.
     ///
     /// # Examples
     ///
@@ -153,9 +157,10 @@ impl<'a, T, C: Clock, K: Kind<Value = T, Clock = C>, S> Request<'a, T, C, K, S> 
         self
     }
 
-    /// Only a value that was published or renewed at most `age` ago. A build that other callers run meanwhile counts.
+    /// Accepts only a value that was published or renewed at most `age` ago. A build that another caller runs meanwhile
+    /// counts.
     ///
-    /// So however often callers ask, the source is asked at most once in `age`, and a failing source as often as the
+    /// However often callers ask, the source is asked at most once per `age`. A failing source is asked as often as the
     /// [retry pauses](crate::Policy::retry_backoff) allow.
     ///
     /// # Examples
@@ -178,7 +183,9 @@ impl<'a, T, C: Clock, K: Kind<Value = T, Clock = C>, S> Request<'a, T, C, K, S> 
         self
     }
 
-    /// Only a value of a later generation: what the caller has seen will not do (a 401, an unknown key id).
+    /// Accepts only a value of a later generation than `generation`.
+    ///
+    /// Use it when the value that the caller has seen will not do: a token was rejected, a key id is unknown.
     ///
     /// # Examples
     ///
@@ -200,10 +207,12 @@ impl<'a, T, C: Clock, K: Kind<Value = T, Clock = C>, S> Request<'a, T, C, K, S> 
         self
     }
 
-    /// Only a value whose build, or whose `set`, began after the finishing call: reads what was written before it.
+    /// Accepts only a value whose build or `set` began after the finishing call. So the call sees everything that was
+    /// written before it.
     ///
-    /// A build that runs already is waited for, since there are never two at a time; then the caller builds, or shares the
-    /// build of another caller that waited too. The one condition that asks the source in a retry pause as well.
+    /// If a build is already running, the call waits for it, since there is never more than one. Then it builds, or
+    /// shares the build of another caller that waited too. This is the only condition under which a caller builds
+    /// during a retry pause.
     ///
     /// # Examples
     ///
@@ -220,11 +229,14 @@ impl<'a, T, C: Clock, K: Kind<Value = T, Clock = C>, S> Request<'a, T, C, K, S> 
         self
     }
 
-    /// The call waits at most so long, on the cell's clock, for builds that it does not run itself. When the time is over,
-    /// `try_get` returns [`RefreshError::WaitTimeout`]; with [`or_stale`](Request::or_stale), the old value, if there is one.
+    /// Waits at most `time`, on the cell's clock, for builds that the call does not run itself.
     ///
-    /// A build that the caller runs itself is not bounded: hand it to a [spawner](Request::spawn_with) for that. It then goes
-    /// on when the time is over. With [`Duration::ZERO`] the call starts the build, and waits for nothing.
+    /// After that, `try_get` returns [`RefreshError::WaitTimeout`]. With [`or_stale`](Request::or_stale) it returns the
+    /// old value instead, if there is one. `get` can return no error, so without `or_stale` it goes on waiting.
+    ///
+    /// A build that the caller runs itself is not limited. To limit it, hand it to a [spawner](Request::spawn_with):
+    /// the build then goes on after the time has passed. With [`Duration::ZERO`] such a call starts the build and waits
+    /// for nothing.
     ///
     /// # Examples
     ///
@@ -242,8 +254,8 @@ impl<'a, T, C: Clock, K: Kind<Value = T, Clock = C>, S> Request<'a, T, C, K, S> 
         self
     }
 
-    /// Where the conditions cannot be met (the build failed, a retry pause runs, the time is over): what the policy may
-    /// serve, in place of the error.
+    /// Falls back to what the policy may serve, if the conditions cannot be met: the build failed, a retry pause runs,
+    /// or the time limit has passed.
     ///
     /// # Examples
     ///
@@ -287,32 +299,33 @@ impl<'a, T, C: Clock, K: Kind<Value = T, Clock = C>, S> Request<'a, T, C, K, S> 
 }
 
 impl<T, C: Clock, K: Refreshable + Kind<Value = T, Clock = C>> Request<'static, T, C, K> {
-    /// Builds are handed to `spawner`, the first one too: they go on when their caller has given up.
+    /// Hands builds to `spawner`, the first build too. They go on if their caller gives up.
     ///
-    /// A caller that has something acceptable gets it at once; any other waits as it would for another caller's build.
-    /// `spawner` is a function that takes a [`Job`] (in [`get`](Request::get) and the like) or, for builds that are futures, a
-    /// `Task`, and runs it once. What it returns is ignored. So these fit as they are:
+    /// A caller for which there is an acceptable value gets it at once. Any other waits as it would for another
+    /// caller's build. `spawner` is a function that takes a [`Job`] and runs it once. For async builds it takes a
+    /// `Task` and polls it to its end. The return value of `spawner` is dropped. So these can be passed as they are:
     ///
     /// | where | `spawner` |
     /// |---|---|
     /// | a thread of its own | `std::thread::spawn` |
     /// | rayon | `rayon::spawn`, or `\|job: Job\| pool.spawn(job)` |
-    /// | tokio | `tokio::task::spawn_blocking`; for futures `tokio::spawn` |
-    /// | smol | for futures `\|task\| smol::spawn(task).detach()`; without `detach` it drops the task |
+    /// | tokio | `tokio::task::spawn_blocking`; for async builds `tokio::spawn` |
+    /// | smol | for async builds `\|task\| smol::spawn(task).detach()`; without `detach` the task is dropped |
     ///
-    /// It needs a cell that outlives the caller: one in a `static`, or [`request_owned`](DogpileCell::request_owned).
+    /// The cell must outlive the caller: use a cell in a `static`, or [`request_owned`](DogpileCell::request_owned).
     ///
-    /// A job that is dropped instead of run gives the lease back, and another caller is elected; the caller that was elected
-    /// gets [`RefreshError::Abandoned`], or panics in [`get`](Request::get). The same if the build panics; the panic itself goes
-    /// on in the job. A job that `spawner` runs on the spot gives its caller the new value.
+    /// If a job is dropped without being run, or if the build panics, the lease is given back and another caller is
+    /// elected. The call that handed the job over then returns [`RefreshError::Abandoned`]; [`get`](Request::get)
+    /// panics. The panic of the build propagates in the job. If `spawner` runs the job before it returns, the call
+    /// returns the new value.
     ///
     /// # Panics
     ///
-    /// The finishing call, if `spawner` panics. The lease is given back.
+    /// The finishing call panics if `spawner` panics. The lease is given back.
     ///
     /// # Deadlocks
     ///
-    /// If the caller waits on a thread that the job needs: the only thread of a pool.
+    /// The caller must not block a thread that the job needs, such as the only thread of a pool.
     ///
     /// # Examples
     ///
@@ -339,7 +352,8 @@ impl<T, C: Clock, K: Refreshable + Kind<Value = T, Clock = C>> Request<'static, 
 }
 
 impl<'a, T, C: Clock> Request<'a, T, C> {
-    /// Looks at the cell. See [`DogpileCell::lookup`]. Never blocks.
+    /// Looks at the cell under the conditions, and elects this caller if a build is due. See [`DogpileCell::lookup`].
+    /// It never blocks.
     ///
     /// [`wait_at_most`](Request::wait_at_most) and [`or_stale`](Request::or_stale) have no effect.
     ///
@@ -361,22 +375,22 @@ impl<'a, T, C: Clock> Request<'a, T, C> {
     }
 }
 
-/// The kinds of cells whose build is given with each call.
+/// The kinds of cells whose build is passed to each call.
 ///
-/// It is sealed: no other type can implement it.
+/// This trait is sealed: no other type can implement it.
 pub trait TakesBuild: Publishes {}
 
 impl<T, C: Clock> TakesBuild for DogpileCell<T, C> {}
 
 /// Finishing calls.
 impl<T, C: Clock, K: TakesBuild + Kind<Value = T, Clock = C>> Request<'_, T, C, K> {
-    /// The value, built by `build` if need be.
+    /// Returns the value, built by `build` if need be.
     ///
-    /// Goes on building or waiting until the conditions are met.
+    /// Builds or waits until the conditions are met.
     ///
     /// # Panics
     ///
-    /// If `build` panics, or if it calls this on its own cell while there is nothing to serve.
+    /// Panics if `build` panics, or if it calls this method on the same cell while there is no value to serve.
     ///
     /// # Examples
     ///
@@ -397,15 +411,20 @@ impl<T, C: Clock, K: TakesBuild + Kind<Value = T, Clock = C>> Request<'_, T, C, 
         })
     }
 
-    /// The value, built by `build` if need be.
+    /// Returns the value, built by `build` if need be, or an error.
     ///
     /// # Errors
     ///
-    /// * [`RefreshError::Build`]: the caller's own build failed, or the one that it waited for, or the latest one while a
-    ///   retry pause runs; and no value that meets the conditions is within the policy's
+    /// * [`RefreshError::Build`]: the caller's own build failed, or the build that it waited for, or the latest build
+    ///   while a retry pause runs; and no value that meets the conditions is within the policy's
     ///   [`stale_if_error`](crate::Policy::stale_if_error).
     /// * [`RefreshError::WaitTimeout`]: the time of [`wait_at_most`](Request::wait_at_most) is over.
-    /// * [`RefreshError::Reentrant`]: called from inside the build of the same cell, with nothing to serve.
+    /// * [`RefreshError::Reentrant`]: the call came from inside the build of the same cell, while there was no value to
+    ///   serve.
+    ///
+    /// # Panics
+    ///
+    /// Panics if `build` panics.
     ///
     /// # Examples
     ///
@@ -430,15 +449,24 @@ impl<T, C: Clock, K: TakesBuild + Kind<Value = T, Clock = C>> Request<'_, T, C, 
         .map(K::share)
     }
 
-    /// As [`try_get`](Request::try_get), with a build that is given the previous value: for conditional builds (`ETag`,
-    /// modification time), and for values with a time to live of their own.
+    /// Returns the value, built if need be by a build that is given the previous value.
     ///
-    /// Of a [`SyncReaderCell`](crate::SyncReaderCell) the build is a reader of the previous value until it has ended, also if it
-    /// drops the handle that it is given.
+    /// Use it for conditional builds (`ETag`, modification time), and for values that have a time to live of their own.
+    ///
+    /// The build of a [`SyncReaderCell`](crate::SyncReaderCell) is a reader of the previous value until it has ended,
+    /// also if it drops the handle that it is given.
     ///
     /// # Errors
     ///
-    /// As [`try_get`](Request::try_get). [`Refreshed::NotModified`] without a previous value is a failure of the build.
+    /// * [`RefreshError::Build`]: as for [`try_get`](Request::try_get). [`Refreshed::NotModified`] without a previous
+    ///   value counts as a failed build.
+    /// * [`RefreshError::WaitTimeout`]: the time of [`wait_at_most`](Request::wait_at_most) is over.
+    /// * [`RefreshError::Reentrant`]: the call came from inside the build of the same cell, while there was no value to
+    ///   serve.
+    ///
+    /// # Panics
+    ///
+    /// Panics if `build` panics.
     ///
     /// # Examples
     ///
@@ -481,15 +509,21 @@ impl<T, C: Clock, K: TakesBuild + Kind<Value = T, Clock = C>> Request<'_, T, C, 
 
 /// Finishing calls from async code (feature `async`).
 ///
-/// The futures run on any executor, and can be dropped at any point: an elected one gives the lease back, any other gives up
-/// its place.
+/// The futures run on any executor.
+///
+/// # Cancel safety
+///
+/// A future can be dropped at any point. If its caller was elected, the build is dropped and the lease is given back.
+/// Any other caller gives up its place among the waiters.
 #[cfg(feature = "async")]
 impl<'a, T, C: Clock, K: TakesBuild + Kind<Value = T, Clock = C>> Request<'a, T, C, K> {
-    /// As [`get`](Request::get), with a build that is a future.
+    /// Returns the value, built by the async `build` if need be.
+    ///
+    /// Like [`get`](Request::get), but suspends the task instead of blocking the thread.
     ///
     /// # Panics
     ///
-    /// If `build` panics, or if it calls this on its own cell while there is nothing to serve.
+    /// Panics if `build` panics, or if it calls this method on the same cell while there is no value to serve.
     ///
     /// # Examples
     ///
@@ -520,11 +554,17 @@ impl<'a, T, C: Clock, K: TakesBuild + Kind<Value = T, Clock = C>> Request<'a, T,
         }
     }
 
-    /// As [`try_get`](Request::try_get), with a build that is a future.
+    /// Returns the value, built by the async `build` if need be, or an error.
+    ///
+    /// Like [`try_get`](Request::try_get), but suspends the task instead of blocking the thread.
     ///
     /// # Errors
     ///
-    /// As [`try_get`](Request::try_get).
+    /// Returns the errors of [`try_get`](Request::try_get).
+    ///
+    /// # Panics
+    ///
+    /// Panics if `build` panics.
     ///
     /// # Examples
     ///
@@ -553,11 +593,17 @@ impl<'a, T, C: Clock, K: TakesBuild + Kind<Value = T, Clock = C>> Request<'a, T,
         building.await.or_else(|error| search.instead_of(error)).map(K::share)
     }
 
-    /// As [`try_get_with`](Request::try_get_with), with a build that is a future.
+    /// Returns the value, built if need be by an async build that is given the previous value.
+    ///
+    /// Like [`try_get_with`](Request::try_get_with), but suspends the task instead of blocking the thread.
     ///
     /// # Errors
     ///
-    /// As [`try_get_with`](Request::try_get_with).
+    /// Returns the errors of [`try_get_with`](Request::try_get_with).
+    ///
+    /// # Panics
+    ///
+    /// Panics if `build` panics.
     ///
     /// # Examples
     ///
@@ -672,12 +718,25 @@ where
     C: Clock,
     K: Refreshable + TakesBuild + Kind<Value = T, Clock = C>,
 {
-    /// As the `get` of a request without a spawner.
+    /// Returns the value, built by the spawner if need be.
+    ///
+    /// Builds or waits until the conditions are met.
     ///
     /// # Panics
     ///
-    /// If the spawner panics; if it drops the job or the build panics while this call waits for it; if the build calls this on
-    /// its own cell while there is nothing to serve.
+    /// Panics if the spawner panics, or if the spawner drops the job or the build panics while this call waits for it.
+    /// Also panics if it is called from inside the build of the same cell while there is no value to serve.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::DogpileCell;
+    /// use std::time::Duration;
+    ///
+    /// static REPORT: DogpileCell<u32> = DogpileCell::new(Duration::from_secs(60));
+    ///
+    /// assert_eq!(*REPORT.request().spawn_with(std::thread::spawn).get(|| 7), 7);
+    /// ```
     #[track_caller]
     pub fn get<F, R>(self, build: F) -> K::Shared
     where
@@ -691,11 +750,36 @@ where
         }
     }
 
-    /// As the `try_get` of a request without a spawner.
+    /// Returns the value, built by the spawner if need be, or an error.
     ///
     /// # Errors
     ///
-    /// As there, and [`RefreshError::Abandoned`]: the spawner dropped the job, or the build panicked there.
+    /// * [`RefreshError::Build`]: the build of this call failed, or the build that it waited for, or the latest build
+    ///   while a retry pause runs; and no value that meets the conditions is within the policy's
+    ///   [`stale_if_error`](crate::Policy::stale_if_error).
+    /// * [`RefreshError::WaitTimeout`]: the time of [`wait_at_most`](Request::wait_at_most) is over. The build goes on.
+    /// * [`RefreshError::Abandoned`]: the spawner dropped the job, or the build panicked there.
+    /// * [`RefreshError::Reentrant`]: the call came from inside the build of the same cell, while there was no value to
+    ///   serve.
+    ///
+    /// # Panics
+    ///
+    /// Panics if the spawner panics.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::{DogpileCell, RefreshError};
+    /// use std::time::Duration;
+    ///
+    /// static LIMIT: DogpileCell<u32> = DogpileCell::new(Duration::from_secs(60));
+    ///
+    /// let dropped = LIMIT.request().spawn_with(drop).try_get(|| "7".parse::<u32>());
+    /// assert!(matches!(dropped, Err(RefreshError::Abandoned)));
+    ///
+    /// assert_eq!(*LIMIT.request().spawn_with(std::thread::spawn).try_get(|| "7".parse::<u32>())?, 7);
+    /// # Ok::<(), RefreshError>(())
+    /// ```
     pub fn try_get<E, F, R>(self, build: F) -> Result<K::Shared, RefreshError>
     where
         E: Into<BoxError>,
@@ -706,11 +790,35 @@ where
         search.run_spawned(spawn, |held| held.try_build(build)).map(K::share)
     }
 
-    /// As the `try_get_with` of a request without a spawner.
+    /// Returns the value, built if need be by a build that is given the previous value and is handed to the spawner.
     ///
     /// # Errors
     ///
-    /// As there, and [`RefreshError::Abandoned`]: the spawner dropped the job, or the build panicked there.
+    /// Returns the errors of [`try_get_with`](Request::try_get_with) without a spawner, and [`RefreshError::Abandoned`]
+    /// if the spawner dropped the job or the build panicked there.
+    ///
+    /// # Panics
+    ///
+    /// Panics if the spawner panics.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::{DogpileCell, Refreshed};
+    /// use std::time::Duration;
+    ///
+    /// static LIMIT: DogpileCell<u32> = DogpileCell::new(Duration::from_secs(60));
+    ///
+    /// LIMIT.set(7);
+    /// LIMIT.invalidate();
+    /// let request = LIMIT.request().max_stale(Duration::ZERO).spawn_with(std::thread::spawn);
+    /// let limit = request.try_get_with(|previous| match previous {
+    ///     Some(_) => Ok(Refreshed::NotModified),
+    ///     None => "7".parse::<u32>().map(Refreshed::New),
+    /// })?;
+    /// assert_eq!((*limit, LIMIT.generation()), (7, 2));
+    /// # Ok::<(), dogpile::RefreshError>(())
+    /// ```
     pub fn try_get_with<E, F, R>(self, build: F) -> Result<K::Shared, RefreshError>
     where
         E: Into<BoxError>,
@@ -730,12 +838,27 @@ where
     C: Clock,
     K: Refreshable + TakesBuild + Kind<Value = T, Clock = C>,
 {
-    /// As the `get_async` of a request without a spawner.
+    /// Returns the value, built by the async `build` on the spawner's executor if need be.
+    ///
+    /// Builds or waits until the conditions are met. If the future is dropped, the build goes on.
     ///
     /// # Panics
     ///
-    /// If the spawner panics; if it drops the task or the build panics while this call waits for it; if the build calls this on
-    /// its own cell while there is nothing to serve.
+    /// Panics if the spawner panics, or if the spawner drops the task or the build panics while this call waits for it.
+    /// Also panics if it is called from inside the build of the same cell while there is no value to serve.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::DogpileCell;
+    /// use std::time::Duration;
+    ///
+    /// static REPORT: DogpileCell<u32> = DogpileCell::new(Duration::from_secs(60));
+    ///
+    /// # tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async {
+    /// assert_eq!(*REPORT.request().spawn_with(tokio::spawn).get_async(|| async { 7 }).await, 7);
+    /// # });
+    /// ```
     #[track_caller]
     pub fn get_async<F, Fut, R>(
         self,
@@ -757,11 +880,33 @@ where
         }
     }
 
-    /// As the `try_get_async` of a request without a spawner.
+    /// Returns the value, built by the async `build` on the spawner's executor if need be, or an error.
+    ///
+    /// If the future is dropped, the build goes on.
     ///
     /// # Errors
     ///
-    /// As there, and [`RefreshError::Abandoned`]: the spawner dropped the task, or the build panicked there.
+    /// Returns the errors of [`try_get`](Request::try_get), and [`RefreshError::Abandoned`] if the spawner dropped the
+    /// task or the build panicked there.
+    ///
+    /// # Panics
+    ///
+    /// Panics if the spawner panics.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::DogpileCell;
+    /// use std::time::Duration;
+    ///
+    /// static LIMIT: DogpileCell<u32> = DogpileCell::new(Duration::from_secs(60));
+    ///
+    /// # tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async {
+    /// let request = LIMIT.request().spawn_with(tokio::spawn);
+    /// assert_eq!(*request.try_get_async(|| async { "7".parse::<u32>() }).await?, 7);
+    /// # Ok::<(), dogpile::RefreshError>(())
+    /// # }).unwrap();
+    /// ```
     pub async fn try_get_async<E, F, Fut, R>(self, build: F) -> Result<K::Shared, RefreshError>
     where
         E: Into<BoxError> + Send + 'static,
@@ -774,11 +919,35 @@ where
         search.run_spawned_async(spawn, run).await.map(K::share)
     }
 
-    /// As the `try_get_with_async` of a request without a spawner.
+    /// Returns the value, built if need be by an async build that is given the previous value and is handed to the
+    /// spawner.
+    ///
+    /// If the future is dropped, the build goes on.
     ///
     /// # Errors
     ///
-    /// As there, and [`RefreshError::Abandoned`]: the spawner dropped the task, or the build panicked there.
+    /// Returns the errors of [`try_get_with`](Request::try_get_with), and [`RefreshError::Abandoned`] if the spawner
+    /// dropped the task or the build panicked there.
+    ///
+    /// # Panics
+    ///
+    /// Panics if the spawner panics.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::{DogpileCell, Refreshed};
+    /// use std::io;
+    /// use std::time::Duration;
+    ///
+    /// static LIMIT: DogpileCell<u32> = DogpileCell::new(Duration::from_secs(60));
+    ///
+    /// # tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async {
+    /// let build = |_previous| async { Ok::<_, io::Error>(Refreshed::New(7)) };
+    /// assert_eq!(*LIMIT.request().spawn_with(tokio::spawn).try_get_with_async(build).await?, 7);
+    /// # Ok::<(), dogpile::RefreshError>(())
+    /// # }).unwrap();
+    /// ```
     pub async fn try_get_with_async<E, F, Fut, R>(self, build: F) -> Result<K::Shared, RefreshError>
     where
         E: Into<BoxError> + Send + 'static,

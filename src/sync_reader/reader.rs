@@ -9,13 +9,26 @@ use crate::sync::{Arc, SlotGuard, guard_of};
 
 use super::drain::Tracked;
 
-/// A reader's hold on a value of a [`SyncReaderCell`](crate::SyncReaderCell).
+/// A counted reference to a value of a [`SyncReaderCell`](crate::SyncReaderCell).
 ///
-/// As long as one clone lives, the reader is inside: the value is not finalised. It may be kept for as long as one
-/// likes, sent to other threads, and outlive the cell.
+/// The value is not finalised as long as one clone lives. A `ReaderArc` can be kept for any time, sent to other
+/// threads, and outlive the cell.
 ///
-/// One that is leaked ([`std::mem::forget`]) is a reader for ever: its value, and all that are replaced after it,
-/// are never finalised. [`synchronize_timeout`](crate::SyncReaderCell::synchronize_timeout) shows it.
+/// A leaked one ([`std::mem::forget`]) is a reader for ever: its value, and all values replaced after it, are never
+/// finalised. [`synchronize_timeout`](crate::SyncReaderCell::synchronize_timeout) shows that.
+///
+/// # Examples
+///
+/// ```
+/// use dogpile::SyncReaderCell;
+/// use std::time::Duration;
+///
+/// let cell = SyncReaderCell::new(Duration::from_secs(60), |_old: u32| {});
+/// let reader = cell.get_or_refresh(|| 7);
+/// cell.set(8);
+/// assert_eq!(*reader, 7); // replaced, but not finalised
+/// assert_eq!(cell.retired(), 1);
+/// ```
 pub struct ReaderArc<T>(pub(super) Arc<Tracked<T>>);
 
 impl<T> Clone for ReaderArc<T> {
@@ -34,9 +47,21 @@ impl<T> Deref for ReaderArc<T> {
 }
 
 impl<T> ReaderArc<T> {
-    /// Whether both hold the same value: the same one, not an equal one.
+    /// Returns whether both refer to the same value (not merely to equal ones).
     ///
-    /// An associated function, so that it hides no method of `T`.
+    /// This is an associated function, so that it hides no method of `T`.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::{ReaderArc, SyncReaderCell};
+    /// use std::time::Duration;
+    ///
+    /// let cell = SyncReaderCell::new(Duration::from_secs(60), |_old: u32| {});
+    /// let first = cell.set(7);
+    /// assert!(ReaderArc::ptr_eq(&first, &cell.get().unwrap()));
+    /// assert!(!ReaderArc::ptr_eq(&first, &cell.set(7)));
+    /// ```
     #[must_use]
     pub fn ptr_eq(this: &Self, other: &Self) -> bool {
         Arc::ptr_eq(&this.0, &other.0)
@@ -58,8 +83,8 @@ impl<T> fmt::Debug for ReaderArc<T> {
 
 /// A borrow of a value of a [`SyncReaderCell`](crate::SyncReaderCell), without a reference count.
 ///
-/// The reader is inside as long as it lives. It stays on its thread, so that a thread which asks for the write lock
-/// while it holds one can be told. To be held briefly: see [`Guard`](crate::Guard).
+/// The value is not finalised as long as the guard lives. The guard stays on its thread, so the cell can detect that a
+/// thread which asks for the write lock holds one. Hold it briefly, like a [`Guard`](crate::Guard).
 ///
 /// ```compile_fail,E0277
 /// # let cell = dogpile::SyncReaderCell::new(std::time::Duration::from_secs(60), drop::<u32>);

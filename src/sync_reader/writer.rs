@@ -20,7 +20,7 @@ use super::SyncReaderCell;
 
 use super::drain::{Drain, DrainTimeout, Room, Tracked};
 
-/// What a build is given that may need the old value for itself. See
+/// Passed to a build that may need the old value for itself. See
 /// [`Request::get_with_writer`](crate::Request::get_with_writer).
 pub struct Writer<'a, T: Send + Sync + 'static, C: Clock = SystemClock> {
     room: Arc<Room<T>>,
@@ -64,14 +64,31 @@ struct Published<T> {
     number: Option<u64>,
 }
 
-/// While a build holds it, nobody reads. It is held until the build ends, even if this value is dropped earlier.
+/// Exclusive access to the old value, while no reader is inside. Held until the build ends, even if it is dropped
+/// earlier.
 #[must_use = "the write lock is held until the build ends"]
 pub struct WriteLock<'w, T> {
     old: Option<&'w mut T>,
 }
 
 impl<T> WriteLock<'_, T> {
-    /// The value that the build is to replace. `None` if there is none: at the first build, or after a `clear`.
+    /// Returns the value that the build replaces, or `None` if there is none: at the first build, or after a `clear`.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::SyncReaderCell;
+    /// use std::time::Duration;
+    ///
+    /// let cell = SyncReaderCell::new(Duration::from_secs(60), |_old: u32| {});
+    /// for expected in [None, Some(1)] {
+    ///     cell.request().no_cache().get_with_writer(|writer| {
+    ///         let mut lock = writer.acquire_write_lock();
+    ///         assert_eq!(lock.old().copied(), expected);
+    ///         1
+    ///     });
+    /// }
+    /// ```
     pub fn old(&mut self) -> Option<&mut T> {
         self.old.as_deref_mut()
     }
@@ -96,29 +113,54 @@ impl<'a, T: Send + Sync + 'static, C: Clock> Writer<'a, T, C> {
         Self { room, held, section: Section::Open, builder: current_thread().id() }
     }
 
-    /// Waits until nobody reads, and holds new readers back until the build ends.
+    /// Waits until no reader is inside, and holds new readers back until the build ends.
     ///
     /// If the build then succeeds, its value is published, and the old one is finalised in its turn. If it fails or
-    /// panics, the old one is put back and served again. Calling it again returns the same lock.
+    /// panics, the old value is put back and served again. Calling this again returns the same lock.
     ///
     /// # Blocking
     ///
-    /// Until the last reader has left. Readers who come meanwhile wait for the end of the build;
-    /// [`get`](crate::SyncReaderCell::get) returns `None` at once. (One cannot be kept out: a build that this one has superseded
-    /// may still end, and its caller gets what it has built, which is nobody else's.)
+    /// Blocks until the last reader has left and every value that was replaced before is finalised. Meanwhile, and
+    /// until the build ends, new readers wait; [`get`](crate::SyncReaderCell::get) returns `None` at once. One reader
+    /// cannot be kept out: if a build that has been superseded ends, its caller still gets what it has built, which no
+    /// other reader sees.
     ///
     /// # Panics
     ///
-    /// If it would wait for itself: this thread holds a [`ReadGuard`](crate::ReadGuard) of the same cell, or is inside
-    /// the cell's finalizer. And if the build has been overtaken, by a [`set`](crate::SyncReaderCell::set) or by a build
-    /// that superseded it (see [`Policy::lease_timeout`](crate::Policy::lease_timeout)): what is in the cell now is not
-    /// its to replace. It is not touched, and the caller of the build gets the panic.
+    /// Panics if it would wait for itself: this thread holds a [`ReadGuard`](crate::ReadGuard) of the same cell, or is
+    /// inside the cell's finalizer.
+    ///
+    /// Also panics if the build has been overtaken, since it must not replace what is in the cell now:
+    ///
+    /// * Another caller was elected in its place after the [`lease_timeout`](crate::Policy::lease_timeout).
+    /// * It has lost its lease to a [`set`](crate::SyncReaderCell::set), [`clear`](crate::SyncReaderCell::clear),
+    ///   [`revoke`](crate::SyncReaderCell::revoke) or [`reset`](crate::SyncReaderCell::reset), and the cell holds a
+    ///   value or another build holds the lease. (While the cell is empty and the lease is free, the build still gets
+    ///   the lock. Its value is not published.)
+    ///
+    /// The panic reaches the caller of the build. The value in the cell is not touched.
     ///
     /// # Deadlocks
     ///
-    /// A thread that holds a [`ReaderArc`](crate::ReaderArc) of the cell waits for itself. The cell cannot notice,
-    /// since such a handle may have been sent elsewhere. A `ReaderArc` that was leaked is waited for for ever. See
-    /// [`acquire_write_lock_timeout`](Writer::acquire_write_lock_timeout).
+    /// A thread that holds a [`ReaderArc`](crate::ReaderArc) of the cell waits for itself. The cell cannot detect this,
+    /// since a `ReaderArc` may have been sent to another thread. A leaked `ReaderArc` is waited for without end.
+    /// [`acquire_write_lock_timeout`](Writer::acquire_write_lock_timeout) limits the wait.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::SyncReaderCell;
+    /// use std::time::Duration;
+    ///
+    /// let cell = SyncReaderCell::new(Duration::from_secs(60), |_old: u32| {});
+    /// cell.set(1);
+    /// let value = cell.request().no_cache().get_with_writer(|writer| {
+    ///     let mut lock = writer.acquire_write_lock();
+    ///     assert!(cell.get().is_none()); // new readers wait
+    ///     lock.old().map_or(0, |old| *old + 1)
+    /// });
+    /// assert_eq!(*value, 2);
+    /// ```
     #[track_caller]
     pub fn acquire_write_lock(&mut self) -> WriteLock<'_, T> {
         assert!(
@@ -138,14 +180,32 @@ impl<'a, T: Send + Sync + 'static, C: Clock> Writer<'a, T, C> {
         self.locked()
     }
 
-    /// As [`acquire_write_lock`](Writer::acquire_write_lock), but waits for the readers at most for `wait`, on the
-    /// cell's clock.
+    /// Waits until no reader is inside, at most for `wait` on the cell's clock, and holds new readers back until the
+    /// build ends.
+    ///
+    /// Otherwise like [`acquire_write_lock`](Writer::acquire_write_lock).
     ///
     /// # Errors
     ///
-    /// The readers have not left in time, or there is one of the reasons for which
-    /// [`acquire_write_lock`](Writer::acquire_write_lock) panics. The old value is back in service; the build goes on.
-    /// If it has been overtaken, what it returns is fenced off, and its caller gets what is in the cell.
+    /// [`DrainTimeout`] if some readers have not left in time, or if [`acquire_write_lock`](Writer::acquire_write_lock)
+    /// would panic. The old value is served again at once, and the build goes on. If the build has been overtaken, its
+    /// value is not published; its caller gets what the cell serves, or else that value.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::SyncReaderCell;
+    /// use std::time::Duration;
+    ///
+    /// let cell = SyncReaderCell::new(Duration::from_secs(60), |_old: u32| {});
+    /// let reader = cell.set(1);
+    /// let value = cell.request().no_cache().get_with_writer(|writer| {
+    ///     let timeout = writer.acquire_write_lock_timeout(Duration::from_millis(1)).unwrap_err();
+    ///     assert_eq!(timeout.readers, 1);
+    ///     2 // beside the old value, which `reader` still reads
+    /// });
+    /// assert_eq!((*reader, *value), (1, 2));
+    /// ```
     pub fn acquire_write_lock_timeout(&mut self, wait: Duration) -> Result<WriteLock<'_, T>, DrainTimeout> {
         if self.room.is_read_at_all_by_this_thread() {
             // At least the guard of its own.

@@ -1,4 +1,4 @@
-//! A rule about the sources themselves.
+//! Rules about the sources themselves.
 
 use std::path::{Path, PathBuf};
 
@@ -13,13 +13,17 @@ fn rust_files(folder: &Path, files: &mut Vec<PathBuf>) {
     }
 }
 
+fn sources() -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    rust_files(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut files);
+    assert!(files.len() > 10, "the sources were not found: {files:?}");
+    files
+}
+
 /// So that a model checker can take the place of the primitives in one spot.
 #[test]
 fn only_one_file_names_the_primitives() {
-    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
-    let mut files = Vec::new();
-    rust_files(&src, &mut files);
-    assert!(files.len() > 10, "the sources were not found: {files:?}");
+    let files = sources();
     let offences: Vec<String> = files
         .iter()
         .filter(|file| !file.ends_with("src/sync.rs"))
@@ -48,4 +52,81 @@ fn only_one_file_names_the_primitives() {
         })
         .collect();
     assert!(offences.is_empty(), "import these from crate::sync instead:\n{}", offences.join("\n"));
+}
+
+/// The lines of public functions, and of those whose documentation has no block of code that asserts something.
+///
+/// What is private is `pub(crate)` or less (lint `unreachable_pub`). Documentation stands before the attributes.
+fn public_functions(text: &str) -> (usize, Vec<(usize, &str)>) {
+    let (mut functions, mut without) = (0, Vec::new());
+    let (mut in_code, mut asserts, mut is_hidden) = (false, false, false);
+    for (number, line) in text.lines().map(str::trim).enumerate() {
+        if let Some(doc) = line.strip_prefix("///") {
+            if doc.trim_start().starts_with("```") {
+                in_code = !in_code;
+            }
+            asserts |= in_code && doc.contains("assert");
+        } else if line == "#[doc(hidden)]" {
+            is_hidden = true;
+        } else if !line.starts_with("#[") && !line.starts_with("//") {
+            let is_function = line.strip_prefix("pub ").is_some_and(|rest| {
+                rest.split(' ').find(|word| !["const", "async"].contains(word)) == Some("fn")
+            });
+            if is_function && !is_hidden {
+                functions += 1;
+                if !asserts {
+                    without.push((number + 1, line));
+                }
+            }
+            (in_code, asserts, is_hidden) = (false, false, false);
+        }
+    }
+    (functions, without)
+}
+
+#[test]
+fn each_public_function_has_an_example_that_asserts_something() {
+    let mut found = 0;
+    let mut without = Vec::new();
+    // In `lib.rs` there is one that exists only for the models.
+    for file in
+        sources().iter().filter(|file| !file.ends_with("src/lib.rs") && !file.ends_with("src/clock.rs"))
+    {
+        let text = std::fs::read_to_string(file).unwrap();
+        let (functions, lines) = public_functions(&text);
+        found += functions;
+        without.extend(lines.iter().map(|(number, line)| format!("{}:{number}: {line}", file.display())));
+    }
+    assert!(without.is_empty(), "no example that asserts something:\n{}", without.join("\n"));
+    assert!(found > 150, "only {found} public functions were found");
+}
+
+#[test]
+fn a_public_function_without_an_example_is_seen() {
+    let text = "
+        /// ```
+        /// assert!(true);
+        /// ```
+        #[must_use]
+        pub const fn with(self) {}
+
+        /// assert!(true);
+        pub fn not_in_a_block() {}
+
+        /// ```
+        /// println!();
+        /// ```
+        pub async fn without_an_assertion() {}
+
+        pub(crate) fn private() {}
+
+        #[doc(hidden)]
+        pub fn hidden() {}
+
+        pub struct Function;
+    ";
+    let (functions, without) = public_functions(text);
+    let without: Vec<&str> = without.iter().map(|(_, line)| *line).collect();
+    assert_eq!(functions, 3);
+    assert_eq!(without, ["pub fn not_in_a_block() {}", "pub async fn without_an_assertion() {}"]);
 }

@@ -83,7 +83,7 @@ fn measure(args: &Args) -> anyhow::Result<()> {
     // Only a run in the repository's root folder; others leave nothing behind.
     let page = Path::new("docs").join(args::PAGE);
     if Path::new("examples/datafile/Cargo.toml").is_file() {
-        let content = format!("# A data file, replaced under its readers' eyes\n\n{text}");
+        let content = format!("# A data file that is replaced while it is read\n\n{text}");
         std::fs::write(&page, content).with_context(|| format!("cannot write {}", page.display()))?;
     }
     printed?;

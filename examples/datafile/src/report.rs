@@ -47,31 +47,30 @@ pub(crate) fn table(outcomes: &[Outcome]) -> String {
 
 /// What the lines of the table mean, as a Markdown list.
 pub(crate) const FOOTNOTES: &str = "\
-- (a) Each generation is a file of its own, `words.<generation>`; the finalizer deletes the old one when its last
+- (a) Each generation is a file of its own, `words.<generation>`. The finalizer deletes the old file when its last
   reader has left. `Drain::Wait`, 20 s at most: the next build does not begin before that, so there are never more
-  than two. (b) The file `words` is cut to nothing and written anew, under the write lock.
-- [1] All threads together. A thread takes a reader, looks up 1 to 16 words, lets go, and begins again: every other
-  time with a `ReaderArc`, the other times with a `ReadGuard`.
-- [2] A lookup copies every page that it touches (the header, some pages of words, one of positions) and verifies the
-  checksum of the copy, its place, and that it is of the generation which the reader holds. Then the answer is
-  compared with what was written. A file that is deleted is overwritten with zeros before, since a mapping would not
-  notice the deletion. Also bad: a generation older than the one that the thread has seen before.
+  than two files. (b) The file `words` is truncated and rewritten under the write lock.
+- [1] All threads together. A thread takes a reader, looks up 1 to 16 words, drops the reader, and starts again: every
+  other time with a `ReaderArc`, the other times with a `ReadGuard`.
+- [2] A lookup copies every page that it touches (the header, some pages of words, one of positions). It verifies the
+  checksum of the copy, its place, and that it belongs to the generation of the reader. Then it compares the answer
+  with what was written. Before a file is deleted, it is overwritten with zeros, since a mapping would not notice the
+  deletion. A generation older than the one that the thread has seen before is bad too.
 - [3] Built and published; the first one before the clock starts.
 - [4] All but the last one, which is still current and survives the cell. Any other number ends the program with an
   error, and so does a file that is left over.
-- [5] From the beginning of the build to the publication: reading the texts, indexing, writing. In (b) the drain is
-  part of it.
-- [6] Counted by the cell: there was nothing that the caller could be given, since a writer was inside.
-- [7] The longest that a thread which did not build was inside the call that gives it a reader.
-- [8] The longest of as many calls on another cell, of the thread's own, whose value never expires: a thread that the
-  scheduler puts aside in the middle of a call is late without waiting for another thread. How long is chance; it is in
-  [7] too. Where [6] is 0, no thread has waited for a build.
-- [9] From having a reader to letting go of it.
+- [5] From the beginning of the build to the publication: reading the texts, indexing, writing. In (b) this includes
+  the drain.
+- [6] Counted by the cell: there was no value to serve, since a writer was inside.
+- [7] The longest time that a thread which did not build was inside the call that gives it a reader.
+- [8] The longest of as many calls on another cell of the thread's own, whose value never expires. A thread that is
+  preempted in the middle of a call is late without waiting for another thread. How late is chance; [7] includes it
+  too. If [6] is 0, no thread has waited for a build.
+- [9] From taking a reader to dropping it.
 - [10] (a) From the end of the build, just before the publication, to the finalizer: until the last reader of the old
   file has left. (b) From asking for the write lock to having it.
 - [11] From having the write lock to the end of the build: no reader is inside, and new readers wait.
-- [12] In the data folder, looked at when a new file is complete and before an old one is deleted, which is when there
-  is most.
+- [12] In the data folder, measured when a new file is complete and before an old one is deleted, when there is most.
 ";
 
 /// How many, with separators.

@@ -5,11 +5,11 @@ use metrics::{Gauge, gauge};
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 
-/// Failures in a row, and the text of the latest error: `export_errors("rates", &cell.stats(), cell.last_error())`, of a cell
-/// of any kind, with a `Refresher` or without.
+/// Exports the number of failures in a row, and the text of the latest error, of any kind of cell:
+/// `export_errors("rates", &cell.stats(), cell.last_error())`.
 ///
-/// The text is a label of a gauge that is 1 while it is that of the latest build, and 0 afterwards. Each text is a time series:
-/// if your errors contain ids or addresses, log them instead.
+/// The text is a label of a gauge that is 1 while this is the error of the latest build, and 0 afterwards. Each text is a
+/// time series: if your errors contain ids or addresses, log them instead.
 pub fn export_errors(name: &'static str, stats: &Stats, last_error: Option<SharedError>) {
     static SHOWN: Mutex<BTreeMap<&str, Gauge>> = Mutex::new(BTreeMap::new());
 

@@ -7,18 +7,18 @@ use metrics::{counter, gauge};
 
 pub use errors::export_errors;
 
-/// Tells the recorder what a cell has done and how it is. Builds nothing and waits for nothing.
+/// Exports the counters and the state of a cell. It does not build and does not wait.
 pub fn export<T, C: Clock>(name: &'static str, cell: &DogpileCell<T, C>) {
     export_stats(name, &cell.stats());
     let snapshot = cell.snapshot();
-    // Not a number: no value, so no age, and no alert on it.
+    // NaN if there is no value: no alert compares with it.
     let age = snapshot.as_ref().map_or(f64::NAN, |snapshot| snapshot.age.as_secs_f64());
     gauge!("dogpile_age_seconds", "cell" => name).set(age);
     let freshness = snapshot.map_or(Freshness::Empty, |snapshot| snapshot.freshness);
     export_state(name, freshness, cell.is_refreshing());
 }
 
-/// The same for a `SyncReaderCell`, with those who read it.
+/// Exports the counters and the state of a `SyncReaderCell`, and the number of its readers.
 pub fn export_sync_reader<T, C>(name: &'static str, cell: &SyncReaderCell<T, C>)
 where
     T: Send + Sync + 'static,
@@ -31,12 +31,12 @@ where
     }
 }
 
-/// How a `Refresher` gets on.
+/// Exports the state of a `Refresher`.
 pub fn export_refresher(name: &'static str, refresher: &Refresher) {
     gauge!("dogpile_consecutive_failures", "cell" => name).set(refresher.consecutive_failures());
 }
 
-/// The counters. `absolute`, since the cell has counted already.
+/// Exports the counters. They are `absolute`, since the cell itself counts.
 pub fn export_stats(name: &'static str, stats: &Stats) {
     for (what, count) in [
         ("dogpile_builds_total", stats.builds),
@@ -57,7 +57,7 @@ pub fn export_stats(name: &'static str, stats: &Stats) {
     }
 }
 
-/// One of the four is 1.
+/// Exports the freshness: one of the four gauges is 1.
 fn export_state(name: &'static str, freshness: Freshness, is_refreshing: bool) {
     for (state, is_so) in [
         ("empty", freshness == Freshness::Empty),

@@ -236,22 +236,22 @@ pub(crate) fn footnotes(plan: Plan, ttl: Duration) -> String {
     format!(
         "\
 - [1] Open loop: {clients} clients, each with a request due every {interval}, for {window}. A client that is late
-  asks for what is overdue without a pause. In time: answered before the window closed.
-- [2] Runs that were begun; those that the end of the window cut off are among them.
-- [3] How often the query should have run: once at first, and once after each time that a value ran out ({ttl}
-  after its query had ended) and somebody asked.
-- [4] Of all requests that were due, from the moment when they were due, not from when the client came to ask. One
-  that had no answer when the window closed counts with what it had waited until then; the true figure is higher.
-- [5] The longest that a client was inside one call, from asking to the answer or to the end of the window. To run
-  the query oneself counts too.
-- [6] When it was handed out, counted from the end of its query. The first column keeps no answers.
-- [7] Others: requests of clients that were not running the query themselves when the request was due, once there
-  was a first answer to be had. Left out are, therefore: the first build; those who ran the query; what fell due for
-  them meanwhile.
-- [8] How long after the due time a sleeping client was running again, before it asked for anything: timer and
-  scheduler, not waiting. What is overdue behind a late one adds to the latency, not to this. \"nothing shared\" is
-  the same load with nothing to wait for, and the query run as often, each time in another client: what this machine
-  does to the load by itself.
+  sends its overdue requests without a pause. In time: answered before the window closed.
+- [2] Queries that were begun, including those that were cut off by the end of the window.
+- [3] How often the query should have run: once at first, and once after each time that a value had expired ({ttl}
+  after its query had ended) and was requested.
+- [4] Of all requests that were due, from the time when they were due, not from the time when the client sent them. A
+  request without an answer when the window closed counts with its wait until then; its true latency is higher.
+- [5] The longest time that a client was inside one call, from the request to the answer or to the end of the window,
+  including calls that ran the query.
+- [6] The age of the answer when it was returned, counted from the end of its query. The first column keeps no answers.
+- [7] Others: requests of clients that were not running the query themselves when the request was due, after the first
+  answer was available. So the first build is left out, and clients that ran the query, with the requests that fell
+  due for them meanwhile.
+- [8] How long after the due time a sleeping client ran again, before it sent its request: this is the timer and the
+  scheduler, not waiting. Requests that are overdue behind a late one add to the latency, not to this. \"nothing
+  shared\" is the same load without any waiting, with the query run as often, each time in another client. It shows
+  what this machine adds by itself.
 ",
         clients = plan.clients,
         interval = time(Duration::from_secs_f64(1.0 / plan.rate)),

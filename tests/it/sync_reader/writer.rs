@@ -557,3 +557,59 @@ fn g12_the_write_lock_waits_for_the_finalizer_of_a_value_that_was_never_publishe
         assert!(is_refused, "{drain:?}: the finalizer ran beside the write section");
     }
 }
+
+#[test]
+fn a_build_that_was_revoked_or_cleared_gets_the_write_lock_only_in_an_empty_cell_without_another_build() {
+    let (cell, _clock, _log) = background();
+    cell.set(1);
+
+    // There is a value.
+    cell.request().no_cache().get_with_writer(|writer| {
+        assert!(cell.revoke());
+        assert_eq!(writer.acquire_write_lock_timeout(Duration::ZERO).unwrap_err().readers, 0);
+        2
+    });
+    let message = panic_message(|| {
+        cell.request().no_cache().get_with_writer(|writer| {
+            assert!(cell.revoke());
+            let _lock = writer.acquire_write_lock();
+            2
+        })
+    });
+    assert!(message.contains("overtaken"), "{message}");
+    assert_eq!(cell.get().as_deref(), Some(&1));
+
+    // There is another build.
+    let (building, building_keeper) = gate();
+    thread::scope(|scope| {
+        cell.request().no_cache().get_with_writer(|writer| {
+            cell.reset();
+            scope.spawn(|| {
+                cell.get_or_refresh(|| {
+                    building.pass();
+                    3
+                })
+            });
+            building_keeper.wait_for_arrival();
+            assert_eq!(writer.acquire_write_lock_timeout(Duration::ZERO).unwrap_err().readers, 0);
+            building_keeper.open();
+            2
+        });
+    });
+    assert_eq!(cell.get().as_deref(), Some(&3));
+
+    // There is neither. What it builds is not published.
+    let own = cell.request().no_cache().get_with_writer(|writer| {
+        cell.clear();
+        assert!(writer.acquire_write_lock().old().is_none());
+        4
+    });
+    assert_eq!((*own, cell.get().as_deref()), (4, None));
+    drop(own);
+    let own = cell.request().get_with_writer(|writer| {
+        assert!(cell.revoke());
+        assert!(writer.acquire_write_lock().old().is_none());
+        5
+    });
+    assert_eq!((*own, cell.get().as_deref()), (5, None));
+}

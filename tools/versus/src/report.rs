@@ -15,10 +15,10 @@ const COMMAND: &str = "cargo run --release -p versus";
 pub(crate) fn page(tables: &[(Part, Table)]) -> String {
     let of = |part| table(tables, part);
     let mut page = format!(
-        "# Side by side\n\nThe same work through this crate's cells and through what one would pick instead, in one \
-         run: `{COMMAND}`. It takes some minutes, writes this page, its pictures and its raw data \
-         ([benchmarks/](benchmarks): one line for each series, one figure for each round), and each part can be run \
-         by itself (`-- --help`).\n\n"
+        "# Side by side\n\nThe same work with this crate's cells and with the usual alternatives, in one run: \
+         `{COMMAND}`. It takes some minutes and writes this page, its pictures and its raw data \
+         ([benchmarks/](benchmarks): one line for each series, one figure for each round). Each part can be run \
+         separately (`-- --help`).\n\n"
     );
     page += &origins(tables);
     page += METHOD;
@@ -72,7 +72,7 @@ can write. Rows in bold are this crate's.
 
 fn ratios(table: &Table, wakeup: Option<&Table>) -> String {
     let mut text = String::from(
-        "## What it is held to\n\n![Each ratio with its goal](benchmarks/ratios.svg)\n\nPairs, measured one right \
+        "## Goals\n\n![Each ratio with its goal](benchmarks/ratios.svg)\n\nPairs, measured one right \
          after the other on one thread (unless the name says two). The ratio is taken in each round, and the median \
          of the ratios decides. *Less the loop* is the same ratio when what the loop itself costs is taken from both \
          sides. The right-hand sides are the least that can be written: one load, one reading of the coarse clock \
@@ -100,8 +100,10 @@ fn ratios(table: &Table, wakeup: Option<&Table>) -> String {
     }
     let _ = write!(text, "\n{reached} of {goals} goals are reached in this run.\n\n");
     text += &pieces(table);
-    text += "`arc_swap::Cache::load` is not marked to be inlined, and whether the compiler does it changes from build to \
-             build of the same program: it has been seen at about 0.5 ns and at 1.2 ns. The rows that compare a version \
+    text += "`arc_swap::Cache::load` is not marked to be inlined, and whether the compiler does it changes from \
+             build to \
+             build of the same program: it has been seen at about 0.5 ns and at 1.2 ns. The rows that compare a \
+             version \
              by hand are the floor whatever the compiler does.\n\n";
     if let Some(wakeup) = wakeup {
         text += &wakeup_notes(wakeup);
@@ -166,7 +168,9 @@ impl Verdict<'_> {
 
 /// What the operations are made of, in the same run.
 fn pieces(table: &Table) -> String {
-    let mut text = String::from("In the same rounds, what these are made of:\n\n| alone | ns |\n|---|--:|\n");
+    let mut text = String::from(
+        "The parts of these operations, measured in the same rounds:\n\n| alone | ns |\n|---|--:|\n",
+    );
     let alone = |name: &str| table.spread(&[name, "", "alone"]);
     for series in &table.series {
         if let [name, _, side] = &series.key[..]
@@ -189,9 +193,9 @@ fn pieces(table: &Table) -> String {
     ) {
         let _ = write!(
             text,
-            "`set` takes {} ns more than the bare swap. It promises more: the ttl begins with an exact reading of the \
-             clock ({} ns), elections and the fence are decided under a lock ({} ns), and the caller gets the `Arc` \
-             too ({} ns). What is left, {} ns, writes the record of the publication.\n\n",
+            "`set` takes {} ns more than the bare swap. It does more: it reads the exact clock, from which the ttl \
+             counts ({} ns), it takes a lock for elections and the fence ({} ns), and it returns an `Arc` ({} ns). \
+             The rest, {} ns, writes the record of the publication.\n\n",
             readable(set - swap),
             readable(now.median),
             readable(lock.median),
@@ -231,8 +235,8 @@ fn wakeup_notes(table: &Table) -> String {
 fn fresh(table: &Table) -> String {
     let mut text = String::from(
         "## Reads of a value that is up to date\n\n![Nanoseconds per read](benchmarks/fresh.svg)\n\nNanoseconds of \
-         processor time per read: the time of the window, times the cores that were busy, by the number of reads. So \
-         what is seen with more threads is what they do to each other, not that they take turns.\n\n",
+         processor time per read: the time of the window, times the cores that were busy, by the number of reads. \
+         So with more threads the figures show their effect on each other, not that they take turns.\n\n",
     );
     for value in [Small::SIZE, Large::SIZE] {
         let headings: Vec<String> = THREADS
@@ -251,9 +255,10 @@ fn fresh(table: &Table) -> String {
 
 fn building(table: &Table) -> String {
     let mut text = String::from(
-        "## Reads while one thread builds\n\n![Latency of reads during a build](benchmarks/building.svg)\n\nThe value \
-         is out of date, and the first thread that notices builds a new one, which takes 100 ms of waiting. What do \
-         the others get done meanwhile (all of them together, per second), and how long do their reads take? \
+        "## Reads while one thread builds\n\n![Latency of reads during a build](benchmarks/building.svg)\n\nThe \
+         value is out of date, and the first thread that reads it builds a new one, which takes 100 ms of waiting. \
+         The table shows how many reads the other threads complete meanwhile (all together, per second), and how \
+         long their reads take. \
          Percentiles are medians over the rounds; the last column is the longest read of all rounds. A clock is read \
          once per read, which is part of each latency.\n\n",
     );
@@ -274,19 +279,19 @@ fn building(table: &Table) -> String {
             ]
         },
     );
-    text += "- [1] Of the value that was out of date. More than one: the library does not tell a caller that another \
-             one builds already, and each of them waits for its own build.\n\
-             - Where no read is done during the build, the old value cannot be served: readers wait for the lock, or \
-             for the one that the library has elected.\n\
-             - Left out: what never expires.\n\n";
+    text += "- [1] Builds of the value that was out of date. If there is more than one, the library does not \
+             prevent a second build while one runs, and each caller waits for its own.\n\
+             - If no read completes during the build, the old value cannot be served: readers wait for the lock, or \
+             for the caller that the library has elected.\n\
+             - Contestants that never expire are left out.\n\n";
     text
 }
 
 fn refresh(table: &Table) -> String {
     let mut text = String::from(
         "## Reads while the value is replaced\n\n![Reads per second](benchmarks/refresh.svg)\n\nMillions of reads per \
-         second, all threads together, while the value is built anew as soon as it is out of date; in brackets, how \
-         often it really was, per second. A build is as short as it can be: it fills the value.\n\n",
+         second, all threads together, while the value is rebuilt as soon as it is out of date. In brackets: the \
+         rebuilds per second. The build only fills the value.\n\n",
     );
     for value in [Small::SIZE, Large::SIZE] {
         let headings: Vec<String> = EVERY.iter().map(|(every, _)| format!("ttl {every} ms")).collect();
@@ -310,13 +315,13 @@ fn refresh(table: &Table) -> String {
              replaced less often than it should be with a ttl of 1 or 10 ms. This crate asks the exact clock when a \
              deadline is as near as the coarse clock may lag: its values are replaced on time, and with so short a ttl \
              each of its reads pays for that.\n\
-             - Those whose builds are not protected may build several times for one expiry.\n\n";
+             - Contestants without protected builds may build several times for one expiry.\n\n";
     text
 }
 
 fn stampede(table: &Table) -> String {
     let mut text = String::from(
-        "## An empty cell and many threads\n\nAll of them want the value at once, and there is none. A build waits for \
+        "## An empty cell and many threads\n\nAll threads read the value at once, and there is none. A build waits for \
          20 ms, as for a database, and then computes for 1 ms.\n\n",
     );
     text += &grid("contestant", &["builds", "ms until all have the value"].map(String::from), |card| {
@@ -330,7 +335,7 @@ fn stampede(table: &Table) -> String {
 
 fn participants() -> String {
     let mut text = String::from(
-        "## Who takes part\n\n| contestant | one build at a time | the old value during a build | expires |\n\
+        "## The contestants\n\n| contestant | one build at a time | the old value during a build | expires |\n\
          |---|---|---|---|\n",
     );
     for card in contestants::all::<Small>() {
@@ -344,15 +349,15 @@ fn participants() -> String {
             yes(card.traits.expires),
         );
     }
-    text += "\n- The locks: one build at a time because it is built under the lock, and so nobody reads meanwhile. The \
-             same goes for left-right, whose one writer stands behind a mutex.\n\
-             - arc_swap, hazarc, arcshift and tokio's watch publish values; that there is only one build at a time is \
-             not their business, and here nobody has written it by hand. With watch, one would rather send from a task \
-             of its own, which then has to be there.\n\
-             - moka and quick_cache are caches of many keys, used here with one. quick_cache has no ttl: the moment is \
-             kept with the value.\n\
-             - cached: `#[once]` with `ttl` and with `sync_writes`, which its users have to ask for.\n\
-             - Those without expiry are the floor: what a read costs that asks nothing.\n\n";
+    text += "\n- The locks: there is one build at a time because it runs under the lock, so no thread reads \
+             meanwhile. The same holds for left-right, whose writer is behind a mutex.\n\
+             - arc_swap, hazarc, arcshift and tokio's watch only publish values. They do not limit the number of \
+             builds, and no such limit was written by hand here. With watch, a separate task would usually send the \
+             values.\n\
+             - moka and quick_cache are caches of many keys, used here with one. quick_cache has no ttl, so the \
+             time is stored with the value.\n\
+             - cached: `#[once]` with `ttl` and with `sync_writes`, which is not the default.\n\
+             - Contestants without expiry are the lower bound: a read that checks nothing.\n\n";
     text += "Releases: ";
     let crates = [
         "dogpile",
