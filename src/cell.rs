@@ -57,11 +57,11 @@ use std::fmt;
 use std::panic::Location;
 use std::time::Duration;
 
-use crate::clock::{Clock, SystemClock, nanos};
 use crate::error::{BoxError, RefreshError, SharedError};
 use crate::policy::{Freshness, Policy};
 use crate::stats::Stats;
 use crate::sync::{Arc, const_fn};
+use crate::time::{Clock, SystemClock, nanos};
 
 pub(crate) use attempt::{Attempt, Outcome};
 pub(crate) use attend::Plan;

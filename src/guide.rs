@@ -6,7 +6,7 @@
 //! More topics: [invalidation and the fence](invalidation), [conditional builds](conditional),
 //! [background builds and `Refresher`](background), [credentials that rotate](credentials), [key sets](key_sets),
 //! [connection pools](pools), [files and `SyncReaderCell`](sync_reader), [async], [many keys](many_keys),
-//! [monitoring](monitoring).
+//! [monitoring](monitoring), [fork](fork), [suspend](suspend).
 //!
 //! Coming from: [Python's dogpile](coming_from_python_dogpile), [a lock](coming_from_rwlock),
 //! [`cached`](coming_from_cached), [`moka`](coming_from_moka), [Caffeine](coming_from_caffeine),
@@ -35,6 +35,8 @@ macro_rules! page {
         /// [sync_reader]: crate::guide::sync_reader
         /// [manual_clock]: crate::guide::manual_clock
         /// [monitoring]: crate::guide::monitoring
+        /// [fork]: crate::guide::fork
+        /// [suspend]: crate::guide::suspend
         /// [pitfalls]: crate::guide::pitfalls
         #[cfg_attr(feature = "async", doc = "[async]: crate::guide::asynchronous")]
         #[cfg_attr(
@@ -60,6 +62,8 @@ page!(many_keys, "../docs/many_keys.md");
 page!(sync_reader, "../docs/sync_reader.md");
 page!(manual_clock, "../docs/manual_clock.md");
 page!(monitoring, "../docs/monitoring.md");
+page!(fork, "../docs/fork.md");
+page!(suspend, "../docs/suspend.md");
 page!(pitfalls, "../docs/pitfalls.md");
 #[cfg(feature = "async")]
 page!(asynchronous, "../docs/async.md");

@@ -7,11 +7,11 @@ use crate::cell::{
     BuildResult, Caller, DogpileCell, Found, Guard, Handle, Held, InCaller, Job, Kind, Machine, Made,
     Publishes, Reader, Request, SpawnWith, publish_in_arc,
 };
-use crate::clock::{Clock, SystemClock};
 use crate::error::{BoxError, RefreshError};
 use crate::policy::Policy;
 use crate::refresher::Refresher;
 use crate::sync::{Arc, const_fn};
+use crate::time::{Clock, SystemClock};
 
 #[cfg(feature = "async")]
 use {crate::cell::Task, std::panic::Location};

@@ -209,9 +209,13 @@
 //!
 //! | feature | what it adds | dependencies |
 //! |---|---|---|
-//! | (none) | threads: cells, builds handed to threads and pools, [`Refresher`] | `arc-swap`, `parking_lot`, `once_cell`, on Linux `coarsetime` |
+//! | (none) | threads: cells, builds handed to threads and pools, [`Refresher`] | `arc-swap`, `parking_lot`, `once_cell`, on Linux `rustix` |
 //! | `async` | the same for tasks, on any executor, with the same cells: `get_or_refresh_async` and the like | `futures-timer` |
 //! | `tracing` | a span for each build, events that say how it ended | `tracing` |
+//!
+//! Linux, Android, macOS, Windows and `wasm32-unknown-unknown`: each change is compiled for them, and for 32-bit targets with and
+//! without 64-bit atomics (where those are missing, `portable-atomic` emulates them with a lock). In WebAssembly there are no
+//! threads: what needs one returns an error, and time comes from `web-time`.
 //!
 //! The minimum supported Rust version is 1.88. Each change is checked with that compiler. Raising it is a minor release.
 //!
@@ -223,7 +227,7 @@
 //! [key sets](guide::key_sets) · [connection pools](guide::pools) ·
 //! [files and `SyncReaderCell`](guide::sync_reader) · [async] · [statics](guide::statics) ·
 //! [many keys](guide::many_keys) · [testing your code](guide::manual_clock) · [monitoring](guide::monitoring) ·
-//! [pitfalls](guide::pitfalls)
+//! [fork](guide::fork) · [suspend](guide::suspend) · [pitfalls](guide::pitfalls)
 //!
 //! Coming from [Python's dogpile](guide::coming_from_python_dogpile), [a lock](guide::coming_from_rwlock),
 //! [`cached`](guide::coming_from_cached), [`moka`](guide::coming_from_moka), [Caffeine](guide::coming_from_caffeine),
@@ -266,7 +270,6 @@
 #![cfg_attr(docsrs, feature(doc_cfg), doc(auto_cfg(hide(dogpile_loom, dogpile_shuttle, doc, doctest))))]
 
 mod cell;
-mod clock;
 mod contain;
 mod error;
 mod inside;
@@ -278,6 +281,7 @@ mod signal;
 mod stats;
 mod sync;
 mod sync_reader;
+mod time;
 mod trace;
 mod wait;
 
@@ -287,13 +291,13 @@ pub use cell::{
     BuildResult, DogpileCell, Guard, Handle, Job, Lease, Lookup, Pending, PublishOutcome, Published, Reader,
     Refreshable, Refreshed, Request, Snapshot, Waited,
 };
-pub use clock::{Clock, ManualClock, SystemClock, Tick, TickClock};
 pub use error::{BoxError, RefreshError, SharedError};
 pub use lazy::{LazyDogpile, LazyReader};
 pub use policy::{Freshness, Policy};
 pub use refresher::{Refresher, RefresherOptions};
 pub use stats::Stats;
 pub use sync_reader::{Drain, DrainTimeout, ReadGuard, ReaderArc, SyncReaderCell, WriteLock, Writer};
+pub use time::{Clock, ManualClock, SystemClock, Tick, TickClock};
 
 /// Types that appear in signatures. Programs do not need to name them.
 pub mod markers {

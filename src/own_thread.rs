@@ -1,16 +1,25 @@
-//! The crate's own threads, and which of them may join which.
+//! The crate's own threads: which of them may join which, and what becomes of them in a forked process.
+//!
+//! # Joins
 //!
 //! There are two kinds: finalizer threads and refresher threads. Both run user code, which may drop a cell or a
 //! [`Refresher`](crate::Refresher), and such a drop joins a thread. A refresher thread joins no other thread; a finalizer
 //! thread joins refresher threads only. So drops on these threads cannot deadlock.
+//!
+//! # Fork
+//!
+//! A thread exists only in the process that started it. In a child process its [`JoinHandle`] is a copy. To join that would
+//! wait for a thread that never ends, or take a result that was never written. So a handle knows its process, and in another
+//! one its drop and its `join` do nothing.
 
 use std::cell::Cell;
+use std::io;
 
-use crate::sync::thread_local;
+use crate::sync::{self, Thread, thread_local};
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
-    /// Not one of the crate's.
+    /// Not started by the crate.
     Foreign,
     Finalizer,
     Refresher,
@@ -25,7 +34,65 @@ pub(crate) fn begin(kind: Kind) {
     KIND.with(|this| this.set(kind));
 }
 
-/// Of the thread that asks.
+/// The kind of the calling thread.
 pub(crate) fn kind() -> Kind {
     KIND.with(Cell::get)
+}
+
+/// The interface of [`std::thread::Builder`].
+pub(crate) struct ThreadBuilder(sync::ThreadBuilder);
+
+impl ThreadBuilder {
+    pub(crate) fn new() -> Self {
+        Self(sync::ThreadBuilder::new())
+    }
+
+    pub(crate) fn name(self, name: String) -> Self {
+        Self(self.0.name(name))
+    }
+
+    pub(crate) fn spawn(self, work: impl FnOnce() + Send + 'static) -> io::Result<JoinHandle<()>> {
+        let handle = self.0.spawn(work)?;
+        // After the thread has started: where there are no threads, there is no process id either.
+        Ok(JoinHandle { handle: Some(handle), process: std::process::id() })
+    }
+}
+
+/// The interface of [`std::thread::JoinHandle`].
+pub(crate) struct JoinHandle<R> {
+    /// `None` only while it is consumed.
+    handle: Option<sync::JoinHandle<R>>,
+    /// The process that the thread runs in.
+    process: u32,
+}
+
+impl JoinHandle<()> {
+    pub(crate) fn thread(&self) -> &Thread {
+        match &self.handle {
+            Some(handle) => handle.thread(),
+            None => unreachable!("taken by `join` and `drop`, which consume the handle"),
+        }
+    }
+
+    /// Whether the thread runs in this process. If not, this is a copy in a process that was forked.
+    pub(crate) fn is_in_this_process(&self) -> bool {
+        self.process == std::process::id()
+    }
+
+    /// Waits for the thread to end. Returns at once if the thread runs in another process.
+    pub(crate) fn join(mut self) -> std::thread::Result<()> {
+        match self.handle.take_if(|_| self.process == std::process::id()) {
+            Some(handle) => handle.join(),
+            None => Ok(()),
+        }
+    }
+}
+
+impl<R> Drop for JoinHandle<R> {
+    fn drop(&mut self) {
+        if let Some(handle) = self.handle.take_if(|_| self.process != std::process::id()) {
+            // To detach it could detach a thread of this process, whose control block lies where that of the copy lay.
+            std::mem::forget(handle);
+        }
+    }
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::clock::{FOREVER, nanos};
+use crate::time::{FOREVER, nanos};
 
 /// What a read finds, in the words of RFC 5861 and RFC 9111.
 ///

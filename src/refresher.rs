@@ -19,12 +19,12 @@ use crate::cell::{
     Attempt, Awaits, BuildResult, Decision, Demand, Found, Handle, Held, Kind, Outcome, Plan, Refreshable,
     Search, WeakHandle,
 };
-use crate::clock::{Clock, FOREVER, deadline, nanos};
 use crate::contain::contain;
 use crate::error::SharedError;
-use crate::own_thread;
+use crate::own_thread::{self, JoinHandle, ThreadBuilder};
 use crate::signal::Signal;
-use crate::sync::{Arc, JoinHandle, Mutex, ThreadBuilder};
+use crate::sync::{Arc, Mutex};
+use crate::time::{Clock, FOREVER, deadline, nanos};
 use crate::wait::Waiter;
 use crate::wait::wait_until;
 
@@ -77,6 +77,9 @@ use {
 ///
 /// An async refresher is only signalled to stop, and readers build again at once. If a build runs, it keeps the lease
 /// until the task is next polled, which drops the build.
+///
+/// In a forked process there is no refresher thread. Dropping the copy of the refresher waits for nothing, and readers build
+/// again: [fork](crate::guide::fork).
 ///
 /// Beside a `SyncReaderCell` under [`Drain::Wait`](crate::Drain::Wait), a build may wait for readers. Do not drop the
 /// refresher while this thread holds a [`ReaderArc`](crate::ReaderArc) of the cell. (The cell detects a `ReadGuard`.)
@@ -631,6 +634,9 @@ impl Refresher {
     // Not `#[must_use]`: what it does is to stop.
     #[allow(clippy::must_use_candidate)]
     pub fn stop_timeout(mut self, time: Duration) -> bool {
+        if self.is_of_another_process() {
+            return true;
+        }
         self.stop();
         let is_inside = own_thread::kind() == own_thread::Kind::Refresher;
         let has_ended = self.cell.wait_ended(if is_inside { Duration::ZERO } else { time });
@@ -664,6 +670,9 @@ impl Refresher {
     /// ```
     #[cfg(feature = "async")]
     pub async fn stop_timeout_async(mut self, time: Duration) -> bool {
+        if self.is_of_another_process() {
+            return true;
+        }
         self.stop();
         // It ends by itself, and is not joined: that would block.
         self.thread = None;
@@ -676,10 +685,20 @@ impl Refresher {
         // A task may not be polled again for a long time, and readers must not rely on it meanwhile.
         self.cell.detach();
     }
+
+    /// Whether its thread runs in the process that this one was forked from.
+    fn is_of_another_process(&self) -> bool {
+        self.thread.as_ref().is_some_and(|thread| !thread.is_in_this_process())
+    }
 }
 
 impl Drop for Refresher {
     fn drop(&mut self) {
+        if self.is_of_another_process() {
+            // Nothing here is to be stopped or waited for. Readers of this process build again.
+            self.cell.detach();
+            return;
+        }
         self.status.signal.stop();
         self.cell.give_way();
         // Its own thread, which cannot wait for itself, is one of these too.

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use crate::clock::FOREVER;
 use crate::sync::{Ordering, PlainU64};
+use crate::time::FOREVER;
 
 /// Counters of what a cell has done since it was made or reset. Fresh reads count nothing.
 ///

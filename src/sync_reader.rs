@@ -25,12 +25,12 @@ use crate::cell::{
     Awaits, Caller, Demand, DogpileCell, Found, Handle, Held, Kind, Machine, Made, NotNow, Publishes,
     Request, Search, Setting, Slot, Snapshot, TakesBuild, Ttl,
 };
-use crate::clock::{Clock, FOREVER, SystemClock, deadline, nanos};
 use crate::error::{BoxError, RefreshError, SharedError};
 use crate::inside::is_building;
 use crate::policy::{Freshness, Policy};
 use crate::stats::Stats;
 use crate::sync::Arc;
+use crate::time::{Clock, FOREVER, SystemClock, deadline, nanos};
 
 #[cfg(feature = "async")]
 use {crate::cell::Publishing, std::panic::Location};

@@ -47,13 +47,14 @@ pub(crate) enum Ending {
 #[cfg(feature = "tracing")]
 mod on {
     use std::marker::PhantomData;
-    use std::time::{Duration, Instant};
+    use std::time::Duration;
 
     use tracing::{Level, event, span};
 
     use super::{Beginning, Cause, Ending};
     use crate::contain::contain;
     use crate::error::SharedError;
+    use crate::time::Instant;
 
     const NO_NAME: &str = "";
 

@@ -7,8 +7,8 @@ mod queue;
 
 use std::ops::Deref;
 
-use crate::clock::{Clock, FOREVER, Tick};
 use crate::sync::park;
+use crate::time::{Clock, FOREVER, Tick};
 
 #[cfg(feature = "async")]
 pub(crate) use queue::register_again;
@@ -16,7 +16,7 @@ pub(crate) use queue::{Registration, WaitQueue, Waiter};
 
 #[cfg(feature = "async")]
 use {
-    crate::clock::Alarm,
+    crate::time::Alarm,
     std::task::{Context, Poll},
 };
 

@@ -8,9 +8,9 @@
 //! waiter looks at the outcome again. The outcome is stored before the waiters are taken out of the queue, so a waiter that
 //! joins too late to be woken finds it when it looks.
 
-use crate::clock::Clock;
 use crate::error::SharedError;
 use crate::sync::{Arc, Mutex, OnceCell};
+use crate::time::Clock;
 use crate::wait::{Entry, WaitPoint, WaitQueue};
 
 use super::slot::Record;
@@ -100,7 +100,7 @@ impl<T> WaitPoint for Attempt<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::clock::ManualClock;
+    use crate::time::ManualClock;
     use crate::wait::Waiter;
 
     #[test]

@@ -1,8 +1,8 @@
 //! What an attached [`Refresher`](crate::Refresher) asks of the cell.
 
-use crate::clock::{Clock, FOREVER};
 use crate::signal::{Bell, Signal};
 use crate::sync::Arc;
+use crate::time::{Clock, FOREVER};
 
 use super::machine::Machine;
 use super::state::LeaseState;
@@ -83,9 +83,9 @@ mod tests {
     use super::super::publish::{BuildOutput, Setting, Ttl};
     use super::super::state::Demand;
     use super::*;
-    use crate::clock::ManualClock;
     use crate::error::SharedError;
     use crate::policy::Policy;
+    use crate::time::ManualClock;
 
     /// When a refresher that builds `ahead` of the end is to look again; `None`: it is to build at once.
     fn next(machine: &Machine<u32, ManualClock>, ahead: u64, now: u64) -> Option<u64> {

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use crate::clock::nanos;
 use crate::error::{BoxError, RefreshError, SharedError};
 use crate::sync::{Arc, OnceCell};
+use crate::time::nanos;
 
 use super::handle::{Handle, sealed::Kind};
 use super::lease::Held;

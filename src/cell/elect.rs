@@ -1,8 +1,8 @@
 //! Elections: which caller builds.
 
-use crate::clock::{Clock, FOREVER};
 use crate::error::SharedError;
 use crate::sync::{Arc, MutexGuard, Ordering, into_arc, spin_a_moment};
+use crate::time::{Clock, FOREVER};
 use crate::trace::{Beginning, Cause};
 
 use super::attempt::Attempt;

@@ -1,7 +1,7 @@
 //! A build that needs the old value for itself: the write lock of a [`SyncReaderCell`](crate::SyncReaderCell).
 
-use crate::clock::Clock;
 use crate::sync::Arc;
+use crate::time::Clock;
 
 use super::attempt::Outcome;
 use super::elect::Ticket;

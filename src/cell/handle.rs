@@ -1,7 +1,7 @@
 //! What a lease, a place among the waiters, a request or a refresher knows of its cell.
 
-use crate::clock::Clock;
 use crate::sync::{Arc, Weak};
+use crate::time::Clock;
 
 use super::machine::Machine;
 use super::state::Awaits;

@@ -9,11 +9,11 @@ use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::time::Duration;
 
-use crate::clock::{Clock, FOREVER, SystemClock, nanos};
 use crate::contain::contain;
 use crate::error::{BoxError, SharedError};
 use crate::inside::Building;
 use crate::sync::{Arc, panicking};
+use crate::time::{Clock, FOREVER, SystemClock, nanos};
 use crate::trace::{self, Ending, Span};
 
 use super::DogpileCell;

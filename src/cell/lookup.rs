@@ -2,9 +2,9 @@
 
 use std::fmt;
 
-use crate::clock::{Clock, SystemClock};
 use crate::error::SharedError;
 use crate::sync::Arc;
+use crate::time::{Clock, SystemClock};
 
 use super::DogpileCell;
 use super::elect::Decision;

@@ -36,10 +36,10 @@
 
 use std::panic::{RefUnwindSafe, UnwindSafe};
 
-use crate::clock::{Clock, FOREVER, nanos};
 use crate::policy::{Freshness, Policy};
 use crate::stats::{Counters, Stats};
 use crate::sync::{Arc, AtomicBool, Mutex, Ordering, PlainBool, SlotGuard, const_fn, into_arc};
+use crate::time::{Clock, FOREVER, nanos};
 
 use super::slot::{Reading, Record, Slot, Version};
 use super::state::State;
@@ -322,8 +322,8 @@ mod tests {
     use super::super::publish::{Setting, Ttl};
     use super::super::state::Demand;
     use super::*;
-    use crate::clock::ManualClock;
     use crate::sync::{PlainOnceCell, Weak};
+    use crate::time::ManualClock;
 
     fn set<C: Clock>(machine: &Machine<u32, C>, value: u32) {
         set_arc(machine, &Arc::new(value));

@@ -3,10 +3,10 @@
 use std::fmt;
 use std::time::Duration;
 
-use crate::clock::{Clock, FOREVER, SystemClock, deadline};
 use crate::error::SharedError;
 use crate::inside::is_building;
 use crate::sync::Arc;
+use crate::time::{Clock, FOREVER, SystemClock, deadline};
 use crate::wait::Entry;
 
 use super::DogpileCell;

@@ -2,10 +2,10 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use crate::clock::{Clock, FOREVER};
 use crate::contain::contain;
 use crate::error::SharedError;
 use crate::sync::{Arc, MutexGuard};
+use crate::time::{Clock, FOREVER};
 use crate::trace::Ending;
 
 use super::attempt::{Attempt, Outcome, Publication};

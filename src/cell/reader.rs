@@ -2,8 +2,8 @@
 
 use std::fmt;
 
-use crate::clock::{Clock, FOREVER, SystemClock, Tick, nanos};
 use crate::sync::{Arc, into_arc};
+use crate::time::{Clock, FOREVER, SystemClock, Tick, nanos};
 
 use super::DogpileCell;
 use super::slot::Version;
@@ -232,8 +232,8 @@ impl<T, C> fmt::Debug for Reader<'_, T, C> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::clock::ManualClock;
     use crate::policy::Policy;
+    use crate::time::ManualClock;
     use std::time::Duration;
 
     /// What it is there for: a read after which nothing has changed looks at nothing but the sequence.

@@ -4,9 +4,9 @@ use std::fmt;
 use std::marker::PhantomData;
 use std::time::Duration;
 
-use crate::clock::{Clock, FOREVER, SystemClock, nanos};
 use crate::error::{BoxError, RefreshError, SharedError};
 use crate::sync::Arc;
+use crate::time::{Clock, FOREVER, SystemClock, nanos};
 
 use super::DogpileCell;
 use super::build::{Job, Publishes, Refreshable, Refreshed, Work};

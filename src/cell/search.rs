@@ -15,9 +15,9 @@ use std::fmt;
 use std::panic::Location;
 use std::time::Duration;
 
-use crate::clock::{FOREVER, deadline};
 use crate::error::{RefreshError, SharedError};
 use crate::sync::{Arc, OnceCell};
+use crate::time::{FOREVER, deadline};
 
 use super::attempt::Publication;
 use super::elect::Decision;

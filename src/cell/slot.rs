@@ -33,8 +33,8 @@
 //! pair that was read under one unchanged `sequence` is consistent. A writer that is suspended anywhere blocks no reader, and
 //! a reader starts over only if a change was completed meanwhile.
 
-use crate::clock::FOREVER;
 use crate::sync::{Arc, ArcSlot, AtomicU64, AtomicUsize, Ordering, SlotGuard, const_fn};
+use crate::time::FOREVER;
 
 /// Guarded by the cell's lock: a caller that has it holds that lock.
 pub(crate) struct Key(());

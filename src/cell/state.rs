@@ -17,10 +17,10 @@
 //! A build whose result can no longer be published holds no lease (G1), unless it has the write lock. A build that was
 //! displaced by a `clear` goes from Free to Exclusive if the cell is still empty, and back to Free.
 
-use crate::clock::FOREVER;
 use crate::error::SharedError;
 use crate::signal::{Bell, Signal};
 use crate::sync::Arc;
+use crate::time::FOREVER;
 
 use super::attempt::{Attempt, Outcome};
 use super::slot::{Key, Record};

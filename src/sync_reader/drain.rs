@@ -41,19 +41,19 @@ use std::error::Error;
 use std::fmt;
 use std::time::Duration;
 
-use crate::clock::{Clock, deadline};
 use crate::contain::contain;
 use crate::inside::any_guard;
-use crate::own_thread;
+use crate::own_thread::{self, JoinHandle, ThreadBuilder};
 use crate::sync::{
-    Arc, AtomicU64, JoinHandle, Mutex, MutexGuard, OnceCell, Ordering, Thread, ThreadBuilder, ThreadId, Weak,
-    current_thread, park, yield_now,
+    Arc, AtomicU64, Mutex, MutexGuard, OnceCell, Ordering, Thread, ThreadId, Weak, current_thread, park,
+    yield_now,
 };
+use crate::time::{Clock, deadline};
 use crate::trace::{self, Stamp};
 use crate::wait::{Entry, WaitPoint, WaitQueue, Waiter, wait_until};
 
 #[cfg(feature = "async")]
-use crate::clock::FOREVER;
+use crate::time::FOREVER;
 
 /// What the caller that replaces a value does while the value is still being read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -868,7 +868,7 @@ const SLOW_LOCK: Duration = Duration::from_secs(1);
 
 impl SlowLock {
     fn new<C: Clock>(clock: &C, deadline: u64) -> Self {
-        let report_at = cfg!(feature = "tracing").then(|| crate::clock::deadline(clock, SLOW_LOCK));
+        let report_at = cfg!(feature = "tracing").then(|| crate::time::deadline(clock, SLOW_LOCK));
         Self { deadline, report_at: Cell::new(report_at.filter(|report_at| *report_at < deadline)) }
     }
 

@@ -12,9 +12,9 @@ use std::fmt;
 use std::time::Duration;
 
 use crate::cell::{BuildOutput, Concluded, Held, Leftover, Newest, Place, Slot, Ttl, Withheld};
-use crate::clock::{Clock, FOREVER, SystemClock, deadline};
 use crate::error::SharedError;
 use crate::sync::{Arc, ThreadId, current_thread};
+use crate::time::{Clock, FOREVER, SystemClock, deadline};
 
 use super::SyncReaderCell;
 

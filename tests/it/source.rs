@@ -20,13 +20,14 @@ fn sources() -> Vec<PathBuf> {
     files
 }
 
-/// So that a model checker can take the place of the primitives in one spot.
+/// A model checker replaces the primitives in one place.
 #[test]
-fn only_one_file_names_the_primitives() {
+fn only_one_module_names_the_primitives() {
     let files = sources();
+    assert!(files.iter().any(|file| file.ends_with("src/sync/real.rs")), "the exception names nothing");
     let offences: Vec<String> = files
         .iter()
-        .filter(|file| !file.ends_with("src/sync.rs"))
+        .filter(|file| !file.ends_with("src/sync.rs") && !file.parent().unwrap().ends_with("src/sync"))
         .flat_map(|file| {
             let text = std::fs::read_to_string(file).unwrap();
             let lines: Vec<String> = text
@@ -41,7 +42,9 @@ fn only_one_file_names_the_primitives() {
                         "parking_lot",
                         "arc_swap",
                         "once_cell",
+                        "portable_atomic",
                         "loom::",
+                        "shuttle::",
                     ]
                     .iter()
                     .any(|primitive| line.contains(primitive))

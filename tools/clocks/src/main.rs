@@ -96,6 +96,13 @@ fn candidates() -> Vec<Candidate> {
     Vec::from([
         Candidate::new("(the loop alone)", "none", || 0_u64, None),
         Candidate::new("`std::time::Instant::now()`", "exact", Instant::now, own(std_nanos)),
+        #[cfg(target_os = "linux")]
+        Candidate::new(
+            "rustix, exact, as nanoseconds",
+            "exact",
+            linux::rustix_exact,
+            own(linux::rustix_exact),
+        ),
         Candidate::new("coarsetime, as ticks", "coarse", coarse_ticks, coarse(coarse_nanos)),
         Candidate::new("coarsetime, as nanoseconds", "coarse", coarse_nanos, coarse(coarse_nanos)),
         Candidate::new(
@@ -106,7 +113,7 @@ fn candidates() -> Vec<Candidate> {
         ),
         #[cfg(target_os = "linux")]
         Candidate::new(
-            "rustix, as nanoseconds",
+            "rustix, coarse, as nanoseconds",
             "coarse",
             linux::rustix_coarse,
             coarse(linux::rustix_coarse),
@@ -119,7 +126,6 @@ fn candidates() -> Vec<Candidate> {
     ])
 }
 
-/// What the published crate calls on Linux.
 fn coarse_ticks() -> u64 {
     coarsetime::Instant::now_without_cache_update().as_ticks()
 }
@@ -178,8 +184,15 @@ mod linux {
     use nix::time::ClockId as NixClock;
     use rustix::time::ClockId as RustixClock;
 
+    /// What the published crate calls on Linux.
     pub(crate) fn rustix_coarse() -> u64 {
         let time = rustix::time::clock_gettime(RustixClock::MonotonicCoarse);
+        join(time.tv_sec, time.tv_nsec)
+    }
+
+    /// And for the exact time.
+    pub(crate) fn rustix_exact() -> u64 {
+        let time = rustix::time::clock_gettime(RustixClock::Monotonic);
         join(time.tv_sec, time.tv_nsec)
     }
 
@@ -330,28 +343,22 @@ fn main() {
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_tick_is_seconds_in_32_32_fixed_point_and_a_round_trip_never_leads() {
-        // Every 997th nanosecond of a second, and both ends of it.
-        for nanos in (0..1_000_000_000_u32).step_by(997).chain([1, 999_999_999]) {
-            let seconds = 1_234_567;
-            let ticks = coarsetime::Duration::new(seconds, nanos).as_ticks();
-            assert_eq!(ticks >> 32, seconds);
-            let exact = seconds * NANOS_PER_SECOND + u64::from(nanos);
-            let back = ticks_to_nanos(ticks);
-            assert!(back == exact || back + 1 == exact, "{exact} came back as {back}");
-        }
-    }
-
+    /// Each reads the clock that its row says: one reading lies between two of the others.
     #[test]
     #[cfg(target_os = "linux")]
-    fn coarsetime_reads_the_kernels_coarse_monotonic_clock() {
+    fn the_candidates_read_the_kernels_clocks() {
         for _ in 0..1_000 {
             let before = linux::rustix_coarse();
             let reading = coarse_nanos();
             let after = linux::nix_coarse();
-            // The fixed point costs up to one nanosecond.
+            // The fixed point of coarsetime loses up to one nanosecond.
             assert!(before <= reading + 1 && reading <= after, "{before} {reading} {after}");
+            let before = linux::nix_exact();
+            let reading = linux::rustix_exact();
+            let after = linux::nix_exact();
+            assert!(before <= reading && reading <= after, "{before} {reading} {after}");
+            // One time line.
+            assert!(linux::rustix_coarse() <= linux::rustix_exact());
         }
     }
 }

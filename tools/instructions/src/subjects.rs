@@ -10,6 +10,7 @@ use arc_swap::{ArcSwapOption, Cache};
 use dogpile::{
     Clock, DogpileCell, Drain, LazyDogpile, Lookup, Policy, SyncReaderCell, SystemClock, Tick, TickClock,
 };
+use rustix::time::{ClockId, clock_gettime};
 
 const HOUR: Duration = Duration::from_secs(3600);
 
@@ -160,10 +161,11 @@ fn sync_reader_building() -> &'static SyncReaderCell<u64> {
     cell
 }
 
-/// `CLOCK_MONOTONIC_COARSE` as coarsetime gives it, with nothing around.
+/// `CLOCK_MONOTONIC_COARSE` by rustix, in nanoseconds.
 #[inline]
 fn coarse() -> u64 {
-    coarsetime::Instant::now_without_cache_update().as_ticks()
+    let time = clock_gettime(ClockId::MonotonicCoarse);
+    time.tv_sec.cast_unsigned() * 1_000_000_000 + time.tv_nsec.cast_unsigned()
 }
 
 /// A slot with a deadline, by hand: what a user without this crate would write, at its shortest.
@@ -173,7 +175,7 @@ struct ByHand {
 }
 
 fn by_hand() -> &'static ByHand {
-    let deadline = AtomicU64::new(coarse() + (3600 << 32));
+    let deadline = AtomicU64::new(coarse() + 3_600_000_000_000);
     leak(ByHand { deadline, slot: ArcSwapOption::from_pointee(1) })
 }
 
@@ -201,7 +203,7 @@ fn floor() -> Vec<Subject> {
     let mut timed = Cache::new(&hand.slot);
     vec![
         subject(LOOP, || 1_u64),
-        subject("coarsetime, as ticks", coarse),
+        subject("CLOCK_MONOTONIC_COARSE", coarse),
         subject("SystemClock::coarse_now", || SystemClock.coarse_now()),
         subject("TickClock::coarse_now", move || TickClock.coarse_now()),
         subject("Instant::now", Instant::now),

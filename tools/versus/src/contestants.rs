@@ -11,6 +11,7 @@ pub(crate) mod own;
 pub(crate) mod swaps;
 
 use crate::contest::{Card, Value};
+use rustix::time::{ClockId, clock_gettime};
 use std::marker::PhantomData;
 use std::time::{Duration, Instant};
 
@@ -83,7 +84,7 @@ impl Timer for Exact {
     }
 }
 
-/// The kernel's time as of its last tick, and what costs least of it: the reading without a conversion.
+/// The kernel's time as of its last tick, in nanoseconds.
 pub(crate) struct Coarse;
 
 impl Timer for Coarse {
@@ -91,12 +92,12 @@ impl Timer for Coarse {
 
     #[inline]
     fn now() -> u64 {
-        coarsetime::Instant::now_without_cache_update().as_ticks()
+        let time = clock_gettime(ClockId::MonotonicCoarse);
+        time.tv_sec.cast_unsigned() * 1_000_000_000 + time.tv_nsec.cast_unsigned()
     }
 
     fn after(ttl: Duration) -> u64 {
-        let ttl = coarsetime::Duration::from(ttl);
-        (coarsetime::Instant::now_without_cache_update() + ttl).as_ticks()
+        Self::now().saturating_add(u64::try_from(ttl.as_nanos()).unwrap_or(u64::MAX))
     }
 }
 

@@ -371,7 +371,7 @@ fn participants() -> String {
         "moka",
         "quick_cache",
         "cached",
-        "coarsetime",
+        "rustix",
     ];
     let releases: Vec<String> =
         crates.iter().map(|name| format!("{name} {}", machine::version(name))).collect();

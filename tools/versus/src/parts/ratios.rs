@@ -176,7 +176,7 @@ fn references() -> Vec<(&'static str, Side)> {
         (LOOP, one(fresh::<sides::Nothing>())),
         ("std::time::Instant::now", one(fresh::<sides::InstantNow>())),
         ("SystemClock::now", one(fresh::<sides::Now>())),
-        ("coarsetime as ticks", one(fresh::<sides::Ticks>())),
+        ("CLOCK_MONOTONIC_COARSE", one(fresh::<sides::KernelCoarse>())),
         ("SystemClock::coarse_now", one(fresh::<sides::CoarseNow>())),
         ("lock and unlock a parking_lot::Mutex", one(fresh::<sides::Lock>())),
         ("Arc::new + drop", one(fresh::<sides::Allocation>())),

@@ -330,7 +330,7 @@ fn seed<T>(own: &T) -> u64 {
 side!(Nothing {}, |own| seed(*own));
 side!(InstantNow { start: Instant = Instant::now() }, |own| u64::from(Instant::now() < own.start));
 side!(Now {}, |_own| SystemClock.now().as_nanos());
-side!(Ticks {}, |_own| Coarse::now());
+side!(KernelCoarse {}, |_own| Coarse::now());
 side!(CoarseNow {}, |_own| SystemClock.coarse_now().as_nanos());
 side!(Lock { kept: Mutex<u64> = Mutex::new(1) }, |own| *own.kept.lock());
 side!(Allocation {}, |own| std::hint::black_box(Arc::new(Small::make(seed(*own)))).number());
