@@ -93,6 +93,12 @@ mod cell {
         let cell = state.cell(SystemClock);
         per_thread(bencher, || cell.reader(), |reader| **reader.get().expect(FRESH));
     }
+
+    #[divan::bench(args = STATES)]
+    fn reader_get_owned_or_refresh(bencher: Bencher<'_, '_>, state: State) {
+        let cell = state.cell(SystemClock);
+        per_thread(bencher, || cell.reader(), |reader| reader.get_owned_or_refresh(|| unreachable!()));
+    }
 }
 
 /// `DogpileCell` with a `TickClock`.
@@ -147,6 +153,13 @@ mod lazy {
     fn reader_get_or_refresh(bencher: Bencher<'_, '_>) {
         let lazy = lazy();
         per_thread(bencher, || lazy.reader(), |reader| **reader.get_or_refresh());
+    }
+
+    #[divan::bench]
+    fn local_with(bencher: Bencher<'_, '_>) {
+        static LAZY: LazyDogpile<u64> = LazyDogpile::new(HOUR, || 1);
+        dogpile::local!(static LOCAL: u64 = LAZY);
+        shared(bencher, || LOCAL.with(|value| *value));
     }
 }
 

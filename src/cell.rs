@@ -19,7 +19,7 @@
 //! search      the one loop around a look
 //! build       what runs while the lease is held
 //! request     a read with conditions                               G13 G14
-//! guard, reader
+//! guard, owned, reader
 //! cell        this file
 //! ```
 
@@ -33,6 +33,7 @@ mod handle;
 mod lease;
 mod lookup;
 mod machine;
+mod owned;
 mod pending;
 mod publish;
 mod reader;
@@ -48,6 +49,7 @@ pub use guard::Guard;
 pub use handle::Handle;
 pub use lease::{Lease, PublishOutcome, Published};
 pub use lookup::Lookup;
+pub use owned::Owned;
 pub use pending::{Pending, Waited};
 pub use reader::Reader;
 pub use request::{InCaller, Request, SpawnWith, TakesBuild};

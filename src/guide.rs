@@ -1,7 +1,7 @@
 //! The guide. Its examples are compiled and run by the crate's tests.
 //!
-//! Start with: [choosing a policy](policy), [errors, and old values instead](errors), [statics](statics),
-//! [testing your code](manual_clock), [pitfalls](pitfalls).
+//! Start with: [one line][one_line], [choosing a policy](policy), [errors, and old values instead](errors),
+//! [statics](statics), [which read when](reads), [testing your code](manual_clock), [pitfalls](pitfalls).
 //!
 //! More topics: [invalidation and the fence](invalidation), [conditional builds](conditional),
 //! [background builds and `Refresher`](background), [credentials that rotate](credentials), [key sets](key_sets),
@@ -17,6 +17,11 @@
     not(feature = "async"),
     doc = "[async]: https://docs.rs/dogpile/latest/dogpile/guide/asynchronous/"
 )]
+#![cfg_attr(feature = "macros", doc = "[one_line]: one_line")]
+#![cfg_attr(
+    not(feature = "macros"),
+    doc = "[one_line]: https://docs.rs/dogpile/latest/dogpile/guide/one_line/"
+)]
 
 /// A page. Its links to other pages lead to files where it is read as a file, and to modules here: of two definitions of a
 /// link the first one counts. The same for a picture, which here is an address that contains it (`tests/it/pages.rs`).
@@ -31,6 +36,7 @@ macro_rules! page {
         /// [key_sets]: crate::guide::key_sets
         /// [pools]: crate::guide::pools
         /// [statics]: crate::guide::statics
+        /// [reads]: crate::guide::reads
         /// [many_keys]: crate::guide::many_keys
         /// [sync_reader]: crate::guide::sync_reader
         /// [manual_clock]: crate::guide::manual_clock
@@ -42,6 +48,11 @@ macro_rules! page {
         #[cfg_attr(
             not(feature = "async"),
             doc = "[async]: https://docs.rs/dogpile/latest/dogpile/guide/asynchronous/"
+        )]
+        #[cfg_attr(feature = "macros", doc = "[one_line]: crate::guide::one_line")]
+        #[cfg_attr(
+            not(feature = "macros"),
+            doc = "[one_line]: https://docs.rs/dogpile/latest/dogpile/guide/one_line/"
         )]
         $(#[doc = include_str!($picture)])?
         #[doc = include_str!($path)]
@@ -58,6 +69,7 @@ page!(credentials, "../docs/credentials.md");
 page!(key_sets, "../docs/key_sets.md");
 page!(pools, "../docs/pools.md");
 page!(statics, "../docs/statics.md");
+page!(reads, "../docs/reads.md");
 page!(many_keys, "../docs/many_keys.md");
 page!(sync_reader, "../docs/sync_reader.md");
 page!(manual_clock, "../docs/manual_clock.md");
@@ -65,6 +77,8 @@ page!(monitoring, "../docs/monitoring.md");
 page!(fork, "../docs/fork.md");
 page!(suspend, "../docs/suspend.md");
 page!(pitfalls, "../docs/pitfalls.md");
+#[cfg(feature = "macros")]
+page!(one_line, "../docs/one_line.md");
 #[cfg(feature = "async")]
 page!(asynchronous, "../docs/async.md");
 page!(coming_from_python_dogpile, "../docs/coming_from/python_dogpile.md");

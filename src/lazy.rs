@@ -4,7 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use crate::cell::{
-    BuildResult, Caller, DogpileCell, Found, Guard, Handle, Held, InCaller, Job, Kind, Machine, Made,
+    BuildResult, Caller, DogpileCell, Found, Guard, Handle, Held, InCaller, Job, Kind, Machine, Made, Owned,
     Publishes, Reader, Request, SpawnWith, publish_in_arc,
 };
 use crate::error::{BoxError, RefreshError};
@@ -926,6 +926,79 @@ impl<T, F, C: Clock> LazyReader<'_, T, F, C> {
         F: Fn() -> T,
     {
         self.reader.get_or_refresh(self.build)
+    }
+
+    /// The value, built if need be, of a cell whose build may fail. See [`Reader::try_get_or_refresh`].
+    ///
+    /// # Errors
+    ///
+    /// As [`DogpileCell::try_get_or_refresh`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::LazyDogpile;
+    /// use std::num::ParseIntError;
+    /// use std::time::Duration;
+    ///
+    /// static LIMIT: LazyDogpile<u32, fn() -> Result<u32, ParseIntError>> =
+    ///     LazyDogpile::new(Duration::from_secs(60), || "7".parse());
+    ///
+    /// let mut limit = LIMIT.reader();
+    /// assert_eq!(**limit.try_get_or_refresh()?, 7);
+    /// # Ok::<(), dogpile::RefreshError>(())
+    /// ```
+    #[inline]
+    pub fn try_get_or_refresh<E: Into<BoxError>>(&mut self) -> Result<&Arc<T>, RefreshError>
+    where
+        F: Fn() -> Result<T, E>,
+    {
+        self.reader.try_get_or_refresh(self.build)
+    }
+
+    /// The value, built if need be, in an owned handle. See [`Reader::get_owned_or_refresh`].
+    ///
+    /// # Panics
+    ///
+    /// If the build panics, or if it calls this on its own cell while there is nothing to serve.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::{LazyDogpile, Owned};
+    /// use std::time::Duration;
+    ///
+    /// static LIMIT: LazyDogpile<u32> = LazyDogpile::new(Duration::from_secs(60), || 7);
+    ///
+    /// let limit: Owned<u32> = LIMIT.reader().get_owned_or_refresh();
+    /// assert_eq!(*limit, 7);
+    /// ```
+    #[inline]
+    #[track_caller]
+    pub fn get_owned_or_refresh(&mut self) -> Owned<T>
+    where
+        F: Fn() -> T,
+    {
+        self.reader.get_owned_or_refresh(self.build)
+    }
+
+    /// Returns the value in an owned handle if it may be served now. It never builds. See [`Reader::get_owned`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::LazyDogpile;
+    /// use std::time::Duration;
+    ///
+    /// let limit = LazyDogpile::new(Duration::from_secs(60), || 7);
+    /// let mut reader = limit.reader();
+    /// assert!(reader.get_owned().is_none());
+    /// limit.set(8);
+    /// assert_eq!(reader.get_owned().as_deref(), Some(&8));
+    /// ```
+    #[inline]
+    pub fn get_owned(&mut self) -> Option<Owned<T>> {
+        self.reader.get_owned()
     }
 
     /// Returns the value if it may be served now, fresh or stale. It never builds and never blocks.

@@ -212,6 +212,7 @@
 //! | (none) | threads: cells, builds handed to threads and pools, [`Refresher`] | `arc-swap`, `parking_lot`, `once_cell`, on Linux `rustix` |
 //! | `async` | the same for tasks, on any executor, with the same cells: `get_or_refresh_async` and the like | `futures-timer` |
 //! | `tracing` | a span for each build, events that say how it ended | `tracing` |
+//! | `macros` | the attribute `#[dogpile]`, which keeps what a function returns | `dogpile-macros`, when compiling |
 //!
 //! Linux, Android, macOS, Windows and `wasm32-unknown-unknown`: each change is compiled for them, and for 32-bit targets with and
 //! without 64-bit atomics (where those are missing, `portable-atomic` emulates them with a lock). In WebAssembly there are no
@@ -221,11 +222,11 @@
 //!
 //! # The guide
 //!
-//! [Choosing a policy](guide::policy) · [errors, and old values instead](guide::errors) ·
+//! [One line][one_line] · [choosing a policy](guide::policy) · [errors, and old values instead](guide::errors) ·
 //! [invalidation and the fence](guide::invalidation) · [conditional builds](guide::conditional) ·
 //! [background builds and `Refresher`](guide::background) · [credentials that rotate](guide::credentials) ·
 //! [key sets](guide::key_sets) · [connection pools](guide::pools) ·
-//! [files and `SyncReaderCell`](guide::sync_reader) · [async] · [statics](guide::statics) ·
+//! [files and `SyncReaderCell`](guide::sync_reader) · [async] · [statics](guide::statics) · [which read when](guide::reads) ·
 //! [many keys](guide::many_keys) · [testing your code](guide::manual_clock) · [monitoring](guide::monitoring) ·
 //! [fork](guide::fork) · [suspend](guide::suspend) · [pitfalls](guide::pitfalls)
 //!
@@ -243,7 +244,10 @@
 //! | such reads from a task | `DogpileCell::get_or_refresh_async` and the like (feature `async`), see [async] |
 //! | a read that never builds | [`DogpileCell::get`], [`DogpileCell::snapshot`] |
 //! | a read that touches no reference count | [`DogpileCell::load_or_refresh`], [`Guard`] |
+//! | a function whose value is cached | feature `macros`: `#[dogpile]`, see [one line][one_line] |
 //! | a handle for a thread that reads very often | [`DogpileCell::reader`], [`Reader`] |
+//! | the same without a handle to carry | [`local!`], [`Local`] |
+//! | an owned value from such a handle | [`Reader::get_owned_or_refresh`], [`Owned`] |
 //! | to declare the value stale, to take it away, to set it | [`DogpileCell::invalidate`], [`DogpileCell::clear`], [`DogpileCell::set`] |
 //! | ... only if the cell still holds the value that the caller has seen | [`DogpileCell::invalidate_if_current`] |
 //! | to give up a build that hangs | [`DogpileCell::revoke`], [`Policy::lease_timeout`] |
@@ -267,13 +271,21 @@
     not(feature = "async"),
     doc = "[async]: https://docs.rs/dogpile/latest/dogpile/guide/asynchronous/"
 )]
+#![cfg_attr(feature = "macros", doc = "[one_line]: guide::one_line")]
+#![cfg_attr(
+    not(feature = "macros"),
+    doc = "[one_line]: https://docs.rs/dogpile/latest/dogpile/guide/one_line/"
+)]
 #![cfg_attr(docsrs, feature(doc_cfg), doc(auto_cfg(hide(dogpile_loom, dogpile_shuttle, doc, doctest))))]
 
+#[cfg(feature = "macros")]
+mod attribute;
 mod cell;
 mod contain;
 mod error;
 mod inside;
 mod lazy;
+mod local;
 mod own_thread;
 mod policy;
 mod refresher;
@@ -285,14 +297,18 @@ mod time;
 mod trace;
 mod wait;
 
+#[cfg(feature = "macros")]
+pub use dogpile_macros::dogpile;
+
 #[cfg(feature = "async")]
 pub use cell::Task;
 pub use cell::{
-    BuildResult, DogpileCell, Guard, Handle, Job, Lease, Lookup, Pending, PublishOutcome, Published, Reader,
-    Refreshable, Refreshed, Request, Snapshot, Waited,
+    BuildResult, DogpileCell, Guard, Handle, Job, Lease, Lookup, Owned, Pending, PublishOutcome, Published,
+    Reader, Refreshable, Refreshed, Request, Snapshot, Waited,
 };
 pub use error::{BoxError, RefreshError, SharedError};
 pub use lazy::{LazyDogpile, LazyReader};
+pub use local::Local;
 pub use policy::{Freshness, Policy};
 pub use refresher::{Refresher, RefresherOptions};
 pub use stats::Stats;
@@ -302,6 +318,34 @@ pub use time::{Clock, ManualClock, SystemClock, Tick, TickClock};
 /// Types that appear in signatures. Programs do not need to name them.
 pub mod markers {
     pub use crate::cell::{CanFail, CannotFail, InCaller, SpawnWith, TakesBuild};
+}
+
+/// For the code that macros write, and for no other.
+#[doc(hidden)]
+pub mod __private {
+    #[cfg(feature = "macros")]
+    pub use crate::attribute::{Ahead, IsValue, Probe, Returned};
+    pub use crate::local::LocalReader;
+}
+
+/// Nothing, if the feature `async` is there.
+#[cfg(all(feature = "macros", feature = "async"))]
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __needs_async {
+    () => {};
+}
+
+/// Nothing, if the feature `async` is there.
+#[cfg(all(feature = "macros", not(feature = "async")))]
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __needs_async {
+    () => {
+        ::core::compile_error!(
+            "`#[dogpile]` on an `async fn` needs the feature `async` of the crate `dogpile`"
+        );
+    };
 }
 
 #[cfg(any(doc, doctest))]

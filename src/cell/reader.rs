@@ -2,10 +2,12 @@
 
 use std::fmt;
 
+use crate::error::{BoxError, RefreshError};
 use crate::sync::{Arc, into_arc};
 use crate::time::{Clock, FOREVER, SystemClock, Tick, nanos};
 
 use super::DogpileCell;
+use super::owned::Owned;
 use super::slot::Version;
 
 /// A handle that keeps the value, for a thread that reads it very often.
@@ -35,6 +37,8 @@ use super::slot::Version;
 pub struct Reader<'a, T, C = SystemClock> {
     cell: &'a DogpileCell<T, C>,
     value: Option<Arc<T>>,
+    /// Of `value`, once it was asked for.
+    owned: Option<Owned<T>>,
     /// The slot's version at which `value` is the cell's; [`Version::NEVER`] if that is not known.
     version: Version,
     /// The same, if the value may be served at that version without a look at the clock; else [`Version::NEVER`].
@@ -50,6 +54,7 @@ impl<'a, T, C> Reader<'a, T, C> {
         Self {
             cell,
             value: None,
+            owned: None,
             version: Version::NEVER,
             timeless: Version::NEVER,
             quiet_end: 0,
@@ -77,6 +82,7 @@ impl<'a, T, C> Reader<'a, T, C> {
     /// ```
     pub fn release(&mut self) {
         self.forget();
+        self.owned = None;
         self.value = None;
     }
 
@@ -96,6 +102,10 @@ impl<T, C: Clock> Reader<'_, T, C> {
             self.timeless = if quiet_end == FOREVER { version } else { Version::NEVER };
             self.quiet_end = quiet_end;
             self.sure_end = quiet_end.saturating_sub(nanos(self.cell.machine.clock.coarse_lag()));
+        }
+        if value.as_ref().map(Arc::as_ptr) != self.value.as_ref().map(Arc::as_ptr) {
+            // Never the last reference to the value, so no user code runs.
+            self.owned = None;
         }
         // Runs user code (`T::drop`), so last.
         self.value = value;
@@ -130,6 +140,119 @@ impl<T, C: Clock> Reader<'_, T, C> {
             Some(value) => value,
             None => unreachable!("a current reader has a value"),
         }
+    }
+
+    /// Returns the value, rebuilding it if it is out of date, with a build that may fail.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`DogpileCell::try_get_or_refresh`](crate::DogpileCell::try_get_or_refresh).
+    ///
+    /// # Panics
+    ///
+    /// Panics if `build` panics.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::DogpileCell;
+    /// use std::time::Duration;
+    ///
+    /// static LIMIT: DogpileCell<u32> = DogpileCell::new(Duration::from_secs(60));
+    ///
+    /// let mut limit = LIMIT.reader();
+    /// assert_eq!(**limit.try_get_or_refresh(|| "7".parse::<u32>())?, 7);
+    /// # Ok::<(), dogpile::RefreshError>(())
+    /// ```
+    #[inline]
+    pub fn try_get_or_refresh<E, F>(&mut self, build: F) -> Result<&Arc<T>, RefreshError>
+    where
+        E: Into<BoxError>,
+        F: FnOnce() -> Result<T, E>,
+    {
+        if !self.is_current() {
+            self.try_reload(build)?;
+        }
+        match &self.value {
+            Some(value) => Ok(value),
+            None => unreachable!("a current reader has a value"),
+        }
+    }
+
+    /// As [`get_or_refresh`](Reader::get_or_refresh), but the value is owned: see [`Owned`].
+    ///
+    /// # Panics
+    ///
+    /// Panics if `build` panics, or if it calls this method on the same cell while there is no value to serve.
+    ///
+    /// # Cost
+    ///
+    /// Beyond the read: an allocation the first time after a publication, then one reference count that only this reader's
+    /// handles share.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::DogpileCell;
+    /// use std::time::Duration;
+    ///
+    /// static WORDS: DogpileCell<Vec<&str>> = DogpileCell::new(Duration::from_secs(60));
+    ///
+    /// let mut reader = WORDS.reader();
+    /// let words = reader.get_owned_or_refresh(|| vec!["a", "b"]);
+    /// WORDS.set(vec!["c"]);
+    /// assert_eq!(*words, ["a", "b"]);
+    /// assert_eq!(*reader.get_owned_or_refresh(|| unreachable!()), ["c"]);
+    /// ```
+    #[inline]
+    #[track_caller]
+    pub fn get_owned_or_refresh<F: FnOnce() -> T>(&mut self, build: F) -> Owned<T> {
+        self.get_or_refresh(build);
+        match self.own() {
+            Some(owned) => owned,
+            None => unreachable!("a current reader has a value"),
+        }
+    }
+
+    /// As [`get`](Reader::get), but the value is owned: see [`Owned`]. Never builds, never blocks.
+    ///
+    /// # Cost
+    ///
+    /// As [`get_owned_or_refresh`](Reader::get_owned_or_refresh).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::DogpileCell;
+    /// use std::time::Duration;
+    ///
+    /// let cell = DogpileCell::new(Duration::from_secs(60));
+    /// let mut reader = cell.reader();
+    /// assert!(reader.get_owned().is_none());
+    /// cell.set(7);
+    /// assert_eq!(reader.get_owned().as_deref(), Some(&7));
+    /// ```
+    #[inline]
+    pub fn get_owned(&mut self) -> Option<Owned<T>> {
+        self.get();
+        self.own()
+    }
+
+    /// The value at hand.
+    #[inline]
+    fn own(&mut self) -> Option<Owned<T>> {
+        match &self.owned {
+            Some(owned) => Some(owned.clone()),
+            None => self.own_first(),
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn own_first(&mut self) -> Option<Owned<T>> {
+        let owned = Owned::new(Arc::clone(self.value.as_ref()?));
+        self.owned = Some(owned.clone());
+        Some(owned)
     }
 
     /// Returns the value if it may be served now, fresh or stale. It never builds and never blocks.
@@ -174,7 +297,7 @@ impl<T, C: Clock> Reader<'_, T, C> {
     #[inline]
     pub fn get_unless_due(&mut self) -> Option<&Arc<T>> {
         if !self.is_current() {
-            self.keep(self.cell.machine.serve_and_mark());
+            self.look_unless_due();
         }
         self.value.as_ref()
     }
@@ -214,6 +337,24 @@ impl<T, C: Clock> Reader<'_, T, C> {
             None => self.cell.refresh(build),
         };
         self.keep(Some(value));
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn try_reload<E: Into<BoxError>>(
+        &mut self,
+        build: impl FnOnce() -> Result<T, E>,
+    ) -> Result<(), RefreshError> {
+        self.forget();
+        let value = self.cell.try_get_or_refresh(build)?;
+        self.keep(Some(value));
+        Ok(())
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn look_unless_due(&mut self) {
+        self.keep(self.cell.machine.serve_and_mark());
     }
 
     #[cold]

@@ -10,6 +10,7 @@ mod fence;
 mod front_door;
 mod lazy;
 mod lease;
+mod local;
 mod misuse;
 mod pages;
 mod reader;

@@ -5,9 +5,10 @@ use std::panic::{RefUnwindSafe, UnwindSafe};
 
 use dogpile::markers::{InCaller, SpawnWith};
 use dogpile::{
-    DogpileCell, DrainTimeout, Freshness, Guard, Job, LazyDogpile, LazyReader, Lease, Lookup, ManualClock,
-    Pending, Policy, PublishOutcome, Published, ReadGuard, Reader, ReaderArc, RefreshError, Refreshed,
-    Request, SharedError, Snapshot, Stats, SyncReaderCell, SystemClock, Tick, TickClock, Waited,
+    DogpileCell, DrainTimeout, Freshness, Guard, Job, LazyDogpile, LazyReader, Lease, Local, Lookup,
+    ManualClock, Owned, Pending, Policy, PublishOutcome, Published, ReadGuard, Reader, ReaderArc,
+    RefreshError, Refreshed, Request, SharedError, Snapshot, Stats, SyncReaderCell, SystemClock, Tick,
+    TickClock, Waited,
 };
 
 fn send<T: Send>() {}
@@ -44,6 +45,8 @@ fn what_can_be_sent_and_shared() {
         DogpileCell<Opaque, ManualClock>,
         LazyDogpile<Opaque>,
         LazyReader<'static, Opaque>,
+        Local<Opaque>,
+        Local<Opaque, Result<Opaque, RefreshError>, TickClock>,
         Lease<'static, Opaque>,
         Pending<'static, Opaque>,
         Lookup<'static, Opaque>,
@@ -58,6 +61,7 @@ fn what_can_be_sent_and_shared() {
         InCaller,
         Guard<'static, Opaque>,
         Reader<'static, Opaque>,
+        Owned<Opaque>,
         Snapshot<Opaque>,
         RefreshError,
         SharedError,
@@ -82,6 +86,7 @@ fn a_cell_is_no_more_shareable_than_its_value() {
     assert!(!implements!(Lease<'static, Cell<u32>>: Send));
     assert!(!implements!(Guard<'static, Cell<u32>>: Send));
     assert!(!implements!(Reader<'static, std::rc::Rc<u32>>: Send));
+    assert!(!implements!(Owned<Cell<u32>>: Send));
     assert!(!implements!(ReaderArc<Cell<u32>>: Send));
     // A guard stays on its thread, so that a thread that would wait for itself is found out.
     assert!(!implements!(ReadGuard<'static, u32>: Send));
@@ -93,6 +98,7 @@ fn a_cell_may_be_carried_across_a_panic_if_its_value_may() {
     unwind_safe::<&DogpileCell<Opaque>>();
     unwind_safe::<LazyDogpile<Opaque>>();
     unwind_safe::<Reader<'static, Opaque>>();
+    unwind_safe::<Owned<Opaque>>();
     unwind_safe::<Lease<'static, Opaque>>();
     unwind_safe::<SyncReaderCell<Opaque>>();
     unwind_safe::<RefreshError>();

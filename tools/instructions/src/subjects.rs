@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use arc_swap::{ArcSwapOption, Cache};
 use dogpile::{
     Clock, DogpileCell, Drain, LazyDogpile, Lookup, Policy, SyncReaderCell, SystemClock, Tick, TickClock,
+    dogpile,
 };
 use rustix::time::{ClockId, clock_gettime};
 
@@ -237,6 +238,7 @@ macro_rules! reads_of {
         let cell = $cell;
         let mut reader = cell.reader();
         let mut looking = cell.reader();
+        let mut owning = cell.reader();
         [
             subject(concat!("get_or_refresh, ", $state), move || *cell.get_or_refresh(|| unreachable!())),
             subject(concat!("load_or_refresh, ", $state), move || *cell.load_or_refresh(|| unreachable!())),
@@ -246,6 +248,9 @@ macro_rules! reads_of {
                 **reader.get_or_refresh(|| unreachable!())
             }),
             subject(concat!("Reader::get, ", $state), move || **looking.get().expect(FRESH)),
+            subject(concat!("Reader::get_owned_or_refresh, ", $state), move || {
+                *owning.get_owned_or_refresh(|| unreachable!())
+            }),
         ]
         .map(|subject| subject.on(cell, &*cell.get_or_refresh(|| unreachable!())))
     }};
@@ -291,9 +296,43 @@ fn reads() -> Vec<Subject> {
         subject("LazyReader::get_or_refresh, fresh", move || **reader.get_or_refresh()),
     ];
     reads.extend(lazy_reads.map(|subject| subject.on(lazy, &*lazy.get().expect(FRESH))));
+    reads.extend(local_reads());
     reads.extend(sync_reads_of!("fresh", sync_reader(Drain::Background)));
     reads.extend(sync_reads_of!("stale, build runs", sync_reader_building()));
     reads
+}
+
+static LASTING: LazyDogpile<u64> = LazyDogpile::new(HOUR, || 1);
+dogpile::local!(static LOCAL_LASTING: u64 = LASTING);
+static EVERLASTING: LazyDogpile<u64> = LazyDogpile::with_policy(Policy::never_expires(), || 1);
+dogpile::local!(static LOCAL_EVERLASTING: u64 = EVERLASTING);
+
+#[dogpile(ttl = "1h")]
+fn lasting() -> u64 {
+    1
+}
+
+#[dogpile(ttl = "1h")]
+#[allow(clippy::unnecessary_wraps)] // how such a function is read is what is counted
+fn fallible() -> Result<u64, std::fmt::Error> {
+    Ok(1)
+}
+
+/// Reads without a handle, through a reader of the thread's own.
+fn local_reads() -> [Subject; 6] {
+    let (lasting_value, fallible_value) = (lasting(), fallible().expect(FRESH));
+    let fallible_with = || fallible::with(|value| *value).expect(FRESH);
+    [
+        subject("Local::with, fresh", || LOCAL_LASTING.with(|value| *value)).on(&LASTING, &*LASTING.set(1)),
+        subject("Local::with, no deadline", || LOCAL_EVERLASTING.with(|value| *value))
+            .on(&EVERLASTING, &*EVERLASTING.set(1)),
+        subject("#[dogpile], fresh", || *lasting()).on(lasting::cell(), &*lasting_value),
+        subject("#[dogpile] with, fresh", || lasting::with(|value| *value))
+            .on(lasting::cell(), &*lasting_value),
+        subject("#[dogpile] that may fail, fresh", || *fallible().expect(FRESH))
+            .on(fallible::cell(), &*fallible_value),
+        subject("#[dogpile] with that may fail, fresh", fallible_with).on(fallible::cell(), &*fallible_value),
+    ]
 }
 
 /// The writes of the crate, and what stands at the bottom of each.

@@ -5,6 +5,7 @@ mod sides;
 
 use super::{LONG, Part, bar, origin};
 use crate::contest::{Contestant, Entry, STRIDE, Small, Source, WIDTHS, enter};
+use crate::contestants::caches::CachedOnce;
 use crate::contestants::locks::StdRwLock;
 use crate::contestants::own::{SyncGet, SyncLoad};
 use crate::data::Table;
@@ -127,6 +128,42 @@ pub(crate) fn rows() -> Vec<Row> {
         }),
         row("SyncReaderCell::load_or_refresh", "load_or_refresh", AtMost(1.15), || {
             [one(fresh::<SyncLoad<Small>>()), one(fresh::<Load<Coarse>>())]
+        }),
+        row("Reader::get_owned_or_refresh", "get_or_refresh", AtMost(0.8), || {
+            [one(fresh::<sides::Own<Coarse>>()), one(fresh::<Get<Coarse>>())]
+        }),
+        row(
+            "Reader::get_owned_or_refresh on two threads",
+            "Reader::get_owned_or_refresh",
+            AtMost(1.15),
+            || [two(fresh::<sides::Own<Coarse>>()), one(fresh::<sides::Own<Coarse>>())],
+        ),
+        row("local! with", "Reader", AtMost(1.1), || {
+            [one(fresh::<sides::LocalWith>()), one(fresh::<Read<Coarse>>())]
+        }),
+        row("local! with; no deadline", "Reader without a deadline", None, || {
+            [one(fresh::<sides::LocalTimeless>()), one(Read(sides::State::<Coarse>::timeless()))]
+        }),
+        row("local! with on two threads", "local! with", AtMost(1.15), || {
+            [two(fresh::<sides::LocalWith>()), one(fresh::<sides::LocalWith>())]
+        }),
+        row("#[dogpile]", "get_or_refresh", AtMost(1.05), || {
+            [one(fresh::<sides::Attribute>()), one(fresh::<Get<Coarse>>())]
+        }),
+        row("#[dogpile] with", "Reader", AtMost(1.1), || {
+            [one(fresh::<sides::AttributeWith>()), one(fresh::<Read<Coarse>>())]
+        }),
+        row("#[dogpile]", "cached #[once]", None, || {
+            [one(fresh::<sides::Attribute>()), one(fresh::<CachedOnce<Small>>())]
+        }),
+        row("#[dogpile] with", "cached #[once]", TimesAsFast(2.0), || {
+            [one(fresh::<sides::AttributeWith>()), one(fresh::<CachedOnce<Small>>())]
+        }),
+        row("#[dogpile] on two threads", "cached #[once] on two threads", None, || {
+            [two(fresh::<sides::Attribute>()), two(fresh::<CachedOnce<Small>>())]
+        }),
+        row("#[dogpile] with on two threads", "cached #[once] on two threads", TimesAsFast(5.0), || {
+            [two(fresh::<sides::AttributeWith>()), two(fresh::<CachedOnce<Small>>())]
         }),
         row("set", "Arc::new + ArcSwap::swap + drop", AtMost(1.5), || {
             [one(fresh::<sides::Set>()), one(fresh::<sides::Swap>())]

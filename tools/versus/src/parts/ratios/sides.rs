@@ -4,7 +4,7 @@
 use crate::contest::{Builds, Contestant, Meanwhile, Small, Source, Traits, Value};
 use crate::contestants::{Coarse, Timer};
 use arc_swap::{ArcSwap, ArcSwapOption};
-use dogpile::{Clock, DogpileCell, Lease, Lookup, Policy, Reader, SystemClock, Tick};
+use dogpile::{Clock, DogpileCell, LazyDogpile, Lease, Lookup, Policy, Reader, SystemClock, Tick, dogpile};
 use parking_lot::Mutex;
 use std::error::Error;
 use std::fmt;
@@ -131,6 +131,31 @@ impl<C: Clock + Default + 'static> Contestant<Small> for Read<C> {
     #[inline(always)]
     fn read(handle: &mut ReadHandle<'_, C>) -> u64 {
         handle.reader.get_or_refresh(|| handle.source.build()).number()
+    }
+}
+
+/// An owned value, through a reader.
+pub(super) struct Own<C: Clock + 'static>(pub(super) State<C>);
+
+impl<C: Clock + Default + 'static> Contestant<Small> for Own<C> {
+    type Handle<'a> = ReadHandle<'a, C>;
+    const TRAITS: Traits = NONE;
+
+    fn new(ttl: Duration, _source: Source<Small>) -> Self {
+        Self(State::with(Policy::ttl(ttl)))
+    }
+
+    fn source(&self) -> &Source<Small> {
+        &self.0.source
+    }
+
+    fn handle(&self) -> ReadHandle<'_, C> {
+        ReadHandle { reader: self.0.cell.reader(), source: &self.0.source }
+    }
+
+    #[inline(always)]
+    fn read(handle: &mut ReadHandle<'_, C>) -> u64 {
+        std::hint::black_box(handle.reader.get_owned_or_refresh(|| handle.source.build())).number()
     }
 }
 
@@ -266,6 +291,22 @@ impl<const CLOCK: bool> Contestant<Small> for ByHand<CLOCK> {
         handle.source.build().number()
     }
 }
+
+// Reads without a handle, of cells in statics.
+static LASTING: LazyDogpile<Small> = LazyDogpile::new(super::LONG, || Small::make(1));
+dogpile::local!(static LOCAL_LASTING: Small = LASTING);
+static EVERLASTING: LazyDogpile<Small> = LazyDogpile::with_policy(Policy::never_expires(), || Small::make(1));
+dogpile::local!(static LOCAL_EVERLASTING: Small = EVERLASTING);
+
+#[dogpile(ttl = super::LONG)]
+fn lasting() -> Small {
+    Small::make(1)
+}
+
+side!(LocalWith {}, |_own| LOCAL_LASTING.with(Value::number));
+side!(LocalTimeless {}, |_own| LOCAL_EVERLASTING.with(Value::number));
+side!(Attribute {}, |_own| std::hint::black_box(lasting()).number());
+side!(AttributeWith {}, |_own| lasting::with(Value::number));
 
 side!(MokaGet {
     cache: moka::sync::Cache<(), Arc<Small>> = {

@@ -1,0 +1,204 @@
+//! The function that carries the attribute. Its body is not looked at.
+
+use proc_macro2::{TokenStream, TokenTree};
+use quote::{ToTokens, quote};
+use syn::parse::{Parse, ParseStream};
+use syn::punctuated::Punctuated;
+use syn::spanned::Spanned;
+use syn::{
+    Attribute, Error, FnArg, GenericArgument, Ident, Meta, MetaList, Path, PathArguments, Result, ReturnType,
+    Signature, Token, Type, Visibility,
+};
+
+pub(crate) struct Function {
+    pub(crate) attributes: Attributes,
+    pub(crate) vis: Visibility,
+    pub(crate) name: Ident,
+    pub(crate) asyncness: Option<Token![async]>,
+    pub(crate) fn_token: Token![fn],
+    pub(crate) returns: Box<Type>,
+    /// `fn .. { .. }` in braces, as it was written.
+    pub(crate) body: TokenStream,
+}
+
+impl Parse for Function {
+    fn parse(input: ParseStream<'_>) -> Result<Self> {
+        let attributes = input.call(Attribute::parse_outer)?;
+        let (vis, signature) = match input.parse().and_then(|vis| Ok((vis, input.parse::<Signature>()?))) {
+            Ok(parsed) => parsed,
+            Err(error) => return Err(not_a_function(input, &error)),
+        };
+        if let Some(semicolon) = input.parse::<Option<Token![;]>>()? {
+            return Err(Error::new(semicolon.span(), "the function needs a body, which builds the value"));
+        }
+        let body = input.parse::<TokenTree>()?.into_token_stream();
+        let returns = check(&signature)?;
+        Ok(Self {
+            attributes: Attributes::of(attributes)?,
+            vis,
+            name: signature.ident,
+            asyncness: signature.asyncness,
+            fn_token: signature.fn_token,
+            returns,
+            body,
+        })
+    }
+}
+
+/// If it was not even meant as one.
+fn not_a_function(input: ParseStream<'_>, error: &Error) -> Error {
+    // Of the rest only if the cursor is at what cannot begin a signature.
+    let begins = ["const", "async", "unsafe", "extern", "fn"];
+    if input.cursor().ident().is_some_and(|(word, _)| begins.contains(&&*word.to_string())) {
+        error.clone()
+    } else {
+        Error::new(input.span(), "`#[dogpile]` keeps what a function returns: it belongs on a `fn`")
+    }
+}
+
+/// Whether there is one value to keep, and of which type.
+fn check(signature: &Signature) -> Result<Box<Type>> {
+    let refuse =
+        |tokens: &dyn ToTokens, message: &str| Err(Error::new_spanned(tokens.to_token_stream(), message));
+    if let Some(receiver) = signature.receiver() {
+        return refuse(
+            receiver,
+            "a method has no one value: there may be any number of objects. Put a `DogpileCell` into the struct, \
+             and call `get_or_refresh` or `try_get_or_refresh` here",
+        );
+    }
+    if signature.inputs.iter().any(|input| matches!(input, FnArg::Typed(_))) {
+        return refuse(
+            &signature.inputs,
+            "a function with arguments has a value for each of them: that needs `dogpile-map`, which is not there yet. \
+             For a few known arguments write a function without arguments for each",
+        );
+    }
+    if !signature.generics.params.is_empty() {
+        return refuse(
+            &signature.generics.params,
+            "a generic function has no one value: a `static` cannot depend on its parameters. Write a function for each \
+             type, or keep a `DogpileCell` by hand",
+        );
+    }
+    if let Some(clause) = &signature.generics.where_clause {
+        return refuse(clause, "a function without parameters needs no `where`");
+    }
+    if let Some(word) = &signature.unsafety {
+        return refuse(word, "the cell calls the function when it likes, so it cannot be `unsafe`");
+    }
+    if let Some(word) = &signature.constness {
+        return refuse(word, "the value is made when it is first read, so the function cannot be `const`");
+    }
+    if let Some(abi) = &signature.abi {
+        return refuse(abi, "what the function returns is changed to an `Arc`, so it cannot be `extern`");
+    }
+    let returns = match &signature.output {
+        ReturnType::Type(_, returns) => returns,
+        ReturnType::Default => return refuse(&signature.ident, NOTHING),
+    };
+    match &**returns {
+        Type::Tuple(tuple) if tuple.elems.is_empty() => refuse(returns, NOTHING),
+        Type::Never(_) => refuse(returns, NOTHING),
+        Type::ImplTrait(_) => refuse(
+            returns,
+            "a `static` needs a type with a name: in place of `impl Trait` name the type, or return a `Box<dyn Trait>`; \
+             in place of `impl Future` write `async fn`",
+        ),
+        _ if names_self(returns) => refuse(
+            returns,
+            "`Self` has no meaning here: the attribute is for functions outside of `impl` blocks",
+        ),
+        _ => Ok(returns.clone()),
+    }
+}
+
+const NOTHING: &str = "there is nothing to keep: the function returns no value";
+
+fn names_self(of: &impl ToTokens) -> bool {
+    fn look(tokens: TokenStream) -> bool {
+        tokens.into_iter().any(|token| match token {
+            TokenTree::Ident(word) => word == "Self",
+            TokenTree::Group(group) => look(group.stream()),
+            _ => false,
+        })
+    }
+    look(of.to_token_stream())
+}
+
+/// What the type looks like. What it is, the compiler knows.
+pub(crate) enum Looks<'a> {
+    /// `Result<T, E>`, `io::Result<T>`: that of the value.
+    Result(&'a Type),
+    /// Perhaps a `Result`: `fmt::Result`, `QueryResult<T>`.
+    Unclear,
+    /// Not like a `Result`.
+    Value,
+}
+
+impl<'a> Looks<'a> {
+    pub(crate) fn of(returns: &'a Type) -> Self {
+        let Type::Path(path) = returns else { return Self::Value };
+        let Some(last) = path.path.segments.last() else { return Self::Value };
+        if last.ident == "Result"
+            && let PathArguments::AngleBracketed(of) = &last.arguments
+            && let Some(GenericArgument::Type(value)) = of.args.first()
+        {
+            return Self::Result(value);
+        }
+        if last.ident.to_string().ends_with("Result") { Self::Unclear } else { Self::Value }
+    }
+}
+
+/// The other attributes of the function: each of them goes where it means what it meant.
+#[derive(Default)]
+pub(crate) struct Attributes {
+    /// `cfg` and `allow`: on everything that is written.
+    pub(crate) all: TokenStream,
+    /// Those for callers (`doc`, `must_use`, `deprecated`, `inline`, ..): on the function that they call.
+    pub(crate) called: TokenStream,
+    /// Those that look at the body, or change it (other lints, other macros): on the function as it was written.
+    pub(crate) built: TokenStream,
+}
+
+impl Attributes {
+    fn of(attributes: Vec<Attribute>) -> Result<Self> {
+        let mut this = Self::default();
+        for attribute in attributes {
+            match &attribute.meta {
+                Meta::List(list) if list.path.is_ident("cfg_attr") => this.add_conditional(list)?,
+                meta => this.place(meta.path())?.extend(attribute.to_token_stream()),
+            }
+        }
+        Ok(this)
+    }
+
+    /// `cfg_attr(condition, a, b)` as one for each of `a` and `b`.
+    fn add_conditional(&mut self, list: &MetaList) -> Result<()> {
+        let parts = list.parse_args_with(Punctuated::<Meta, Token![,]>::parse_terminated)?;
+        let mut parts = parts.into_iter();
+        let Some(condition) = parts.next() else { return Ok(()) };
+        for meta in parts {
+            self.place(meta.path())?.extend(quote!(#[cfg_attr(#condition, #meta)]));
+        }
+        Ok(())
+    }
+
+    fn place(&mut self, path: &Path) -> Result<&mut TokenStream> {
+        const FOR_CALLERS: [&str; 6] = ["doc", "must_use", "deprecated", "inline", "cold", "track_caller"];
+        const FOR_LINKERS: [&str; 4] = ["no_mangle", "export_name", "link_section", "unsafe"];
+        let is = |name: &&str| path.is_ident(name);
+        if path.is_ident("cfg") || path.is_ident("allow") {
+            Ok(&mut self.all)
+        } else if FOR_CALLERS.iter().any(is) {
+            Ok(&mut self.called)
+        } else if FOR_LINKERS.iter().any(is) {
+            Err(Error::new(
+                path.span(),
+                "what the function returns is changed to an `Arc`, so it cannot be exported",
+            ))
+        } else {
+            Ok(&mut self.built)
+        }
+    }
+}

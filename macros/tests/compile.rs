@@ -1,0 +1,26 @@
+//! What does not compile, and what the compiler says then.
+//!
+//! `TRYBUILD=overwrite cargo test -p dogpile-macros --test compile` writes the messages anew.
+
+#[test]
+fn messages_are_those_that_are_kept() {
+    let tests = trybuild::TestCases::new();
+    tests.pass("tests/ui/shown.rs");
+    for case in [
+        "arguments",
+        "body",
+        "constants",
+        "durations",
+        "generics",
+        "hidden_result",
+        "in_impl",
+        "items",
+        "methods",
+        "qualifiers",
+        "returns",
+        "settings",
+        "values",
+    ] {
+        tests.compile_fail(format!("tests/ui/{case}.rs"));
+    }
+}

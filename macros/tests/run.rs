@@ -1,0 +1,431 @@
+//! Functions of each kind, as a user writes them.
+// Small functions stand for large ones.
+#![allow(clippy::items_after_statements, clippy::unnecessary_wraps, clippy::unused_async)]
+
+use std::fmt;
+use std::io;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::Duration;
+
+use dogpile::{DogpileCell, Freshness, ManualClock, Policy, RefreshError, dogpile};
+use futures_lite::future::block_on;
+
+/// Something that is neither `Debug` nor `Clone`.
+pub struct Rates(u32);
+
+#[test]
+fn a_function_that_cannot_fail() {
+    static CALLS: AtomicU32 = AtomicU32::new(0);
+
+    #[dogpile(ttl = "60s")]
+    fn rates() -> Rates {
+        CALLS.fetch_add(1, Ordering::Relaxed);
+        Rates(107)
+    }
+
+    let first: Arc<Rates> = rates();
+    let second = rates();
+    assert!(Arc::ptr_eq(&first, &second));
+    assert_eq!(rates::with(|rates| rates.0), 107);
+    assert_eq!(CALLS.load(Ordering::Relaxed), 1);
+    let cell: &'static DogpileCell<Rates> = rates::cell();
+    assert_eq!(cell.stats().builds, 1);
+    assert_eq!(rates::build().0, 107);
+    assert_eq!(CALLS.load(Ordering::Relaxed), 2);
+}
+
+static SOURCE_IS_DOWN: Mutex<bool> = Mutex::new(false);
+
+/// The message of the day.
+#[dogpile(ttl = "1h", stale_if_error = "0s", retry_backoff = ("0s", "0s"))]
+pub fn motd() -> Result<String, io::Error> {
+    if *SOURCE_IS_DOWN.lock().unwrap() { Err(io::ErrorKind::NotFound.into()) } else { Ok("hello".to_owned()) }
+}
+
+#[test]
+fn a_function_that_may_fail() {
+    *SOURCE_IS_DOWN.lock().unwrap() = true;
+    let error: RefreshError = motd().unwrap_err();
+    assert!(error.is::<io::Error>());
+    assert!(motd::with(|_| ()).is_err());
+    assert!(motd::build().is_err());
+    *SOURCE_IS_DOWN.lock().unwrap() = false;
+    let text: Result<Arc<String>, RefreshError> = motd();
+    assert_eq!(*text.unwrap(), "hello");
+    assert_eq!(motd::with(String::len).unwrap(), 5);
+    // It is the text that is kept, not the `Result`.
+    *SOURCE_IS_DOWN.lock().unwrap() = true;
+    assert_eq!(*motd().unwrap(), "hello");
+    motd::cell().invalidate();
+    assert!(motd().is_err());
+}
+
+mod results {
+    use super::*;
+
+    type QueryResult<T> = Result<T, fmt::Error>;
+
+    #[dogpile(never_expires)]
+    fn of_io() -> io::Result<u32> {
+        Ok(1)
+    }
+
+    #[dogpile(never_expires)]
+    fn of_anyhow() -> anyhow::Result<u32> {
+        anyhow::bail!("no")
+    }
+
+    #[dogpile(never_expires)]
+    fn of_an_alias() -> QueryResult<u32> {
+        Err(fmt::Error)
+    }
+
+    #[dogpile(never_expires)]
+    fn of_text() -> Result<u32, String> {
+        Err("no".to_owned())
+    }
+
+    #[dogpile(never_expires)]
+    #[allow(clippy::type_complexity)]
+    fn of_boxes() -> Result<Box<dyn Fn() -> u32 + Send + Sync>, Box<dyn std::error::Error + Send + Sync>> {
+        Ok(Box::new(|| 7))
+    }
+
+    #[dogpile(never_expires)]
+    fn of_nothing() -> fmt::Result {
+        Ok(())
+    }
+
+    #[test]
+    fn an_alias_of_a_result_is_one() {
+        let value: Result<Arc<u32>, RefreshError> = of_io();
+        assert_eq!(*value.unwrap(), 1);
+        assert_eq!(of_io::with(|value| value + 1).unwrap(), 2);
+        assert_eq!(of_anyhow().unwrap_err().to_string(), "no");
+        assert!(of_an_alias().unwrap_err().is::<fmt::Error>());
+        assert!(of_an_alias::with(|_: &u32| ()).is_err());
+        assert_eq!(of_text().unwrap_err().to_string(), "no");
+        assert_eq!(of_boxes().unwrap()(), 7);
+        of_nothing().unwrap();
+        let _: [&'static DogpileCell<u32>; 3] = [of_io::cell(), of_anyhow::cell(), of_an_alias::cell()];
+    }
+
+    /// Looks like a `Result`, and is none.
+    struct PollResult(u32);
+
+    #[dogpile(never_expires)]
+    fn of_none() -> PollResult {
+        PollResult(7)
+    }
+
+    #[dogpile(never_expires)]
+    fn of_an_option() -> Option<u32> {
+        None
+    }
+
+    #[test]
+    fn what_only_looks_like_a_result_is_a_value() {
+        let value: Arc<PollResult> = of_none();
+        assert_eq!((value.0, of_none::with(|value| value.0)), (7, 7));
+        let value: Arc<Option<u32>> = of_an_option();
+        assert_eq!(*value, None);
+    }
+}
+
+fn is_send<T: Send>(value: T) -> T {
+    value
+}
+
+#[test]
+fn an_async_function_that_cannot_fail() {
+    #[dogpile(ttl = "60s")]
+    async fn rates() -> Rates {
+        futures_lite::future::yield_now().await;
+        Rates(107)
+    }
+
+    block_on(async {
+        let first: Arc<Rates> = is_send(rates()).await;
+        assert!(Arc::ptr_eq(&first, &rates().await));
+        rates::cell().clear();
+        assert_eq!(is_send(rates::with(|rates| rates.0)).await, 107);
+        assert_eq!(rates::with(|rates| rates.0).await, 107);
+        assert_eq!(rates::cell().stats().builds, 2);
+        assert_eq!(rates::build().await.0, 107);
+    });
+}
+
+#[test]
+fn an_async_function_that_may_fail() {
+    #[dogpile(ttl = "60s")]
+    async fn number() -> anyhow::Result<u32> {
+        Ok("7".parse()?)
+    }
+
+    #[dogpile(ttl = "60s")]
+    async fn no_number() -> Result<u32, std::num::ParseIntError> {
+        futures_lite::future::yield_now().await;
+        "seven".parse()
+    }
+
+    block_on(async {
+        let value: Result<Arc<u32>, RefreshError> = is_send(number()).await;
+        assert_eq!(*value.unwrap(), 7);
+        assert_eq!(is_send(number::with(|number| *number)).await.unwrap(), 7);
+        assert_eq!(no_number().await.unwrap_err().to_string(), "invalid digit found in string");
+        assert!(no_number::with(|_| ()).await.is_err());
+    });
+}
+
+#[tokio::test]
+async fn a_task_may_call_it() {
+    #[dogpile(ttl = "60s")]
+    async fn number() -> u32 {
+        tokio::task::yield_now().await;
+        7
+    }
+
+    let task = tokio::spawn(async { *number().await + number::with(|number| *number).await });
+    assert_eq!(task.await.unwrap(), 14);
+}
+
+const TTL: Duration = Duration::from_secs(90);
+
+#[dogpile(
+    ttl = TTL,
+    stale_while_refresh = "1h 30m",
+    stale_if_error = Duration::from_secs(7),
+    retry_backoff = ("250ms", "1min"),
+    jitter = 10,
+    lease_timeout = "2days",
+    name = "seven",
+)]
+fn with_settings() -> u32 {
+    7
+}
+
+#[test]
+fn settings_are_those_of_the_policy() {
+    let policy = with_settings::cell().policy();
+    assert_eq!(policy.get_ttl(), TTL);
+    assert_eq!(policy.get_stale_while_refresh(), Duration::from_secs(90 * 60));
+    assert_eq!(policy.get_stale_if_error(), Duration::from_secs(7));
+    assert_eq!(policy.get_retry_backoff(), (Duration::from_millis(250), Duration::from_secs(60)));
+    assert_eq!((policy.get_jitter(), policy.get_lease_timeout()), (10, Duration::from_secs(2 * 86_400)));
+    assert!(format!("{:?}", with_settings::cell()).contains("\"seven\""));
+}
+
+#[test]
+fn the_name_is_the_path_of_the_function() {
+    mod inner {
+        use super::dogpile;
+
+        /// With a name that is a keyword.
+        #[dogpile(ttl = "1s")]
+        pub(super) fn r#type() -> u32 {
+            7
+        }
+    }
+
+    assert_eq!(*inner::r#type(), 7);
+    let shown = format!("{:?}", inner::r#type::cell());
+    assert!(shown.contains("\"run::inner::type\""), "{shown}");
+}
+
+#[test]
+fn a_thread_rebuilds_it_ahead_of_its_end() {
+    static CALLS: AtomicU32 = AtomicU32::new(0);
+
+    #[dogpile(ttl = "1h", ahead = "1min")]
+    fn number() -> Result<u32, fmt::Error> {
+        Ok(CALLS.fetch_add(1, Ordering::Relaxed))
+    }
+
+    assert!(number::refresher().is_none());
+    number::cell();
+    assert!(number::refresher().is_none(), "to name the cell is no call");
+    number().unwrap();
+    let refresher = number::refresher().expect("started by the call");
+    assert!(refresher.wait_ready(Duration::from_secs(60)));
+    number::with(|_| ()).unwrap();
+    let generation = number::cell().generation();
+    refresher.refresh_now();
+    while number::cell().generation() == generation {
+        thread::yield_now();
+    }
+}
+
+/// Attributes of other macros see the function as it was written.
+mod attributes {
+    use super::*;
+
+    #[dogpile(never_expires)]
+    #[tracing::instrument(err)]
+    fn traced() -> Result<u32, fmt::Error> {
+        Ok(7)
+    }
+
+    #[must_use = "it is expensive"]
+    #[dogpile(never_expires)]
+    #[allow(clippy::let_and_return)]
+    #[expect(unused_variables)]
+    #[inline]
+    fn linted() -> u32 {
+        let unused = 1;
+        let x = 7;
+        x
+    }
+
+    #[dogpile(never_expires)]
+    #[cfg(any())]
+    fn not_there() -> DoesNotExist {}
+
+    #[dogpile(never_expires)]
+    #[cfg_attr(all(), doc = "Documented.", allow(unused_variables))]
+    #[cfg_attr(any(), no_mangle)]
+    fn conditional() -> u32 {
+        #![allow(unused_mut)]
+        let unused = 1;
+        7
+    }
+
+    #[test]
+    fn attributes_are_kept() {
+        assert_eq!((*traced().unwrap(), *linted(), *conditional()), (7, 7, 7));
+    }
+}
+
+/// The types of a value are found where the function found them.
+#[test]
+fn a_function_in_a_function_sees_its_types() {
+    struct Local(u32);
+    const SECONDS: Duration = Duration::from_secs(7);
+
+    #[dogpile(ttl = SECONDS)]
+    fn local() -> Vec<Local> {
+        vec![Local(7)]
+    }
+
+    assert_eq!(local()[0].0, 7);
+}
+
+/// A type parameter of what is written does not hide a type of the user's.
+#[test]
+fn names_do_not_clash() {
+    #[derive(Debug, PartialEq)]
+    struct R;
+    type T = u32;
+    #[allow(dead_code)]
+    const READER: u32 = 1;
+    #[allow(dead_code)]
+    type Result = u32;
+    #[allow(dead_code)]
+    type Option = u32;
+
+    #[dogpile(never_expires)]
+    fn build() -> R {
+        R
+    }
+
+    #[dogpile(never_expires)]
+    fn with() -> T {
+        7
+    }
+
+    #[dogpile(never_expires)]
+    fn cell() -> &'static str {
+        "7"
+    }
+
+    assert_eq!((build::with(|r| *r == R), *with(), *cell()), (true, 7, "7"));
+}
+
+#[test]
+fn a_reset_takes_everything_away() {
+    static CALLS: AtomicU32 = AtomicU32::new(0);
+
+    #[dogpile(never_expires)]
+    fn number() -> u32 {
+        CALLS.fetch_add(1, Ordering::Relaxed)
+    }
+
+    let old = Arc::downgrade(&number());
+    number::with(|_| ());
+    number::reset();
+    assert!(old.upgrade().is_none());
+    assert_eq!(number::cell().stats().builds, 0);
+    assert_eq!((*number(), number::with(|number| *number)), (1, 1));
+}
+
+#[test]
+fn g10_a_build_that_calls_itself_panics_where_it_does() {
+    #[dogpile(never_expires)]
+    fn number() -> u32 {
+        *number() + 1
+    }
+    let line = line!() - 2;
+
+    static PANICS: Mutex<Vec<u32>> = Mutex::new(Vec::new());
+    let default = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        let message = panic.payload().downcast_ref::<String>();
+        if message.is_some_and(|text| text.contains("inside the build of the same cell")) {
+            PANICS.lock().unwrap().push(panic.location().unwrap().line());
+        }
+        default(panic);
+    }));
+    assert!(thread::spawn(|| number()).join().is_err());
+    assert_eq!(*PANICS.lock().unwrap(), [line]);
+    number::cell().set(1);
+    number::cell().invalidate();
+    assert_eq!(*number(), 2);
+}
+
+/// The two ways to test code that uses a static, while other tests run: see `docs/one_line.md`.
+mod in_parallel {
+    use super::*;
+
+    static SOURCE: AtomicU32 = AtomicU32::new(7);
+
+    #[dogpile(ttl = "60s")]
+    fn number() -> Result<u32, fmt::Error> {
+        Ok(SOURCE.load(Ordering::Relaxed))
+    }
+
+    /// Tests of the static itself take turns.
+    fn turn() -> impl Drop {
+        static TURN: Mutex<()> = Mutex::new(());
+        let turn = TURN.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        number::reset();
+        turn
+    }
+
+    #[test]
+    fn the_first_of_two_that_take_turns() {
+        let _turn = turn();
+        number().unwrap();
+        number().unwrap();
+        assert_eq!(number::cell().stats().builds, 1);
+    }
+
+    #[test]
+    fn the_second_of_two_that_take_turns() {
+        let _turn = turn();
+        assert_eq!(number::cell().stats().builds, 0);
+        number::cell().set(8);
+        assert_eq!(*number().unwrap(), 8);
+    }
+
+    /// Tests of what depends on time have a cell each.
+    #[test]
+    fn a_cell_per_test() {
+        let clock = ManualClock::new();
+        let cell = DogpileCell::with_clock(number::cell().policy(), clock.clone());
+        assert_eq!(*cell.try_get_or_refresh(number::build).unwrap(), 7);
+        clock.advance(Duration::from_secs(61));
+        assert_eq!(cell.freshness(), Freshness::Stale);
+        let _: Policy = cell.policy();
+    }
+}
