@@ -17,8 +17,8 @@ use crate::local::LocalReader;
 use crate::refresher::Refresher;
 use crate::sync::{Arc, PlainOnceCell};
 
-/// `Probe::<R>::IS_RESULT`: whether `R` is a `Result`, for a known `R`, with [`IsValue`] in scope. An inherent constant is found
-/// before that of a trait, but only where its `impl` applies.
+/// `Probe::<R>::IS_RESULT`: whether `R` is a `Result`, for a known `R`, with [`IsValue`] in scope. An inherent constant is
+/// found before that of a trait, but only where its `impl` applies.
 #[derive(Debug)]
 pub struct Probe<R: ?Sized>(PhantomData<R>);
 

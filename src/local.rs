@@ -92,9 +92,9 @@ type Lazy<T, B, C> = &'static LazyDogpile<T, fn() -> B, C>;
 ///
 /// # What threads keep alive
 ///
-/// Each thread keeps the value of its latest read alive until its next read, until [`release`](Local::release), or until it ends,
-/// even if that value was replaced long ago. With `n` threads that have stopped reading there may be as many old values as
-/// there were publications, at most `n`. Where values are large and threads are many (a blocking pool), call `release`
+/// Each thread keeps the value of its latest read alive until its next read, until [`release`](Local::release), or until
+/// it ends, even if that value was replaced long ago. With `n` threads that have stopped reading, up to `n` old values
+/// may be alive. Where values are large and threads are many (a blocking pool), call `release`
 /// when a thread goes idle, or read with [`load_or_refresh`](LazyDogpile::load_or_refresh) instead.
 pub struct Local<T: 'static, B: 'static = T, C: 'static = SystemClock> {
     lazy: fn() -> Lazy<T, B, C>,
@@ -156,8 +156,8 @@ impl<T, B, C> Local<T, B, C> {
 impl<T, C: Clock> Local<T, T, C> {
     /// Calls `read` with the value, built if need be.
     ///
-    /// The value is the one that [`LazyDogpile::load_or_refresh`] would borrow; `read` may do anything, also call `with` of the same
-    /// or of another `Local`. Inside itself, inside `T::drop`, inside a build, and while the thread ends, `with` is
+    /// The value is the one that [`LazyDogpile::load_or_refresh`] would borrow; `read` may do anything, also call `with` of
+    /// the same or of another `Local`. Inside itself, inside `T::drop`, inside a build, and while the thread ends, `with` is
     /// `load_or_refresh`.
     ///
     /// # Panics

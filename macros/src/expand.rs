@@ -36,6 +36,8 @@ fn refused(error: &Error, item: &TokenStream) -> TokenStream {
     quote!(#error #item)
 }
 
+const HIDDEN: &str = "this type is a `Result` under another name: write it as `Result<Value, Error>`";
+
 /// How the signatures are written.
 struct Signatures {
     /// Of the function.
@@ -54,7 +56,11 @@ impl Signatures {
     fn of(function: &Function) -> Self {
         let returns = &function.returns;
         let span = returns.span();
-        let probe = quote_spanned!(span=> { #[allow(unused_imports)] use ::dogpile::__private::IsValue as _; ::dogpile::__private::Probe::<#returns>::IS_RESULT });
+        let probe = quote_spanned! {span=> {
+            #[allow(unused_imports)] // not used where it is a `Result`
+            use ::dogpile::__private::IsValue as _;
+            ::dogpile::__private::Probe::<#returns>::IS_RESULT
+        }};
         match Looks::of(returns) {
             Looks::Result(value) => Self {
                 call: quote!(::core::result::Result<::std::sync::Arc<#value>, ::dogpile::RefreshError>),
@@ -68,9 +74,7 @@ impl Signatures {
                 with: quote!(__R),
                 value: quote!(#returns),
                 is_result: quote!(false),
-                check: quote_spanned! {span=>
-                    const _: () = ::core::assert!(!#probe, "this type is a `Result` under another name: write it as `Result<Value, Error>`");
-                },
+                check: quote_spanned!(span=> const _: () = ::core::assert!(!#probe, #HIDDEN);),
             },
             Looks::Unclear => {
                 let returned = quote_spanned!(span=> <#returns as ::dogpile::__private::Returned<#probe>>);
@@ -127,16 +131,22 @@ fn write(arguments: &Arguments, function: &Function) -> Result<TokenStream> {
     let beside = quote_spanned! {name.span()=>
         #all
         #[doc = #about]
-        #[allow(non_camel_case_types, clippy::allow_attributes)]
+        #[allow(non_camel_case_types)]
         #vis enum #name {}
     };
+    // Lints about the signature and the documentation: they are for the function that is called.
+    let signature = quote!(
+        clippy::missing_errors_doc,
+        clippy::missing_panics_doc,
+        clippy::missing_const_for_fn,
+        clippy::must_use_candidate
+    );
     Ok(quote! {
         #is_async
 
         #all
         #called
         #track_caller
-        #[allow(clippy::allow_attributes, clippy::missing_panics_doc, clippy::missing_errors_doc, clippy::must_use_candidate, clippy::type_complexity)]
         #vis #asyncness #fn_token #name() -> #call {
             #check
             #call_build
@@ -145,13 +155,17 @@ fn write(arguments: &Arguments, function: &Function) -> Result<TokenStream> {
         #beside
 
         #all
-        #[allow(dead_code, unreachable_pub, non_camel_case_types, clippy::allow_attributes, clippy::missing_panics_doc, clippy::missing_errors_doc, clippy::must_use_candidate, clippy::type_complexity, clippy::inline_always)]
         impl #name {
             /// The function as it was written: makes a value, past the cell.
-            #all
+            #[allow(#signature)]
             #built
             #vis #asyncness #fn_token build() -> #returns #body
+        }
 
+        // Not the one above: what is allowed here is not allowed in the body.
+        #all
+        #[allow(dead_code, unreachable_pub, #signature, clippy::inline_always, clippy::type_complexity)]
+        impl #name {
             /// The cell, for everything else.
             #[inline]
             #vis fn cell() -> &'static ::dogpile::DogpileCell<#value> {

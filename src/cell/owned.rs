@@ -8,14 +8,15 @@ use crate::sync::Arc;
 /// An owned handle to a value, whose reference count is shared by the clones of one [`Reader`](crate::Reader) only.
 ///
 /// An [`Arc`] of the value has one count for the whole process, so threads that clone and drop it contend for one cache
-/// line. A reader makes an `Owned` once for each publication that it sees, and hands out clones of that: threads with readers of
-/// their own touch no common memory.
+/// line. A reader makes an `Owned` once for each publication that it sees, and hands out clones of that: threads with
+/// readers of their own touch no common memory.
 ///
 /// It may be sent to other threads and kept for as long as one likes. The value is dropped when the last handle of any kind is
 /// gone: an `Owned`, an `Arc`, a [`Guard`](crate::Guard), or the cell. A handle that is dropped on another thread is still
 /// counted with its reader's, and costs that reader the contention.
 ///
-/// Made by [`Reader::get_owned`](crate::Reader::get_owned) and [`Reader::get_owned_or_refresh`](crate::Reader::get_owned_or_refresh).
+/// Made by [`Reader::get_owned`](crate::Reader::get_owned) and
+/// [`Reader::get_owned_or_refresh`](crate::Reader::get_owned_or_refresh).
 ///
 /// # Examples
 ///
