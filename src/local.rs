@@ -251,7 +251,8 @@ impl<T, B, C> fmt::Debug for Local<T, B, C> {
 /// ```
 ///
 /// The type is what the build returns, where `Result` is spelled out with both of its types. Attributes and a visibility
-/// may stand before `static`. As with `thread_local!`, what is declared is a constant; the readers are behind it.
+/// may stand before `static`, and several declarations may follow each other. As with `thread_local!`, what is declared is a
+/// constant; the readers are behind it.
 ///
 /// Not for a [`SyncReaderCell`](crate::SyncReaderCell): a thread that has stopped reading would keep its finalizer waiting.
 ///
@@ -274,22 +275,31 @@ impl<T, B, C> fmt::Debug for Local<T, B, C> {
 /// ```
 #[macro_export]
 macro_rules! local {
-    ($(#[$attribute:meta])* $vis:vis static $name:ident: Result<$value:ty, $error:ty> = $lazy:expr $(;)?) => {
-        $crate::local!(@ [$(#[$attribute])* $vis] $name, $value, ::core::result::Result<$value, $error>, $lazy, $crate::SystemClock);
+    () => {};
+    (
+        $(#[$attribute:meta])* $vis:vis static $name:ident: Result<$value:ty, $error:ty> = $lazy:expr
+        $(, clock: $clock:ty)? $(; $($rest:tt)*)?
+    ) => {
+        $crate::local!(@
+            [$(#[$attribute])* $vis] $name, $lazy,
+            [$value, ::core::result::Result<$value, $error> $(, $clock)?],
+            [$value $(, $clock)?]
+        );
+        $($crate::local! { $($rest)* })?
     };
-    ($(#[$attribute:meta])* $vis:vis static $name:ident: Result<$value:ty, $error:ty> = $lazy:expr, clock: $clock:ty $(;)?) => {
-        $crate::local!(@ [$(#[$attribute])* $vis] $name, $value, ::core::result::Result<$value, $error>, $lazy, $clock);
+    (
+        $(#[$attribute:meta])* $vis:vis static $name:ident: $value:ty = $lazy:expr
+        $(, clock: $clock:ty)? $(; $($rest:tt)*)?
+    ) => {
+        $crate::local!(@
+            [$(#[$attribute])* $vis] $name, $lazy, [$value, $value $(, $clock)?], [$value $(, $clock)?]
+        );
+        $($crate::local! { $($rest)* })?
     };
-    ($(#[$attribute:meta])* $vis:vis static $name:ident: $value:ty = $lazy:expr $(;)?) => {
-        $crate::local!(@ [$(#[$attribute])* $vis] $name, $value, $value, $lazy, $crate::SystemClock);
-    };
-    ($(#[$attribute:meta])* $vis:vis static $name:ident: $value:ty = $lazy:expr, clock: $clock:ty $(;)?) => {
-        $crate::local!(@ [$(#[$attribute])* $vis] $name, $value, $value, $lazy, $clock);
-    };
-    (@ [$($head:tt)*] $name:ident, $value:ty, $build:ty, $lazy:expr, $clock:ty) => {
-        $($head)* const $name: $crate::Local<$value, $build, $clock> = {
+    (@ [$($head:tt)*] $name:ident, $lazy:expr, [$($local:tt)*], [$($reader:tt)*]) => {
+        $($head)* const $name: $crate::Local<$($local)*> = {
             ::std::thread_local! {
-                static READER: $crate::__private::LocalReader<$value, $clock> =
+                static READER: $crate::__private::LocalReader<$($reader)*> =
                     const { $crate::__private::LocalReader::new() };
             }
             $crate::Local::__new(|| &$lazy, &READER)

@@ -38,6 +38,26 @@ fn each_thread_reads_through_a_reader_of_its_own() {
 }
 
 #[test]
+fn several_may_be_declared_at_once() {
+    type Fails = fn() -> Result<u32, ParseIntError>;
+    static NUMBER: LazyDogpile<u32> = LazyDogpile::new(TTL, seven);
+    static FALLIBLE: LazyDogpile<u32, Fails> = LazyDogpile::new(TTL, || "8".parse());
+    static TICKING: LazyDogpile<u32, fn() -> u32, TickClock> =
+        LazyDogpile::with_clock(Policy::ttl(TTL), TickClock, || 9);
+    dogpile::local! {
+        static LOCAL: u32 = NUMBER;
+        static LOCAL_FALLIBLE: Result<u32, ParseIntError> = FALLIBLE;
+        static LOCAL_TICKING: u32 = TICKING, clock: TickClock;
+    }
+
+    let read = |number: &u32| *number;
+    assert_eq!(
+        (LOCAL.with(read), LOCAL_FALLIBLE.try_with(read).unwrap(), LOCAL_TICKING.with(read)),
+        (7, 8, 9)
+    );
+}
+
+#[test]
 fn a_release_lets_go_of_this_threads_value() {
     static NUMBER: LazyDogpile<u32> = LazyDogpile::new(TTL, seven);
     dogpile::local!(static LOCAL: u32 = NUMBER);
