@@ -1,5 +1,6 @@
 //! What does not compile, and what the compiler says then.
 //!
+//! The kept messages are those of one release of the compiler, Rust 1.95; another one may word its own differently.
 //! `TRYBUILD=overwrite cargo test -p dogpile-macros --test compile` writes the messages anew.
 
 #[test]
