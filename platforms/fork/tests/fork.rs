@@ -11,7 +11,10 @@ use std::sync::{Arc, Barrier, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use dogpile::{DogpileCell, Drain, Freshness, ManualClock, Policy, RefreshError, Refresher, SyncReaderCell};
+use dogpile::{
+    Clock, DogpileCell, Drain, Freshness, ManualClock, Policy, RefreshError, Refresher, SyncReaderCell,
+    SystemClock, TickClock,
+};
 
 const HOUR: Duration = Duration::from_secs(3600);
 /// Only a hang takes so long.
@@ -162,8 +165,8 @@ fn a_refresher_of_the_parent_counts_as_ended() {
 
 #[test]
 fn a_refresher_that_builds_at_the_moment_of_the_fork_is_dropped_at_once() {
-    let alone = alone();
     static CELL: DogpileCell<u32> = DogpileCell::new(HOUR);
+    let alone = alone();
     let (begun, builds) = mpsc::channel();
     let refresher = Refresher::spawn(&CELL, HOUR / 4, move |_| {
         begun.send(()).unwrap();
@@ -208,8 +211,8 @@ fn a_refresher_of_the_childs_own_works() {
 
 #[test]
 fn a_build_that_runs_at_the_moment_of_the_fork_is_given_up_by_revoke() {
-    let alone = alone();
     static CELL: DogpileCell<u32> = DogpileCell::new(HOUR);
+    let alone = alone();
     // Asleep in its build, of which it tells by the barrier, it holds no lock.
     let begun = Arc::new(Barrier::new(2));
     let builds = Arc::clone(&begun);
@@ -241,8 +244,8 @@ fn drained_cell(
 
 #[test]
 fn a_sync_reader_cell_of_the_parent_is_dropped_at_once_and_its_finalizer_does_not_run() {
-    let alone = alone();
     static FINALIZED: AtomicU32 = AtomicU32::new(0);
+    let alone = alone();
     let (cell, reader) = drained_cell(&FINALIZED, Drain::Background);
     let mut own = Some((cell, reader));
     let text = in_child(&alone, || {
@@ -264,8 +267,8 @@ fn a_sync_reader_cell_of_the_parent_is_dropped_at_once_and_its_finalizer_does_no
 
 #[test]
 fn a_sync_reader_cell_of_the_childs_own_works() {
-    let alone = alone();
     static FINALIZED: AtomicU32 = AtomicU32::new(0);
+    let alone = alone();
     let text = in_child(&alone, || {
         let (cell, reader) = drained_cell(&FINALIZED, Drain::Background);
         drop(reader);
@@ -279,7 +282,6 @@ fn a_sync_reader_cell_of_the_childs_own_works() {
 #[test]
 fn the_exact_clocks_go_on_and_the_tick_clocks_coarse_reading_stands_still() {
     let alone = alone();
-    use dogpile::{Clock, SystemClock, TickClock};
     let before = SystemClock.now();
     // Until its thread runs a coarse reading is an exact one, and no two of these are the same.
     while TickClock.coarse_now() != TickClock.coarse_now() {
