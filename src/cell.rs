@@ -5,12 +5,13 @@
 //! ```text
 //! slot        the value and its record, read without a lock        G2 G3
 //! attempt     the waiters of one build                             G6 G7
+//! listeners   what is notified of each change                      G9
 //! state       what the lock guards; the decision table             G1
 //! machine     the parts, and the reads that take no lock
 //! elect       who builds                                           G1 G2
 //! publish     how builds end; writes from outside                  G4 G5 G8 G9
 //! exclusive   the write lock
-//! attend      what a refresher asks
+//! attend      what listeners ask
 //! building    which builds run on this thread                      G10
 //! handle      a reference to a cell, borrowed or shared; the kinds of cells
 //! lease       the right to build
@@ -31,6 +32,7 @@ mod exclusive;
 mod guard;
 mod handle;
 mod lease;
+mod listeners;
 mod lookup;
 mod machine;
 mod owned;
@@ -60,8 +62,10 @@ use std::panic::Location;
 use std::time::Duration;
 
 use crate::error::{BoxError, RefreshError, SharedError};
+use crate::hook::{Change, Hook, hook_on_change, hook_on_publish};
 use crate::policy::{Freshness, Policy};
 use crate::stats::Stats;
+use crate::subscription::Subscription;
 use crate::sync::{Arc, const_fn};
 use crate::time::{Clock, SystemClock, nanos};
 
@@ -74,10 +78,11 @@ pub(crate) use elect::Decision;
 pub(crate) use handle::WeakHandle;
 pub(crate) use handle::sealed::Kind;
 pub(crate) use lease::Held;
+pub(crate) use listeners::{Listener, Noted};
 pub(crate) use machine::{Machine, Seen};
 pub(crate) use publish::{BuildOutput, Concluded, Leftover, Newest, NotNow, Setting, Ttl};
 pub(crate) use search::{Caller, Found, Search};
-pub(crate) use slot::Slot;
+pub(crate) use slot::{Record, Slot, Version};
 pub(crate) use state::{Awaits, Demand, Place, Withheld};
 
 /// A cell for one value that is expensive to make, read by many threads, and out of date after a while.
@@ -235,6 +240,118 @@ impl<T, C> DogpileCell<T, C> {
     pub const fn named(mut self, name: &'static str) -> Self {
         self.machine.name = Some(name);
         self
+    }
+
+    /// Follows the cell's publications, without ever building one. See [`Subscription`].
+    ///
+    /// Of a cell in a `static` it is a `Subscription<'static, _, _>`; of one in an [`Arc`] see
+    /// [`subscribe_owned`](DogpileCell::subscribe_owned).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::DogpileCell;
+    /// use std::time::Duration;
+    ///
+    /// let cell = DogpileCell::new(Duration::from_secs(60));
+    /// cell.set(1);
+    /// let mut subscription = cell.subscribe();
+    /// assert_eq!(*subscription.wait_changed(), 1);
+    /// assert!(!subscription.has_changed());
+    /// ```
+    pub fn subscribe(&self) -> Subscription<'_, T, C>
+    where
+        C: Clock,
+    {
+        Subscription::new(Handle::Borrowed(self))
+    }
+
+    /// As [`subscribe`](DogpileCell::subscribe); keeps the cell alive.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::DogpileCell;
+    /// use std::sync::Arc;
+    /// use std::time::Duration;
+    ///
+    /// let cell = Arc::new(DogpileCell::new(Duration::from_secs(60)));
+    /// let mut subscription = cell.subscribe_owned();
+    /// let waiter = std::thread::spawn(move || *subscription.wait_changed());
+    /// cell.set(7);
+    /// assert_eq!(waiter.join().unwrap(), 7);
+    /// ```
+    pub fn subscribe_owned(self: &Arc<Self>) -> Subscription<'static, T, C>
+    where
+        C: Clock,
+    {
+        Subscription::new(Handle::Shared(Arc::clone(self)))
+    }
+
+    /// Calls `callback` after each publication, on the thread that published, without a lock. See [`Hook`].
+    ///
+    /// It is not called for the value that the cell holds already. To take one action at the start too, do it after this call.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::DogpileCell;
+    /// use std::sync::Arc;
+    /// use std::sync::atomic::{AtomicU64, Ordering};
+    /// use std::time::Duration;
+    ///
+    /// let latest = Arc::new(AtomicU64::new(0));
+    /// let cell = DogpileCell::new(Duration::from_secs(60));
+    /// let hook = cell.on_publish({
+    ///     let latest = Arc::clone(&latest);
+    ///     move |snapshot| latest.store(snapshot.generation, Ordering::Relaxed)
+    /// });
+    /// cell.get_or_refresh(|| "a value");
+    /// assert_eq!(latest.load(Ordering::Relaxed), 1);
+    /// # drop(hook);
+    /// ```
+    pub fn on_publish(&self, callback: impl Fn(&Snapshot<T>) + Send + Sync + 'static) -> Hook
+    where
+        T: Send + Sync + 'static,
+        C: Clock,
+    {
+        hook_on_publish::<Self, _>(self, callback)
+    }
+
+    /// As [`on_publish`](DogpileCell::on_publish), also after `invalidate`, `clear` and `reset`.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::{Change, DogpileCell};
+    /// use std::sync::{Arc, Mutex};
+    /// use std::time::Duration;
+    ///
+    /// let changes = Arc::new(Mutex::new(Vec::new()));
+    /// let cell = DogpileCell::new(Duration::from_secs(60));
+    /// let hook = cell.on_change({
+    ///     let changes = Arc::clone(&changes);
+    ///     move |change| {
+    ///         changes.lock().unwrap().push(match change {
+    ///             Change::Published(snapshot) => format!("published {}", snapshot.value),
+    ///             Change::Invalidated => "invalidated".to_owned(),
+    ///             Change::Cleared => "cleared".to_owned(),
+    ///             _ => "something new".to_owned(),
+    ///         });
+    ///     }
+    /// });
+    /// cell.set(1);
+    /// cell.invalidate();
+    /// cell.clear();
+    /// assert_eq!(*changes.lock().unwrap(), ["published 1", "invalidated", "cleared"]);
+    /// # drop(hook);
+    /// ```
+    pub fn on_change(&self, callback: impl Fn(&Change<T>) + Send + Sync + 'static) -> Hook
+    where
+        T: Send + Sync + 'static,
+        C: Clock,
+    {
+        hook_on_change::<Self, _>(self, callback)
     }
 }
 

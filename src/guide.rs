@@ -4,13 +4,15 @@
 //! [statics](statics), [which read when](reads), [testing your code](manual_clock), [pitfalls](pitfalls).
 //!
 //! More topics: [invalidation and the fence](invalidation), [conditional builds](conditional),
-//! [background builds and `Refresher`](background), [credentials that rotate](credentials), [key sets](key_sets),
+//! [background builds and `Refresher`](background), [subscriptions and hooks](subscriptions),
+//! [values made from values](derived), [credentials that rotate](credentials), [key sets](key_sets),
 //! [connection pools](pools), [files and `SyncReaderCell`](sync_reader), [async], [many keys](many_keys),
 //! [monitoring](monitoring), [fork](fork), [suspend](suspend).
 //!
 //! Coming from: [Python's dogpile](coming_from_python_dogpile), [a lock](coming_from_rwlock),
 //! [`cached`](coming_from_cached), [`moka`](coming_from_moka), [Caffeine](coming_from_caffeine),
-//! [`singleflight`](coming_from_singleflight).
+//! [`singleflight`](coming_from_singleflight), [tokio's `watch`](coming_from_watch),
+//! [folly's `Observer`](coming_from_observer).
 //!
 #![cfg_attr(feature = "async", doc = "[async]: asynchronous")]
 #![cfg_attr(
@@ -32,6 +34,8 @@ macro_rules! page {
         /// [invalidation]: crate::guide::invalidation
         /// [conditional]: crate::guide::conditional
         /// [background]: crate::guide::background
+        /// [subscriptions]: crate::guide::subscriptions
+        /// [derived]: crate::guide::derived
         /// [credentials]: crate::guide::credentials
         /// [key_sets]: crate::guide::key_sets
         /// [pools]: crate::guide::pools
@@ -65,6 +69,8 @@ page!(errors, "../docs/errors.md");
 page!(invalidation, "../docs/invalidation.md");
 page!(conditional, "../docs/conditional.md");
 page!(background, "../docs/background.md");
+page!(subscriptions, "../docs/subscriptions.md");
+page!(derived, "../docs/derived.md");
 page!(credentials, "../docs/credentials.md");
 page!(key_sets, "../docs/key_sets.md");
 page!(pools, "../docs/pools.md");
@@ -87,3 +93,5 @@ page!(coming_from_cached, "../docs/coming_from/cached.md");
 page!(coming_from_moka, "../docs/coming_from/moka.md");
 page!(coming_from_caffeine, "../docs/coming_from/caffeine.md");
 page!(coming_from_singleflight, "../docs/coming_from/singleflight.md");
+page!(coming_from_watch, "../docs/coming_from/watch.md");
+page!(coming_from_observer, "../docs/coming_from/observer.md");

@@ -5,11 +5,13 @@ use std::time::Duration;
 
 use crate::cell::{
     BuildResult, Caller, DogpileCell, Found, Guard, Handle, Held, InCaller, Job, Kind, Machine, Made, Owned,
-    Publishes, Reader, Request, SpawnWith, publish_in_arc,
+    Publishes, Reader, Request, Snapshot, SpawnWith, publish_in_arc,
 };
 use crate::error::{BoxError, RefreshError};
+use crate::hook::{Change, Hook};
 use crate::policy::Policy;
 use crate::refresher::Refresher;
+use crate::subscription::Subscription;
 use crate::sync::{Arc, const_fn};
 use crate::time::{Clock, SystemClock};
 
@@ -285,6 +287,46 @@ where
 
 /// Conditions, reads that never build, and writes.
 impl<T, F, C: Clock> LazyDogpile<T, F, C> {
+    /// As [`DogpileCell::subscribe`]: follows the publications, and never builds.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::LazyDogpile;
+    /// use std::time::Duration;
+    ///
+    /// static LIMIT: LazyDogpile<u32> = LazyDogpile::new(Duration::from_secs(60), || 7);
+    ///
+    /// let mut subscription = LIMIT.subscribe();
+    /// assert!(!subscription.has_changed());
+    /// LIMIT.get_or_refresh();
+    /// assert_eq!(*subscription.wait_changed(), 7);
+    /// ```
+    pub fn subscribe(&self) -> Subscription<'_, T, C, Self> {
+        Subscription::new(Handle::Borrowed(self))
+    }
+
+    /// As [`subscribe`](LazyDogpile::subscribe); keeps the cell alive.
+    pub fn subscribe_owned(self: &Arc<Self>) -> Subscription<'static, T, C, Self> {
+        Subscription::new(Handle::Shared(Arc::clone(self)))
+    }
+
+    /// As [`DogpileCell::on_publish`].
+    pub fn on_publish(&self, callback: impl Fn(&Snapshot<T>) + Send + Sync + 'static) -> Hook
+    where
+        T: Send + Sync + 'static,
+    {
+        self.cell.on_publish(callback)
+    }
+
+    /// As [`DogpileCell::on_change`].
+    pub fn on_change(&self, callback: impl Fn(&Change<T>) + Send + Sync + 'static) -> Hook
+    where
+        T: Send + Sync + 'static,
+    {
+        self.cell.on_change(callback)
+    }
+
     /// Starts a read with conditions. Its finishing calls take no closure. See [`Request`].
     ///
     /// # Examples

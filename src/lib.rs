@@ -34,12 +34,14 @@
 //! |---|---|
 //! | a value that is made once and never again | `std::sync::OnceLock`, `once_cell`'s `OnceCell` |
 //! | a value that is only set from outside, with no build and no clock | `arc-swap`'s `ArcSwap` |
-//! | ... and tasks that are notified when it changes | `tokio::sync::watch` |
+//! | ... and tasks that are notified when it changes | `tokio::sync::watch`, or a cell's [`subscribe`](DogpileCell::subscribe) |
 //! | many keys, bounded memory, eviction | `moka`, `quick_cache` |
 //! | the results of a function with arguments, kept by an attribute | `cached` |
 //! | **one value, expensive to make, out of date after a while** | **[`DogpileCell`]** |
 //! | ... and its build kept beside it | [`LazyDogpile`] |
 //! | ... that no request should ever wait for | a [`Refresher`] beside the cell |
+//! | ... that other code has to follow | [`subscribe`](DogpileCell::subscribe), [`on_publish`](DogpileCell::on_publish) |
+//! | ... that is made from other such values | [`Derived`] |
 //! | ... that stands for a file, a mapping or a connection, which is closed when its last reader has left | [`SyncReaderCell`] |
 //! | ... shared by many processes | the crate `dogpile-fleet` |
 //!
@@ -192,6 +194,8 @@
 //!   [spawner](Request::spawn_with).
 //! - G14. However often callers ask for something newer, the source is asked at most once per interval that they name
 //!   ([`max_age`](Request::max_age)), and never by two callers at once.
+//! - G15. A [`Derived`] value never mixes old and new values of one source. After a source has published, the next read is
+//!   made from the newest values, or begins to make it.
 //!
 //! The crate contains no `unsafe` code. Everything that depends on time can be tested without waiting, with a
 //! [`ManualClock`].
@@ -210,7 +214,7 @@
 //! | feature | what it adds | dependencies |
 //! |---|---|---|
 //! | (none) | threads: cells, builds handed to threads and pools, [`Refresher`] | `arc-swap`, `parking_lot`, `once_cell`, on Linux `rustix` |
-//! | `async` | the same for tasks, on any executor, with the same cells: `get_or_refresh_async` and the like | `futures-timer` |
+//! | `async` | the same for tasks, on any executor, with the same cells: `get_or_refresh_async` and the like | `futures-core`, `futures-timer` |
 //! | `tracing` | a span for each build, events that say how it ended | `tracing` |
 //! | `macros` | the attribute `#[dogpile]`, which keeps what a function returns | `dogpile-macros`, when compiling |
 //!
@@ -224,7 +228,8 @@
 //!
 //! [One line][one_line] · [choosing a policy](guide::policy) · [errors, and old values instead](guide::errors) ·
 //! [invalidation and the fence](guide::invalidation) · [conditional builds](guide::conditional) ·
-//! [background builds and `Refresher`](guide::background) · [credentials that rotate](guide::credentials) ·
+//! [background builds and `Refresher`](guide::background) · [tell me when it changes](guide::subscriptions) ·
+//! [values made from values](guide::derived) · [credentials that rotate](guide::credentials) ·
 //! [key sets](guide::key_sets) · [connection pools](guide::pools) ·
 //! [files and `SyncReaderCell`](guide::sync_reader) · [async] · [statics](guide::statics) · [which read when](guide::reads) ·
 //! [many keys](guide::many_keys) · [testing your code](guide::manual_clock) · [monitoring](guide::monitoring) ·
@@ -232,7 +237,8 @@
 //!
 //! Coming from [Python's dogpile](guide::coming_from_python_dogpile), [a lock](guide::coming_from_rwlock),
 //! [`cached`](guide::coming_from_cached), [`moka`](guide::coming_from_moka), [Caffeine](guide::coming_from_caffeine),
-//! [`singleflight`](guide::coming_from_singleflight)
+//! [`singleflight`](guide::coming_from_singleflight), [tokio's `watch`](guide::coming_from_watch),
+//! [folly's `Observer`](guide::coming_from_observer)
 //!
 //! # Which method
 //!
@@ -253,6 +259,8 @@
 //! | to give up a build that hangs | [`DogpileCell::revoke`], [`Policy::lease_timeout`] |
 //! | why builds fail | [`DogpileCell::last_error`], [`RefreshError`], [`SharedError`] |
 //! | builds ahead of time | [`Refresher`] |
+//! | to wait for a publication, or to be called at each one | [`DogpileCell::subscribe`], [`DogpileCell::on_publish`], [`Subscription`], [`Hook`] |
+//! | values made from values | [`Derived`] |
 //! | conditional builds, a ttl that the value chooses | [`Request::try_get_with`], [`Refreshed`] |
 //! | anything else | [`DogpileCell::lookup`], [`Lease`], [`Pending`] |
 //! | tests that control the time | [`ManualClock`] |
@@ -282,7 +290,9 @@
 mod attribute;
 mod cell;
 mod contain;
+mod derived;
 mod error;
+mod hook;
 mod inside;
 mod lazy;
 mod local;
@@ -291,6 +301,7 @@ mod policy;
 mod refresher;
 mod signal;
 mod stats;
+mod subscription;
 mod sync;
 mod sync_reader;
 mod time;
@@ -306,18 +317,24 @@ pub use cell::{
     BuildResult, DogpileCell, Guard, Handle, Job, Lease, Lookup, Owned, Pending, PublishOutcome, Published,
     Reader, Refreshable, Refreshed, Request, Snapshot, Waited,
 };
+pub use derived::{Cx, Derived, DerivedReader, Source};
 pub use error::{BoxError, RefreshError, SharedError};
+pub use hook::{Change, Hook};
 pub use lazy::{LazyDogpile, LazyReader};
 pub use local::Local;
 pub use policy::{Freshness, Policy};
 pub use refresher::{Refresher, RefresherOptions};
 pub use stats::Stats;
+pub use subscription::Subscription;
 pub use sync_reader::{Drain, DrainTimeout, ReadGuard, ReaderArc, SyncReaderCell, WriteLock, Writer};
 pub use time::{Clock, ManualClock, SystemClock, Tick, TickClock};
 
 /// Types that appear in signatures. Programs do not need to name them.
 pub mod markers {
     pub use crate::cell::{CanFail, CannotFail, InCaller, SpawnWith, TakesBuild};
+    #[cfg(feature = "async")]
+    pub use crate::derived::InTask;
+    pub use crate::derived::{InThread, Node};
 }
 
 /// For the code that macros write, and for no other.

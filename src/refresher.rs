@@ -3,11 +3,11 @@
 //! # States
 //!
 //! The refresh loop ([`Refreshing`]) asks the cell for its [`Plan`], and then *sleeps*, until the tick that the plan names or
-//! until its [`Signal`] is rung (something has changed, or it is to stop), or *builds*, with a lease like any other caller. So
+//! until its [`Signal`] is notified (something has changed, or it is to stop), or *builds*, with a lease like any other caller. So
 //! whatever happens meanwhile (an `invalidate`, a build by another caller, a failure) leads to a new plan, and no state has to
 //! be kept in step with the cell's. It runs on a thread or as a task; only the sleep and the build differ.
 //!
-//! It holds the cell only from a plan to the end of a build, and the cell rings for the last time when it is dropped.
+//! It holds the cell only from a plan to the end of a build, and the cell notifies it for the last time when it is dropped.
 
 use std::any::Any;
 use std::fmt;
@@ -16,8 +16,8 @@ use std::panic::{AssertUnwindSafe, RefUnwindSafe, UnwindSafe, catch_unwind};
 use std::time::Duration;
 
 use crate::cell::{
-    Attempt, Awaits, BuildResult, Decision, Demand, Found, Handle, Held, Kind, Outcome, Plan, Refreshable,
-    Search, WeakHandle,
+    Attempt, Awaits, BuildResult, Decision, Demand, Handle, Held, Kind, Outcome, Plan, Refreshable,
+    WeakHandle,
 };
 use crate::contain::contain;
 use crate::error::SharedError;
@@ -255,7 +255,7 @@ impl RefresherOptions {
                 match refreshing.step() {
                     Step::End => return,
                     Step::Sleep(until) => {
-                        wait_until(&refreshing.clock, until, || signal.heard().then_some(()));
+                        wait_until(&refreshing.clock, until, || signal.take_notified().then_some(()));
                     }
                     Step::Build(held) => {
                         let kept = K::keep_previous(&held);
@@ -379,7 +379,7 @@ impl RefresherOptions {
             status: Arc::clone(&status),
         };
         // Last: from here on its drop detaches it, and the clone of the clock, which is user code, may have panicked.
-        machine.attach(Arc::clone(&status.signal), self.rests);
+        machine.attach(Arc::<Signal>::clone(&status.signal), self.rests);
         Ok((status, attachment, refreshing))
     }
 }
@@ -568,6 +568,7 @@ impl Refresher {
     /// it does.
     ///
     /// Use it at the start of a program, and in readiness probes with [`Duration::ZERO`].
+    /// It does not count as a read: a refresher that [rests](RefresherOptions::rest_when_unused) is not woken.
     ///
     /// # Examples
     ///
@@ -804,13 +805,13 @@ impl<K: Refreshable> Attached for Attachment<K> {
         if let Some(cell) = self.cell.upgrade() {
             let origin = cell.machine().latest_origin();
             self.status.state.lock().refresh_after = Some(origin);
-            self.status.signal.ring();
+            self.status.signal.notify();
         }
     }
 
     fn wait_ready(&self, time: Duration) -> bool {
         let Some(cell) = self.cell.upgrade() else { return false };
-        matches!(Search::for_a_value(cell).patience(nanos(time)).run(), Ok(Found::Served(_)))
+        cell.wait_ready(time)
     }
 
     fn wait_ended(&self, time: Duration) -> bool {
@@ -825,7 +826,7 @@ impl<K: Refreshable> Attached for Attachment<K> {
     fn wait_ready_async(&self, time: Duration) -> Pin<Box<dyn Future<Output = bool> + Send + '_>> {
         Box::pin(async move {
             let Some(cell) = self.cell.upgrade() else { return false };
-            matches!(Search::for_a_value(cell).patience(nanos(time)).run_async().await, Ok(Found::Served(_)))
+            cell.wait_ready_async(time).await
         })
     }
 
@@ -856,7 +857,7 @@ struct Refreshing<K: Refreshable> {
 
 enum Step<K: Kind + 'static> {
     Build(Held<'static, K>),
-    /// Until this tick, or until the signal is rung.
+    /// Until this tick, or until the signal is notified.
     Sleep(u64),
     End,
 }
@@ -877,6 +878,9 @@ impl<K: Refreshable> Refreshing<K> {
                 match machine.plan(self.ahead, self.min_interval, self.rests, now) {
                     Plan::Wait(until) => return Step::Sleep(until),
                     Plan::Build(_) if now < self.pause_end => return Step::Sleep(self.pause_end),
+                    Plan::Build(_) if !cell.has_news() => {
+                        return Step::Sleep(now.saturating_add(self.min_interval).min(FOREVER - 1));
+                    }
                     Plan::Build(origin) => Demand::after(origin),
                 }
             };
@@ -885,7 +889,7 @@ impl<K: Refreshable> Refreshing<K> {
                     self.asked_for(after);
                     return Step::Build(Held::new(cell, ticket));
                 }
-                // Another caller builds. Its end rings.
+                // Another caller builds. Its end notifies.
                 Decision::Pending(wait) => return Step::Sleep(wait.look_again_at),
                 // Another caller was faster.
                 Decision::Fresh(_) | Decision::Stale(_) | Decision::Failed(_) => self.asked_for(after),
@@ -925,7 +929,11 @@ impl<K: Refreshable> Refreshing<K> {
         let mut timer = Timer::start(&self.clock, until);
         std::future::poll_fn(|cx| {
             signal.wakes_task(cx.waker());
-            if signal.heard() || timer.is_over(&self.clock, cx) { Poll::Ready(()) } else { Poll::Pending }
+            if signal.take_notified() || timer.is_over(&self.clock, cx) {
+                Poll::Ready(())
+            } else {
+                Poll::Pending
+            }
         })
         .await;
     }

@@ -26,9 +26,11 @@ use crate::cell::{
     Request, Search, Setting, Slot, Snapshot, TakesBuild, Ttl,
 };
 use crate::error::{BoxError, RefreshError, SharedError};
+use crate::hook::{Change, Hook, hook_on_change, hook_on_publish};
 use crate::inside::is_building;
 use crate::policy::{Freshness, Policy};
 use crate::stats::Stats;
+use crate::subscription::Subscription;
 use crate::sync::Arc;
 use crate::time::{Clock, FOREVER, SystemClock, deadline, nanos};
 
@@ -716,6 +718,50 @@ impl<T: Send + Sync + 'static, C: Clock> SyncReaderCell<T, C> {
     #[must_use]
     pub fn freshness(&self) -> Freshness {
         self.cell.freshness()
+    }
+
+    /// As [`DogpileCell::subscribe`]: follows the publications, and never builds.
+    ///
+    /// A value that it returns is a reader, as any other [`ReaderArc`]: the subscription itself keeps none.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::SyncReaderCell;
+    /// use std::time::Duration;
+    ///
+    /// let cell = SyncReaderCell::new(Duration::from_secs(60), drop::<u32>);
+    /// let mut subscription = cell.subscribe();
+    /// cell.set(7);
+    /// assert_eq!(*subscription.wait_changed(), 7);
+    /// assert_eq!(cell.readers(), 0);
+    /// ```
+    pub fn subscribe(&self) -> Subscription<'_, T, C, Self> {
+        Subscription::new(Handle::Borrowed(self))
+    }
+
+    /// As [`subscribe`](SyncReaderCell::subscribe); keeps the cell alive.
+    pub fn subscribe_owned(self: &Arc<Self>) -> Subscription<'static, T, C, Self> {
+        Subscription::new(Handle::Shared(Arc::clone(self)))
+    }
+
+    /// As [`DogpileCell::on_publish`].
+    ///
+    /// # Deadlocks
+    ///
+    /// The callback is a reader of the value that it is given. Under [`Drain::Wait`] it must not replace that value: it would wait
+    /// for itself, for as long as the cell waits for readers.
+    pub fn on_publish(&self, callback: impl Fn(&Snapshot<T, ReaderArc<T>>) + Send + Sync + 'static) -> Hook {
+        hook_on_publish::<Self, _>(self, callback)
+    }
+
+    /// As [`DogpileCell::on_change`].
+    ///
+    /// # Deadlocks
+    ///
+    /// As with [`on_publish`](SyncReaderCell::on_publish).
+    pub fn on_change(&self, callback: impl Fn(&Change<T, ReaderArc<T>>) + Send + Sync + 'static) -> Hook {
+        hook_on_change::<Self, _>(self, callback)
     }
 }
 

@@ -1093,3 +1093,265 @@ mod python_dogpile {
         assert_eq!((got, cell.stats().builds), (vec![1; 10], 1));
     }
 }
+
+mod watch {
+    use super::*;
+
+    // watch | `channel(initial)`
+    // watch | `sender.send(value)` fails without receivers
+    // watch | `receiver.has_changed()`
+    // watch | a new receiver has seen the current value
+    #[test]
+    fn a_cell_is_set_without_subscriptions_and_a_new_one_has_seen_nothing() {
+        let (cell, _clock) = cell();
+        cell.set(1);
+        cell.set(2);
+        let mut subscription = cell.subscribe();
+        assert!(subscription.has_changed());
+        assert_eq!(*subscription.wait_changed(), 2);
+        assert!(!subscription.has_changed());
+    }
+
+    // watch | `send_if_modified`
+    #[test]
+    fn a_renewal_is_the_same_value_as_a_new_generation() {
+        let (cell, _clock) = cell();
+        let value = cell.set(1);
+        let mut subscription = cell.subscribe();
+        subscription.wait_changed();
+        elected(stale(&cell)).renew().unwrap();
+        assert!(Arc::ptr_eq(&subscription.wait_changed(), &value));
+        assert_eq!(subscription.seen(), 2);
+        cell.invalidate();
+        cell.request().try_get_with(|_| Ok::<_, io::Error>(Refreshed::NotModified)).unwrap();
+        assert!(Arc::ptr_eq(&subscription.wait_changed(), &value));
+    }
+
+    fn stale<T>(cell: &Cell<T>) -> &Cell<T> {
+        cell.invalidate();
+        cell
+    }
+
+    // watch | `sender.subscribe()`, `receiver.clone()`
+    #[test]
+    fn a_clone_has_seen_what_the_original_has() {
+        let (cell, _clock) = cell();
+        cell.set(1);
+        let mut owned = cell.subscribe_owned();
+        assert!(cell.subscribe().has_changed());
+        owned.wait_changed();
+        assert!(!owned.clone().has_changed());
+    }
+
+    // watch | `receiver.borrow()` holds a lock: a slow reader stops the sender
+    #[test]
+    fn a_reader_stops_no_publisher() {
+        let (cell, _clock) = cell();
+        cell.set(1);
+        let guard = cell.load().unwrap();
+        cell.set(2);
+        assert_eq!((*guard, cell.get().as_deref()), (1, Some(&2)));
+    }
+
+    // watch | `receiver.changed().await`, then `borrow_and_update()`
+    // watch | only the latest value is seen
+    #[test]
+    fn a_thread_gets_the_latest_value_and_a_hook_each_one() {
+        let (cell, _clock) = cell();
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let hook = cell.on_publish({
+            let seen = Arc::clone(&seen);
+            move |snapshot| seen.lock().unwrap().push(*snapshot.value)
+        });
+        let mut subscription = cell.subscribe();
+        cell.set(1);
+        cell.set(2);
+        assert_eq!((*subscription.wait_changed(), subscription.has_changed()), (2, false));
+        assert_eq!(*seen.lock().unwrap(), [1, 2]);
+        drop(hook);
+    }
+
+    // watch | ... is cancel-safe
+    // watch | `WatchStream` of `tokio-stream`
+    // watch | `wait_for(predicate)`
+    #[cfg(feature = "async")]
+    #[test]
+    fn changed_loses_nothing_when_it_is_dropped_and_is_a_stream() {
+        use futures_lite::{StreamExt, future};
+
+        let (cell, _clock) = cell();
+        let mut subscription = cell.subscribe();
+        future::block_on(async {
+            assert!(future::poll_once(subscription.changed()).await.is_none());
+            cell.set(1);
+            assert!(future::poll_once(subscription.changed()).await.is_some());
+            cell.set(2);
+            assert_eq!(subscription.next().await.as_deref(), Some(&2));
+            cell.set(10);
+            while *subscription.changed().await < 10 {}
+        });
+    }
+
+    // watch | `changed()` fails when all senders are gone
+    #[test]
+    fn an_owned_subscription_keeps_its_cell() {
+        let (cell, _clock) = cell::<u32>();
+        let subscription = cell.subscribe_owned();
+        assert_eq!(Arc::strong_count(&cell), 2);
+        drop(subscription);
+        assert_eq!(Arc::strong_count(&cell), 1);
+    }
+}
+
+mod observer {
+    use super::*;
+    use dogpile::Derived;
+
+    fn made<T: Send + Sync + 'static>(
+        clock: &ManualClock,
+        make: impl Fn(&dogpile::Cx) -> T + Send + Sync + 'static,
+    ) -> Derived<T, ManualClock> {
+        Derived::with_clock(Policy::never_expires(), clock.clone(), move |cx| Ok::<_, RefreshError>(make(cx)))
+    }
+
+    // observer | `SimpleObservable<T>`, `setValue`
+    // observer | `makeObserver([] { ... })`
+    // observer | dependencies are what the closure reads
+    // observer | computed eagerly, on the manager's threads
+    // observer | `observer.getSnapshot()`
+    // observer | `TLObserver`, `AtomicObserver`
+    #[test]
+    fn it_is_made_by_the_next_read_from_what_it_asks_for() {
+        let (source, clock) = cell();
+        let (other, _) = cell();
+        let runs = Arc::new(AtomicU32::new(0));
+        let twice = made(&clock, {
+            let (source, runs) = (Arc::clone(&source), Arc::clone(&runs));
+            move |cx| {
+                runs.fetch_add(1, Ordering::SeqCst);
+                *cx.get(&source) * 2
+            }
+        });
+        source.set(1);
+        assert_eq!(runs.load(Ordering::SeqCst), 0);
+        assert_eq!((*twice.get(), **twice.reader().get()), (2, 2));
+        other.set(1);
+        source.set(2);
+        assert_eq!((*twice.get(), runs.load(Ordering::SeqCst)), (4, 2));
+
+        let mut subscription = twice.subscribe();
+        subscription.wait_changed();
+        let refresher = twice.spawn_refresher().unwrap();
+        source.set(3);
+        while *subscription.wait_changed() != 6 {}
+        drop(refresher);
+    }
+
+    // observer | a snapshot never mixes two versions
+    #[test]
+    fn a_source_has_one_value_in_one_evaluation() {
+        let (source, clock) = cell();
+        source.set(1);
+        let same = made(&clock, {
+            let source = Arc::clone(&source);
+            move |cx| *cx.get(&source)
+        });
+        let pair = made(&clock, {
+            let (source, same) = (Arc::clone(&source), same.clone());
+            move |cx| {
+                let first = *cx.get(&source);
+                if first == 1 {
+                    source.set(2);
+                }
+                (first, *cx.get(&same))
+            }
+        });
+        assert_eq!((*pair.get(), *pair.get()), ((1, 1), (2, 2)));
+    }
+
+    // observer | a creator that throws keeps the old value
+    #[test]
+    fn an_error_keeps_the_old_value_until_a_source_changes() {
+        let (source, clock) = cell();
+        let checked = Derived::with_clock(Policy::never_expires(), clock, {
+            let source = Arc::clone(&source);
+            move |cx| if *cx.get(&source) == 0 { down() } else { Ok(*cx.get(&source)) }
+        });
+        source.set(1);
+        assert_eq!(*checked.get(), 1);
+        source.set(0);
+        assert_eq!(*checked.get(), 1);
+        assert_eq!(checked.cell().last_error().unwrap().to_string(), "connection refused");
+        source.set(2);
+        assert_eq!(*checked.get(), 2);
+    }
+
+    // observer | `addCallback`
+    #[test]
+    fn a_derived_value_has_hooks_and_subscriptions() {
+        let (source, clock) = cell();
+        source.set(1);
+        let same = made(&clock, {
+            let source = Arc::clone(&source);
+            move |cx| *cx.get(&source)
+        });
+        let calls = Arc::new(AtomicU32::new(0));
+        let hook = same.on_publish({
+            let calls = Arc::clone(&calls);
+            move |snapshot| calls.store(*snapshot.value, Ordering::SeqCst)
+        });
+        let _ = same.get();
+        assert_eq!((calls.load(Ordering::SeqCst), *same.subscribe().wait_changed()), (1, 1));
+        drop(hook);
+    }
+
+    // observer | `ObserverCreator` for an external source
+    #[test]
+    fn a_lazy_cell_is_a_source_that_builds_itself() {
+        let clock = ManualClock::new();
+        let builds = Arc::new(AtomicU32::new(0));
+        let lazy = Arc::new(LazyDogpile::with_clock(Policy::ttl(TTL), clock.clone(), {
+            let builds = Arc::clone(&builds);
+            move || builds.fetch_add(1, Ordering::SeqCst)
+        }));
+        let same = made(&clock, {
+            let lazy = Arc::clone(&lazy);
+            move |cx| *cx.get(&lazy)
+        });
+        assert_eq!(*same.get(), 0);
+        clock.advance(TTL + TICK);
+        assert_eq!(*same.get(), 1);
+    }
+
+    // observer | `makeValueObserver`: equal values are not propagated
+    #[test]
+    fn an_equal_value_is_a_new_publication() {
+        let (source, clock) = cell();
+        source.set(1);
+        let parity = made(&clock, {
+            let source = Arc::clone(&source);
+            move |cx| *cx.get(&source) % 2
+        });
+        let mut subscription = parity.subscribe();
+        assert_eq!((*parity.get(), *subscription.wait_changed()), (1, 1));
+        source.set(3);
+        assert_eq!(*parity.get(), 1);
+        assert!(subscription.has_changed());
+    }
+
+    // observer | a cycle is an error
+    #[test]
+    fn a_cycle_is_an_error() {
+        let slot = Arc::new(Mutex::new(None::<Derived<u32>>));
+        let itself = Derived::try_new({
+            let slot = Arc::clone(&slot);
+            move |cx| {
+                let itself = slot.lock().unwrap().clone().unwrap();
+                cx.try_get(&itself).map(|value| *value)
+            }
+        });
+        *slot.lock().unwrap() = Some(itself.clone());
+        assert!(matches!(itself.try_get(), Err(RefreshError::Reentrant)));
+        *slot.lock().unwrap() = None;
+    }
+}

@@ -23,6 +23,10 @@
 //! The same for values that are only dropped, with the clock of the system and windows so short that values lapse and
 //! builds are superseded all the time.
 //!
+//! # Listeners
+//!
+//! Subscriptions and hooks against several publishers; a graph of derived values against two, in which a mixture would show.
+//!
 //! # Running it
 //!
 //! `DOGPILE_SEED` repeats the draws of a run, which prints its seed, though not what the scheduler does.
@@ -33,8 +37,12 @@
 mod cell;
 #[path = "stress/chaos/mod.rs"]
 mod chaos;
+#[path = "stress/derived.rs"]
+mod derived;
 #[path = "stress/harness.rs"]
 mod harness;
+#[path = "stress/listeners.rs"]
+mod listeners;
 #[path = "stress/sync_reader.rs"]
 mod sync_reader;
 #[path = "stress/undertaker.rs"]

@@ -27,6 +27,8 @@ mod drains;
 #[cfg(dogpile_loom)]
 mod elections;
 #[cfg(dogpile_loom)]
+mod listeners;
+#[cfg(dogpile_loom)]
 mod publications;
 #[cfg(dogpile_loom)]
 mod refreshers;
@@ -62,6 +64,7 @@ fn main() -> std::process::ExitCode {
         spawned::MODELS,
         drains::MODELS,
         refreshers::MODELS,
+        listeners::MODELS,
     ]
     .concat();
     let is_named = |model: &support::Model| parts.iter().any(|part| model.name.contains(part));

@@ -1,10 +1,12 @@
-//! What an attached [`Refresher`](crate::Refresher) asks of the cell.
+//! What [listeners](super::listeners) ask of the cell: refreshers, and those that wait for a value without building one.
 
-use crate::signal::{Bell, Signal};
-use crate::sync::Arc;
+use crate::sync::{Arc, into_arc};
 use crate::time::{Clock, FOREVER};
 
+use super::attempt::Attempt;
+use super::listeners::Listener;
 use super::machine::Machine;
+use super::slot::Record;
 use super::state::LeaseState;
 
 /// What a refresher is to do.
@@ -17,22 +19,79 @@ pub(crate) enum Plan {
 }
 
 impl<T, C: Clock> Machine<T, C> {
-    /// From now on `signal` is rung at each change, and readers leave building to the refresher that it wakes as long as
-    /// there is something to serve. `rests`: until a value has been read it is not rebuilt.
-    pub(crate) fn attach(&self, signal: Arc<Signal>, rests: bool) {
-        let bell = Bell::new(signal);
+    /// From now on `listener` is notified of each change. While a refresher is attached, readers leave building to it as long
+    /// as there is something to serve. `rests`: it does not rebuild a value that has not been read.
+    pub(crate) fn attach(&self, listener: Arc<dyn Listener<T>>, rests: bool) {
         let mut state = self.state.lock();
-        state.attach(bell, rests);
+        state.listeners.attach(listener, rests);
         self.mirror(&mut state);
     }
 
-    pub(crate) fn detach(&self, signal: &Arc<Signal>, rests: bool) {
+    pub(crate) fn detach<L>(&self, listener: &Arc<L>, rests: bool) {
         let mut state = self.state.lock();
-        let bell = state.detach(signal, rests);
+        let detached = state.listeners.detach(listener, rests);
         self.mirror(&mut state);
         drop(state);
-        // It rings, which must not be under the lock.
-        drop(bell);
+        // It may be the last reference.
+        drop(detached);
+    }
+
+    /// Settled at the next change that may make a value available. Look at the cell after this call and before the wait: then
+    /// no change is missed, as a change before this call is visible to that look, and one after it settles the attempt.
+    pub(crate) fn next_change(&self) -> Arc<Attempt<()>> {
+        self.state.lock().listeners.next_change()
+    }
+
+    /// The newest value, if it was published after this generation and could be served then.
+    pub(crate) fn newer_than(&self, generation: u64) -> Option<(Arc<T>, Record)> {
+        let reading = self.slot.read();
+        let record = reading.record;
+        if record.generation <= generation || !self.was_servable(&record) {
+            return None;
+        }
+        let value = into_arc(reading.guard)?;
+        self.mark_read(reading.quiet_end);
+        Some((value, record))
+    }
+
+    /// The value, servable or not.
+    pub(crate) fn held(&self) -> Option<(Arc<T>, Record)> {
+        let reading = self.slot.read();
+        into_arc(reading.guard).map(|value| (value, reading.record))
+    }
+
+    /// The record of the value, and whether there is one. Runs no user code, so it may be called under another cell's lock.
+    pub(crate) fn record(&self) -> (Record, bool) {
+        self.slot.read_record()
+    }
+
+    /// Whether there is a value of this generation; 0: whether there is none.
+    pub(crate) fn holds(&self, generation: u64) -> bool {
+        let (record, has_value) = self.record();
+        if has_value { record.generation == generation } else { generation == 0 }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn listener_count(&self) -> usize {
+        self.state.lock().listeners.count()
+    }
+
+    #[cfg(test)]
+    pub(crate) fn has_listeners(&self) -> bool {
+        self.state.lock().listeners.are_there()
+    }
+
+    /// Whether a build has taken the value out, for the write lock.
+    pub(crate) fn is_withheld(&self) -> bool {
+        matches!(self.state.lock().lease, LeaseState::Exclusive { .. })
+    }
+
+    /// Whether there is such a value.
+    pub(crate) fn has_newer_than(&self, generation: u64) -> bool {
+        let reading = self.slot.read();
+        reading.record.generation > generation
+            && reading.guard.is_some()
+            && self.was_servable(&reading.record)
     }
 
     /// What is to be done `now`, so that the value is replaced `ahead` of its end: but not before half of its life, and if
@@ -61,13 +120,13 @@ impl<T, C: Clock> Machine<T, C> {
             let half = record.ttl.saturating_add(1).div_ceil(2);
             fresh_end.saturating_sub(ahead).max(fresh_end.saturating_sub(half))
         };
-        if state.has_own_ttl() && !record.is_declared_stale() {
+        if state.listeners.has_own_ttl() && !record.is_declared_stale() {
             due = due.max(record.published.saturating_add(min_interval));
         }
         if now < due {
             Plan::Wait(due)
-        } else if rests && state.is_unread() {
-            // The first read rings.
+        } else if rests && state.listeners.is_unread() {
+            // The first read notifies.
             Plan::Wait(FOREVER)
         } else {
             Plan::Build(state.origins)
@@ -85,6 +144,7 @@ mod tests {
     use super::*;
     use crate::error::SharedError;
     use crate::policy::Policy;
+    use crate::signal::Signal;
     use crate::time::ManualClock;
 
     /// When a refresher that builds `ahead` of the end is to look again; `None`: it is to build at once.
@@ -102,7 +162,7 @@ mod tests {
         let ms = |number: u64| Duration::from_millis(number);
         let policy = Policy::ttl(ms(1000)).lease_timeout(ms(10)).retry_backoff(ms(20), ms(20));
         let machine = Machine::new(policy, clock.clone());
-        machine.attach(Arc::default(), false);
+        machine.attach(Arc::<Signal>::default(), false);
         assert_eq!(next(&machine, 100, 0), None, "there is no value");
 
         let value = Arc::new(1);
@@ -144,7 +204,8 @@ mod tests {
             else {
                 panic!("nobody builds")
             };
-            let output = BuildOutput { value: Arc::new(2), ttl, renews: false, release: true };
+            let output =
+                BuildOutput { value: Arc::new(2), ttl, renews: false, release: true, fresh_until: None };
             drop(machine.conclude(&mut ticket, output, |_, _| ()).leftover);
             assert_eq!(next(&machine, TTL - 1, 20_000_000), expected);
         }
@@ -169,18 +230,48 @@ mod tests {
         let clock = ManualClock::new();
         let machine = Machine::new(Policy::ttl(Duration::from_nanos(100)), clock.clone());
         let signal = Arc::new(Signal::default());
-        machine.attach(Arc::clone(&signal), true);
+        machine.attach(Arc::<Signal>::clone(&signal), true);
         let setting = Setting { value: Arc::new(1), ttl: Ttl::Policy, age: None };
         drop(machine.set(setting, |_, _| ()).unwrap_or_else(|_| unreachable!()));
         assert_eq!(machine.plan(10, 0, true, 91), Plan::Wait(FOREVER));
         assert!(machine.serve().is_none(), "the first read takes the slow path");
-        assert!(signal.heard());
+        assert!(signal.take_notified());
         assert!(machine.servable().is_some());
-        assert!(signal.heard(), "the first read rings");
+        assert!(signal.take_notified(), "the first read notifies");
         assert!(machine.serve().is_some(), "the second one does not");
-        assert!(!signal.heard());
+        assert!(!signal.take_notified());
         assert_eq!(machine.plan(10, 0, true, 91), Plan::Build(machine.latest_origin()));
         machine.detach(&signal, true);
         assert!(machine.serve().is_some());
+    }
+
+    /// As a hook that was dropped.
+    struct Detached;
+    impl<T> Listener<T> for Detached {
+        fn notify(&self) {}
+        fn is_detached(&self) -> bool {
+            true
+        }
+    }
+
+    #[test]
+    fn a_list_of_listeners_goes_away_by_itself() {
+        let machine = Machine::new(Policy::never_expires(), ManualClock::new());
+        let set = |value| {
+            let setting = Setting { value: Arc::new(value), ttl: Ttl::Policy, age: None };
+            drop(machine.set(setting, |_, _| ()).unwrap_or_else(|_| unreachable!()));
+        };
+        let next = machine.next_change();
+        assert!(Arc::ptr_eq(&next, &machine.next_change()), "one for all that wait");
+        machine.invalidate();
+        assert!(next.outcome().is_none() && machine.has_listeners());
+        set(1_u32);
+        assert!(next.outcome().is_some() && !machine.has_listeners());
+        for _ in 0..100 {
+            machine.attach(Arc::new(Detached), false);
+            assert!(machine.listener_count() <= 4, "they do not pile up");
+        }
+        set(2);
+        assert!(!machine.has_listeners());
     }
 }

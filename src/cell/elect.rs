@@ -137,7 +137,8 @@ impl<T, C: Clock> Machine<T, C> {
     ) -> Decision<T> {
         let record = self.slot.record(&state.key);
         let held = self.slot.load_full();
-        let notified = (held.is_some() && state.mark_read()).then(|| state.notified());
+        let notified =
+            (held.is_some() && state.listeners.mark_read()).then(|| state.listeners.notified(false));
         if notified.is_some() {
             self.mirror(&mut state);
         }
@@ -234,14 +235,14 @@ impl<T, C: Clock> Machine<T, C> {
     /// Before a value is made visible that is unread.
     pub(super) fn mirror_unread(&self, state: &State<T>) {
         // Relaxed: see `mark_read`.
-        self.unread.store(state.is_unread(), Ordering::Relaxed);
+        self.unread.store(state.listeners.is_unread(), Ordering::Relaxed);
     }
 
     /// How long a value with this record is served without another question: as long as it is fresh, or a build runs, a
     /// refresher is attached, or a retry pause runs. See [`Slot::quiet_end`](super::slot::Slot::quiet_end).
     pub(super) fn quiet_end(&self, state: &State<T>, record: Record) -> u64 {
         // The next read takes the slow path, and leaves a mark.
-        if state.is_unread() { 0 } else { self.quiet_end_when_read(state, record) }
+        if state.listeners.is_unread() { 0 } else { self.quiet_end_when_read(state, record) }
     }
 
     /// As [`quiet_end`](Machine::quiet_end), whether a mark is wanted or not.
@@ -254,7 +255,7 @@ impl<T, C: Clock> Machine<T, C> {
         if let Some(failure) = &state.failure {
             end = end.max(record.late_end(self.policy.pause_window()).min(failure.retry_at));
         }
-        if state.is_attended() {
+        if state.listeners.rebuild() {
             end = end.max(record.late_end(self.policy.stale_window()));
         }
         end

@@ -408,12 +408,12 @@ impl<'a, K: Kind> Held<'a, K> {
     }
 
     pub(crate) fn publish_arc(self, value: Arc<K::Stored>, ttl: Ttl) -> Arc<K::Stored> {
-        self.publish_output(BuildOutput { value, ttl, renews: false, release: true })
+        self.publish_output(BuildOutput { value, ttl, renews: false, release: true, fresh_until: None })
     }
 
     /// Publishes the previous value anew.
     pub(crate) fn publish_again(self, value: Arc<K::Stored>, ttl: Ttl) -> Arc<K::Stored> {
-        self.publish_output(BuildOutput { value, ttl, renews: true, release: true })
+        self.publish_output(BuildOutput { value, ttl, renews: true, release: true, fresh_until: None })
     }
 
     fn publish_output(mut self, output: BuildOutput<K::Stored>) -> Arc<K::Stored> {
@@ -527,8 +527,8 @@ impl<'a, K: Kind> Held<'a, K> {
 
 impl<T, C: Clock> Held<'_, DogpileCell<T, C>> {
     fn publish_snapshot(mut self, value: Arc<T>, ttl: Ttl) -> Published<T> {
-        let Concluded { served, record, served_end, ending, now, leftover, .. } =
-            self.conclude(BuildOutput { value, ttl, renews: false, release: true }, |_, _| ());
+        let Concluded { served, record, served_end, ending, now, leftover, .. } = self
+            .conclude(BuildOutput { value, ttl, renews: false, release: true, fresh_until: None }, |_, _| ());
         let left = |end: Option<u64>| end.map_or(Duration::ZERO, |end| left(end, now));
         let published = Published {
             value: served,

@@ -210,6 +210,12 @@ impl<T, C: Clock> Machine<T, C> {
         may_be_served.then_some(guard)
     }
 
+    /// Whether there is a value that may be served. This does not count as a read.
+    pub(crate) fn is_servable(&self) -> bool {
+        let reading = self.read_with_quiet_end();
+        matches!(self.classify(&reading, |tick| self.is_before(tick)), Freshness::Fresh | Freshness::Stale)
+    }
+
     /// A value with this `quiet_end` was read; a refresher may wait for that.
     pub(super) fn mark_read(&self, quiet_end: u64) {
         // Relaxed: it was stored before the `quiet_end` of 0 that was seen with Acquire.
@@ -238,10 +244,10 @@ impl<T, C: Clock> Machine<T, C> {
     #[cold]
     fn mark_first_read(&self) {
         if let Some(mut state) = self.state.try_lock()
-            && state.mark_read()
+            && state.listeners.mark_read()
         {
             self.mirror(&mut state);
-            let notified = state.notified();
+            let notified = state.listeners.notified(false);
             drop(state);
             notified.notify();
         }

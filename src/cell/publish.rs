@@ -10,6 +10,7 @@ use crate::trace::Ending;
 
 use super::attempt::{Attempt, Outcome, Publication};
 use super::elect::{Stage, Ticket, Wait};
+use super::listeners::Noted;
 use super::machine::Machine;
 use super::slot::{Reading, Record, Slot, address_of};
 use super::state::{Awaits, Failure, LeaseState, State, Withheld};
@@ -60,9 +61,9 @@ impl<T> Aftermath<T> {
         Self { settle, leftover: Leftover { replaced: None, _failure: None } }
     }
 
-    /// Releases the lock and wakes the waiters. The caller drops what is returned, when it has nothing more to do.
-    pub(super) fn finish(self, state: MutexGuard<'_, State<T>>) -> Leftover<T> {
-        let notified = state.notified();
+    /// Releases the lock, wakes the waiters and notifies the listeners. The caller drops what is returned, when it has nothing more to do.
+    pub(super) fn finish(self, mut state: MutexGuard<'_, State<T>>) -> Leftover<T> {
+        let notified = state.listeners.notified(true);
         drop(state);
         if let Some((attempt, outcome)) = self.settle {
             attempt.settle(outcome);
@@ -88,6 +89,8 @@ pub(crate) struct BuildOutput<T> {
     pub(crate) renews: bool,
     /// Whether the lease is released; else it is held until [`give_back`](Machine::give_back).
     pub(crate) release: bool,
+    /// Up to when what it was made from is fresh; 0: it is not. Called under the lock: runs no user code.
+    pub(crate) fresh_until: Option<Arc<dyn Fn() -> u64 + Send + Sync>>,
 }
 
 /// How builds end.
@@ -98,10 +101,10 @@ impl<T, C: Clock> Machine<T, C> {
     pub(crate) fn conclude(
         &self,
         ticket: &mut Ticket<T>,
-        BuildOutput { value, ttl, renews, release }: BuildOutput<T>,
+        BuildOutput { value, ttl, renews, release, fresh_until }: BuildOutput<T>,
         note: impl FnOnce(&Arc<T>, &Slot<T>),
     ) -> Concluded<T> {
-        let own_ttl = matches!(ttl, Ttl::Own(_));
+        let own_ttl = matches!(ttl, Ttl::Own(_)) || fresh_until.is_some();
         let ttl = self.draw_ttl(ttl);
         let now = self.now();
         ticket.stage = if release { Stage::Ended } else { Stage::Draining };
@@ -113,8 +116,11 @@ impl<T, C: Clock> Machine<T, C> {
         let nanos = now.saturating_sub(ticket.began);
         self.counters.build_took(nanos);
         let (ending, record, instead, aftermath) = if holds && !is_displaced {
+            let fresh_until = fresh_until.as_ref().map_or(FOREVER, |fresh_until| fresh_until());
+            // Fresh up to and including its ttl.
+            let ttl = if fresh_until == FOREVER { ttl } else { ttl.min(fresh_until.saturating_sub(now + 1)) };
             let record = Record::fresh(self.slot.record(&state.key).generation + 1, now, ttl);
-            let (ending, record) = if state.invalidated < ticket.origin {
+            let (ending, record) = if state.invalidated < ticket.origin && now < fresh_until {
                 (Ending::Published, record)
             } else {
                 self.counters.fenced.count_locked();
@@ -256,8 +262,8 @@ impl<T, C: Clock> Machine<T, C> {
 
     /// A value is about to be made visible.
     fn note_publication(&self, state: &mut State<T>, has_own_ttl: bool) {
-        if state.listeners.is_some() {
-            state.note_publication(has_own_ttl);
+        if state.listeners.are_there() {
+            state.listeners.note_publication(has_own_ttl, state.attempt.is_some());
             self.mirror_unread(state);
         }
     }
@@ -289,7 +295,20 @@ impl<T, C: Clock> Machine<T, C> {
         } else {
             self.slot.replace(&mut state.key, Some(value), record, quiet_end)
         };
+        if state.listeners.are_there() {
+            self.note_published(state, record);
+        }
         Aftermath { settle, leftover: Leftover { replaced, _failure: failure } }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn note_published(&self, state: &State<T>, record: Record) {
+        if let Some(value) = self.slot.load_full() {
+            let served_end = self.served_end(&record).max(self.quiet_end_when_read(state, record));
+            state.listeners.note(&Noted::Published { value: &value, record, served_end });
+            // Not the last reference: the slot has one, and does not change under the lock.
+        }
     }
 
     fn record_failure(
@@ -413,8 +432,66 @@ impl<T, C: Clock> Machine<T, C> {
             let quiet_end = self.quiet_end(&state, record);
             self.slot.amend(&mut state.key, record, quiet_end);
         }
-        drop(Aftermath::settle(None).finish(state));
+        state.listeners.note(&Noted::Invalidated);
+        // No value becomes available.
+        let notified = state.listeners.notified(false);
+        drop(state);
+        notified.notify();
         true
+    }
+
+    /// Something that the value was made from has changed. Declares the value stale if it `is_outdated`, which is asked under the
+    /// lock, and runs no user code. That fences no build: what a build is made from is looked at when it is published. `retries`:
+    /// ends a retry pause. `in_any_case`: notifies the listeners even if nothing changes here.
+    pub(crate) fn source_changed(
+        &self,
+        retries: bool,
+        in_any_case: bool,
+        is_outdated: impl FnOnce() -> bool,
+    ) {
+        let now = self.now();
+        let mut state = self.state.lock();
+        let mut has_changed = in_any_case;
+        if retries
+            && let Some(failure) = &mut state.failure
+            && failure.retry_at != 0
+        {
+            failure.retry_at = 0;
+            self.mirror(&mut state);
+            has_changed = true;
+        }
+        let record = self.slot.record(&state.key);
+        if !self.slot.is_empty(&state.key) && !record.is_declared_stale() && is_outdated() {
+            let record = record.lapsed(now);
+            let quiet_end = self.quiet_end(&state, record);
+            self.slot.amend(&mut state.key, record, quiet_end);
+            state.listeners.note(&Noted::Invalidated);
+            has_changed = true;
+        }
+        if has_changed {
+            let notified = state.listeners.notified(false);
+            drop(state);
+            notified.notify();
+        }
+    }
+
+    /// Whether the value, published with this record, is out of date for a reason of its own: it was invalidated, or its time to
+    /// live by the policy is over.
+    pub(crate) fn is_out_of_date_itself(&self, record: &Record) -> bool {
+        let own_end =
+            Record { ttl: self.policy.default_ttl(), declared_stale: FOREVER, ..*record }.fresh_end();
+        let now = self.now();
+        let state = self.state.lock();
+        now >= own_end || state.origin <= state.invalidated
+    }
+
+    /// The error of the latest build, while a retry pause runs after it.
+    pub(crate) fn paused_by(&self) -> Option<SharedError> {
+        let now = self.now();
+        let state = self.state.lock();
+        let failure = state.failure.as_ref().filter(|failure| now < failure.retry_at)?;
+        // After a panic there is a pause only beside a value.
+        (!failure.is_panic || !self.slot.is_empty(&state.key)).then(|| failure.error.clone())
     }
 
     /// Takes the value away. `note` is called under the lock with the value that is there.
@@ -443,6 +520,7 @@ impl<T, C: Clock> Machine<T, C> {
         // The waiters of a build that has lost its lease look again, and one of them builds.
         let settle = if state.displace() { state.take_waiters(Outcome::Abandoned) } else { None };
         self.mirror(&mut state);
+        state.listeners.note(&Noted::Cleared);
         drop(Aftermath::settle(settle).finish(state));
         drop(failure);
         cleared

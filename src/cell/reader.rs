@@ -170,8 +170,18 @@ impl<T, C: Clock> Reader<'_, T, C> {
         E: Into<BoxError>,
         F: FnOnce() -> Result<T, E>,
     {
+        let cell = self.cell;
+        self.get_or_try(|| cell.try_get_or_refresh(build))
+    }
+
+    /// `refresh` is called if there is nothing that can be served without an election.
+    #[inline]
+    pub(crate) fn get_or_try<E>(
+        &mut self,
+        refresh: impl FnOnce() -> Result<Arc<T>, E>,
+    ) -> Result<&Arc<T>, E> {
         if !self.is_current() {
-            self.try_reload(build)?;
+            self.try_reload(refresh)?;
         }
         match &self.value {
             Some(value) => Ok(value),
@@ -341,12 +351,12 @@ impl<T, C: Clock> Reader<'_, T, C> {
 
     #[cold]
     #[inline(never)]
-    fn try_reload<E: Into<BoxError>>(
-        &mut self,
-        build: impl FnOnce() -> Result<T, E>,
-    ) -> Result<(), RefreshError> {
+    fn try_reload<E>(&mut self, refresh: impl FnOnce() -> Result<Arc<T>, E>) -> Result<(), E> {
         self.forget();
-        let value = self.cell.try_get_or_refresh(build)?;
+        let value = match self.cell.machine.serve() {
+            Some(value) => value,
+            None => refresh()?,
+        };
         self.keep(Some(value));
         Ok(())
     }

@@ -69,8 +69,6 @@ pub(crate) enum Caller {
     Infallible,
     /// It returns the error.
     Fallible,
-    /// It never builds. It waits through failures, and returns when its time is over.
-    OnlyWaits,
 }
 
 /// How long a caller waits, all in all.
@@ -96,11 +94,6 @@ impl<'a, K: Kind> Search<'a, K> {
             started: None,
             is_guarded: false,
         }
-    }
-
-    /// Waits for a value without ever building one.
-    pub(crate) fn for_a_value(handle: Handle<'a, K>) -> Self {
-        Self::new(handle, Demand { may_build: false, ..Demand::VALUE }, Caller::OnlyWaits)
     }
 
     /// In nanoseconds. [`FOREVER`]: without end.
@@ -131,11 +124,6 @@ impl<'a, K: Kind> Search<'a, K> {
         loop {
             if let Some(done) = self.started_has_ended() {
                 return Step::Done(done);
-            }
-            if self.caller == Caller::OnlyWaits
-                && let Some(value) = self.machine().servable_arc()
-            {
-                return Step::Done(Ok(Found::Served(value)));
             }
             match self.machine().lookup(&self.demand, self.since) {
                 Decision::Fresh(value) | Decision::Stale(value) => {

@@ -185,6 +185,11 @@ impl Version {
     /// Equal to no version that a slot reaches.
     pub(crate) const NEVER: Self = Self(u64::MAX);
 
+    #[inline]
+    pub(crate) fn is_settled(self) -> bool {
+        self == self.settled()
+    }
+
     /// The version that this one equals if nothing was being changed.
     #[inline]
     fn settled(self) -> Self {
@@ -319,6 +324,23 @@ impl<T> Slot<T> {
                 && self.version() == before
             {
                 return Reading { guard, record, quiet_end };
+            }
+        }
+    }
+
+    /// The record, and whether there is a value. It does not load the value, so it drops nothing and may be called under a
+    /// lock. The value itself may be newer by one publication that is not over yet.
+    pub(crate) fn read_record(&self) -> (Record, bool) {
+        loop {
+            let before = self.version();
+            let bank = &self.banks[before.current_bank()];
+            // Acquire: pairs with the Release in `Bank::write`.
+            let address = bank.address.load(Ordering::Acquire);
+            // The loads were Acquire, so the check cannot have been done before them.
+            if let Some(record) = bank.read(address)
+                && self.version() == before
+            {
+                return (record, address != 0);
             }
         }
     }

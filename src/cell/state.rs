@@ -18,11 +18,11 @@
 //! displaced by a `clear` goes from Free to Exclusive if the cell is still empty, and back to Free.
 
 use crate::error::SharedError;
-use crate::signal::{Bell, Signal};
 use crate::sync::Arc;
 use crate::time::FOREVER;
 
 use super::attempt::{Attempt, Outcome};
+use super::listeners::Listeners;
 use super::slot::{Key, Record};
 
 /// What the lock guards. What readers need of it is mirrored in the [`Slot`](super::slot::Slot).
@@ -42,8 +42,7 @@ pub(crate) struct State<T> {
     pub(super) failure: Option<Box<Failure>>,
     /// Made by the first waiter; taken by the thread that ends the wait.
     pub(super) attempt: Option<Arc<Attempt<T>>>,
-    /// Boxed, because most cells have none.
-    pub(super) listeners: Option<Box<Listeners>>,
+    pub(super) listeners: Listeners<T>,
 }
 
 /// Who holds the lease, and for what.
@@ -134,19 +133,6 @@ pub(crate) struct Failure {
     pub(super) is_panic: bool,
 }
 
-/// The attached refreshers: while there is one, readers leave building to it as long as there is something to serve.
-///
-/// And what only they need to know of the value in the slot: of one from before the first of them was attached, the defaults.
-#[derive(Default)]
-pub(super) struct Listeners {
-    bells: Vec<Bell>,
-    /// How many of them do not rebuild a value that was not read since its publication.
-    resting: usize,
-    is_unread: bool,
-    /// It has a time to live of its own, not the policy's.
-    has_own_ttl: bool,
-}
-
 impl<T> State<T> {
     pub(super) const fn new() -> Self {
         Self {
@@ -159,7 +145,7 @@ impl<T> State<T> {
             displaced: 0,
             failure: None,
             attempt: None,
-            listeners: None,
+            listeners: Listeners::new(),
         }
     }
 
@@ -190,73 +176,6 @@ impl<T> State<T> {
     /// Takes the waiters out, to be given `outcome` after unlocking.
     pub(super) fn take_waiters(&mut self, outcome: Outcome<T>) -> Option<(Arc<Attempt<T>>, Outcome<T>)> {
         self.attempt.take().map(|attempt| (attempt, outcome))
-    }
-
-    /// To be notified of a change after unlocking.
-    pub(super) fn notified(&self) -> Notified {
-        let bells = self.listeners.as_deref().map_or(&[][..], |listeners| &listeners.bells);
-        Notified(bells.iter().map(|bell| Arc::clone(bell.signal())).collect())
-    }
-
-    pub(super) fn attach(&mut self, bell: Bell, rests: bool) {
-        let listeners = self.listeners.get_or_insert_default();
-        listeners.bells.push(bell);
-        listeners.resting += usize::from(rests);
-    }
-
-    /// Returns the bell, which rings when it is dropped, after unlocking.
-    pub(super) fn detach(&mut self, signal: &Arc<Signal>, rests: bool) -> Option<Bell> {
-        let listeners = self.listeners.as_deref_mut()?;
-        let position = listeners.bells.iter().position(|bell| Arc::ptr_eq(bell.signal(), signal))?;
-        listeners.resting -= usize::from(rests);
-        let bell = listeners.bells.swap_remove(position);
-        if listeners.bells.is_empty() {
-            self.listeners = None;
-        }
-        Some(bell)
-    }
-
-    /// Whether a refresher is attached that rebuilds a stale value.
-    ///
-    /// A stopped one may remain attached, if the cell was moved out of its `Arc`.
-    pub(super) fn is_attended(&self) -> bool {
-        let listeners = self.listeners.as_deref();
-        listeners.is_some_and(|listeners| listeners.bells.iter().any(|bell| !bell.signal().is_stopped()))
-    }
-
-    /// A value is published.
-    pub(super) fn note_publication(&mut self, has_own_ttl: bool) {
-        if let Some(listeners) = self.listeners.as_deref_mut() {
-            // Waiters are going to read it.
-            listeners.is_unread = listeners.resting > 0 && self.attempt.is_none();
-            listeners.has_own_ttl = has_own_ttl;
-        }
-    }
-
-    pub(super) fn has_own_ttl(&self) -> bool {
-        self.listeners.as_deref().is_some_and(|listeners| listeners.has_own_ttl)
-    }
-
-    /// Whether the next read has to leave a mark: a refresher rests until then.
-    pub(super) fn is_unread(&self) -> bool {
-        self.listeners.as_deref().is_some_and(|listeners| listeners.is_unread)
-    }
-
-    /// The value is read. Returns whether that is the first time, and a refresher waits for it.
-    pub(super) fn mark_read(&mut self) -> bool {
-        self.listeners.as_deref_mut().is_some_and(|listeners| std::mem::take(&mut listeners.is_unread))
-    }
-}
-
-/// Refreshers to be notified of a change, without a lock.
-#[must_use]
-pub(super) struct Notified(Vec<Arc<Signal>>);
-
-impl Notified {
-    pub(super) fn notify(self) {
-        for signal in self.0 {
-            signal.ring();
-        }
     }
 }
 

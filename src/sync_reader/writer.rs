@@ -295,7 +295,7 @@ impl<'a, T: Send + Sync + 'static, C: Clock> Writer<'a, T, C> {
         let note = |new: &Arc<_>, slot: &Slot<_>| room.published(new, slot.load().as_ref(), drains);
         // Before the lease may be released: if it is not published, the next writer must wait for its reader.
         room.let_loose(&value);
-        let output = BuildOutput { value, ttl, renews: false, release: !drains };
+        let output = BuildOutput { value, ttl, renews: false, release: !drains, fresh_until: None };
         let Concluded { served, record, leftover, .. } = held.conclude(output, note);
         let mut number = None;
         if let Section::Locked { old, .. } = std::mem::replace(section, Section::Open) {

@@ -6,6 +6,7 @@
 
 mod bounds;
 mod cancellation;
+mod derived;
 mod executors;
 mod fence;
 mod herd;
@@ -21,6 +22,7 @@ mod request;
 mod sharing;
 mod shutdown;
 mod spawn;
+mod subscription;
 mod support;
 mod sync_reader;
 mod wakers;

@@ -3,11 +3,13 @@
 //! Time is a `ManualClock`, order is made by channels and barriers. `support::eventually` looks again and again
 //! until another thread has got somewhere; its limit is a guard against hangs, not a measurement.
 
+mod derived;
 mod election;
 mod errors;
 mod failure;
 mod fence;
 mod front_door;
+mod hook;
 mod lazy;
 mod lease;
 mod local;
@@ -23,6 +25,7 @@ mod request;
 mod source;
 mod spawn;
 mod statics;
+mod subscription;
 mod support;
 mod sync_reader;
 mod time;

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use dogpile::{DogpileCell, Job, LazyDogpile, Policy};
+use dogpile::{Derived, DogpileCell, Job, LazyDogpile, Policy};
 
 use crate::support::{TTL, panic_message};
 
@@ -133,4 +133,30 @@ fn a_nonsensical_policy_panics_with_a_reason() {
     assert!(message.contains("`first` must be longer than zero"), "{message}");
     let message = panic_message(|| Policy::ttl(second).lease_timeout(Duration::ZERO));
     assert!(message.contains("must be longer than zero"), "{message}");
+}
+
+/// A derived value that cannot be made, where that cannot be returned as an error.
+#[test]
+fn g10_a_derived_value_that_cannot_be_made_panics_at_the_line_of_the_call() {
+    let empty = Arc::new(DogpileCell::<u32>::new(TTL));
+    let made = Derived::try_new({
+        let empty = Arc::clone(&empty);
+        move |cx| cx.try_get(&empty).map(|value| *value)
+    });
+    let mut expected = line!() + 1;
+    assert_eq!(blamed_line(|| drop(made.get())), expected);
+    expected = line!() + 1;
+    assert_eq!(blamed_line(|| drop(made.reader().get().clone())), expected);
+    let asks = line!() + 1;
+    let made = Derived::new(move |cx| *cx.get(&empty));
+    assert_eq!(blamed_line(|| drop(made.get())), asks);
+
+    let cell = DogpileCell::<u32>::new(TTL);
+    let line = blamed_line(|| {
+        cell.get_or_refresh(|| {
+            expected = line!() + 1;
+            *cell.subscribe().wait_changed()
+        });
+    });
+    assert_eq!(line, expected);
 }

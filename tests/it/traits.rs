@@ -5,10 +5,10 @@ use std::panic::{RefUnwindSafe, UnwindSafe};
 
 use dogpile::markers::{InCaller, SpawnWith};
 use dogpile::{
-    DogpileCell, DrainTimeout, Freshness, Guard, Job, LazyDogpile, LazyReader, Lease, Local, Lookup,
-    ManualClock, Owned, Pending, Policy, PublishOutcome, Published, ReadGuard, Reader, ReaderArc,
-    RefreshError, Refreshed, Request, SharedError, Snapshot, Stats, SyncReaderCell, SystemClock, Tick,
-    TickClock, Waited,
+    Change, Cx, Derived, DerivedReader, DogpileCell, DrainTimeout, Freshness, Guard, Hook, Job, LazyDogpile,
+    LazyReader, Lease, Local, Lookup, ManualClock, Owned, Pending, Policy, PublishOutcome, Published,
+    ReadGuard, Reader, ReaderArc, RefreshError, Refreshed, Request, SharedError, Snapshot, Stats,
+    Subscription, SyncReaderCell, SystemClock, Tick, TickClock, Waited,
 };
 
 fn send<T: Send>() {}
@@ -63,6 +63,15 @@ fn what_can_be_sent_and_shared() {
         Reader<'static, Opaque>,
         Owned<Opaque>,
         Snapshot<Opaque>,
+        Subscription<'static, Opaque>,
+        Subscription<'static, Opaque, SystemClock, LazyDogpile<Opaque>>,
+        Subscription<'static, Opaque, SystemClock, SyncReaderCell<Opaque>>,
+        Hook,
+        Change<Opaque>,
+        Derived<Opaque>,
+        Derived<Opaque, ManualClock>,
+        DerivedReader<'static, Opaque>,
+        Cx,
         RefreshError,
         SharedError,
         Policy,
@@ -88,6 +97,9 @@ fn a_cell_is_no_more_shareable_than_its_value() {
     assert!(!implements!(Reader<'static, std::rc::Rc<u32>>: Send));
     assert!(!implements!(Owned<Cell<u32>>: Send));
     assert!(!implements!(ReaderArc<Cell<u32>>: Send));
+    assert!(!implements!(Subscription<'static, Cell<u32>>: Send));
+    assert!(!implements!(Change<Cell<u32>>: Send));
+    assert!(!implements!(Derived<Cell<u32>>: Send));
     // A guard stays on its thread, so that a thread that would wait for itself is found out.
     assert!(!implements!(ReadGuard<'static, u32>: Send));
 }
@@ -101,6 +113,9 @@ fn a_cell_may_be_carried_across_a_panic_if_its_value_may() {
     unwind_safe::<Owned<Opaque>>();
     unwind_safe::<Lease<'static, Opaque>>();
     unwind_safe::<SyncReaderCell<Opaque>>();
+    unwind_safe::<Derived<Opaque>>();
+    unwind_safe::<Hook>();
+    unwind_safe::<Subscription<'static, Opaque>>();
     unwind_safe::<RefreshError>();
     assert!(!implements!(DogpileCell<Cell<u32>>: UnwindSafe));
     assert!(!implements!(DogpileCell<Cell<u32>>: RefUnwindSafe));

@@ -1650,14 +1650,9 @@ impl Model {
     /// `wait_ready(Duration::ZERO)`
     pub(crate) fn is_ready(&mut self) -> bool {
         let call = self.begin(Demand::ANYTHING, true);
-        // It waits for a value without ever building one.
-        self.read();
+        // It only looks, which is no read.
         let is_ready = self.acceptable(call).is_some();
         self.end_call(call);
-        if !is_ready {
-            let place = self.take_place();
-            self.begin_wait(place, Limit::Now);
-        }
         is_ready
     }
 

@@ -55,3 +55,11 @@ fn a_library_downloads_once() {
     let lines = run(env!("CARGO_BIN_EXE_in_a_library"));
     assert_eq!(lines, "known before the first use: false\nknown after 1000 uses: true, downloads: 1\n");
 }
+
+#[test]
+fn a_router_never_mixes_two_configurations() {
+    let lines = run(env!("CARGO_BIN_EXE_config_router"));
+    let expected = "mixed: 0\nthe last router: (1000, 1000)\none client for both of them: true\n\
+                    clients that nobody uses: 0\n";
+    assert_eq!(lines, expected);
+}

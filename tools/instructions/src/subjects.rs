@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwapOption, Cache};
 use dogpile::{
-    Clock, DogpileCell, Drain, LazyDogpile, Lookup, Policy, SyncReaderCell, SystemClock, Tick, TickClock,
-    dogpile,
+    Clock, Derived, DogpileCell, Drain, LazyDogpile, Lookup, Policy, SyncReaderCell, SystemClock, Tick,
+    TickClock, dogpile,
 };
 use rustix::time::{ClockId, clock_gettime};
 
@@ -297,6 +297,14 @@ fn reads() -> Vec<Subject> {
     ];
     reads.extend(lazy_reads.map(|subject| subject.on(lazy, &*lazy.get().expect(FRESH))));
     reads.extend(local_reads());
+    let source = fresh(SystemClock);
+    let derived: &'static Derived<u64> = leak(Derived::new(move |cx| *cx.get(source)));
+    let mut reader = derived.reader();
+    let derived_reads = [
+        subject("Derived::get, fresh", move || *derived.get()),
+        subject("DerivedReader::get, fresh", move || **reader.get()),
+    ];
+    reads.extend(derived_reads.map(|subject| subject.on(derived.cell(), &*derived.get())));
     reads.extend(sync_reads_of!("fresh", sync_reader(Drain::Background)));
     reads.extend(sync_reads_of!("stale, build runs", sync_reader_building()));
     reads
@@ -339,6 +347,11 @@ fn local_reads() -> [Subject; 6] {
 fn writes() -> Vec<Subject> {
     let hand = by_hand();
     let set = fresh(SystemClock);
+    let hooked = fresh(SystemClock);
+    std::mem::forget(hooked.on_publish(|_| ()));
+    let followed = fresh(SystemClock);
+    let follows: &'static Derived<u64> = leak(Derived::new(move |cx| *cx.get(followed)));
+    follows.get();
     let never = everlasting(SystemClock);
     let invalidated = fresh(SystemClock);
     let published_clock = leaping();
@@ -356,6 +369,8 @@ fn writes() -> Vec<Subject> {
     vec![
         subject("Arc::new + swap + drop", move || hand.slot.swap(Some(Arc::new(1)))),
         subject("set", move || set.set(1)),
+        subject("set, one hook", move || hooked.set(1)),
+        subject("set, one derived value", move || followed.set(1)),
         subject("set, no deadline", move || never.set(1)),
         subject("invalidate", move || invalidated.invalidate()),
         subject("lookup + publish", move || {

@@ -1,0 +1,239 @@
+//! What a publisher does after unlocking: the listeners of a cell, in one list.
+//!
+//! | listener | is notified of | and then |
+//! |---|---|---|
+//! | a refresher's [`Signal`] | each change | plans anew |
+//! | a [`Hook`](crate::Hook) | each change, with what has changed | calls back |
+//! | a [`Derived`](crate::Derived) value | each change | is stale |
+//! | the *watchers* ([`Subscription`](crate::Subscription), `wait_ready`) | what may make a value available | look again |
+//!
+//! A cell without listeners has no list: that is the one check which a publication pays. The
+//! watchers share one [`Attempt`], which the first of them makes and the publisher takes, as with the waiters of a build. So the
+//! list goes away by itself when nothing listens any more.
+//!
+//! A change is *noted* under the lock, in the order of changes, and without user code; its listeners are *notified* after
+//! unlocking (G9).
+
+use crate::signal::Signal;
+use crate::sync::Arc;
+
+use super::attempt::{Attempt, Outcome};
+use super::slot::Record;
+
+/// A change, as it is noted under the lock.
+pub(crate) enum Noted<'a, T> {
+    Published {
+        value: &'a Arc<T>,
+        record: Record,
+        /// Up to when it may be served if nothing happens.
+        served_end: u64,
+    },
+    Invalidated,
+    Cleared,
+}
+
+pub(crate) trait Listener<T>: Send + Sync {
+    /// Called under the cell's lock, in the order of changes: runs no user code, and drops nothing of the user's.
+    fn note(&self, change: &Noted<'_, T>) {
+        let _ = change;
+    }
+
+    /// Called after unlocking. It does not panic.
+    fn notify(&self);
+
+    /// Whether it rebuilds a stale value.
+    fn rebuilds(&self) -> bool {
+        false
+    }
+
+    /// Whether it can be removed. There is nothing of the user's in it any more.
+    fn is_detached(&self) -> bool {
+        false
+    }
+
+    /// The cell is gone.
+    fn close(&self) {}
+}
+
+impl<T> Listener<T> for Signal {
+    fn notify(&self) {
+        Self::notify(self);
+    }
+
+    /// A stopped one may remain attached, if the cell was moved out of its `Arc`.
+    fn rebuilds(&self) -> bool {
+        !self.is_stopped()
+    }
+
+    fn close(&self) {
+        Self::notify(self);
+    }
+}
+
+/// The listeners of a cell; no list, if there are none.
+// Boxed, because most cells have none.
+pub(super) struct Listeners<T>(Option<Box<List<T>>>);
+
+/// And what only refreshers need to know of the value in the slot: of one from before the first of them was attached, the
+/// defaults.
+struct List<T> {
+    entries: Vec<Arc<dyn Listener<T>>>,
+    /// Settled at the next change that may make a value available.
+    watchers: Option<Arc<Attempt<()>>>,
+    /// How many refreshers do not rebuild a value that was not read since its publication.
+    resting: usize,
+    is_unread: bool,
+    /// It has a time to live of its own, not the policy's.
+    has_own_ttl: bool,
+}
+
+impl<T> Default for List<T> {
+    fn default() -> Self {
+        Self { entries: Vec::new(), watchers: None, resting: 0, is_unread: false, has_own_ttl: false }
+    }
+}
+
+impl<T> List<T> {
+    fn is_unused(&self) -> bool {
+        self.entries.is_empty() && self.watchers.is_none()
+    }
+}
+
+impl<T> Drop for List<T> {
+    fn drop(&mut self) {
+        for listener in &self.entries {
+            listener.close();
+        }
+    }
+}
+
+impl<T> Listeners<T> {
+    pub(super) const fn new() -> Self {
+        Self(None)
+    }
+
+    #[inline]
+    pub(super) fn are_there(&self) -> bool {
+        self.0.is_some()
+    }
+
+    pub(super) fn attach(&mut self, listener: Arc<dyn Listener<T>>, rests: bool) {
+        let list = self.0.get_or_insert_default();
+        if list.entries.len() == list.entries.capacity() {
+            list.entries.retain(|listener| !listener.is_detached());
+        }
+        list.entries.push(listener);
+        list.resting += usize::from(rests);
+    }
+
+    /// Returns the listener, to be dropped after unlocking.
+    #[must_use = "it is to be dropped without a lock"]
+    pub(super) fn detach<L>(&mut self, listener: &Arc<L>, rests: bool) -> Option<Arc<dyn Listener<T>>> {
+        let list = self.0.as_deref_mut()?;
+        let address = Arc::as_ptr(listener).addr();
+        let position = list.entries.iter().position(|other| Arc::as_ptr(other).addr() == address)?;
+        list.resting -= usize::from(rests);
+        let listener = list.entries.swap_remove(position);
+        if list.is_unused() {
+            self.0 = None;
+        }
+        Some(listener)
+    }
+
+    /// The next change that may make a value available.
+    pub(super) fn next_change(&mut self) -> Arc<Attempt<()>> {
+        Arc::clone(self.0.get_or_insert_default().watchers.get_or_insert_with(Attempt::open))
+    }
+
+    /// Notes a change. Its listeners are to be [notified](Listeners::notified) after unlocking.
+    pub(super) fn note(&self, change: &Noted<'_, T>) {
+        if let Some(list) = &self.0 {
+            list.entries.iter().for_each(|listener| listener.note(change));
+        }
+    }
+
+    /// To be notified of a change after unlocking, and the watchers too if it may make a value available.
+    #[inline]
+    pub(super) fn notified(&mut self, wakes_watchers: bool) -> Notified<T> {
+        Notified(if self.0.is_none() { None } else { self.collect(wakes_watchers) })
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn collect(&mut self, wakes_watchers: bool) -> Option<Box<Collected<T>>> {
+        let list = self.0.as_deref_mut()?;
+        list.entries.retain(|listener| !listener.is_detached());
+        let collected = Collected {
+            watchers: if wakes_watchers { list.watchers.take() } else { None },
+            entries: list.entries.clone(),
+        };
+        if list.is_unused() {
+            self.0 = None;
+        }
+        Some(Box::new(collected))
+    }
+
+    /// Whether a refresher is attached that rebuilds a stale value.
+    pub(super) fn rebuild(&self) -> bool {
+        self.0.as_deref().is_some_and(|list| list.entries.iter().any(|listener| listener.rebuilds()))
+    }
+
+    /// A value is published. `is_awaited`: by waiters, who are going to read it.
+    pub(super) fn note_publication(&mut self, has_own_ttl: bool, is_awaited: bool) {
+        if let Some(list) = self.0.as_deref_mut() {
+            list.is_unread = list.resting > 0 && !is_awaited;
+            list.has_own_ttl = has_own_ttl;
+        }
+    }
+
+    pub(super) fn has_own_ttl(&self) -> bool {
+        self.0.as_deref().is_some_and(|list| list.has_own_ttl)
+    }
+
+    /// Whether the next read has to leave a mark: a refresher rests until then.
+    pub(super) fn is_unread(&self) -> bool {
+        self.0.as_deref().is_some_and(|list| list.is_unread)
+    }
+
+    /// The value is read. Returns whether that is the first time, and a refresher waits for it.
+    pub(super) fn mark_read(&mut self) -> bool {
+        self.0.as_deref_mut().is_some_and(|list| std::mem::take(&mut list.is_unread))
+    }
+
+    #[cfg(test)]
+    pub(super) fn count(&self) -> usize {
+        self.0.as_deref().map_or(0, |list| list.entries.len())
+    }
+}
+
+/// Listeners to be notified of a change, without a lock.
+#[must_use]
+pub(super) struct Notified<T>(Option<Box<Collected<T>>>);
+
+struct Collected<T> {
+    watchers: Option<Arc<Attempt<()>>>,
+    entries: Vec<Arc<dyn Listener<T>>>,
+}
+
+impl<T> Notified<T> {
+    #[inline]
+    pub(super) fn notify(self) {
+        if let Some(collected) = self.0 {
+            (*collected).notify();
+        }
+    }
+}
+
+impl<T> Collected<T> {
+    #[cold]
+    #[inline(never)]
+    fn notify(self) {
+        // First: hooks may take long.
+        if let Some(watchers) = self.watchers {
+            watchers.settle(Outcome::Abandoned);
+        }
+        for listener in self.entries {
+            listener.notify();
+        }
+    }
+}

@@ -1,0 +1,450 @@
+//! Values that are made from the values of cells, and follow them.
+
+mod cx;
+mod node;
+mod source;
+
+pub use cx::Cx;
+#[cfg(feature = "async")]
+pub use node::InTask;
+pub use node::{InThread, Node};
+pub use source::Source;
+
+use std::fmt;
+use std::io;
+use std::panic::{RefUnwindSafe, UnwindSafe};
+use std::time::Duration;
+
+#[cfg(feature = "async")]
+use crate::cell::Task;
+use crate::cell::{DogpileCell, Handle, Kind, Reader, Snapshot};
+use crate::error::{BoxError, RefreshError};
+use crate::hook::{Change, Hook};
+use crate::policy::Policy;
+use crate::refresher::Refresher;
+use crate::subscription::Subscription;
+use crate::sync::Arc;
+use crate::time::{Clock, SystemClock};
+
+/// A value that is made from the values of cells and of other derived values, and follows them.
+///
+/// The closure asks for its sources with [`Cx::get`]: what it asks for is what the value depends on, and that may differ from one
+/// run to the next. When a source publishes a value, the derived value is stale, and the next read makes it again: by one
+/// caller, as in any cell.
+///
+/// ```text
+/// configuration ──► client ──► router      one read of the router makes what it needs, and nothing else
+///        └───────────────────────┘
+/// ```
+///
+/// Cheap to clone: all clones are one value.
+///
+/// # What readers observe
+///
+/// - **It never mixes an old and a new value of one source**, however many ways lead to that source.
+/// - After a source's `set`, `invalidate`, or build has returned, the next read is made from the newest values, or elects a
+///   caller that makes it from them (the other callers get the old one meanwhile, as in any cell).
+/// - It is stale from the same tick on as the first of its sources. By default it never goes stale by itself.
+/// - While a source is stale and has no newer value, the derived value is served as it is, and is not made again.
+/// - If the closure fails, the old value stays and is served, as [`Policy::stale_if_error`] says; after a pause, or when a source
+///   publishes, it is tried again.
+///
+/// Two values of *different* sources may be from different moments.
+///
+/// # Lazy or eager
+///
+/// Nothing runs until a caller reads. [`spawn_refresher`](Derived::spawn_refresher) makes it eager: a thread makes it again at each
+/// change. [`subscribe`](Derived::subscribe) waits for a publication, and makes none.
+///
+/// # Cost
+///
+/// A read costs what a read of a cell costs. A publication of a source notifies each value that was made from it. Two evaluations
+/// at the same time may both make a value that both need, if they began with different values of a source.
+///
+/// # Cycles
+///
+/// A derived value that asks for itself, directly or by way of others, panics in [`Cx::get`], and gets
+/// [`RefreshError::Reentrant`] from [`Cx::try_get`].
+///
+/// # Examples
+///
+/// ```
+/// use dogpile::{Derived, DogpileCell};
+/// use std::time::Duration;
+///
+/// static CONFIG: DogpileCell<(&str, u16)> = DogpileCell::new(Duration::from_secs(60));
+///
+/// let client = Derived::new(|cx| format!("a client of {}", cx.get(&CONFIG).0));
+/// let router = Derived::new({
+///     let client = client.clone();
+///     move |cx| format!("{} by port {}", cx.get(&client), cx.get(&CONFIG).1)
+/// });
+///
+/// CONFIG.set(("alpha", 1));
+/// assert_eq!(*router.get(), "a client of alpha by port 1");
+/// CONFIG.set(("beta", 2));
+/// assert_eq!(*router.get(), "a client of beta by port 2"); // never "alpha by port 2"
+/// ```
+pub struct Derived<T, C = SystemClock, B = InThread<T>>(Arc<Node<T, C, B>>);
+
+// As for a cell; what its closure looks like after a panic is the closure's own affair.
+impl<T: RefUnwindSafe, C: RefUnwindSafe, B> UnwindSafe for Derived<T, C, B> {}
+impl<T: RefUnwindSafe, C: RefUnwindSafe, B> RefUnwindSafe for Derived<T, C, B> {}
+
+impl<T, C, B> Clone for Derived<T, C, B> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+/// Making one.
+impl<T: Send + Sync + 'static> Derived<T> {
+    /// A value that `make` makes.
+    pub fn new(make: impl Fn(&Cx) -> T + Send + Sync + 'static) -> Self {
+        Self::try_new(move |cx| Ok::<_, RefreshError>(make(cx)))
+    }
+
+    /// A value that `make` makes, which may fail. `?` passes on what [`Cx::try_get`] returns.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::{BoxError, Derived, DogpileCell};
+    /// use std::time::Duration;
+    ///
+    /// static PORT: DogpileCell<String> = DogpileCell::new(Duration::from_secs(60));
+    ///
+    /// let port = Derived::try_new(|cx| Ok::<u16, BoxError>(cx.try_get(&PORT)?.parse()?));
+    /// assert_eq!(port.try_get().unwrap_err().to_string(), "there is no value, and nothing that could build one");
+    /// PORT.set("80".to_owned());
+    /// assert_eq!(*port.try_get()?, 80);
+    /// PORT.set("eighty".to_owned());
+    /// assert_eq!(*port.try_get()?, 80);
+    /// assert_eq!(port.cell().last_error().unwrap().to_string(), "invalid digit found in string");
+    /// # Ok::<(), dogpile::RefreshError>(())
+    /// ```
+    pub fn try_new<E: Into<BoxError>>(make: impl Fn(&Cx) -> Result<T, E> + Send + Sync + 'static) -> Self {
+        Self::with_policy(Policy::never_expires(), make)
+    }
+
+    /// As [`try_new`](Derived::try_new), with a policy: a time to live of its own, limits to being served stale, pauses.
+    pub fn with_policy<E: Into<BoxError>>(
+        policy: Policy,
+        make: impl Fn(&Cx) -> Result<T, E> + Send + Sync + 'static,
+    ) -> Self {
+        Self::with_clock(policy, SystemClock, make)
+    }
+}
+
+impl<T: Send + Sync + 'static, C: Clock + Send + Sync + 'static> Derived<T, C> {
+    /// As [`with_policy`](Derived::with_policy), with a clock, which must be that of its sources: it inherits the ticks at which they
+    /// go stale.
+    pub fn with_clock<E: Into<BoxError>>(
+        policy: Policy,
+        clock: C,
+        make: impl Fn(&Cx) -> Result<T, E> + Send + Sync + 'static,
+    ) -> Self {
+        Self(Node::new(policy, clock, InThread(Box::new(move |cx| make(cx).map_err(Into::into)))))
+    }
+
+    /// The value: made by this caller, if it is out of date and no other caller makes it.
+    ///
+    /// # Panics
+    ///
+    /// If the closure panics; if it fails and there is no value that may be served instead; or if the closure calls this method of its
+    /// own value and there is nothing to serve.
+    #[allow(clippy::must_use_candidate)] // it may be called to make it
+    #[inline]
+    #[track_caller]
+    pub fn get(&self) -> Arc<T> {
+        match self.0.machine().serve() {
+            Some(value) => value,
+            None => self.refresh(),
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    #[track_caller]
+    fn refresh(&self) -> Arc<T> {
+        match self.0.refresh() {
+            Ok(value) => value,
+            Err(error) => cannot(&error),
+        }
+    }
+
+    /// The value: made by this caller, if it is out of date and no other caller makes it.
+    ///
+    /// # Errors
+    ///
+    /// If the closure fails and there is no value that may be served instead: [`RefreshError::Build`] with its error, or what
+    /// [`Cx::try_get`] returned to it, if it passed that on. [`RefreshError::Reentrant`], if it asks for itself.
+    #[inline]
+    pub fn try_get(&self) -> Result<Arc<T>, RefreshError> {
+        match self.0.machine().serve() {
+            Some(value) => Ok(value),
+            None => self.0.refresh(),
+        }
+    }
+
+    /// A handle that keeps the value, for a thread that reads it very often. See [`Reader`].
+    #[must_use]
+    pub fn reader(&self) -> DerivedReader<'_, T, C> {
+        DerivedReader { reader: self.0.cell().reader(), node: &self.0 }
+    }
+
+    /// Starts a [`Refresher`] that makes the value again at each change of a source, on a thread of its own, until it is dropped.
+    ///
+    /// # Errors
+    ///
+    /// The system's, if it cannot start a thread.
+    pub fn spawn_refresher(&self) -> io::Result<Refresher>
+    where
+        C: Clone,
+    {
+        let node = Arc::downgrade(&self.0);
+        Refresher::spawn(&self.0, Duration::ZERO, move |_| match node.upgrade() {
+            Some(node) => node.evaluate_alone(),
+            None => Err(RefreshError::Abandoned.into()),
+        })
+    }
+}
+
+/// Made in a task (feature `async`).
+#[cfg(feature = "async")]
+impl<T: Send + Sync + 'static> Derived<T, SystemClock, InTask<T>> {
+    /// As [`try_new`](Derived::try_new), with a closure that returns a future.
+    ///
+    /// The closure asks for its sources as any other, and for derived values that are futures themselves with
+    /// [`Cx::get_async`]. A [`LazyDogpile`](crate::LazyDogpile) whose build is a future is asked for by its
+    /// [`cell()`](crate::LazyDogpile::cell), which never builds: keep it fresh with a [`Refresher`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # smol::block_on(async {
+    /// use dogpile::{Derived, DogpileCell};
+    /// use std::io;
+    /// use std::time::Duration;
+    ///
+    /// static HOST: DogpileCell<String> = DogpileCell::new(Duration::from_secs(60));
+    ///
+    /// async fn connect(host: &str) -> io::Result<String> {
+    ///     Ok(format!("connected to {host}"))
+    /// }
+    ///
+    /// let client = Derived::new_async(|cx| async move { connect(&cx.get(&HOST)).await });
+    /// HOST.set("alpha".to_owned());
+    /// assert_eq!(*client.try_get_async().await.unwrap(), "connected to alpha");
+    /// HOST.set("beta".to_owned());
+    /// assert_eq!(*client.get_async().await, "connected to beta");
+    /// # });
+    /// ```
+    pub fn new_async<E, F, Fut>(make: F) -> Self
+    where
+        E: Into<BoxError>,
+        F: Fn(Cx) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<T, E>> + Send + 'static,
+    {
+        Self::with_clock_async(Policy::never_expires(), SystemClock, make)
+    }
+}
+
+/// Made in a task (feature `async`).
+#[cfg(feature = "async")]
+impl<T: Send + Sync + 'static, C: Clock + Send + Sync + 'static> Derived<T, C, InTask<T>> {
+    /// As [`with_clock`](Derived::with_clock), with a closure that returns a future.
+    pub fn with_clock_async<E, F, Fut>(policy: Policy, clock: C, make: F) -> Self
+    where
+        E: Into<BoxError>,
+        F: Fn(Cx) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<T, E>> + Send + 'static,
+    {
+        let make = move |cx| -> node::Making<T> {
+            let making = make(cx);
+            Box::pin(async { making.await.map_err(Into::into) })
+        };
+        Self(Node::new(policy, clock, InTask(Box::new(make))))
+    }
+
+    /// As [`Derived::get`], for a task.
+    ///
+    /// # Panics
+    ///
+    /// As [`Derived::get`].
+    pub async fn get_async(&self) -> Arc<T> {
+        match self.try_get_async().await {
+            Ok(value) => value,
+            Err(error) => cannot(&error),
+        }
+    }
+
+    /// As [`Derived::try_get`], for a task.
+    ///
+    /// # Cancel safety
+    ///
+    /// If the future is dropped, what it makes is given up, and another caller is elected.
+    ///
+    /// # Errors
+    ///
+    /// As [`Derived::try_get`].
+    pub async fn try_get_async(&self) -> Result<Arc<T>, RefreshError> {
+        match self.0.machine().serve() {
+            Some(value) => Ok(value),
+            None => Box::pin(Arc::clone(&self.0).refresh()).await,
+        }
+    }
+
+    /// As [`spawn_refresher`](Derived::spawn_refresher), as a task: `spawn` hands it to the executor.
+    ///
+    /// # Errors
+    ///
+    /// None today.
+    pub fn spawn_refresher_async<S>(&self, spawn: impl FnOnce(Task) -> S) -> io::Result<Refresher>
+    where
+        C: Clone,
+    {
+        let node = Arc::downgrade(&self.0);
+        Refresher::spawn_async(&self.0, Duration::ZERO, spawn, move |_| {
+            let node = node.upgrade();
+            async move {
+                match node {
+                    Some(node) => node.evaluate_alone().await,
+                    None => Err(RefreshError::Abandoned.into()),
+                }
+            }
+        })
+    }
+}
+
+/// Listening.
+impl<T, C, B> Derived<T, C, B>
+where
+    T: Send + Sync + 'static,
+    C: Clock + Send + Sync + 'static,
+    B: Send + Sync + 'static,
+{
+    /// Follows its publications, and makes none: see [`Subscription`]. Keeps the value alive.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::{Derived, DogpileCell};
+    /// use std::time::Duration;
+    ///
+    /// static NUMBER: DogpileCell<u32> = DogpileCell::new(Duration::from_secs(60));
+    ///
+    /// NUMBER.set(1);
+    /// let double = Derived::new(|cx| *cx.get(&NUMBER) * 2);
+    /// let mut subscription = double.subscribe();
+    /// let refresher = double.spawn_refresher()?;
+    /// assert_eq!(*subscription.wait_changed(), 2);
+    /// NUMBER.set(2);
+    /// assert_eq!(*subscription.wait_changed(), 4);
+    /// # drop(refresher);
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    pub fn subscribe(&self) -> Subscription<'static, T, C, Node<T, C, B>> {
+        Subscription::new(Handle::Shared(Arc::clone(&self.0)))
+    }
+
+    /// As [`DogpileCell::on_publish`].
+    pub fn on_publish(&self, callback: impl Fn(&Snapshot<T>) + Send + Sync + 'static) -> Hook {
+        self.0.cell().on_publish(callback)
+    }
+
+    /// As [`DogpileCell::on_change`]. That a source has changed shows as [`Change::Invalidated`].
+    pub fn on_change(&self, callback: impl Fn(&Change<T>) + Send + Sync + 'static) -> Hook {
+        self.0.cell().on_change(callback)
+    }
+}
+
+impl<T, C, B> Derived<T, C, B> {
+    /// The cell of its value: to look at it, or to do what has no method here. A value that is set there is served until a source
+    /// publishes.
+    #[must_use]
+    pub fn cell(&self) -> &DogpileCell<T, C> {
+        self.0.cell()
+    }
+}
+
+#[cold]
+#[track_caller]
+fn cannot(error: &RefreshError) -> ! {
+    match error {
+        RefreshError::Reentrant => panic!(
+            "a derived value was asked for by its own closure, directly or by way of others, and there is nothing to serve"
+        ),
+        error => panic!("a derived value cannot be made: {error}; `try_get` returns this as an error"),
+    }
+}
+
+impl<T, C, B> From<&Derived<T, C, B>> for Handle<'static, Node<T, C, B>> {
+    fn from(derived: &Derived<T, C, B>) -> Self {
+        Self::Shared(Arc::clone(&derived.0))
+    }
+}
+
+impl<T, C, B> fmt::Debug for Derived<T, C, B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Derived").field("cell", self.0.cell()).finish_non_exhaustive()
+    }
+}
+
+/// A [`Reader`] of a derived value. Made by [`Derived::reader`].
+///
+/// # Examples
+///
+/// ```
+/// use dogpile::{Derived, DogpileCell};
+/// use std::time::Duration;
+///
+/// static NUMBER: DogpileCell<u32> = DogpileCell::new(Duration::from_secs(60));
+///
+/// NUMBER.set(1);
+/// let double = Derived::new(|cx| *cx.get(&NUMBER) * 2);
+/// let mut reader = double.reader();
+/// assert_eq!(**reader.get(), 2);
+/// ```
+pub struct DerivedReader<'a, T, C = SystemClock> {
+    reader: Reader<'a, T, C>,
+    node: &'a Arc<Node<T, C, InThread<T>>>,
+}
+
+impl<T: Send + Sync + 'static, C: Clock + Send + Sync + 'static> DerivedReader<'_, T, C> {
+    /// As [`Derived::get`].
+    ///
+    /// # Panics
+    ///
+    /// As [`Derived::get`].
+    #[inline]
+    #[track_caller]
+    pub fn get(&mut self) -> &Arc<T> {
+        match self.try_get() {
+            Ok(value) => value,
+            Err(error) => cannot(&error),
+        }
+    }
+
+    /// As [`Derived::try_get`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Derived::try_get`].
+    #[inline]
+    pub fn try_get(&mut self) -> Result<&Arc<T>, RefreshError> {
+        let node = self.node;
+        self.reader.get_or_try(|| node.refresh())
+    }
+
+    /// Lets go of the value that the handle keeps. See [`Reader::release`].
+    pub fn release(&mut self) {
+        self.reader.release();
+    }
+}
+
+impl<T, C> fmt::Debug for DerivedReader<'_, T, C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DerivedReader").field("reader", &self.reader).finish_non_exhaustive()
+    }
+}

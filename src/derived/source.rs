@@ -1,0 +1,272 @@
+//! What a derived value can be made from, and what an evaluation has taken from it.
+
+use std::any::Any;
+use std::marker::PhantomData;
+
+use crate::cell::{BuildResult, Caller, Demand, DogpileCell, Found, Handle, Kind, Listener, Search};
+use crate::error::RefreshError;
+use crate::inside::is_building;
+use crate::lazy::LazyDogpile;
+use crate::policy::Freshness;
+use crate::sync::Arc;
+use crate::sync_reader::SyncReaderCell;
+use crate::time::{Clock, FOREVER};
+
+use super::cx::Cx;
+use super::node::Link;
+
+/// A value of any source, as its slot holds it.
+pub(super) type AnyValue = Arc<dyn Any + Send + Sync>;
+
+/// What a value was made from: a publication of a source.
+#[derive(Clone)]
+pub(super) struct Stamp {
+    pub(super) source: Arc<dyn AnySource>,
+    pub(super) generation: u64,
+}
+
+/// Of a derived value that was made in an evaluation and never published: no publication has this generation.
+pub(super) const UNPUBLISHED: u64 = u64::MAX;
+
+/// A value that an evaluation has taken: the same one, whatever asks for it in this evaluation.
+#[derive(Clone)]
+pub(super) struct Pin {
+    pub(super) id: usize,
+    /// Or [`UNPUBLISHED`].
+    pub(super) generation: u64,
+    pub(super) value: AnyValue,
+    /// The publications that what is made from it is made from: its own, and if it is derived, all that it was made from.
+    pub(super) stamps: Arc<[Stamp]>,
+}
+
+/// A source, its type erased.
+pub(super) trait AnySource: Send + Sync {
+    /// Its address: of two sources that are alive, these differ.
+    fn id(&self) -> usize;
+
+    /// The generation of its value, or 0 without one, and up to when what is made from that is fresh. Runs no user code.
+    fn state(&self) -> (u64, u64);
+
+    /// Refreshes it if it is due and knows how, and returns whether it still holds this generation, and would not make another.
+    fn holds_after_refresh(&self, generation: u64) -> bool;
+
+    /// Its value, if it is of this generation.
+    fn pin_at(&self, generation: u64) -> Option<Pin>;
+
+    fn attach(&self, link: &Arc<Link>);
+    fn detach(&self, link: &Arc<Link>);
+
+    fn is_derived(&self) -> bool;
+}
+
+/// Whether all that a value was made from is still there.
+pub(super) fn are_current(stamps: &[Stamp]) -> bool {
+    stamps.iter().all(|stamp| stamp.source.state().0 == stamp.generation)
+}
+
+/// Up to when all that a value was made from is fresh; 0: it is not. Runs no user code.
+pub(super) fn fresh_until(stamps: &[Stamp]) -> u64 {
+    let end = |stamp: &Stamp| match stamp.source.state() {
+        (generation, end) if generation == stamp.generation => end,
+        _ => 0,
+    };
+    stamps.iter().map(end).min().unwrap_or(FOREVER)
+}
+
+/// What a [`Derived`](crate::Derived) value can be made from: a [`DogpileCell`](crate::DogpileCell), a
+/// [`LazyDogpile`](crate::LazyDogpile), a [`SyncReaderCell`](crate::SyncReaderCell), or another derived value.
+///
+/// `M` only tells the builds of a `LazyDogpile` apart, and is inferred. It is sealed: no other type can implement it.
+#[diagnostic::on_unimplemented(
+    message = "a derived value cannot be made from `{Self}`",
+    label = "neither a cell of a value that is `Send + Sync + 'static`, nor a `Derived`",
+    note = "of a cell in a `static` pass `&CELL`, in a `Lazy` or `LazyLock` `&*CELL`, in an `Arc` `&cell`; of a `LazyDogpile` \
+            whose build is a future `LAZY.cell()`, which never builds"
+)]
+pub trait Source<M>: Followed<M> {
+    /// Takes its value for an evaluation.
+    #[doc(hidden)]
+    fn take(handle: &Handle<'static, Self>, cx: &Cx) -> Result<Taken, RefreshError>;
+}
+
+/// What a derived value needs to know of a source that it was made from.
+#[allow(unreachable_pub)] // sealed, as `Kind` is
+pub trait Followed<M>: Kind<Stored: Send + Sync + 'static> + Send + Sync + Sized + 'static {
+    const IS_DERIVED: bool = false;
+
+    /// Up to when what is made without its value is fresh: for ever, if only others can give it one.
+    const FRESH_WHEN_EMPTY: u64;
+
+    /// See [`AnySource::holds_after_refresh`].
+    fn refresh(&self, generation: u64) -> bool {
+        self.machine().holds(generation)
+    }
+
+    /// All that a value of this generation was made from, but for the source itself; [`None`]: there is a later one.
+    fn made_from(&self, generation: u64) -> Option<Stamps> {
+        let _ = generation;
+        Some(Stamps(Arc::new([])))
+    }
+}
+
+/// See [`Pin`].
+#[allow(missing_debug_implementations)] // named by a sealed trait
+pub struct Taken(pub(super) Pin);
+
+/// See [`Stamp`].
+#[allow(missing_debug_implementations)] // named by a sealed trait
+pub struct Stamps(pub(super) Arc<[Stamp]>);
+
+pub(super) struct Erased<S: 'static, M> {
+    handle: Handle<'static, S>,
+    mode: PhantomData<fn() -> M>,
+}
+
+pub(super) fn erase<S: Followed<M>, M: 'static>(handle: &Handle<'static, S>) -> Arc<dyn AnySource> {
+    Arc::new(Erased { handle: handle.clone(), mode: PhantomData })
+}
+
+pub(super) fn id_of<K: Kind>(cell: &K) -> usize {
+    std::ptr::from_ref(cell.machine()).addr()
+}
+
+impl<S: Followed<M>, M: 'static> AnySource for Erased<S, M> {
+    fn id(&self) -> usize {
+        id_of(&*self.handle)
+    }
+
+    fn state(&self) -> (u64, u64) {
+        let (record, has_value) = self.handle.machine().record();
+        if has_value { (record.generation, record.fresh_end()) } else { (0, S::FRESH_WHEN_EMPTY) }
+    }
+
+    fn holds_after_refresh(&self, generation: u64) -> bool {
+        self.handle.refresh(generation)
+    }
+
+    fn pin_at(&self, generation: u64) -> Option<Pin> {
+        let (value, record) = self.handle.machine().held()?;
+        let value: AnyValue = value;
+        let id = self.id();
+        let own = Stamp { source: erase::<S, M>(&self.handle), generation };
+        let Stamps(made_from) = self.handle.made_from(generation)?;
+        let stamps = made_from.iter().cloned().chain([own]).collect();
+        (record.generation == generation).then_some(Pin { id, generation, value, stamps })
+    }
+
+    fn attach(&self, link: &Arc<Link>) {
+        self.handle.machine().attach(Arc::<Link>::clone(link) as Arc<dyn Listener<S::Stored>>, false);
+    }
+
+    fn detach(&self, link: &Arc<Link>) {
+        self.handle.machine().detach(link, false);
+    }
+
+    fn is_derived(&self) -> bool {
+        S::IS_DERIVED
+    }
+}
+
+/// Takes what a cell holds and may serve, or has published since the generation `since`.
+fn take_from_cell<S: Source<M>, M: 'static>(
+    handle: &Handle<'static, S>,
+    since: u64,
+) -> Result<Taken, RefreshError> {
+    let machine = handle.machine();
+    let mut is_empty = false;
+    loop {
+        if let Some(seen) = machine.snapshot()
+            && (matches!(seen.freshness, Freshness::Fresh | Freshness::Stale)
+                || seen.record.generation > since)
+        {
+            let generation = seen.record.generation;
+            let stamps = Arc::new([Stamp { source: erase::<S, M>(handle), generation }]);
+            let value: AnyValue = seen.value;
+            return Ok(Taken(Pin { id: id_of(&**handle), generation, value, stamps }));
+        }
+        if is_empty {
+            return Err(machine.last_error().map_or(RefreshError::Empty, RefreshError::Build));
+        }
+        // While a build has the write lock, the cell only seems to be empty.
+        if machine.is_withheld() && !is_building(machine) {
+            let next = machine.next_change();
+            if machine.is_withheld() {
+                next.wait(&machine.clock, FOREVER);
+            }
+        } else {
+            is_empty = true;
+        }
+    }
+}
+
+impl<T: Send + Sync + 'static, C: Clock + Send + Sync + 'static> Followed<()> for DogpileCell<T, C> {
+    const FRESH_WHEN_EMPTY: u64 = FOREVER;
+}
+
+impl<T: Send + Sync + 'static, C: Clock + Send + Sync + 'static> Source<()> for DogpileCell<T, C> {
+    fn take(handle: &Handle<'static, Self>, _: &Cx) -> Result<Taken, RefreshError> {
+        take_from_cell::<Self, ()>(handle, FOREVER)
+    }
+}
+
+impl<T: Send + Sync + 'static, C: Clock + Send + Sync + 'static> Followed<()> for SyncReaderCell<T, C> {
+    const FRESH_WHEN_EMPTY: u64 = FOREVER;
+}
+
+impl<T: Send + Sync + 'static, C: Clock + Send + Sync + 'static> Source<()> for SyncReaderCell<T, C> {
+    fn take(handle: &Handle<'static, Self>, _: &Cx) -> Result<Taken, RefreshError> {
+        take_from_cell::<Self, ()>(handle, FOREVER)
+    }
+}
+
+impl<T, F, C, R, M> Followed<M> for LazyDogpile<T, F, C>
+where
+    T: Send + Sync + 'static,
+    F: Fn() -> R + Send + Sync + 'static,
+    R: BuildResult<T, M>,
+    C: Clock + Send + Sync + 'static,
+    M: 'static,
+{
+    const FRESH_WHEN_EMPTY: u64 = 0;
+
+    fn refresh(&self, generation: u64) -> bool {
+        // If that fails, it would make no other now.
+        let _ = refresh_lazy(self);
+        self.machine().holds(generation)
+    }
+}
+
+impl<T, F, C, R, M> Source<M> for LazyDogpile<T, F, C>
+where
+    T: Send + Sync + 'static,
+    F: Fn() -> R + Send + Sync + 'static,
+    R: BuildResult<T, M>,
+    C: Clock + Send + Sync + 'static,
+    M: 'static,
+{
+    fn take(handle: &Handle<'static, Self>, _: &Cx) -> Result<Taken, RefreshError> {
+        let since = handle.machine().generation();
+        refresh_lazy(handle)?;
+        take_from_cell::<Self, M>(handle, since)
+    }
+}
+
+/// As `try_get_or_refresh`, whatever the build returns.
+fn refresh_lazy<T, F, C, R, M>(lazy: &LazyDogpile<T, F, C>) -> Result<(), RefreshError>
+where
+    F: Fn() -> R,
+    R: BuildResult<T, M>,
+    C: Clock,
+{
+    if lazy.machine().serve().is_some() {
+        return Ok(());
+    }
+    let mut search = Search::new(Handle::Borrowed(lazy), Demand::ANY, Caller::Fallible);
+    match search.run()? {
+        Found::Served(_) => Ok(()),
+        Found::Elected(held) => {
+            let built = held.try_build_with(|_| (lazy.builder())().into_result());
+            built.or_else(|error| search.instead_of(error)).map(drop)
+        }
+    }
+}
