@@ -8,8 +8,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use dogpile::{
-    DogpileCell, Freshness, Guard, Job, LazyDogpile, LazyReader, Lease, Lookup, ManualClock, Pending, Policy,
-    PublishOutcome, Published, Reader, RefreshError, Refreshed, Refresher, SharedError, Waited,
+    DogpileCell, Freshness, Guard, Job, LazyDogpile, LazyReader, Lease, Lookup, ManualClock, Owned, Pending,
+    Policy, PublishOutcome, Published, Reader, RefreshError, Refreshed, Refresher, SharedError, Waited,
 };
 
 use crate::harness::{Failed, Member, eventually, lock, panic_as_planned, unless_it_panics, unless_it_says};
@@ -764,7 +764,7 @@ impl<'a> Actor<'a> {
     fn read_by_handle(&self, which: usize) {
         let name = self.stage.plain[which].name;
         let mut handle = self.handles[which].borrow_mut();
-        match (&mut *handle, self.random.below(8)) {
+        match (&mut *handle, self.random.below(10)) {
             (PlainReader::Shared(reader), 0) => {
                 self.doing(name, "Reader::release");
                 reader.release();
@@ -781,6 +781,18 @@ impl<'a> Actor<'a> {
                     build.returned(&value);
                 }
             }
+            (PlainReader::Shared(reader), 8) => {
+                self.doing(name, "Reader::get_owned_or_refresh");
+                let build = self.build(which);
+                let read = || Arc::clone(Owned::as_arc(&reader.get_owned_or_refresh(|| build.run())));
+                if let Some(value) = unless_it_panics(read) {
+                    build.returned(&value);
+                }
+            }
+            (PlainReader::Shared(reader), 9) => {
+                self.doing(name, "Reader::get_owned");
+                self.see(which, || reader.get_owned());
+            }
             (PlainReader::Shared(reader), 4) => {
                 self.doing(name, "Reader::get_unless_due");
                 self.see(which, || reader.get_unless_due().map(|value| &**value));
@@ -792,6 +804,14 @@ impl<'a> Actor<'a> {
             (PlainReader::Lazy(reader), 1..4) => {
                 self.doing(name, "LazyReader::get_or_refresh");
                 self.see_lazy(which, || Arc::clone(reader.get_or_refresh()));
+            }
+            (PlainReader::Lazy(reader), 8) => {
+                self.doing(name, "LazyReader::get_owned_or_refresh");
+                self.see_lazy(which, || reader.get_owned_or_refresh());
+            }
+            (PlainReader::Lazy(reader), 9) => {
+                self.doing(name, "LazyReader::get_owned");
+                self.see(which, || reader.get_owned());
             }
             (PlainReader::Lazy(reader), _) => {
                 self.doing(name, "LazyReader::get");
