@@ -100,6 +100,21 @@ impl<T, C, B> Clone for Derived<T, C, B> {
 /// Making one.
 impl<T: Send + Sync + 'static> Derived<T> {
     /// A value that `make` makes.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::{Derived, DogpileCell};
+    /// use std::time::Duration;
+    ///
+    /// static NUMBER: DogpileCell<u32> = DogpileCell::new(Duration::from_secs(60));
+    ///
+    /// NUMBER.set(1);
+    /// let double = Derived::new(|cx| *cx.get(&NUMBER) * 2);
+    /// assert_eq!(*double.get(), 2);
+    /// NUMBER.set(2);
+    /// assert_eq!(*double.get(), 4);
+    /// ```
     pub fn new(make: impl Fn(&Cx) -> T + Send + Sync + 'static) -> Self {
         Self::try_new(move |cx| Ok::<_, RefreshError>(make(cx)))
     }
@@ -128,6 +143,22 @@ impl<T: Send + Sync + 'static> Derived<T> {
     }
 
     /// As [`try_new`](Derived::try_new), with a policy: a time to live of its own, limits to being served stale, pauses.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::{BoxError, Derived, DogpileCell, Policy};
+    /// use std::time::Duration;
+    ///
+    /// static HOST: DogpileCell<&str> = DogpileCell::new(Duration::from_secs(60));
+    ///
+    /// // A connection is made again after an hour, and when the host changes.
+    /// let policy = Policy::ttl(Duration::from_secs(3600));
+    /// let connection = Derived::with_policy(policy, |cx| Ok::<_, BoxError>(format!("to {}", cx.try_get(&HOST)?)));
+    /// HOST.set("alpha");
+    /// assert_eq!(*connection.get(), "to alpha");
+    /// assert_eq!(connection.cell().policy(), policy);
+    /// ```
     pub fn with_policy<E: Into<BoxError>>(
         policy: Policy,
         make: impl Fn(&Cx) -> Result<T, E> + Send + Sync + 'static,
@@ -139,6 +170,25 @@ impl<T: Send + Sync + 'static> Derived<T> {
 impl<T: Send + Sync + 'static, C: Clock + Send + Sync + 'static> Derived<T, C> {
     /// As [`with_policy`](Derived::with_policy), with a clock, which must be that of its sources: it inherits the ticks at which they
     /// go stale.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::{BoxError, Derived, DogpileCell, Freshness, ManualClock, Policy};
+    /// use std::sync::Arc;
+    /// use std::time::Duration;
+    ///
+    /// let clock = ManualClock::new();
+    /// let number = Arc::new(DogpileCell::with_clock(Policy::ttl(Duration::from_secs(60)), clock.clone()));
+    /// number.set(1);
+    /// let double = Derived::with_clock(Policy::never_expires(), clock.clone(), {
+    ///     let number = Arc::clone(&number);
+    ///     move |cx| Ok::<_, BoxError>(*cx.try_get(&number)? * 2)
+    /// });
+    /// assert_eq!(*double.get(), 2);
+    /// clock.advance(Duration::from_secs(61));
+    /// assert_eq!(double.cell().freshness(), Freshness::Stale); // at the same tick as its source
+    /// ```
     pub fn with_clock<E: Into<BoxError>>(
         policy: Policy,
         clock: C,
@@ -153,6 +203,19 @@ impl<T: Send + Sync + 'static, C: Clock + Send + Sync + 'static> Derived<T, C> {
     ///
     /// If the closure panics; if it fails and there is no value that may be served instead; or if the closure calls this method of its
     /// own value and there is nothing to serve.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::{Derived, DogpileCell};
+    /// use std::time::Duration;
+    ///
+    /// static NUMBER: DogpileCell<u32> = DogpileCell::new(Duration::from_secs(60));
+    ///
+    /// let double = Derived::new(|cx| *cx.get(&NUMBER) * 2);
+    /// NUMBER.set(3);
+    /// assert_eq!(*double.get(), 6);
+    /// ```
     #[allow(clippy::must_use_candidate)] // it may be called to make it
     #[inline]
     #[track_caller]
@@ -179,6 +242,21 @@ impl<T: Send + Sync + 'static, C: Clock + Send + Sync + 'static> Derived<T, C> {
     ///
     /// If the closure fails and there is no value that may be served instead: [`RefreshError::Build`] with its error, or what
     /// [`Cx::try_get`] returned to it, if it passed that on. [`RefreshError::Reentrant`], if it asks for itself.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::{Derived, DogpileCell, RefreshError};
+    /// use std::time::Duration;
+    ///
+    /// static NUMBER: DogpileCell<u32> = DogpileCell::new(Duration::from_secs(60));
+    ///
+    /// let double = Derived::try_new(|cx| Ok::<_, RefreshError>(*cx.try_get(&NUMBER)? * 2));
+    /// assert!(matches!(double.try_get(), Err(RefreshError::Empty)));
+    /// NUMBER.set(3);
+    /// assert_eq!(*double.try_get()?, 6);
+    /// # Ok::<(), RefreshError>(())
+    /// ```
     #[inline]
     pub fn try_get(&self) -> Result<Arc<T>, RefreshError> {
         match self.0.machine().serve() {
@@ -188,6 +266,20 @@ impl<T: Send + Sync + 'static, C: Clock + Send + Sync + 'static> Derived<T, C> {
     }
 
     /// A handle that keeps the value, for a thread that reads it very often. See [`Reader`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::{Derived, DogpileCell};
+    /// use std::time::Duration;
+    ///
+    /// static NUMBER: DogpileCell<u32> = DogpileCell::new(Duration::from_secs(60));
+    ///
+    /// NUMBER.set(1);
+    /// let double = Derived::new(|cx| *cx.get(&NUMBER) * 2);
+    /// let mut reader = double.reader();
+    /// assert_eq!(**reader.get(), 2);
+    /// ```
     #[must_use]
     pub fn reader(&self) -> DerivedReader<'_, T, C> {
         DerivedReader { reader: self.0.cell().reader(), node: &self.0 }
@@ -198,6 +290,23 @@ impl<T: Send + Sync + 'static, C: Clock + Send + Sync + 'static> Derived<T, C> {
     /// # Errors
     ///
     /// The system's, if it cannot start a thread.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::{Derived, DogpileCell};
+    /// use std::time::Duration;
+    ///
+    /// static NUMBER: DogpileCell<u32> = DogpileCell::new(Duration::from_secs(60));
+    ///
+    /// NUMBER.set(1);
+    /// let double = Derived::new(|cx| *cx.get(&NUMBER) * 2);
+    /// let refresher = double.spawn_refresher()?;
+    /// // No read makes the value.
+    /// assert_eq!(*double.subscribe().wait_changed(), 2);
+    /// # drop(refresher);
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
     pub fn spawn_refresher(&self) -> io::Result<Refresher>
     where
         C: Clone,
@@ -254,6 +363,28 @@ impl<T: Send + Sync + 'static> Derived<T, SystemClock, InTask<T>> {
 #[cfg(feature = "async")]
 impl<T: Send + Sync + 'static, C: Clock + Send + Sync + 'static> Derived<T, C, InTask<T>> {
     /// As [`with_clock`](Derived::with_clock), with a closure that returns a future.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # smol::block_on(async {
+    /// use dogpile::{Derived, DogpileCell, ManualClock, Policy, RefreshError};
+    /// use std::sync::Arc;
+    /// use std::time::Duration;
+    ///
+    /// let clock = ManualClock::new();
+    /// let number = Arc::new(DogpileCell::with_clock(Policy::never_expires(), clock.clone()));
+    /// number.set(1);
+    /// let double = Derived::with_clock_async(Policy::never_expires(), clock, {
+    ///     let number = Arc::clone(&number);
+    ///     move |cx| {
+    ///         let number = cx.get(&number);
+    ///         async move { Ok::<_, RefreshError>(*number * 2) }
+    ///     }
+    /// });
+    /// assert_eq!(*double.get_async().await, 2);
+    /// # });
+    /// ```
     pub fn with_clock_async<E, F, Fut>(policy: Policy, clock: C, make: F) -> Self
     where
         E: Into<BoxError>,
@@ -272,6 +403,21 @@ impl<T: Send + Sync + 'static, C: Clock + Send + Sync + 'static> Derived<T, C, I
     /// # Panics
     ///
     /// As [`Derived::get`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # smol::block_on(async {
+    /// use dogpile::{Derived, DogpileCell, RefreshError};
+    /// use std::time::Duration;
+    ///
+    /// static NUMBER: DogpileCell<u32> = DogpileCell::new(Duration::from_secs(60));
+    ///
+    /// NUMBER.set(1);
+    /// let double = Derived::new_async(|cx| async move { Ok::<_, RefreshError>(*cx.get(&NUMBER) * 2) });
+    /// assert_eq!(*double.get_async().await, 2);
+    /// # });
+    /// ```
     pub async fn get_async(&self) -> Arc<T> {
         match self.try_get_async().await {
             Ok(value) => value,
@@ -288,6 +434,22 @@ impl<T: Send + Sync + 'static, C: Clock + Send + Sync + 'static> Derived<T, C, I
     /// # Errors
     ///
     /// As [`Derived::try_get`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # smol::block_on(async {
+    /// use dogpile::{Derived, DogpileCell, RefreshError};
+    /// use std::time::Duration;
+    ///
+    /// static NUMBER: DogpileCell<u32> = DogpileCell::new(Duration::from_secs(60));
+    ///
+    /// let double = Derived::new_async(|cx| async move { Ok::<_, RefreshError>(*cx.try_get(&NUMBER)? * 2) });
+    /// assert!(matches!(double.try_get_async().await, Err(RefreshError::Empty)));
+    /// NUMBER.set(1);
+    /// assert_eq!(*double.try_get_async().await.unwrap(), 2);
+    /// # });
+    /// ```
     pub async fn try_get_async(&self) -> Result<Arc<T>, RefreshError> {
         match self.0.machine().serve() {
             Some(value) => Ok(value),
@@ -300,6 +462,23 @@ impl<T: Send + Sync + 'static, C: Clock + Send + Sync + 'static> Derived<T, C, I
     /// # Errors
     ///
     /// None today.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # smol::block_on(async {
+    /// use dogpile::{Derived, DogpileCell, RefreshError};
+    /// use std::time::Duration;
+    ///
+    /// static NUMBER: DogpileCell<u32> = DogpileCell::new(Duration::from_secs(60));
+    ///
+    /// NUMBER.set(1);
+    /// let double = Derived::new_async(|cx| async move { Ok::<_, RefreshError>(*cx.get(&NUMBER) * 2) });
+    /// let refresher = double.spawn_refresher_async(|task| smol::spawn(task).detach()).unwrap();
+    /// assert_eq!(*double.subscribe().changed().await, 2);
+    /// # drop(refresher);
+    /// # });
+    /// ```
     pub fn spawn_refresher_async<S>(&self, spawn: impl FnOnce(Task) -> S) -> io::Result<Refresher>
     where
         C: Clone,
@@ -349,11 +528,46 @@ where
     }
 
     /// As [`DogpileCell::on_publish`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::{Derived, DogpileCell};
+    /// use std::time::Duration;
+    ///
+    /// static NUMBER: DogpileCell<u32> = DogpileCell::new(Duration::from_secs(60));
+    ///
+    /// NUMBER.set(1);
+    /// let double = Derived::new(|cx| *cx.get(&NUMBER) * 2);
+    /// let (changes, seen) = std::sync::mpsc::channel();
+    /// let hook = double.on_publish(move |snapshot| changes.send(*snapshot.value).unwrap());
+    /// double.get();
+    /// assert_eq!(seen.recv(), Ok(2));
+    /// # drop(hook);
+    /// ```
     pub fn on_publish(&self, callback: impl Fn(&Snapshot<T>) + Send + Sync + 'static) -> Hook {
         self.0.cell().on_publish(callback)
     }
 
     /// As [`DogpileCell::on_change`]. That a source has changed shows as [`Change::Invalidated`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::{Change, Derived, DogpileCell};
+    /// use std::time::Duration;
+    ///
+    /// static NUMBER: DogpileCell<u32> = DogpileCell::new(Duration::from_secs(60));
+    ///
+    /// NUMBER.set(1);
+    /// let double = Derived::new(|cx| *cx.get(&NUMBER) * 2);
+    /// double.get();
+    /// let (changes, seen) = std::sync::mpsc::channel();
+    /// let hook = double.on_change(move |change| changes.send(matches!(change, Change::Invalidated)).unwrap());
+    /// NUMBER.set(2);
+    /// assert_eq!(seen.recv(), Ok(true));
+    /// # drop(hook);
+    /// ```
     pub fn on_change(&self, callback: impl Fn(&Change<T>) + Send + Sync + 'static) -> Hook {
         self.0.cell().on_change(callback)
     }
@@ -362,6 +576,21 @@ where
 impl<T, C, B> Derived<T, C, B> {
     /// The cell of its value: to look at it, or to do what has no method here. A value that is set there is served until a source
     /// publishes.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::{Derived, DogpileCell};
+    /// use std::time::Duration;
+    ///
+    /// static NUMBER: DogpileCell<u32> = DogpileCell::new(Duration::from_secs(60));
+    ///
+    /// NUMBER.set(1);
+    /// let double = Derived::new(|cx| *cx.get(&NUMBER) * 2);
+    /// assert_eq!(double.cell().generation(), 0);
+    /// double.get();
+    /// assert_eq!(double.cell().stats().builds, 1);
+    /// ```
     #[must_use]
     pub fn cell(&self) -> &DogpileCell<T, C> {
         self.0.cell()
@@ -417,6 +646,22 @@ impl<T: Send + Sync + 'static, C: Clock + Send + Sync + 'static> DerivedReader<'
     /// # Panics
     ///
     /// As [`Derived::get`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::{Derived, DogpileCell};
+    /// use std::time::Duration;
+    ///
+    /// static NUMBER: DogpileCell<u32> = DogpileCell::new(Duration::from_secs(60));
+    ///
+    /// NUMBER.set(1);
+    /// let double = Derived::new(|cx| *cx.get(&NUMBER) * 2);
+    /// let mut reader = double.reader();
+    /// assert_eq!(**reader.get(), 2);
+    /// NUMBER.set(2);
+    /// assert_eq!(**reader.get(), 4);
+    /// ```
     #[inline]
     #[track_caller]
     pub fn get(&mut self) -> &Arc<T> {
@@ -431,6 +676,22 @@ impl<T: Send + Sync + 'static, C: Clock + Send + Sync + 'static> DerivedReader<'
     /// # Errors
     ///
     /// As [`Derived::try_get`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::{Derived, DogpileCell, RefreshError};
+    /// use std::time::Duration;
+    ///
+    /// static NUMBER: DogpileCell<u32> = DogpileCell::new(Duration::from_secs(60));
+    ///
+    /// let double = Derived::try_new(|cx| Ok::<_, RefreshError>(*cx.try_get(&NUMBER)? * 2));
+    /// let mut reader = double.reader();
+    /// assert!(reader.try_get().is_err());
+    /// NUMBER.set(1);
+    /// assert_eq!(**reader.try_get()?, 2);
+    /// # Ok::<(), RefreshError>(())
+    /// ```
     #[inline]
     pub fn try_get(&mut self) -> Result<&Arc<T>, RefreshError> {
         let node = self.node;
@@ -438,6 +699,24 @@ impl<T: Send + Sync + 'static, C: Clock + Send + Sync + 'static> DerivedReader<'
     }
 
     /// Lets go of the value that the handle keeps. See [`Reader::release`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::{Derived, DogpileCell};
+    /// use std::time::Duration;
+    ///
+    /// static NUMBER: DogpileCell<u32> = DogpileCell::new(Duration::from_secs(60));
+    ///
+    /// NUMBER.set(1);
+    /// let double = Derived::new(|cx| *cx.get(&NUMBER) * 2);
+    /// let mut reader = double.reader();
+    /// let old = std::sync::Arc::downgrade(reader.get());
+    /// double.cell().clear();
+    /// assert!(old.upgrade().is_some());
+    /// reader.release();
+    /// assert!(old.upgrade().is_none());
+    /// ```
     pub fn release(&mut self) {
         self.reader.release();
     }

@@ -307,11 +307,38 @@ impl<T, F, C: Clock> LazyDogpile<T, F, C> {
     }
 
     /// As [`subscribe`](LazyDogpile::subscribe); keeps the cell alive.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::LazyDogpile;
+    /// use std::sync::Arc;
+    /// use std::time::Duration;
+    ///
+    /// let limit = Arc::new(LazyDogpile::new(Duration::from_secs(60), || 7));
+    /// let mut subscription = limit.subscribe_owned();
+    /// limit.set(8);
+    /// assert_eq!(*subscription.wait_changed(), 8);
+    /// ```
     pub fn subscribe_owned(self: &Arc<Self>) -> Subscription<'static, T, C, Self> {
         Subscription::new(Handle::Shared(Arc::clone(self)))
     }
 
     /// As [`DogpileCell::on_publish`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::LazyDogpile;
+    /// use std::time::Duration;
+    ///
+    /// let limit = LazyDogpile::new(Duration::from_secs(60), || 7);
+    /// let (changes, seen) = std::sync::mpsc::channel();
+    /// let hook = limit.on_publish(move |snapshot| changes.send(*snapshot.value).unwrap());
+    /// limit.get_or_refresh();
+    /// assert_eq!(seen.recv(), Ok(7));
+    /// # drop(hook);
+    /// ```
     pub fn on_publish(&self, callback: impl Fn(&Snapshot<T>) + Send + Sync + 'static) -> Hook
     where
         T: Send + Sync + 'static,
@@ -320,6 +347,21 @@ impl<T, F, C: Clock> LazyDogpile<T, F, C> {
     }
 
     /// As [`DogpileCell::on_change`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::{Change, LazyDogpile};
+    /// use std::time::Duration;
+    ///
+    /// let limit = LazyDogpile::new(Duration::from_secs(60), || 7);
+    /// let (changes, seen) = std::sync::mpsc::channel();
+    /// let hook = limit.on_change(move |change| changes.send(matches!(change, Change::Invalidated)).unwrap());
+    /// limit.get_or_refresh();
+    /// limit.invalidate();
+    /// assert_eq!(seen.iter().take(2).collect::<Vec<_>>(), [false, true]);
+    /// # drop(hook);
+    /// ```
     pub fn on_change(&self, callback: impl Fn(&Change<T>) + Send + Sync + 'static) -> Hook
     where
         T: Send + Sync + 'static,

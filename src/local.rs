@@ -28,6 +28,7 @@ use crate::time::{Clock, SystemClock};
 pub struct LocalReader<T: 'static, C: 'static = SystemClock>(RefCell<Option<Reader<'static, T, C>>>);
 
 impl<T, C> LocalReader<T, C> {
+    #[doc(hidden)]
     #[must_use]
     #[allow(clippy::new_without_default)] // for macros only
     pub const fn new() -> Self {
@@ -35,6 +36,7 @@ impl<T, C> LocalReader<T, C> {
     }
 
     /// Lets go of the value.
+    #[doc(hidden)]
     pub fn release(this: &'static LocalKey<Self>) {
         let reader = this.try_with(|slot| slot.0.try_borrow_mut().ok()?.take());
         // Runs user code (`T::drop`), so after the borrow.

@@ -741,6 +741,20 @@ impl<T: Send + Sync + 'static, C: Clock> SyncReaderCell<T, C> {
     }
 
     /// As [`subscribe`](SyncReaderCell::subscribe); keeps the cell alive.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::SyncReaderCell;
+    /// use std::sync::Arc;
+    /// use std::time::Duration;
+    ///
+    /// let cell = Arc::new(SyncReaderCell::new(Duration::from_secs(60), drop::<u32>));
+    /// let mut subscription = cell.subscribe_owned();
+    /// let waiter = std::thread::spawn(move || *subscription.wait_changed());
+    /// cell.set(7);
+    /// assert_eq!(waiter.join().unwrap(), 7);
+    /// ```
     pub fn subscribe_owned(self: &Arc<Self>) -> Subscription<'static, T, C, Self> {
         Subscription::new(Handle::Shared(Arc::clone(self)))
     }
@@ -751,6 +765,20 @@ impl<T: Send + Sync + 'static, C: Clock> SyncReaderCell<T, C> {
     ///
     /// The callback is a reader of the value that it is given. Under [`Drain::Wait`] it must not replace that value: it would wait
     /// for itself, for as long as the cell waits for readers.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::SyncReaderCell;
+    /// use std::time::Duration;
+    ///
+    /// let cell = SyncReaderCell::new(Duration::from_secs(60), drop::<u32>);
+    /// let (changes, seen) = std::sync::mpsc::channel();
+    /// let hook = cell.on_publish(move |snapshot| changes.send(*snapshot.value).unwrap());
+    /// cell.set(7);
+    /// assert_eq!(seen.recv(), Ok(7));
+    /// # drop(hook);
+    /// ```
     pub fn on_publish(&self, callback: impl Fn(&Snapshot<T, ReaderArc<T>>) + Send + Sync + 'static) -> Hook {
         hook_on_publish::<Self, _>(self, callback)
     }
@@ -760,6 +788,21 @@ impl<T: Send + Sync + 'static, C: Clock> SyncReaderCell<T, C> {
     /// # Deadlocks
     ///
     /// As with [`on_publish`](SyncReaderCell::on_publish).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::{Change, SyncReaderCell};
+    /// use std::time::Duration;
+    ///
+    /// let cell = SyncReaderCell::new(Duration::from_secs(60), drop::<u32>);
+    /// cell.set(7);
+    /// let (changes, seen) = std::sync::mpsc::channel();
+    /// let hook = cell.on_change(move |change| changes.send(matches!(change, Change::Cleared)).unwrap());
+    /// cell.clear();
+    /// assert_eq!(seen.recv(), Ok(true));
+    /// # drop(hook);
+    /// ```
     pub fn on_change(&self, callback: impl Fn(&Change<T, ReaderArc<T>>) + Send + Sync + 'static) -> Hook {
         hook_on_change::<Self, _>(self, callback)
     }

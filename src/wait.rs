@@ -6,6 +6,7 @@
 mod queue;
 
 use std::ops::Deref;
+use std::panic::{RefUnwindSafe, UnwindSafe};
 
 use crate::sync::park;
 use crate::time::{Clock, FOREVER, Tick};
@@ -120,6 +121,10 @@ impl<P: Deref<Target: WaitPoint>> Entry<P> {
         Poll::Ready(result)
     }
 }
+
+// After a panic an entry is what it was, and its drop leaves the queue.
+impl<P: Deref<Target: WaitPoint>> UnwindSafe for Entry<P> {}
+impl<P: Deref<Target: WaitPoint>> RefUnwindSafe for Entry<P> {}
 
 impl<P: Deref<Target: WaitPoint>> Drop for Entry<P> {
     fn drop(&mut self) {

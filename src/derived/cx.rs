@@ -87,6 +87,23 @@ impl Cx {
     /// # Panics
     ///
     /// If there is nothing to serve, if the source's build fails or panics, or if a derived value asks for itself.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::{Derived, DogpileCell};
+    /// use std::time::Duration;
+    ///
+    /// static NUMBER: DogpileCell<u32> = DogpileCell::new(Duration::from_secs(60));
+    ///
+    /// NUMBER.set(1);
+    /// let double = Derived::new(|cx| *cx.get(&NUMBER) * 2);
+    /// let sum = Derived::new({
+    ///     let double = double.clone();
+    ///     move |cx| *cx.get(&double) + *cx.get(&NUMBER)
+    /// });
+    /// assert_eq!(*sum.get(), 3);
+    /// ```
     #[track_caller]
     pub fn get<S: Source<M>, M: 'static>(&self, source: impl Into<Handle<'static, S>>) -> S::Shared {
         match self.try_get(source) {
@@ -101,6 +118,20 @@ impl Cx {
     ///
     /// [`RefreshError::Empty`] if there is nothing to serve; [`RefreshError::Build`] with the error of the source's build, or of its
     /// latest one; [`RefreshError::Reentrant`] if a derived value asks for itself.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::{Derived, DogpileCell};
+    /// use std::time::Duration;
+    ///
+    /// static NUMBER: DogpileCell<u32> = DogpileCell::new(Duration::from_secs(60));
+    ///
+    /// let double = Derived::new(|cx| cx.try_get(&NUMBER).map_or(0, |number| *number * 2));
+    /// assert_eq!(*double.get(), 0);
+    /// NUMBER.set(1);
+    /// assert_eq!(*double.get(), 2);
+    /// ```
     pub fn try_get<S: Source<M>, M: 'static>(
         &self,
         source: impl Into<Handle<'static, S>>,
@@ -139,6 +170,28 @@ impl Cx {
     /// # Panics
     ///
     /// As [`get`](Cx::get).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # smol::block_on(async {
+    /// use dogpile::{Derived, DogpileCell, RefreshError};
+    /// use std::time::Duration;
+    ///
+    /// static NUMBER: DogpileCell<u32> = DogpileCell::new(Duration::from_secs(60));
+    ///
+    /// NUMBER.set(1);
+    /// let double = Derived::new_async(|cx| async move { Ok::<_, RefreshError>(*cx.get(&NUMBER) * 2) });
+    /// let next = Derived::new_async({
+    ///     let double = double.clone();
+    ///     move |cx| {
+    ///         let double = double.clone();
+    ///         async move { Ok::<_, RefreshError>(*cx.get_async(&double).await + 1) }
+    ///     }
+    /// });
+    /// assert_eq!(*next.get_async().await, 3);
+    /// # });
+    /// ```
     #[cfg(feature = "async")]
     pub async fn get_async<T, C>(&self, source: &Derived<T, C, InTask<T>>) -> Arc<T>
     where
@@ -153,6 +206,29 @@ impl Cx {
     /// # Errors
     ///
     /// As [`try_get`](Cx::try_get).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # smol::block_on(async {
+    /// use dogpile::{Derived, DogpileCell, RefreshError};
+    /// use std::time::Duration;
+    ///
+    /// static NUMBER: DogpileCell<u32> = DogpileCell::new(Duration::from_secs(60));
+    ///
+    /// let double = Derived::new_async(|cx| async move { Ok::<_, RefreshError>(*cx.try_get(&NUMBER)? * 2) });
+    /// let next = Derived::new_async({
+    ///     let double = double.clone();
+    ///     move |cx| {
+    ///         let double = double.clone();
+    ///         async move { Ok::<_, RefreshError>(*cx.try_get_async(&double).await? + 1) }
+    ///     }
+    /// });
+    /// assert!(next.try_get_async().await.is_err());
+    /// NUMBER.set(1);
+    /// assert_eq!(*next.try_get_async().await.unwrap(), 3);
+    /// # });
+    /// ```
     #[cfg(feature = "async")]
     pub async fn try_get_async<T, C>(&self, source: &Derived<T, C, InTask<T>>) -> Result<Arc<T>, RefreshError>
     where

@@ -90,6 +90,7 @@ fn only_what_is_used_is_made() {
 }
 
 #[test]
+#[allow(clippy::many_single_char_names)] // nodes of a graph
 fn a_chain_and_a_diamond_make_each_value_once() {
     let ([a], clock) = cells();
     a.set(1);

@@ -182,6 +182,13 @@ fn a_callback_that_sets_its_cell_does_not_recurse() {
 
 #[test]
 fn a_hook_that_is_dropped_by_its_callback_is_called_for_the_last_time() {
+    struct Bomb;
+    impl Drop for Bomb {
+        fn drop(&mut self) {
+            assert!(thread::panicking(), "a planned panic");
+        }
+    }
+
     let (cell, _clock) = cell();
     let (slot, calls) = (Arc::new(Mutex::new(None::<Hook>)), Arc::new(AtomicU32::new(0)));
     let captured = Arc::new(());
@@ -228,12 +235,6 @@ fn what_a_callback_captures_is_dropped_with_its_hook() {
     drop(hook);
     assert_eq!(Arc::strong_count(&captured), 1);
     // ... also if it panics.
-    struct Bomb;
-    impl Drop for Bomb {
-        fn drop(&mut self) {
-            assert!(thread::panicking(), "a planned panic");
-        }
-    }
     let bomb = Bomb;
     let hook = cell.on_publish(move |_| {
         let _ = &bomb;

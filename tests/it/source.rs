@@ -91,8 +91,9 @@ fn public_functions(text: &str) -> (usize, Vec<(usize, &str)>) {
 fn each_public_function_has_an_example_that_asserts_something() {
     let mut found = 0;
     let mut without = Vec::new();
-    // In `lib.rs` there is one that exists only for the models.
-    for file in sources().iter().filter(|file| !file.ends_with("src/lib.rs")) {
+    // In `lib.rs` there is one that exists only for the models; what is in `attribute.rs` is for code that a macro writes.
+    let is_for_users = |file: &&PathBuf| !file.ends_with("src/lib.rs") && !file.ends_with("src/attribute.rs");
+    for file in sources().iter().filter(is_for_users) {
         let text = std::fs::read_to_string(file).unwrap();
         let (functions, lines) = public_functions(&text);
         found += functions;
