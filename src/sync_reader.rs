@@ -3,14 +3,23 @@
 //! Elections, the fence, waiting and errors are the inner cell's. What comes on top:
 //!
 //! ```text
-//! held      which guards a thread holds
-//! drain     what becomes of a replaced value, and who waits for it     G11
-//! reader    ReaderArc, ReadGuard
-//! writer    builds that need the old value for themselves              G12
+//! drain        Drain, DrainTimeout
+//! queue        the published values in order                             G11
+//! retirement   the state of all values, and how they come and go         G11
+//! finalizer    which thread runs the finalizer                           G11
+//! waiting      how callers wait for replaced values to be finalised
+//! exclusive    how a build gets the old value for itself                 G12
+//! reader       ReaderArc, ReadGuard
+//! writer       Writer, WriteLock                                         G12
 //! ```
 
 mod drain;
+mod exclusive;
+mod finalizer;
+mod queue;
 mod reader;
+mod retirement;
+mod waiting;
 mod writer;
 
 pub use drain::{Drain, DrainTimeout};
@@ -37,7 +46,7 @@ use crate::time::{Clock, FOREVER, SystemClock, deadline, nanos};
 #[cfg(feature = "async")]
 use {crate::cell::Publishing, std::panic::Location};
 
-use drain::{Room, Tracked};
+use retirement::{Retirement, Tracked};
 
 /// A [`DogpileCell`] that passes each replaced value to a finalizer when its last reader has left.
 ///
@@ -132,7 +141,7 @@ use drain::{Room, Tracked};
 /// ```
 pub struct SyncReaderCell<T, C = SystemClock> {
     cell: DogpileCell<Tracked<T>, C>,
-    room: Arc<Room<T>>,
+    retirement: Arc<Retirement<T>>,
     drain: Drain,
 }
 
@@ -207,7 +216,7 @@ impl<T: Send + Sync + 'static, C> SyncReaderCell<T, C> {
         drain: Drain,
         finalizer: impl Fn(T) + Send + Sync + 'static,
     ) -> Self {
-        Self { cell: DogpileCell::with_clock(policy, clock), room: Room::new(finalizer), drain }
+        Self { cell: DogpileCell::with_clock(policy, clock), retirement: Retirement::new(finalizer), drain }
     }
 }
 
@@ -225,7 +234,7 @@ impl<T, C> SyncReaderCell<T, C> {
     /// ```
     #[must_use]
     pub fn named(mut self, name: &'static str) -> Self {
-        self.room.set_name(name);
+        self.retirement.set_name(name);
         self.cell.machine_mut().name = Some(name);
         self
     }
@@ -250,9 +259,9 @@ impl<T: Send + Sync + 'static, C: Clock> Kind for SyncReaderCell<T, C> {
     fn is_awaited(&self, awaits: Awaits) -> bool {
         match awaits {
             Awaits::Nobody => false,
-            Awaits::Readers => self.room.is_read_at_all_by_this_thread(),
+            Awaits::Readers => self.retirement.has_guard_of_this_thread(),
             Awaits::ReadersOfReplaced => {
-                self.room.wait_no_more_for_this_thread();
+                self.retirement.abandon_drain_that_waits_for_this_thread();
                 false
             }
         }
@@ -895,8 +904,8 @@ impl<T: Send + Sync + 'static, C: Clock> SyncReaderCell<T, C> {
     #[track_caller]
     fn set_setting(&self, value: T, ttl: Ttl, age: Option<u64>) -> ReaderArc<T> {
         let machine = self.machine();
-        let value = Arc::new(Tracked::new(value, &self.room));
-        let note = |new: &Arc<_>, slot: &Slot<_>| self.room.published(new, slot.load().as_ref(), false);
+        let value = Arc::new(Tracked::new(value, &self.retirement));
+        let note = |new: &Arc<_>, _: &Slot<_>| self.retirement.published(new, false);
         let mut setting = Setting { value: Arc::clone(&value), ttl, age };
         let mut leftover = loop {
             match machine.set(setting, note) {
@@ -917,7 +926,7 @@ impl<T: Send + Sync + 'static, C: Clock> SyncReaderCell<T, C> {
                 }
             }
         };
-        self.room.let_go(leftover.replaced.take(), None, self.drain, &machine.clock);
+        self.retirement.drain(leftover.replaced.take(), None, self.drain, &machine.clock);
         // May panic, so last.
         drop(leftover);
         ReaderArc(value)
@@ -987,8 +996,8 @@ impl<T: Send + Sync + 'static, C: Clock> SyncReaderCell<T, C> {
     /// assert_eq!(cell.retired(), 0);
     /// ```
     pub fn clear(&self) {
-        let cleared = self.machine().clear(|old| self.room.cleared(old));
-        self.room.let_go(cleared, None, self.drain, &self.machine().clock);
+        let cleared = self.machine().clear(|old| self.retirement.cleared(old));
+        self.retirement.drain(cleared, None, self.drain, &self.machine().clock);
     }
 
     /// Gives up the build that runs now: it can no longer be published. Returns whether it gave one up.
@@ -1038,8 +1047,8 @@ impl<T: Send + Sync + 'static, C: Clock> SyncReaderCell<T, C> {
     /// assert_eq!(cell.stats(), Stats::default());
     /// ```
     pub fn reset(&self) {
-        let cleared = self.machine().reset(|old| self.room.cleared(old));
-        self.room.let_go(cleared, None, self.drain, &self.machine().clock);
+        let cleared = self.machine().reset(|old| self.retirement.cleared(old));
+        self.retirement.drain(cleared, None, self.drain, &self.machine().clock);
     }
 }
 
@@ -1071,7 +1080,7 @@ impl<T: Send + Sync + 'static, C: Clock> SyncReaderCell<T, C> {
     /// ```
     #[track_caller]
     pub fn synchronize(&self) {
-        if let Err(reason) = self.room.synchronize(&self.machine().clock, FOREVER) {
+        if let Err(reason) = self.retirement.synchronize(&self.machine().clock, FOREVER) {
             panic!("synchronize would wait for itself: {reason}");
         }
     }
@@ -1099,9 +1108,9 @@ impl<T: Send + Sync + 'static, C: Clock> SyncReaderCell<T, C> {
     /// ```
     pub fn synchronize_timeout(&self, wait: Duration) -> Result<(), DrainTimeout> {
         let clock = &self.machine().clock;
-        match self.room.synchronize(clock, deadline(clock, wait)) {
+        match self.retirement.synchronize(clock, deadline(clock, wait)) {
             Ok(true) => Ok(()),
-            Ok(false) | Err(_) => Err(self.room.drain_timeout()),
+            Ok(false) | Err(_) => Err(self.retirement.drain_timeout()),
         }
     }
 }
@@ -1212,7 +1221,7 @@ impl<T, C> SyncReaderCell<T, C> {
     /// ```
     #[must_use]
     pub fn readers(&self) -> usize {
-        self.room.readers()
+        self.retirement.readers()
     }
 
     /// Returns the number of replaced values whose finalizer has not finished.
@@ -1233,7 +1242,7 @@ impl<T, C> SyncReaderCell<T, C> {
     /// ```
     #[must_use]
     pub fn retired(&self) -> usize {
-        self.room.retired()
+        self.retirement.retired()
     }
 }
 
@@ -1372,13 +1381,13 @@ impl<T: Send + Sync + 'static, C: Clock> SyncReaderCell<T, C> {
     /// # });
     /// ```
     pub async fn synchronize_async(&self) {
-        self.room.synchronize_async(&self.machine().clock).await;
+        self.retirement.synchronize_async(&self.machine().clock).await;
     }
 }
 
 impl<T, C> Drop for SyncReaderCell<T, C> {
     fn drop(&mut self) {
-        self.room.close();
+        self.retirement.close();
     }
 }
 

@@ -7,7 +7,7 @@ use std::ops::Deref;
 use crate::inside::{guard_dropped, guard_taken};
 use crate::sync::{Arc, SlotGuard, guard_of};
 
-use super::drain::Tracked;
+use super::retirement::Tracked;
 
 /// A counted reference to a value of a [`SyncReaderCell`](crate::SyncReaderCell).
 ///

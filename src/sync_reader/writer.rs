@@ -2,11 +2,11 @@
 //!
 //! # States of a build with a [`Writer`]
 //!
-//! *Open*: the old value is in service, the build has the lease. [`Writer::acquire_write_lock`] withholds the value and
-//! *waits* until nobody reads anything: the cell is empty, new readers wait for the build, the lease cannot be
-//! superseded. Then it takes the `T` out of its `Arc`, and the build is *locked*. From there the build ends in one of
-//! two ways: the new value is published and the old one finalised in its turn, or (error, panic) the old one is put
-//! back, in the same step in which the lease is released.
+//! *Open*: the old value is served, and the build has the lease. [`Writer::acquire_write_lock`] withholds the value and
+//! *waits* until there is no reader: the cell is empty, new readers wait for the build, and the lease cannot be superseded. Then
+//! it takes the `T` out of its `Arc`, and the build is *locked*. From there the build ends in one of two ways. The new value is
+//! published and the old one is finalised in its turn. Or, after an error or a panic, the old one is put back, in the same step
+//! in which the lease is released.
 
 use std::fmt;
 use std::time::Duration;
@@ -17,39 +17,38 @@ use crate::sync::{Arc, ThreadId, current_thread};
 use crate::time::{Clock, FOREVER, SystemClock, deadline};
 
 use super::SyncReaderCell;
-
-use super::drain::{Drain, DrainTimeout, Room, Tracked};
+use super::drain::{Drain, DrainTimeout};
+use super::exclusive::OldValue;
+use super::retirement::{Retirement, Tracked};
 
 /// Passed to a build that may need the old value for itself. See
 /// [`Request::get_with_writer`](crate::Request::get_with_writer).
 pub struct Writer<'a, T: Send + Sync + 'static, C: Clock = SystemClock> {
-    room: Arc<Room<T>>,
+    retirement: Arc<Retirement<T>>,
     held: Held<'a, SyncReaderCell<T, C>>,
     section: Section<T>,
     /// The thread that builds. It may have the lock taken by another one.
     builder: ThreadId,
 }
 
+/// The state of the build.
 enum Section<T> {
     Open,
-    Waiting { kept: Option<Arc<Tracked<T>>>, place: Place },
+    Waiting { old: OldValue<T>, place: Place },
     Locked { old: Option<(u64, T)>, place: Place },
 }
 
 impl<T> Section<T> {
     /// Ends it without a new value. Returns what was withheld, to be put back.
-    fn end(&mut self, room: &Arc<Room<T>>) -> Option<Withheld<Tracked<T>>> {
+    fn end(&mut self, retirement: &Arc<Retirement<T>>) -> Option<Withheld<Tracked<T>>> {
         let (value, place) = match std::mem::replace(self, Self::Open) {
             Self::Open => return None,
-            Self::Waiting { kept, place } => (kept, place),
+            Self::Waiting { old, place } => (old.into_shared(retirement), place),
             Self::Locked { old, place } => {
-                (old.map(|(number, old)| Arc::new(Tracked::numbered(old, number, room))), place)
+                (old.map(|(number, old)| Arc::new(Tracked::numbered(old, number, retirement))), place)
             }
         };
-        room.leave_section();
-        if let Some(value) = &value {
-            room.put_back(value);
-        }
+        retirement.abandon_write_section(value.as_ref());
         Some(Withheld { value, place })
     }
 }
@@ -60,8 +59,8 @@ struct Published<T> {
     /// Of that value; `None`: it was never published.
     generation: Option<u64>,
     leftover: Leftover<Tracked<T>>,
-    /// Of the value that the build had taken out and has replaced.
-    number: Option<u64>,
+    /// The number of the value that the build had taken out and has replaced.
+    taken: Option<u64>,
 }
 
 /// Exclusive access to the old value, while no reader is inside. Held until the build ends, even if it is dropped
@@ -109,8 +108,8 @@ impl<T: Send + Sync + 'static, C: Clock> fmt::Debug for Writer<'_, T, C> {
 
 impl<'a, T: Send + Sync + 'static, C: Clock> Writer<'a, T, C> {
     pub(super) fn new(held: Held<'a, SyncReaderCell<T, C>>) -> Self {
-        let room = Arc::clone(&held.handle().room);
-        Self { room, held, section: Section::Open, builder: current_thread().id() }
+        let retirement = Arc::clone(&held.handle().retirement);
+        Self { retirement, held, section: Section::Open, builder: current_thread().id() }
     }
 
     /// Waits until no reader is inside, and holds new readers back until the build ends.
@@ -164,11 +163,11 @@ impl<'a, T: Send + Sync + 'static, C: Clock> Writer<'a, T, C> {
     #[track_caller]
     pub fn acquire_write_lock(&mut self) -> WriteLock<'_, T> {
         assert!(
-            !self.room.is_read_at_all_by_this_thread(),
+            !self.retirement.has_guard_of_this_thread(),
             "acquire_write_lock would wait for itself: this thread holds a ReadGuard of the same cell; drop it before"
         );
         assert!(
-            !self.room.is_finalized_by_this_thread(),
+            !self.retirement.is_finalized_by_this_thread(),
             "acquire_write_lock would wait for itself: it was called from inside the finalizer of the same cell"
         );
         let locked = self.lock(FOREVER).is_ok();
@@ -207,11 +206,11 @@ impl<'a, T: Send + Sync + 'static, C: Clock> Writer<'a, T, C> {
     /// assert_eq!((*reader, *value), (1, 2));
     /// ```
     pub fn acquire_write_lock_timeout(&mut self, wait: Duration) -> Result<WriteLock<'_, T>, DrainTimeout> {
-        if self.room.is_read_at_all_by_this_thread() {
+        if self.retirement.has_guard_of_this_thread() {
             // At least the guard of its own.
-            return Err(DrainTimeout { readers: self.room.readers().max(1) });
+            return Err(DrainTimeout { readers: self.retirement.readers().max(1) });
         }
-        if self.room.is_finalized_by_this_thread() {
+        if self.retirement.is_finalized_by_this_thread() {
             return Err(DrainTimeout { readers: 0 });
         }
         let deadline = deadline(&self.held.machine().clock, wait);
@@ -235,10 +234,10 @@ impl<'a, T: Send + Sync + 'static, C: Clock> Writer<'a, T, C> {
         let Some(Withheld { value, place }) = machine.withhold(self.held.ticket()) else {
             return Err(DrainTimeout { readers: 0 });
         };
-        self.section = Section::Waiting { kept: value, place };
-        let Section::Waiting { kept, .. } = &mut self.section else { unreachable!("just now") };
+        self.section = Section::Waiting { old: value.map_or(OldValue::None, OldValue::Held), place };
+        let Section::Waiting { old, .. } = &mut self.section else { unreachable!("just now") };
         let drain = self.held.handle().drain;
-        match self.room.claim(kept, self.builder, drain, &machine.clock, deadline) {
+        match self.retirement.enter_write_section(old, self.builder, drain, &machine.clock, deadline) {
             Ok(old) => {
                 self.section = Section::Locked { old, place };
                 Ok(())
@@ -250,21 +249,20 @@ impl<'a, T: Send + Sync + 'static, C: Clock> Writer<'a, T, C> {
         }
     }
 
-    /// Puts back what is withheld without having been had: the time was up, or the clock panicked and the build has caught
-    /// that.
+    /// Restores the value if the lock was never acquired: the time was over, or the clock panicked and the build caught that.
     fn end_wait(&mut self) {
         if let Section::Waiting { .. } = self.section
-            && let Some(withheld) = self.section.end(&self.room)
+            && let Some(withheld) = self.section.end(&self.retirement)
         {
             self.retire(self.held.machine().put_back(withheld));
         }
     }
 
-    /// Publishes `value`, and lets go of the old one as the cell's `drain` says.
+    /// Publishes `value`, and drains the old one as the cell's [`Drain`] says.
     pub(super) fn publish(mut self, value: T, ttl: Ttl) -> Arc<Tracked<T>> {
         let drain = self.held.handle().drain;
-        let Published { served, generation, mut leftover, number } = self.conclude(value, ttl);
-        self.room.let_go(leftover.replaced.take(), number, drain, &self.held.machine().clock);
+        let Published { served, generation, mut leftover, taken } = self.conclude(value, ttl);
+        self.retirement.drain(leftover.replaced.take(), taken, drain, &self.held.machine().clock);
         let served = self.newest(served, generation);
         // The lease, if it is still held; then what may panic.
         drop(self);
@@ -272,15 +270,15 @@ impl<'a, T: Send + Sync + 'static, C: Clock> Writer<'a, T, C> {
         served
     }
 
-    /// As [`publish`](Writer::publish), for a task. If it is dropped while the old value drains, that goes to the
-    /// background, and the lease is released.
+    /// As [`publish`](Writer::publish), for a task. If the task is dropped while the old value drains, the value goes to the
+    /// background and the lease is released.
     #[cfg(feature = "async")]
     pub(super) async fn publish_async(mut self, value: T, ttl: Ttl) -> Arc<Tracked<T>> {
         let drain = self.held.handle().drain;
-        let Published { served, generation, mut leftover, number } = self.conclude(value, ttl);
+        let Published { served, generation, mut leftover, taken } = self.conclude(value, ttl);
         let machine = self.held.machine();
         let replaced = leftover.replaced.take();
-        self.room.let_go_async(replaced, number, drain, &machine.clock, || self.held.inside()).await;
+        self.retirement.drain_async(replaced, taken, drain, &machine.clock, || self.held.inside()).await;
         let served = self.newest(served, generation);
         drop(self);
         drop(leftover);
@@ -289,20 +287,19 @@ impl<'a, T: Send + Sync + 'static, C: Clock> Writer<'a, T, C> {
 
     fn conclude(&mut self, value: T, ttl: Ttl) -> Published<T> {
         self.end_wait();
-        let Self { room, held, section, .. } = self;
-        let value = Arc::new(Tracked::new(value, room));
+        let Self { retirement, held, section, .. } = self;
+        let value = Arc::new(Tracked::new(value, retirement));
         let drains = matches!(held.handle().drain, Drain::Wait(_));
-        let note = |new: &Arc<_>, slot: &Slot<_>| room.published(new, slot.load().as_ref(), drains);
+        let note = |new: &Arc<_>, _: &Slot<_>| retirement.published(new, drains);
         // Before the lease may be released: if it is not published, the next writer must wait for its reader.
-        room.let_loose(&value);
+        retirement.add_unpublished(&value);
         let output = BuildOutput { value, ttl, renews: false, release: !drains, fresh_until: None };
         let Concluded { served, record, leftover, .. } = held.conclude(output, note);
-        let mut number = None;
-        if let Section::Locked { old, .. } = std::mem::replace(section, Section::Open) {
-            number = old.map(|(number, old)| room.take_in(number, old));
-            room.leave_section();
-        }
-        Published { served, generation: record.map(|record| record.generation), leftover, number }
+        let taken = match std::mem::replace(section, Section::Open) {
+            Section::Locked { old, .. } => retirement.end_write_section(old),
+            Section::Open | Section::Waiting { .. } => None,
+        };
+        Published { served, generation: record.map(|record| record.generation), leftover, taken }
     }
 
     /// What the caller of the build gets when the old value has drained, which may have taken long: what was published
@@ -317,8 +314,8 @@ impl<'a, T: Send + Sync + 'static, C: Clock> Writer<'a, T, C> {
 
     /// The build has failed.
     pub(super) fn fail(mut self, error: SharedError) -> SharedError {
-        let Self { room, held, section, .. } = &mut self;
-        let rejected = held.fail_with(&error, || section.end(room));
+        let Self { retirement, held, section, .. } = &mut self;
+        let rejected = held.fail_with(&error, || section.end(retirement));
         self.retire(rejected);
         error
     }
@@ -328,11 +325,10 @@ impl<'a, T: Send + Sync + 'static, C: Clock> Writer<'a, T, C> {
         self.held.note_panic(panic);
     }
 
-    /// What could not be put back, because it was cleared, waits for its turn.
+    /// Retires a value that is not put back because it was cleared.
     fn retire(&self, cleared: Option<Arc<Tracked<T>>>) {
         if let Some(cleared) = cleared {
-            self.room.retire_withheld(&cleared);
-            self.room.release(Some(cleared));
+            self.retirement.retire_withheld(cleared);
         }
     }
 }
@@ -340,7 +336,7 @@ impl<'a, T: Send + Sync + 'static, C: Clock> Writer<'a, T, C> {
 impl<T: Send + Sync + 'static, C: Clock> Drop for Writer<'_, T, C> {
     /// A build that ends without a result: it panicked.
     fn drop(&mut self) {
-        let withheld = self.section.end(&self.room);
+        let withheld = self.section.end(&self.retirement);
         let rejected = self.held.give_back(withheld);
         self.retire(rejected);
     }

@@ -182,13 +182,6 @@ fn a_callback_that_sets_its_cell_does_not_recurse() {
 
 #[test]
 fn a_hook_that_is_dropped_by_its_callback_is_called_for_the_last_time() {
-    struct Bomb;
-    impl Drop for Bomb {
-        fn drop(&mut self) {
-            assert!(thread::panicking(), "a planned panic");
-        }
-    }
-
     let (cell, _clock) = cell();
     let (slot, calls) = (Arc::new(Mutex::new(None::<Hook>)), Arc::new(AtomicU32::new(0)));
     let captured = Arc::new(());
@@ -225,6 +218,13 @@ fn a_callback_may_drop_the_last_handle_of_its_cell() {
 
 #[test]
 fn what_a_callback_captures_is_dropped_with_its_hook() {
+    struct Bomb;
+    impl Drop for Bomb {
+        fn drop(&mut self) {
+            assert!(thread::panicking(), "a planned panic");
+        }
+    }
+
     let (cell, _clock) = cell::<u32>();
     let captured = Arc::new(());
     let hook = cell.on_publish({

@@ -1,0 +1,264 @@
+//! What becomes of the values of a cell: published, retired, drained, finalised.
+//!
+//! Every way to read a [`Tracked`] value holds a reference to its `Arc`: a `ReaderArc`, a `ReadGuard`, the slot. So the last
+//! reader has left when `Tracked` is dropped, and choosing a value and registering as its reader are one step: the step that
+//! takes the reference.
+//!
+//! | state | where the `T` is | moved on by |
+//! |---|---|---|
+//! | unpublished, number 0 | in its `Arc` | publication gives it the next number; else its last reader |
+//! | current | in its `Arc`, which the slot shares | the next publication or a `clear`: it is *retired* |
+//! | withheld | in its `Arc`, or with the writer | the end of the build: it is current again, or *retired* |
+//! | retired | in its `Arc`, which readers share | the last reader: it is *drained* |
+//! | drained | in the [`RetirementQueue`] | its turn: it is *finalised*, by value, once |
+//!
+//! The value that is current when the cell is dropped is dropped, not finalised.
+//!
+//! # Locks
+//!
+//! The lock of [`Retirement`] may be taken under the cell's lock (by [`Retirement::published`] and [`Retirement::cleared`]),
+//! never the other way round. No user code runs under it.
+
+use crate::own_thread::{JoinHandle, ThreadBuilder};
+use crate::sync::{Arc, AtomicU64, Mutex, OnceCell, Ordering, Thread, ThreadId};
+use crate::trace;
+use crate::wait::WaitQueue;
+
+use super::queue::RetirementQueue;
+
+/// A value that reports when its last reader has left.
+#[allow(unreachable_pub, missing_debug_implementations)] // named by a sealed trait
+pub struct Tracked<T> {
+    /// `None` only in its drop.
+    value: Option<T>,
+    /// Its place in the order of publication; 0 before that.
+    number: AtomicU64,
+    retirement: Arc<Retirement<T>>,
+}
+
+impl<T> Tracked<T> {
+    pub(crate) fn new(value: T, retirement: &Arc<Retirement<T>>) -> Self {
+        Self::numbered(value, 0, retirement)
+    }
+
+    /// A value that a writer had taken out, to be put back into its place.
+    pub(crate) fn numbered(value: T, number: u64, retirement: &Arc<Retirement<T>>) -> Self {
+        Self { value: Some(value), number: AtomicU64::new(number), retirement: Arc::clone(retirement) }
+    }
+
+    #[inline]
+    pub(crate) fn value(&self) -> &T {
+        match &self.value {
+            Some(value) => value,
+            None => unreachable!("a value is there until its last reader has left"),
+        }
+    }
+
+    pub(crate) fn number(&self) -> u64 {
+        // Relaxed: written once, before the value becomes visible. Whatever made the value visible orders this too.
+        self.number.load(Ordering::Relaxed)
+    }
+}
+
+impl<T> Drop for Tracked<T> {
+    fn drop(&mut self) {
+        if let Some(value) = self.value.take() {
+            let number = self.number();
+            let retirement = Arc::clone(&self.retirement);
+            retirement.drained(number, std::ptr::from_ref(self).addr(), value);
+            retirement.schedule_finalizer(retirement.state.lock());
+        }
+    }
+}
+
+/// Retires the values of one cell. The cell and each of its values hold a reference to it.
+pub(crate) struct Retirement<T> {
+    pub(super) state: Mutex<State<T>>,
+    pub(super) finalizer: Box<dyn Fn(T) + Send + Sync>,
+    name: OnceCell<&'static str>,
+    /// How to start the cell's own thread. Set where `T` is known to be `Send` and `'static`.
+    pub(super) start: fn(Arc<Self>) -> std::io::Result<JoinHandle<()>>,
+}
+
+pub(super) struct State<T> {
+    pub(super) queue: RetirementQueue<Tracked<T>, T>,
+    pub(super) build_drain: BuildDrain,
+    pub(super) write_section: WriteSection<T>,
+    /// The cell's own thread, while it runs.
+    pub(super) thread: Option<JoinHandle<()>>,
+    /// The cell has been dropped.
+    pub(super) is_closed: bool,
+    pub(super) waiters: WaitQueue<Awaited>,
+}
+
+/// The wait of the latest build under [`Drain::Wait`](super::Drain::Wait) for the readers of the value that it has replaced.
+#[derive(Default)]
+pub(super) struct BuildDrain {
+    /// Of that value; 0 if there was no such build.
+    pub(super) number: u64,
+    /// The build no longer waits: a reader of that value waits for the build.
+    pub(super) is_abandoned: bool,
+}
+
+/// What the build does that has asked for the write lock.
+pub(super) enum WriteSection<T> {
+    /// There is no such build, or it waits for older values.
+    None,
+    /// It waits for the last reader of the value with this number, which it has withheld.
+    Waiting { number: u64, writer: Thread },
+    /// That reader has left, and has handed the value over.
+    HandedOver(T),
+    /// It has the write lock. `builder` is the thread that builds, `taken` the number of the value that it has taken out.
+    Entered { builder: ThreadId, taken: Option<u64> },
+}
+
+/// What a waiter waits for.
+#[derive(Clone, Copy)]
+pub(crate) enum Awaited {
+    /// All values up to this number are finalised.
+    Finalized(u64),
+    /// The same, or the drain of a build that waits for this number is abandoned. The waiter runs the finalizer itself.
+    Drained(u64),
+    /// All values up to `older` are finalised, there is no unpublished value, and no finalizer runs. If it `helps`, the waiter
+    /// runs the finalizer itself.
+    Exclusive { older: u64, helps: bool },
+}
+
+impl Awaited {
+    pub(super) fn number(self) -> u64 {
+        match self {
+            Self::Finalized(number) | Self::Drained(number) | Self::Exclusive { older: number, .. } => number,
+        }
+    }
+
+    pub(super) fn helps(self) -> bool {
+        matches!(self, Self::Drained(_) | Self::Exclusive { helps: true, .. })
+    }
+
+    pub(super) fn is_over<T>(self, state: &State<T>) -> bool {
+        let is_finalized = self.number() <= state.queue.finalized();
+        match self {
+            Self::Finalized(_) => is_finalized,
+            Self::Drained(number) => {
+                let drain = &state.build_drain;
+                is_finalized || (drain.is_abandoned && drain.number == number)
+            }
+            Self::Exclusive { .. } => is_finalized && state.queue.is_idle(),
+        }
+    }
+}
+
+impl<T: Send + Sync + 'static> Retirement<T> {
+    pub(crate) fn new(finalizer: impl Fn(T) + Send + Sync + 'static) -> Arc<Self> {
+        Arc::new(Self {
+            state: Mutex::new(State {
+                queue: RetirementQueue::default(),
+                build_drain: BuildDrain::default(),
+                write_section: WriteSection::None,
+                thread: None,
+                is_closed: false,
+                waiters: WaitQueue::default(),
+            }),
+            finalizer: Box::new(finalizer),
+            name: OnceCell::new(),
+            start: |retirement| {
+                ThreadBuilder::new().name("dogpile-finalizer".into()).spawn(move || retirement.run_thread())
+            },
+        })
+    }
+}
+
+impl<T> Retirement<T> {
+    /// For the log. The first one stays.
+    pub(crate) fn set_name(&self, name: &'static str) {
+        let _ = self.name.set(name);
+    }
+
+    pub(super) fn name(&self) -> Option<&'static str> {
+        self.name.get().copied()
+    }
+
+    /// Replaced values whose finalizer has not finished.
+    pub(crate) fn retired(&self) -> usize {
+        let state = self.state.lock();
+        usize::try_from(state.queue.last_retired() - state.queue.finalized()).unwrap_or(usize::MAX)
+    }
+
+    /// Outstanding `ReaderArc`s.
+    pub(crate) fn readers(&self) -> usize {
+        self.state.lock().queue.readers()
+    }
+}
+
+/// Called by the cell's machine, under its lock.
+impl<T> Retirement<T> {
+    /// `new` becomes visible and replaces the current value. `drains`: a build has made it, and waits for the readers of the
+    /// replaced value.
+    pub(crate) fn published(&self, new: &Arc<Tracked<T>>, drains: bool) {
+        let mut state = self.state.lock();
+        let replaced = state.queue.current();
+        // Relaxed: made visible together with the value.
+        new.number.store(state.queue.publish(new), Ordering::Relaxed);
+        if drains && let Some(number) = replaced {
+            state.build_drain = BuildDrain { number, is_abandoned: false };
+        }
+    }
+
+    /// The current value is taken away. `old` is `None` if a writer has withheld it: then the writer releases it later.
+    pub(crate) fn cleared(&self, old: Option<&Arc<Tracked<T>>>) {
+        self.state.lock().queue.retire_current(old.is_none());
+    }
+}
+
+/// Values that are built, and values that lose their last reference.
+impl<T> Retirement<T> {
+    /// A build has made `value`. Its caller becomes a reader even if the value is not published, and then the next writer
+    /// waits for that reader.
+    pub(crate) fn add_unpublished(&self, value: &Arc<Tracked<T>>) {
+        self.state.lock().queue.add_unpublished(value);
+    }
+
+    /// The last reference to the value with this number and at this address is gone.
+    fn drained(&self, number: u64, address: usize, value: T) {
+        let mut state = self.state.lock();
+        if let WriteSection::Waiting { number: awaited, writer } = &state.write_section
+            && *awaited == number
+        {
+            let writer = writer.clone();
+            state.write_section = WriteSection::HandedOver(value);
+            drop(state);
+            writer.unpark();
+        } else if state.is_closed && state.queue.current() == Some(number) {
+            drop(state);
+            drop(value);
+        } else {
+            let since = state.queue.drained(number, address, value);
+            drop(state);
+            if let Some(since) = since {
+                trace::drained(self.name(), number, since);
+            }
+        }
+    }
+
+    /// Drops a reference that is no reader's. Unlike the last reader, it leaves a drained value to the caller: no other thread
+    /// is woken.
+    pub(super) fn release(&self, value: Option<Arc<Tracked<T>>>) {
+        let address = value.as_ref().map_or(0, |value| Arc::as_ptr(value).addr());
+        if let Some(mut last) = value.and_then(Arc::into_inner)
+            && let Some(value) = last.value.take()
+        {
+            self.drained(last.number(), address, value);
+        }
+    }
+
+    /// Drops the reference to a value that has been retired, and leaves the rest to the background.
+    pub(crate) fn retire(self: &Arc<Self>, value: Option<Arc<Tracked<T>>>) {
+        self.release(value);
+        let mut state = self.state.lock();
+        if state.queue.finalized() < state.queue.last_retired() {
+            // It will be needed.
+            self.start_thread(&mut state);
+        }
+        self.schedule_finalizer(state);
+    }
+}
