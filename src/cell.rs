@@ -62,10 +62,8 @@ use std::panic::Location;
 use std::time::Duration;
 
 use crate::error::{BoxError, RefreshError, SharedError};
-use crate::hook::{Change, Hook, hook_on_change, hook_on_publish};
 use crate::policy::{Freshness, Policy};
 use crate::stats::Stats;
-use crate::subscription::Subscription;
 use crate::sync::{Arc, const_fn};
 use crate::time::{Clock, SystemClock, nanos};
 
@@ -240,118 +238,6 @@ impl<T, C> DogpileCell<T, C> {
     pub const fn named(mut self, name: &'static str) -> Self {
         self.machine.name = Some(name);
         self
-    }
-
-    /// Follows the cell's publications, without ever building one. See [`Subscription`].
-    ///
-    /// Of a cell in a `static` it is a `Subscription<'static, _, _>`; of one in an [`Arc`] see
-    /// [`subscribe_owned`](DogpileCell::subscribe_owned).
-    ///
-    /// # Examples
-    ///
-    /// ```
-    /// use dogpile::DogpileCell;
-    /// use std::time::Duration;
-    ///
-    /// let cell = DogpileCell::new(Duration::from_secs(60));
-    /// cell.set(1);
-    /// let mut subscription = cell.subscribe();
-    /// assert_eq!(*subscription.wait_changed(), 1);
-    /// assert!(!subscription.has_changed());
-    /// ```
-    pub fn subscribe(&self) -> Subscription<'_, T, C>
-    where
-        C: Clock,
-    {
-        Subscription::new(Handle::Borrowed(self))
-    }
-
-    /// As [`subscribe`](DogpileCell::subscribe); keeps the cell alive.
-    ///
-    /// # Examples
-    ///
-    /// ```
-    /// use dogpile::DogpileCell;
-    /// use std::sync::Arc;
-    /// use std::time::Duration;
-    ///
-    /// let cell = Arc::new(DogpileCell::new(Duration::from_secs(60)));
-    /// let mut subscription = cell.subscribe_owned();
-    /// let waiter = std::thread::spawn(move || *subscription.wait_changed());
-    /// cell.set(7);
-    /// assert_eq!(waiter.join().unwrap(), 7);
-    /// ```
-    pub fn subscribe_owned(self: &Arc<Self>) -> Subscription<'static, T, C>
-    where
-        C: Clock,
-    {
-        Subscription::new(Handle::Shared(Arc::clone(self)))
-    }
-
-    /// Calls `callback` after each publication, on the thread that published, without a lock. See [`Hook`].
-    ///
-    /// It is not called for the value that the cell holds already. To take one action at the start too, do it after this call.
-    ///
-    /// # Examples
-    ///
-    /// ```
-    /// use dogpile::DogpileCell;
-    /// use std::sync::Arc;
-    /// use std::sync::atomic::{AtomicU64, Ordering};
-    /// use std::time::Duration;
-    ///
-    /// let latest = Arc::new(AtomicU64::new(0));
-    /// let cell = DogpileCell::new(Duration::from_secs(60));
-    /// let hook = cell.on_publish({
-    ///     let latest = Arc::clone(&latest);
-    ///     move |snapshot| latest.store(snapshot.generation, Ordering::Relaxed)
-    /// });
-    /// cell.get_or_refresh(|| "a value");
-    /// assert_eq!(latest.load(Ordering::Relaxed), 1);
-    /// # drop(hook);
-    /// ```
-    pub fn on_publish(&self, callback: impl Fn(&Snapshot<T>) + Send + Sync + 'static) -> Hook
-    where
-        T: Send + Sync + 'static,
-        C: Clock,
-    {
-        hook_on_publish::<Self, _>(self, callback)
-    }
-
-    /// As [`on_publish`](DogpileCell::on_publish), also after `invalidate`, `clear` and `reset`.
-    ///
-    /// # Examples
-    ///
-    /// ```
-    /// use dogpile::{Change, DogpileCell};
-    /// use std::sync::{Arc, Mutex};
-    /// use std::time::Duration;
-    ///
-    /// let changes = Arc::new(Mutex::new(Vec::new()));
-    /// let cell = DogpileCell::new(Duration::from_secs(60));
-    /// let hook = cell.on_change({
-    ///     let changes = Arc::clone(&changes);
-    ///     move |change| {
-    ///         changes.lock().unwrap().push(match change {
-    ///             Change::Published(snapshot) => format!("published {}", snapshot.value),
-    ///             Change::Invalidated => "invalidated".to_owned(),
-    ///             Change::Cleared => "cleared".to_owned(),
-    ///             _ => "something new".to_owned(),
-    ///         });
-    ///     }
-    /// });
-    /// cell.set(1);
-    /// cell.invalidate();
-    /// cell.clear();
-    /// assert_eq!(*changes.lock().unwrap(), ["published 1", "invalidated", "cleared"]);
-    /// # drop(hook);
-    /// ```
-    pub fn on_change(&self, callback: impl Fn(&Change<T>) + Send + Sync + 'static) -> Hook
-    where
-        T: Send + Sync + 'static,
-        C: Clock,
-    {
-        hook_on_change::<Self, _>(self, callback)
     }
 }
 

@@ -21,7 +21,7 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::panic::{RefUnwindSafe, UnwindSafe};
 
-use crate::cell::{Attempt, Kind, Listener, Machine, Noted, Outcome, Record, Seen, Snapshot};
+use crate::cell::{Attempt, DogpileCell, Kind, Listener, Machine, Noted, Outcome, Record, Seen, Snapshot};
 use crate::contain::contain;
 use crate::policy::Freshness;
 use crate::sync::{Arc, Mutex, ThreadId, current_thread};
@@ -166,6 +166,75 @@ struct State<T> {
     running: Option<ThreadId>,
     /// Settled when it has returned: the hook's drop waits for it.
     returned: Option<Arc<Attempt<()>>>,
+}
+
+/// Hooks.
+impl<T, C> DogpileCell<T, C> {
+    /// Calls `callback` after each publication, on the thread that published, without a lock. See [`Hook`].
+    ///
+    /// It is not called for the value that the cell holds already. To take one action at the start too, do it after this call.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::DogpileCell;
+    /// use std::sync::Arc;
+    /// use std::sync::atomic::{AtomicU64, Ordering};
+    /// use std::time::Duration;
+    ///
+    /// let latest = Arc::new(AtomicU64::new(0));
+    /// let cell = DogpileCell::new(Duration::from_secs(60));
+    /// let hook = cell.on_publish({
+    ///     let latest = Arc::clone(&latest);
+    ///     move |snapshot| latest.store(snapshot.generation, Ordering::Relaxed)
+    /// });
+    /// cell.get_or_refresh(|| "a value");
+    /// assert_eq!(latest.load(Ordering::Relaxed), 1);
+    /// # drop(hook);
+    /// ```
+    pub fn on_publish(&self, callback: impl Fn(&Snapshot<T>) + Send + Sync + 'static) -> Hook
+    where
+        T: Send + Sync + 'static,
+        C: Clock,
+    {
+        hook_on_publish::<Self, _>(self, callback)
+    }
+
+    /// As [`on_publish`](DogpileCell::on_publish), also after `invalidate`, `clear` and `reset`.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::{Change, DogpileCell};
+    /// use std::sync::{Arc, Mutex};
+    /// use std::time::Duration;
+    ///
+    /// let changes = Arc::new(Mutex::new(Vec::new()));
+    /// let cell = DogpileCell::new(Duration::from_secs(60));
+    /// let hook = cell.on_change({
+    ///     let changes = Arc::clone(&changes);
+    ///     move |change| {
+    ///         changes.lock().unwrap().push(match change {
+    ///             Change::Published(snapshot) => format!("published {}", snapshot.value),
+    ///             Change::Invalidated => "invalidated".to_owned(),
+    ///             Change::Cleared => "cleared".to_owned(),
+    ///             _ => "something new".to_owned(),
+    ///         });
+    ///     }
+    /// });
+    /// cell.set(1);
+    /// cell.invalidate();
+    /// cell.clear();
+    /// assert_eq!(*changes.lock().unwrap(), ["published 1", "invalidated", "cleared"]);
+    /// # drop(hook);
+    /// ```
+    pub fn on_change(&self, callback: impl Fn(&Change<T>) + Send + Sync + 'static) -> Hook
+    where
+        T: Send + Sync + 'static,
+        C: Clock,
+    {
+        hook_on_change::<Self, _>(self, callback)
+    }
 }
 
 type SnapshotOf<K> = Snapshot<<K as Kind>::Value, <K as Kind>::Shared>;

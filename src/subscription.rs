@@ -12,17 +12,66 @@ use std::time::Duration;
 
 use crate::cell::{DogpileCell, Handle, Kind, Machine, Version};
 use crate::inside::is_building;
+use crate::sync::Arc;
 use crate::time::{Clock, FOREVER, SystemClock, deadline};
 
 #[cfg(feature = "async")]
 use {
     crate::cell::Attempt,
-    crate::sync::Arc,
     crate::wait::Entry,
     std::future::poll_fn,
     std::pin::Pin,
     std::task::{Context, Poll},
 };
+
+/// Following publications.
+impl<T, C> DogpileCell<T, C> {
+    /// Follows the cell's publications, without ever building one. See [`Subscription`].
+    ///
+    /// Of a cell in a `static` it is a `Subscription<'static, _, _>`; of one in an [`Arc`] see
+    /// [`subscribe_owned`](DogpileCell::subscribe_owned).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::DogpileCell;
+    /// use std::time::Duration;
+    ///
+    /// let cell = DogpileCell::new(Duration::from_secs(60));
+    /// cell.set(1);
+    /// let mut subscription = cell.subscribe();
+    /// assert_eq!(*subscription.wait_changed(), 1);
+    /// assert!(!subscription.has_changed());
+    /// ```
+    pub fn subscribe(&self) -> Subscription<'_, T, C>
+    where
+        C: Clock,
+    {
+        Subscription::new(Handle::Borrowed(self))
+    }
+
+    /// As [`subscribe`](DogpileCell::subscribe); keeps the cell alive.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::DogpileCell;
+    /// use std::sync::Arc;
+    /// use std::time::Duration;
+    ///
+    /// let cell = Arc::new(DogpileCell::new(Duration::from_secs(60)));
+    /// let mut subscription = cell.subscribe_owned();
+    /// let waiter = std::thread::spawn(move || *subscription.wait_changed());
+    /// cell.set(7);
+    /// assert_eq!(waiter.join().unwrap(), 7);
+    /// ```
+    pub fn subscribe_owned(self: &Arc<Self>) -> Subscription<'static, T, C>
+    where
+        C: Clock,
+    {
+        Subscription::new(Handle::Shared(Arc::clone(self)))
+    }
+}
 
 /// Follows the publications of a cell, without ever building a value. Made by
 /// [`DogpileCell::subscribe`](crate::DogpileCell::subscribe) and its twins on the other kinds of cells.
