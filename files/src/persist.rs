@@ -1,0 +1,712 @@
+//! A value that survives the process.
+//!
+//! # Who does what
+//!
+//! `attach` reads the file on the caller's thread ([`file`] says what it may find), and restores the value with its age
+//! ([`time`]). From then on a thread of its own, `dogpile-persist`, looks at the cell once per second or interval, whichever is
+//! shorter. If the last write was an interval ago, it writes what is new ([`Writer::step`]):
+//!
+//! | the cell | the file |
+//! |---|---|
+//! | holds the value that is in the file, restored or written | stays |
+//! | ... which was declared stale since | is written, and says so |
+//! | holds another one, or the same one renewed | is written, with the moment at which that was made |
+//! | is empty, and held what is in the file: it was cleared | is removed |
+//! | is empty, and held nothing yet | stays, whatever it is |
+//!
+//! The codec and the wall clock are code of the user's. They run on that thread, or in `attach`, and under no lock.
+
+mod codec;
+mod error;
+mod file;
+mod format;
+mod time;
+
+use std::any::Any;
+use std::fmt;
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use dogpile::{Freshness, Handle};
+use parking_lot::{Condvar, Mutex};
+
+use crate::Cell;
+use crate::trace;
+pub use codec::Codec;
+#[cfg(feature = "json")]
+pub use codec::Json;
+#[cfg(feature = "postcard")]
+pub use codec::Postcard;
+pub use error::{PersistError, PersistErrorKind};
+use file::{NotRead, Place};
+use format::{Header, is_name};
+use time::STEP;
+pub use time::{Moment, SystemWallClock, WallClock};
+
+/// No interval is shorter.
+const SHORTEST: Duration = Duration::from_millis(10);
+
+/// How often the cell is looked at, if the interval is not shorter.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// How long the last write, and one that is asked for, waits for another process that writes.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Writes a cell's value to a file, and restores it when the program starts: a warm start.
+///
+/// # What is restored
+///
+/// [`attach`](Persist::attach) reads the file, and restores the value with its true age, however long the program was not
+/// running: it is fresh, stale or expired by the cell's policy, as if it had been in the cell all the time. So a program whose
+/// source is down when it starts serves what it served before, if the policy allows values of that age. The age is at least
+/// what the clocks tell, and unlimited if they cannot: see [`WallClock`]. A value that was declared stale
+/// ([`invalidate`](dogpile::DogpileCell::invalidate)) comes back stale, and so does one whose own ttl is shorter than the
+/// policy's, since that ttl cannot be restored.
+///
+/// A file that is damaged, of another program, codec or schema, or of a later version of this crate is ignored:
+/// [`restored`](Persisted::restored) shows it, and the feature `tracing` warns of it. It stays until there is a value that
+/// replaces it.
+///
+/// # What is written
+///
+/// The newest value, at most once per [`interval`](Persist::interval), on a thread of its own; also when the value is renewed,
+/// since it is younger then. A restored value is not written. A cell that is cleared loses its file.
+///
+/// The file is written beside the old one, flushed and renamed. A process that is killed at any instant, or a host that
+/// crashes, leaves the old file or the new one, as far as its file system keeps what was flushed. On Unix, file mode 0600; a
+/// symbolic link in place of the file is not followed, but replaced; those on the way to its folder are followed. A
+/// folder that is missing is made, with mode 0700. Two more files are beside it, with the extensions
+/// `.lock` and `.new`.
+///
+/// Two processes may use one file. The newest value wins. Do not use one file for two cells.
+///
+/// # Dropping
+///
+/// Dropping the [`Persisted`] writes what has not been written yet, and joins the thread. Until then it keeps the cell alive.
+///
+/// # Examples
+///
+/// ```
+/// # #[cfg(feature = "json")] {
+/// use dogpile::DogpileCell;
+/// use dogpile_files::Persist;
+/// use std::sync::Arc;
+/// use std::time::Duration;
+///
+/// # let folder = tempfile::tempdir()?;
+/// # let path = folder.path().join("state/rates.json");
+/// let rates = Arc::new(DogpileCell::<Vec<f64>>::new(Duration::from_secs(60)));
+/// let persisted = Persist::json(&path).attach(&rates)?;
+/// assert!(rates.get().is_none()); // the first run
+/// rates.get_or_refresh(|| vec![1.0, 0.87]);
+/// drop(persisted);
+///
+/// // The next run.
+/// let rates = Arc::new(DogpileCell::<Vec<f64>>::new(Duration::from_secs(60)));
+/// let persisted = Persist::json(&path).attach(&rates)?;
+/// assert_eq!(*rates.get().unwrap(), [1.0, 0.87]);
+/// # drop(persisted);
+/// # }
+/// # Ok::<(), std::io::Error>(())
+/// ```
+#[must_use = "nothing is written until `attach` is called"]
+pub struct Persist<C, W = SystemWallClock> {
+    path: PathBuf,
+    codec: C,
+    clock: W,
+    interval: Duration,
+    schema: u32,
+}
+
+#[cfg(feature = "json")]
+impl Persist<Json> {
+    /// The value as JSON, by serde (feature `json`).
+    pub fn json(path: impl AsRef<Path>) -> Self {
+        Self::with_codec(path, Json)
+    }
+}
+
+#[cfg(feature = "postcard")]
+impl Persist<Postcard> {
+    /// The value as postcard, by serde (feature `postcard`): compact, but it does not describe itself. Change the
+    /// [`schema`](Persist::schema) with the type.
+    pub fn postcard(path: impl AsRef<Path>) -> Self {
+        Self::with_codec(path, Postcard)
+    }
+}
+
+impl<C> Persist<C> {
+    /// With a codec of your own. See [`Codec`].
+    pub fn with_codec(path: impl AsRef<Path>, codec: C) -> Self {
+        let path = path.as_ref().to_owned();
+        Self { path, codec, clock: SystemWallClock, interval: Duration::from_secs(1), schema: 0 }
+    }
+}
+
+impl<C, W: WallClock> Persist<C, W> {
+    /// The value is written at most once in this time. Default: 1 s; at least 10 ms. [`Duration::MAX`]: only by
+    /// [`flush`](Persisted::flush) and on drop.
+    ///
+    /// A value that is published after a longer time without a write is written within a second. One that is replaced before it
+    /// could be written never is.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # #[cfg(feature = "json")] {
+    /// use dogpile::DogpileCell;
+    /// use dogpile_files::Persist;
+    /// use std::time::Duration;
+    ///
+    /// static LIMIT: DogpileCell<u32> = DogpileCell::new(Duration::from_secs(60));
+    ///
+    /// # let folder = tempfile::tempdir()?;
+    /// # let path = folder.path().join("limit.json");
+    /// let persisted = Persist::json(&path).interval(Duration::from_secs(60)).attach(&LIMIT)?;
+    /// LIMIT.set(7);
+    /// drop(persisted); // does not wait for the interval
+    /// assert!(path.exists());
+    /// # }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn interval(mut self, interval: Duration) -> Self {
+        self.interval = interval.max(SHORTEST);
+        self
+    }
+
+    /// A number that stands in the file, and that you change when the type changes in a way that old files do not fit. A file
+    /// of another schema is not decoded. Default: 0.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # #[cfg(feature = "json")] {
+    /// use dogpile::DogpileCell;
+    /// use dogpile_files::{Persist, PersistErrorKind, Restored};
+    /// use std::time::Duration;
+    ///
+    /// static LIMIT: DogpileCell<u32> = DogpileCell::new(Duration::from_secs(60));
+    ///
+    /// # let folder = tempfile::tempdir()?;
+    /// # let path = folder.path().join("limit.json");
+    /// LIMIT.set(7);
+    /// Persist::json(&path).attach(&LIMIT)?.flush()?;
+    /// LIMIT.clear();
+    ///
+    /// let next_version = Persist::json(&path).schema(1).attach(&LIMIT)?;
+    /// let Restored::Ignored(error) = next_version.restored() else { unreachable!() };
+    /// assert_eq!(error.kind(), PersistErrorKind::Foreign);
+    /// # }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn schema(mut self, schema: u32) -> Self {
+        self.schema = schema;
+        self
+    }
+
+    /// With another clock, for tests.
+    pub fn wall_clock<V: WallClock>(self, clock: V) -> Persist<C, V> {
+        let Self { path, codec, interval, schema, .. } = self;
+        Persist { path, codec, clock, interval, schema }
+    }
+
+    /// Restores the value, and writes the file from now on, for `cell`: one in a `static` (`&CELL`), or in an [`Arc`]
+    /// (`&cell`, or `cell`).
+    ///
+    /// Call it before the cell is used: a cell that holds a value keeps that, and nothing is restored. Blocks while it reads
+    /// and decodes the file.
+    ///
+    /// # Errors
+    ///
+    /// [`io::ErrorKind::InvalidInput`] if the path names no file, or the codec's name cannot stand in it. An error of the
+    /// operating system if the thread cannot be started. A file that cannot be read, or not be written, is no error here.
+    pub fn attach<K>(self, cell: impl Into<Handle<'static, K>>) -> io::Result<Persisted>
+    where
+        K: Cell,
+        C: Codec<K::Value>,
+    {
+        let cell = cell.into();
+        let Self { path, codec, clock, interval, schema } = self;
+        let name = codec.name().to_owned();
+        if !is_name(&name) {
+            let text =
+                format!("a codec cannot be named {name:?}: 1 to 32 ASCII letters, digits, `-`, `_`, `.`");
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+        }
+        let place = Place::new(&path)?;
+        let as_given = path.clone();
+        let tick = (Instant::now(), clock.now());
+        let mut writer =
+            Writer { cell, codec, name, clock, schema, place, path, on_file: None, sight: None, tick };
+        let restored = writer.restore();
+        if let Restored::Ignored(error) = &restored {
+            trace::warn(&writer.path, &format!("nothing is restored: {error}"));
+        }
+        let shared = Arc::new(Shared::default());
+        let of_thread = Arc::clone(&shared);
+        let thread = thread::Builder::new()
+            .name("dogpile-persist".into())
+            .spawn(move || of_thread.run(&mut writer, interval))?;
+        Ok(Persisted { path: as_given, restored, shared, thread: Some(thread) })
+    }
+}
+
+/// What [`Persist::attach`] has restored.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum Restored {
+    /// A value.
+    Value {
+        /// How old it is; `None` if the clocks cannot tell, which counts as older than any limit.
+        age: Option<Duration>,
+    },
+    /// There is no file.
+    Nothing,
+    /// There is one that cannot be used. It stays until there is a value that replaces it.
+    Ignored(PersistError),
+    /// The file was not looked at: the cell holds a value already.
+    NotNeeded,
+}
+
+/// A cell whose value is written to a file. See [`Persist`].
+#[must_use = "dropping it ends the writing"]
+pub struct Persisted {
+    path: PathBuf,
+    restored: Restored,
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Persisted {
+    /// What was restored.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # #[cfg(feature = "json")] {
+    /// use dogpile::DogpileCell;
+    /// use dogpile_files::{Persist, Restored};
+    /// use std::time::Duration;
+    ///
+    /// static LIMIT: DogpileCell<u32> = DogpileCell::new(Duration::from_secs(60));
+    ///
+    /// # let folder = tempfile::tempdir()?;
+    /// # let path = folder.path().join("limit.json");
+    /// let persisted = Persist::json(&path).attach(&LIMIT)?;
+    /// assert!(matches!(persisted.restored(), Restored::Nothing));
+    /// # }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn restored(&self) -> &Restored {
+        &self.restored
+    }
+
+    /// Why the latest write failed; `None` if it succeeded. The next interval brings another try.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # #[cfg(feature = "json")] {
+    /// use dogpile::DogpileCell;
+    /// use dogpile_files::{Persist, PersistErrorKind};
+    /// use std::time::Duration;
+    ///
+    /// static LIMIT: DogpileCell<u32> = DogpileCell::new(Duration::from_secs(60));
+    ///
+    /// # let folder = tempfile::tempdir()?;
+    /// # let path = folder.path().join("limit.json");
+    /// std::fs::create_dir(&path)?; // in the way
+    /// let persisted = Persist::json(&path).interval(Duration::MAX).attach(&LIMIT)?;
+    /// LIMIT.set(7);
+    /// assert!(persisted.flush().is_err());
+    /// assert_eq!(persisted.last_error().unwrap().kind(), PersistErrorKind::Io);
+    /// # }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn last_error(&self) -> Option<PersistError> {
+        self.shared.state.lock().last_error.clone()
+    }
+
+    /// How often the file has been written.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # #[cfg(feature = "json")] {
+    /// use dogpile::DogpileCell;
+    /// use dogpile_files::Persist;
+    /// use std::time::Duration;
+    ///
+    /// static LIMIT: DogpileCell<u32> = DogpileCell::new(Duration::from_secs(60));
+    ///
+    /// # let folder = tempfile::tempdir()?;
+    /// # let path = folder.path().join("limit.json");
+    /// let persisted = Persist::json(&path).interval(Duration::MAX).attach(&LIMIT)?;
+    /// LIMIT.set(7);
+    /// persisted.flush()?;
+    /// persisted.flush()?; // nothing is new
+    /// assert_eq!(persisted.writes(), 1);
+    /// # }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn writes(&self) -> u64 {
+        self.shared.state.lock().writes
+    }
+
+    /// Writes what has not been written yet, and waits for that, whatever the interval.
+    ///
+    /// # Errors
+    ///
+    /// Why it could not be written.
+    ///
+    /// # Deadlocks
+    ///
+    /// None: called by the codec, it returns an error.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # #[cfg(feature = "json")] {
+    /// use dogpile::DogpileCell;
+    /// use dogpile_files::Persist;
+    /// use std::time::Duration;
+    ///
+    /// static LIMIT: DogpileCell<u32> = DogpileCell::new(Duration::from_secs(60));
+    ///
+    /// # let folder = tempfile::tempdir()?;
+    /// # let path = folder.path().join("limit.json");
+    /// let persisted = Persist::json(&path).attach(&LIMIT)?;
+    /// LIMIT.set(7);
+    /// persisted.flush()?;
+    /// assert!(std::fs::read_to_string(&path)?.ends_with("\n7"));
+    /// # }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn flush(&self) -> Result<(), PersistError> {
+        if self.is_own_thread() {
+            let error = "it cannot be flushed by its own codec";
+            return Err(PersistError::new(&self.path, PersistErrorKind::Codec, error));
+        }
+        self.shared.flush()
+    }
+
+    fn is_own_thread(&self) -> bool {
+        self.thread.as_ref().is_some_and(|thread| thread.thread().id() == thread::current().id())
+    }
+}
+
+impl Drop for Persisted {
+    fn drop(&mut self) {
+        self.shared.state.lock().is_stopped = true;
+        self.shared.condvar.notify_all();
+        let is_own = self.is_own_thread();
+        if let Some(thread) = self.thread.take().filter(|_| !is_own) {
+            // It contains the panics of the codec. One of the wall clock has been reported by the hook.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl fmt::Debug for Persisted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Persisted")
+            .field("path", &self.path)
+            .field("restored", &self.restored)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<C, W> fmt::Debug for Persist<C, W> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Persist")
+            .field("path", &self.path)
+            .field("interval", &self.interval)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What the owner and the thread share.
+#[derive(Default)]
+struct Shared {
+    state: Mutex<State>,
+    /// Notified when a flush is asked for or has ended, and when the thread is to stop or has ended.
+    condvar: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    is_stopped: bool,
+    has_ended: bool,
+    /// Flushes that were asked for, and those that have ended.
+    asked: u64,
+    answered: u64,
+    last_error: Option<PersistError>,
+    writes: u64,
+}
+
+/// Why the thread writes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum News {
+    /// It is time for a look.
+    Look,
+    Flush,
+    Stop,
+}
+
+impl Shared {
+    /// Waits for something that may have to be written.
+    ///
+    /// Today the cell is looked at from time to time. A cell that can notify of its publications would be waited for here, and
+    /// nowhere else.
+    fn wait_for_news(&self, interval: Duration) -> News {
+        let is_looking = interval < Duration::MAX;
+        let deadline = is_looking.then(|| Instant::now() + interval.min(LOOK));
+        let mut state = self.state.lock();
+        loop {
+            if state.is_stopped {
+                return News::Stop;
+            }
+            if state.asked > state.answered {
+                return News::Flush;
+            }
+            match deadline {
+                Some(deadline) if self.condvar.wait_until(&mut state, deadline).timed_out() => {
+                    return if state.is_stopped { News::Stop } else { News::Look };
+                }
+                Some(_) => {}
+                None => self.condvar.wait(&mut state),
+            }
+        }
+    }
+
+    fn run<K: Cell, C: Codec<K::Value>, W: WallClock>(
+        &self,
+        writer: &mut Writer<K, C, W>,
+        interval: Duration,
+    ) {
+        let _ended = Ended(self);
+        let mut latest: Option<Instant> = None;
+        loop {
+            let news = self.wait_for_news(interval);
+            if news == News::Look && latest.is_some_and(|latest| latest.elapsed() < interval) {
+                continue;
+            }
+            // Flushes that are asked for from now on may be about a later value.
+            let asked = self.state.lock().asked;
+            let mut result = writer.step();
+            let end = Instant::now() + PATIENCE;
+            while news != News::Look && result.as_ref().is_err_and(is_busy) && Instant::now() < end {
+                thread::sleep(SHORTEST);
+                result = writer.step();
+            }
+            if !matches!(result, Ok(false)) {
+                latest = Some(Instant::now());
+            }
+            self.note(result, asked, &writer.path);
+            if news == News::Stop {
+                return;
+            }
+        }
+    }
+
+    fn note(&self, result: Result<bool, PersistError>, asked: u64, path: &Path) {
+        let mut state = self.state.lock();
+        state.answered = asked;
+        let mut warning = None;
+        match result {
+            Ok(has_written) => {
+                state.writes += u64::from(has_written);
+                state.last_error = None;
+            }
+            // Another process writes: as long as the next try succeeds, nothing is wrong.
+            Err(error) => {
+                let text = error.to_string();
+                if state.last_error.as_ref().is_none_or(|former| former.to_string() != text) {
+                    warning = Some(text);
+                }
+                state.last_error = Some(error);
+            }
+        }
+        drop(state);
+        self.condvar.notify_all();
+        if let Some(text) = warning {
+            trace::warn(path, &format!("the value could not be written: {text}"));
+        }
+    }
+
+    fn flush(&self) -> Result<(), PersistError> {
+        let mut state = self.state.lock();
+        state.asked += 1;
+        let number = state.asked;
+        self.condvar.notify_all();
+        while state.answered < number && !state.has_ended {
+            self.condvar.wait(&mut state);
+        }
+        state.last_error.clone().map_or(Ok(()), Err)
+    }
+}
+
+fn is_busy(error: &PersistError) -> bool {
+    std::error::Error::source(error)
+        .and_then(|source| source.downcast_ref::<io::Error>())
+        .is_some_and(|error| error.kind() == io::ErrorKind::WouldBlock)
+}
+
+/// On drop, marks the thread as ended, so that no flush waits for it.
+struct Ended<'a>(&'a Shared);
+
+impl Drop for Ended<'_> {
+    fn drop(&mut self) {
+        self.0.state.lock().has_ended = true;
+        self.0.condvar.notify_all();
+    }
+}
+
+/// What the file is known to hold.
+struct OnFile {
+    /// The cell's generation.
+    generation: u64,
+    made: Moment,
+    is_stale: bool,
+    is_restored: bool,
+    /// Of the whole file; `None` if another process has written it.
+    checksum: Option<u32>,
+}
+
+/// The thread's.
+struct Writer<K: Cell, C, W> {
+    cell: Handle<'static, K>,
+    codec: C,
+    name: String,
+    clock: W,
+    schema: u32,
+    place: Place,
+    /// As it was given.
+    path: PathBuf,
+    on_file: Option<OnFile>,
+    /// The generation that was seen last, and when it was made.
+    sight: Option<(u64, Moment)>,
+    /// The last look at the clocks.
+    tick: (Instant, Moment),
+}
+
+impl<K: Cell, C: Codec<K::Value>, W: WallClock> Writer<K, C, W> {
+    fn restore(&mut self) -> Restored {
+        if self.cell.look().is_some() {
+            return Restored::NotNeeded;
+        }
+        let (line, bytes) = match self.place.read() {
+            Ok(read) => read,
+            Err(NotRead::Missing) => return Restored::Nothing,
+            Err(NotRead::Unreadable(why)) => {
+                return Restored::Ignored(PersistError::unreadable(&self.path, why));
+            }
+            Err(NotRead::Io(error)) => return Restored::Ignored(PersistError::io(&self.path, error)),
+        };
+        let Header { codec, schema, made, is_stale } = line.header;
+        if codec != self.name || schema != self.schema {
+            let text = format!(
+                "it holds schema {schema} of codec {codec:?}; this program reads schema {} of {:?}",
+                self.schema, self.name
+            );
+            return Restored::Ignored(PersistError::new(&self.path, PersistErrorKind::Foreign, text));
+        }
+        let value = match contained(|| self.codec.decode(&bytes)) {
+            Ok(value) => value,
+            Err(error) => {
+                return Restored::Ignored(PersistError::new(&self.path, PersistErrorKind::Codec, error));
+            }
+        };
+        let age = self.clock.now().age_since(made);
+        let generation = self.cell.put_back(value, age.unwrap_or(Duration::MAX), is_stale);
+        let checksum = Some(line.checksum);
+        self.on_file = Some(OnFile { generation, made, is_stale, is_restored: true, checksum });
+        self.sight = Some((generation, made));
+        Restored::Value { age }
+    }
+
+    /// Looks at the cell, and writes what there is to be written. Returns whether it has written.
+    fn step(&mut self) -> Result<bool, PersistError> {
+        let now = self.clock.now();
+        let (instant, moment) = std::mem::replace(&mut self.tick, (Instant::now(), now));
+        // The cell's clock stands still while the host is suspended.
+        let suspended = now.elapsed_since(moment).unwrap_or_default().saturating_sub(instant.elapsed());
+
+        let Some(seen) = self.cell.look() else { return self.remove().map(|()| false) };
+        let generation = seen.generation;
+        let made = match self.sight {
+            Some((of, made)) if of == generation => made.corrected(now),
+            _ => now.before(seen.age.saturating_add(suspended)),
+        };
+        self.sight = Some((generation, made));
+        // The shortest that the policy's own ttl can be. A value that is stale sooner was declared so, or will be by a ttl of
+        // its own, which cannot be restored.
+        let policy = self.cell.settings();
+        let least = policy.get_ttl() / 100 * (100 - u32::from(policy.get_jitter()).min(100));
+        let is_fresh = seen.freshness == Freshness::Fresh;
+        let fresh_until = if is_fresh { seen.age.saturating_add(seen.fresh_for) } else { seen.age };
+        let is_stale = fresh_until < least;
+
+        if let Some(on_file) = &self.on_file
+            && on_file.generation == generation
+            && (on_file.made == made || on_file.is_restored)
+            && (on_file.is_stale || !is_stale)
+        {
+            return Ok(false);
+        }
+        let bytes = contained(|| self.codec.encode(K::value(&seen.value)));
+        // Before the write, which may take long: of a `SyncReaderCell` this is a reader.
+        drop(seen);
+        let bytes = bytes.map_err(|error| PersistError::new(&self.path, PersistErrorKind::Codec, error))?;
+        let header = Header { codec: self.name.clone(), schema: self.schema, made, is_stale };
+        let (file, checksum) = header.seal(&bytes);
+        let own = self.on_file.as_ref().and_then(|on_file| on_file.checksum);
+        let has_written = self
+            .place
+            .write(&file, |line| {
+                let Header { codec, schema, made: theirs, .. } = &line.header;
+                let is_comparable = *codec == header.codec && *schema == header.schema;
+                // A time that is still to come is a clock that was set back, and no reason to keep a file.
+                let is_past = theirs.wall <= now.wall + STEP;
+                Some(line.checksum) != own && is_comparable && is_past && theirs.wall > made.wall
+            })
+            .map_err(|error| PersistError::io(&self.path, error))?;
+        let checksum = has_written.then_some(checksum);
+        self.on_file = Some(OnFile { generation, made, is_stale, is_restored: false, checksum });
+        Ok(has_written)
+    }
+
+    /// The cell was cleared.
+    fn remove(&mut self) -> Result<(), PersistError> {
+        self.sight = None;
+        if let Some(OnFile { checksum: Some(checksum), .. }) = self.on_file {
+            self.place
+                .remove(|line| line.checksum == checksum)
+                .map_err(|error| PersistError::io(&self.path, error))?;
+        }
+        self.on_file = None;
+        Ok(())
+    }
+}
+
+/// What the codec returns; a panic, which the hook has reported, as an error.
+fn contained<R>(codec: impl FnOnce() -> Result<R, dogpile::BoxError>) -> Result<R, dogpile::BoxError> {
+    catch_unwind(AssertUnwindSafe(codec)).unwrap_or_else(|panic| {
+        let text = text_of(&*panic);
+        // It may panic in turn.
+        let _ = catch_unwind(AssertUnwindSafe(|| drop(panic)));
+        Err(format!("the codec panicked: {text}").into())
+    })
+}
+
+fn text_of(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "with no text".to_owned())
+}

@@ -1,0 +1,80 @@
+//! What can go wrong with a persisted value.
+
+use std::error::Error;
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use dogpile::BoxError;
+
+use super::format::Unreadable;
+
+/// Why a value could not be restored or written. Displays as the path and the reason.
+#[derive(Clone, Debug)]
+pub struct PersistError {
+    path: PathBuf,
+    kind: PersistErrorKind,
+    error: Arc<dyn Error + Send + Sync>,
+}
+
+/// What is wrong. See [`PersistError::kind`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum PersistErrorKind {
+    /// The file is cut off, or its checksum does not fit.
+    Damaged,
+    /// The file was written by something else: another program, another codec, another schema.
+    Foreign,
+    /// The file was written by a later version of this crate.
+    Newer,
+    /// The codec could not encode the value or decode the bytes, or it panicked.
+    Codec,
+    /// The operating system reports an error: [`source`](Error::source) is an [`io::Error`].
+    Io,
+}
+
+impl PersistError {
+    pub(super) fn new(path: &Path, kind: PersistErrorKind, error: impl Into<BoxError>) -> Self {
+        Self { path: path.to_owned(), kind, error: error.into().into() }
+    }
+
+    pub(super) fn io(path: &Path, error: io::Error) -> Self {
+        Self::new(path, PersistErrorKind::Io, error)
+    }
+
+    pub(super) fn unreadable(path: &Path, why: Unreadable) -> Self {
+        match why {
+            Unreadable::Damaged(text) => Self::new(path, PersistErrorKind::Damaged, text),
+            Unreadable::Foreign(text) => Self::new(path, PersistErrorKind::Foreign, text),
+            Unreadable::Newer(version) => {
+                let text = format!("it was written by a later version of this crate, in format {version}");
+                Self::new(path, PersistErrorKind::Newer, text)
+            }
+        }
+    }
+
+    /// The file.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What is wrong.
+    #[must_use]
+    pub fn kind(&self) -> PersistErrorKind {
+        self.kind
+    }
+}
+
+impl fmt::Display for PersistError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.path.display(), self.error)
+    }
+}
+
+impl Error for PersistError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        Some(&*self.error)
+    }
+}

@@ -1,0 +1,202 @@
+//! Writes the file such that at any instant there is the old one or the new one.
+//!
+//! # A write
+//!
+//! For `rates.json`, with the bytes ready:
+//!
+//! | step | killed after it, there are |
+//! |---|---|
+//! | 1. lock `rates.json.lock`, which is made if it is missing (an advisory lock, which the system takes back) | the old file |
+//! | 2. look at the old file: if another process has written a newer value, end here | the old file |
+//! | 3. remove a `rates.json.new` that was left behind, and create it anew: mode 0600, exclusively, so that no link is followed | the old file, an empty new one |
+//! | 4. write all bytes to it | the old file, a new one that may be cut off |
+//! | 5. `fsync` it | the old file, a new one that is whole on the disk too |
+//! | 6. rename it to `rates.json` | the new file; after a crash of the host the old one or the new one |
+//! | 7. `fsync` the folder | the new file, after a crash of the host too |
+//! | 8. unlock | the new file |
+//!
+//! A file that is left behind as `rates.json.new` is never read. If another process holds the lock, the write fails at once,
+//! and is tried again after the next interval.
+//!
+//! A reader needs no lock: it opens either the old file or the new one, and both are whole.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+
+use super::format::{LONGEST_LINE, Line, Unreadable};
+
+#[derive(Clone, Debug)]
+pub(super) struct Place {
+    pub(super) path: PathBuf,
+    folder: PathBuf,
+    lock: PathBuf,
+    new: PathBuf,
+}
+
+/// Why there is nothing to be restored.
+pub(super) enum NotRead {
+    Missing,
+    Unreadable(Unreadable),
+    Io(io::Error),
+}
+
+impl From<io::Error> for NotRead {
+    fn from(error: io::Error) -> Self {
+        if error.kind() == io::ErrorKind::NotFound { Self::Missing } else { Self::Io(error) }
+    }
+}
+
+impl From<Unreadable> for NotRead {
+    fn from(unreadable: Unreadable) -> Self {
+        Self::Unreadable(unreadable)
+    }
+}
+
+impl Place {
+    pub(super) fn new(path: &Path) -> io::Result<Self> {
+        let path = std::path::absolute(path)?;
+        let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "the path of a persisted value names no file",
+            ));
+        };
+        let beside = |extension: &str| {
+            let mut name = name.to_owned();
+            name.push(extension);
+            folder.join(name)
+        };
+        Ok(Self { folder: folder.to_owned(), lock: beside(".lock"), new: beside(".new"), path })
+    }
+
+    /// The line of the file, and the file after it.
+    fn read_line(&self) -> Result<(Line, File, Vec<u8>), NotRead> {
+        let mut options = OpenOptions::new();
+        options.read(true);
+        no_link(&mut options);
+        let file = options.open(&self.path)?;
+        let metadata = file.metadata()?;
+        if !metadata.is_file() {
+            let error = io::Error::new(io::ErrorKind::InvalidInput, "it is no regular file");
+            return Err(NotRead::Io(error));
+        }
+        let mut start = Vec::with_capacity(LONGEST_LINE);
+        (&file).take(LONGEST_LINE as u64).read_to_end(&mut start)?;
+        let line = Line::read(&start)?;
+        // Before anything is read of a file that may have any size.
+        if metadata.len() != line.length.saturating_add(line.end as u64) {
+            return Err(Unreadable::Damaged("it is cut off, or something was appended").into());
+        }
+        let rest = start.split_off(line.end);
+        Ok((line, file, rest))
+    }
+
+    /// The line and the bytes.
+    pub(super) fn read(&self) -> Result<(Line, Vec<u8>), NotRead> {
+        let (line, file, mut bytes) = self.read_line()?;
+        file.take(line.length.saturating_add(1)).read_to_end(&mut bytes)?;
+        if line.is_of(&bytes) {
+            Ok((line, bytes))
+        } else {
+            Err(Unreadable::Damaged("its checksum does not fit").into())
+        }
+    }
+
+    /// Writes the file, unless `keeps` says that what is there is to stay. Returns whether it has written.
+    pub(super) fn write(&self, file: &[u8], keeps: impl FnOnce(&Line) -> bool) -> io::Result<bool> {
+        let _lock = self.lock()?;
+        if self.read_line().is_ok_and(|(line, ..)| keeps(&line)) {
+            return Ok(false);
+        }
+        let result = self.replace(file);
+        if result.is_err() {
+            // Not half a file in the way of others, where the disk is full.
+            let _ = fs::remove_file(&self.new);
+        }
+        result.map(|()| true)
+    }
+
+    fn replace(&self, bytes: &[u8]) -> io::Result<()> {
+        match fs::remove_file(&self.new) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let mut options = OpenOptions::new();
+        options.write(true).create_new(true);
+        private(&mut options);
+        let mut file = options.open(&self.new)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        fs::rename(&self.new, &self.path)?;
+        self.sync_folder()
+    }
+
+    /// Removes the file, if `is_it` says that it is the one.
+    pub(super) fn remove(&self, is_it: impl FnOnce(&Line) -> bool) -> io::Result<()> {
+        let _lock = self.lock()?;
+        if self.read_line().is_ok_and(|(line, ..)| is_it(&line)) {
+            fs::remove_file(&self.path)?;
+            self.sync_folder()?;
+        }
+        Ok(())
+    }
+
+    fn sync_folder(&self) -> io::Result<()> {
+        // Windows has no such thing.
+        #[cfg(unix)]
+        File::open(&self.folder)?.sync_all()?;
+        #[cfg(not(unix))]
+        let _ = &self.folder;
+        Ok(())
+    }
+
+    fn lock(&self) -> io::Result<File> {
+        let open = || {
+            let mut options = OpenOptions::new();
+            options.write(true).create(true).truncate(false);
+            no_link(&mut options);
+            private(&mut options);
+            options.open(&self.lock)
+        };
+        let file = open().or_else(|error| {
+            if error.kind() != io::ErrorKind::NotFound {
+                return Err(error);
+            }
+            let mut builder = DirBuilder::new();
+            builder.recursive(true);
+            #[cfg(unix)]
+            std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+            builder.create(&self.folder)?;
+            open()
+        })?;
+        match fs4::FileExt::try_lock(&file) {
+            Ok(()) => Ok(file),
+            Err(fs4::TryLockError::WouldBlock) => Err(io::Error::new(
+                io::ErrorKind::WouldBlock,
+                "another process is writing the file at this moment",
+            )),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+/// A symbolic link is an error, and a FIFO is not waited for.
+fn no_link(options: &mut OpenOptions) {
+    #[cfg(unix)]
+    {
+        use rustix::fs::OFlags;
+        use std::os::unix::fs::OpenOptionsExt;
+        options.custom_flags((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed());
+    }
+    #[cfg(not(unix))]
+    let _ = options;
+}
+
+/// For the owner only.
+fn private(options: &mut OpenOptions) {
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(options, 0o600);
+    #[cfg(not(unix))]
+    let _ = options;
+}

@@ -1,0 +1,454 @@
+//! The files as one state.
+//!
+//! # What is one state
+//!
+//! A read is: *look* where all paths lead and what stands there ([`Print`]), open and read all files, look again. If the
+//! second look finds what the first one did, no file and no link was changed between the two, and what was read is one state.
+//! If not, all of it is read again.
+//!
+//! That is not enough for two reasons. A file system takes its time stamps from a clock that moves in steps of some
+//! milliseconds, so two changes can have the same stamp. And between the writes of two files, as of a certificate and its key,
+//! there is a state that is not meant to be read. So a state is read only when it is *settled*: its prints have been the same,
+//! and there was no notification, for the time of `debounce`. The first state is also settled if it is older than that by the
+//! time of day. Files that never settle are read after ten times `debounce`; if they change during that read too, the read is
+//! an error.
+//!
+//! # When it is read again
+//!
+//! - After a change that no read covers (see [`super::changes`]).
+//! - At a poll, if the prints differ from those of the last read; and at each poll until the same prints have been read again
+//!   two seconds later, since a change within one step of the file system's clock leaves the same prints.
+//! - By a build that needs the content, because there is no value, or the last one was made from other content.
+//!
+//! # Not modified
+//!
+//! A state has a digest: of the contents, and of the error of each file that cannot be read. The watching thread asks for a
+//! build only if the digest differs from that of the state which the last build was given. So the same bytes lead to no build
+//! and no publication. (The digest has 64 bits and a random key: a change is missed with a probability of 2^-64.)
+//!
+//! A build that has another cause (the policy's ttl, `invalidate`) returns `NotModified` if there is a value, and the digest is
+//! that of the last state that was parsed successfully.
+
+use std::fs::{self, File, FileType, OpenOptions};
+use std::hash::{BuildHasher, Hash, Hasher, RandomState};
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use dogpile::BoxError;
+use parking_lot::Mutex;
+
+use super::changes::{Changes, Stopped};
+use super::files::{Content, Entry, FileError, Files};
+use super::notifier::Notifier;
+use super::trail::{Print, Stat};
+
+/// After the time for settling is over.
+const MAX_READS: u32 = 5;
+
+/// The longest step of a file system's clock: that of FAT.
+const STAMP: Duration = Duration::from_secs(2);
+
+/// One state of all the files.
+pub(super) struct State {
+    prints: Vec<Print>,
+    pub(super) digest: u64,
+    pub(super) files: Files,
+}
+
+/// What is remembered of the last read.
+struct Known {
+    prints: Vec<Print>,
+    /// When these prints were first read.
+    since: Instant,
+    /// They were read once more, [`STAMP`] later: a change since then has left other prints.
+    is_confirmed: bool,
+    digest: u64,
+}
+
+/// The state that the last build was given. Under a lock of its own, since a build that has ended waits for no read.
+#[derive(Clone, Copy)]
+pub(super) struct Given {
+    digest: u64,
+    /// It has become a value.
+    is_good: bool,
+}
+
+/// See [`Given`].
+pub(super) type LastGiven = Arc<Mutex<Option<Given>>>;
+
+/// The state of this digest has become a value.
+pub(super) fn is_good(given: &LastGiven, digest: u64) {
+    if let Some(given) = given.lock().as_mut().filter(|given| given.digest == digest) {
+        given.is_good = true;
+    }
+}
+
+/// What the watching thread has to do.
+pub(super) enum Check {
+    Nothing,
+    AskForBuild,
+}
+
+/// What a build has to do.
+pub(super) enum ForBuild {
+    NotModified,
+    Parse(State),
+}
+
+/// Reads the files. Under one lock, so that the watching thread and a build do not read at the same time.
+pub(super) struct Reading {
+    /// As they were given.
+    paths: Vec<PathBuf>,
+    notifier: Notifier,
+    changes: Arc<Changes>,
+    debounce: Duration,
+    max_size: u64,
+    only_open: bool,
+    keys: RandomState,
+    known: Option<Known>,
+    given: LastGiven,
+    /// A new state that no build has been given yet.
+    ready: Option<State>,
+}
+
+pub(super) struct Limits {
+    pub(super) debounce: Duration,
+    pub(super) max_size: u64,
+    pub(super) only_open: bool,
+}
+
+enum Failed {
+    Stopped,
+    Busy(FileError),
+}
+
+impl From<Stopped> for Failed {
+    fn from(Stopped: Stopped) -> Self {
+        Self::Stopped
+    }
+}
+
+impl Reading {
+    pub(super) fn new(
+        paths: Vec<PathBuf>,
+        notifier: Notifier,
+        changes: Arc<Changes>,
+        limits: &Limits,
+    ) -> Self {
+        let &Limits { debounce, max_size, only_open } = limits;
+        Self {
+            paths,
+            notifier,
+            changes,
+            debounce,
+            max_size,
+            only_open,
+            keys: RandomState::new(),
+            known: None,
+            given: Arc::default(),
+            ready: None,
+        }
+    }
+
+    /// Why changes are found by polling only, as of the last look.
+    pub(super) fn failure(&self) -> Option<&str> {
+        self.notifier.failure()
+    }
+
+    pub(super) fn given(&self) -> LastGiven {
+        Arc::clone(&self.given)
+    }
+
+    /// Whether a state waits for a build that was asked for.
+    pub(super) fn is_waiting(&self) -> bool {
+        self.ready.is_some()
+    }
+
+    /// By the watching thread: has anything changed? `forced`: a state that could not be parsed is to be tried again.
+    pub(super) fn check(&mut self, forced: bool) -> Result<Check, Stopped> {
+        if self.changes.are_covered()
+            && let Some(known) = &self.known
+            && known.is_confirmed
+        {
+            let prints = self.notifier.look();
+            // Looking may have taken long: what has changed meanwhile is not covered.
+            if self.known.as_ref().is_some_and(|known| known.prints == prints) && self.changes.are_covered() {
+                return Ok(Check::Nothing);
+            }
+        }
+        match self.read() {
+            Ok(state) => {
+                let given = *self.given.lock();
+                let is_given =
+                    given.is_some_and(|given| given.digest == state.digest && (given.is_good || !forced));
+                if is_given {
+                    // Also if it has gone there and back since the last build.
+                    self.ready = None;
+                    return Ok(Check::Nothing);
+                }
+                self.ready = Some(state);
+                Ok(Check::AskForBuild)
+            }
+            Err(Failed::Stopped) => Err(Stopped),
+            // The build will find out the same, and it can tell.
+            Err(Failed::Busy(_)) => Ok(Check::AskForBuild),
+        }
+    }
+
+    /// By a build. `good`: the digest of the last state that was parsed, if there is still a value.
+    pub(super) fn for_build(&mut self, good: Option<u64>) -> Result<ForBuild, BoxError> {
+        let prints = self.notifier.look();
+        let is_current = self.changes.are_covered();
+        if let Some(known) = &self.known
+            && is_current
+            && known.prints == prints
+            && good == Some(known.digest)
+        {
+            self.ready = None;
+            *self.given.lock() = Some(Given { digest: known.digest, is_good: true });
+            return Ok(ForBuild::NotModified);
+        }
+        let state = match self.ready.take().filter(|ready| is_current && ready.prints == prints) {
+            Some(ready) => ready,
+            None => match self.read() {
+                Ok(state) => state,
+                Err(Failed::Stopped) if good.is_some() => return Ok(ForBuild::NotModified),
+                Err(Failed::Stopped) => return Err("the watch was dropped while it read the files".into()),
+                Err(Failed::Busy(error)) => return Err(error.into()),
+            },
+        };
+        let is_good = good == Some(state.digest);
+        *self.given.lock() = Some(Given { digest: state.digest, is_good });
+        Ok(if is_good { ForBuild::NotModified } else { ForBuild::Parse(state) })
+    }
+
+    fn read(&mut self) -> Result<State, Failed> {
+        let end = Instant::now().checked_add(self.debounce.saturating_mul(10));
+        let mut late = 0;
+        let mut first = None;
+        loop {
+            let prints = self.settle(first.take(), end)?;
+            let count = self.changes.count();
+            let files = Files {
+                entries: self
+                    .paths
+                    .iter()
+                    .zip(&prints)
+                    .map(|(path, print)| Entry { path: path.clone(), content: self.content(path, print) })
+                    .collect(),
+            };
+            let again = self.notifier.look();
+            if again == prints {
+                self.changes.cover(count);
+                let digest = self.digest(&files, &prints);
+                let now = Instant::now();
+                let former = self.known.as_ref().filter(|known| known.prints == prints);
+                let since = former.map_or(now, |known| known.since);
+                let is_confirmed = now.duration_since(since) >= STAMP;
+                self.known = Some(Known { prints: prints.clone(), since, is_confirmed, digest });
+                return Ok(State { prints, digest, files });
+            }
+            if end.is_some_and(|end| Instant::now() >= end) {
+                late += 1;
+                if late == MAX_READS {
+                    let number = again.iter().zip(&prints).position(|(again, print)| again != print);
+                    let busy =
+                        io::Error::new(io::ErrorKind::ResourceBusy, "went on changing while it was read");
+                    return Err(Failed::Busy(FileError::new(&self.paths[number.unwrap_or(0)], busy)));
+                }
+            }
+            first = Some(again);
+        }
+    }
+
+    /// Waits until a state is settled, until `end` at the latest. `seen`: what the last look has found.
+    fn settle(&mut self, seen: Option<Vec<Print>>, end: Option<Instant>) -> Result<Vec<Print>, Stopped> {
+        let mut since = Instant::now();
+        let mut prints = seen.unwrap_or_else(|| self.notifier.look());
+        let is_settled = match &self.known {
+            // It was settled when it was read.
+            Some(known) => known.prints == prints,
+            None => {
+                let now = SystemTime::now();
+                prints.iter().all(|print| print.is_older_than(self.debounce, now))
+            }
+        };
+        if is_settled {
+            return Ok(prints);
+        }
+        loop {
+            let quiet_since = self.changes.latest().map_or(since, |latest| latest.max(since));
+            let until = quiet_since.checked_add(self.debounce);
+            let now = Instant::now();
+            let is_over = end.is_some_and(|end| now >= end);
+            if until.is_some_and(|until| now >= until) || is_over {
+                let again = self.notifier.look();
+                if again == prints || is_over {
+                    return Ok(again);
+                }
+                prints = again;
+                since = Instant::now();
+            } else {
+                // Neither exists only if `debounce` is longer than the clock can tell.
+                let wake = [until, end].into_iter().flatten().min();
+                self.changes.sleep_until(wake.unwrap_or(now + Duration::from_secs(3600)))?;
+            }
+        }
+    }
+
+    fn content(&self, path: &Path, print: &Print) -> Result<Content, FileError> {
+        let read = || {
+            let (file, length) = open(&print.real, print.stat.as_ref())?;
+            if self.only_open {
+                return Ok(Content::Handle(file));
+            }
+            let max = self.max_size;
+            let too_large = |length: &str| {
+                let text = format!("has {length} bytes, and {max} are allowed: see `max_size`");
+                io::Error::new(io::ErrorKind::FileTooLarge, text)
+            };
+            if length > max {
+                return Err(too_large(&length.to_string()));
+            }
+            // Not as many as it says: a file of `/proc` says that it has none.
+            let mut bytes = Vec::new();
+            bytes.try_reserve_exact(usize::try_from(length).unwrap_or(usize::MAX))?;
+            file.take(max.saturating_add(1)).read_to_end(&mut bytes)?;
+            if bytes.len() as u64 > max {
+                return Err(too_large("more"));
+            }
+            Ok(Content::Bytes(bytes))
+        };
+        read().map_err(|error| FileError::new(path, error))
+    }
+
+    fn digest(&self, files: &Files, prints: &[Print]) -> u64 {
+        let mut hasher = self.keys.build_hasher();
+        for (entry, print) in files.entries.iter().zip(prints) {
+            match &entry.content {
+                Ok(Content::Bytes(bytes)) => (0, bytes).hash(&mut hasher),
+                Ok(Content::Handle(_)) => (1, print).hash(&mut hasher),
+                Err(error) => (2, error.to_string()).hash(&mut hasher),
+            }
+        }
+        hasher.finish()
+    }
+}
+
+/// Opens a regular file, and nothing else: to open a FIFO would wait for a writer, to open a device may do anything.
+fn open(path: &Path, stat: Option<&Stat>) -> io::Result<(File, u64)> {
+    let metadata = fs::metadata(path)?;
+    check_type(metadata.file_type())?;
+    let mut options = OpenOptions::new();
+    options.read(true);
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::OpenOptionsExt;
+        // In case it has become a FIFO since.
+        options.custom_flags(rustix::fs::OFlags::NONBLOCK.bits().cast_signed());
+    }
+    let file = options.open(path)?;
+    let metadata = file.metadata()?;
+    check_type(metadata.file_type())?;
+    if stat.is_none() {
+        // It was not there at the look, which is going to be repeated.
+        return Err(io::ErrorKind::NotFound.into());
+    }
+    Ok((file, metadata.len()))
+}
+
+fn check_type(kind: FileType) -> io::Result<()> {
+    if kind.is_file() {
+        return Ok(());
+    }
+    #[cfg(unix)]
+    let special = {
+        use std::os::unix::fs::FileTypeExt;
+        if kind.is_fifo() {
+            Some("a FIFO")
+        } else if kind.is_socket() {
+            Some("a socket")
+        } else if kind.is_block_device() || kind.is_char_device() {
+            Some("a device")
+        } else {
+            None
+        }
+    };
+    #[cfg(not(unix))]
+    let special = None;
+    let what = special.unwrap_or(if kind.is_dir() { "a folder" } else { "something else" });
+    Err(io::Error::new(io::ErrorKind::InvalidInput, format!("is {what}, not a regular file")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    fn reading(path: &Path) -> Reading {
+        let changes = Arc::new(Changes::default());
+        let paths = vec![path.to_owned()];
+        let notifier = Notifier::new(paths.clone(), false, Arc::clone(&changes));
+        let limits = Limits { debounce: Duration::ZERO, max_size: 100, only_open: false };
+        Reading::new(paths, notifier, changes, &limits)
+    }
+
+    impl Reading {
+        #[track_caller]
+        fn asks(&mut self) -> bool {
+            matches!(self.check(false), Ok(Check::AskForBuild))
+        }
+
+        #[track_caller]
+        fn build(&mut self) -> State {
+            let Ok(ForBuild::Parse(state)) = self.for_build(None) else {
+                panic!("there is nothing to be parsed")
+            };
+            is_good(&self.given, state.digest);
+            state
+        }
+    }
+
+    /// A file system whose clock moves in long steps cannot be had here, so the prints are made the same by hand.
+    #[test]
+    fn a_change_that_leaves_the_same_prints_is_found_by_the_first_polls() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().canonicalize().unwrap().join("file");
+        fs::write(&path, "first").unwrap();
+        let mut reading = reading(&path);
+        assert_eq!(reading.build().files.read(0).unwrap(), b"first");
+        assert!(!reading.asks());
+
+        fs::write(&path, "other").unwrap();
+        reading.known.as_mut().unwrap().prints = reading.notifier.look();
+        assert!(reading.asks());
+        assert_eq!(reading.build().files.read(0).unwrap(), b"other");
+
+        // Later than any step the prints tell, and a poll reads no more.
+        reading.known.as_mut().unwrap().since = Instant::now().checked_sub(STAMP).unwrap();
+        assert!(!reading.asks());
+        assert!(reading.known.as_ref().unwrap().is_confirmed);
+        fs::write(&path, "third").unwrap();
+        reading.known.as_mut().unwrap().prints = reading.notifier.look();
+        assert!(!reading.asks(), "it was read");
+        // A notification is always a reason.
+        reading.changes.add();
+        assert!(reading.asks());
+    }
+
+    #[test]
+    fn a_change_and_its_reversal_are_no_reason_for_a_build() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().canonicalize().unwrap().join("file");
+        fs::write(&path, "first").unwrap();
+        let mut reading = reading(&path);
+        let first = reading.build().digest;
+        fs::write(&path, "second").unwrap();
+        assert!(reading.asks() && reading.is_waiting());
+        fs::write(&path, "first").unwrap();
+        assert!(!reading.asks() && !reading.is_waiting());
+        assert!(matches!(reading.for_build(Some(first)), Ok(ForBuild::NotModified)));
+    }
+}

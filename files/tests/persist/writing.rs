@@ -1,0 +1,298 @@
+//! What is written, and when.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::{Duration, Instant};
+
+use dogpile::{BoxError, DogpileCell, LazyDogpile, Policy, SyncReaderCell};
+use dogpile_files::{Codec, Persist, PersistErrorKind, Persisted, Restored};
+use serde::{Deserialize, Serialize};
+
+use super::support::eventually;
+use super::{HOUR, NEVER, Place, cell, next_run};
+
+#[test]
+fn a_publication_is_written_within_the_interval_and_by_itself() {
+    let place = Place::new();
+    let cell = cell();
+    let persisted = Persist::json(&place.path).interval(Duration::from_millis(20)).attach(&cell).unwrap();
+    assert!(matches!(persisted.restored(), Restored::Nothing));
+    for text in ["first", "second"] {
+        cell.get_or_refresh(|| text.to_owned());
+        eventually("it is written", || next_run(&place.path).1.as_deref() == Some(text));
+        cell.clear();
+    }
+}
+
+#[test]
+fn the_first_publication_does_not_wait_for_a_long_interval() {
+    let place = Place::new();
+    let cell = cell();
+    let persisted = Persist::json(&place.path).interval(HOUR).attach(&cell).unwrap();
+    cell.set("first".to_owned());
+    eventually("it is written", || persisted.writes() == 1);
+    cell.set("second".to_owned());
+    drop(persisted);
+    assert_eq!(next_run(&place.path).1.unwrap(), "second");
+}
+
+#[test]
+fn the_newest_value_wins_and_most_are_never_written() {
+    const INTERVAL: Duration = Duration::from_millis(20);
+    let place = Place::new();
+    let cell = cell();
+    let start = Instant::now();
+    let persisted = Persist::json(&place.path).interval(INTERVAL).attach(&cell).unwrap();
+    for number in 0..100_000 {
+        cell.set(number.to_string());
+    }
+    persisted.flush().unwrap();
+    let most = 1 + start.elapsed().as_millis() / INTERVAL.as_millis();
+    let writes = persisted.writes();
+    assert!((1..=most).contains(&u128::from(writes)), "{writes} writes, {most} at most");
+    assert_eq!(next_run(&place.path).1.unwrap(), "99999");
+    persisted.flush().unwrap();
+    assert_eq!(persisted.writes(), writes, "nothing has changed");
+}
+
+#[test]
+fn the_drop_writes_what_has_not_been_written_yet() {
+    let place = Place::new();
+    let cell = cell();
+    let persisted = place.attach(&cell);
+    cell.set("last".to_owned());
+    assert!(!place.path.exists());
+    drop(persisted);
+    assert_eq!(next_run(&place.path).1.unwrap(), "last");
+    assert_eq!(Arc::strong_count(&cell), 1);
+}
+
+#[test]
+fn a_restored_value_is_not_written() {
+    let place = Place::new();
+    place.leave("of yesterday");
+    let before = (place.bytes(), fs::metadata(&place.path).unwrap().ino());
+    let cell = cell();
+    let persisted = Persist::json(&place.path).interval(Duration::from_millis(10)).attach(&cell).unwrap();
+    assert_eq!(*cell.get().unwrap(), "of yesterday");
+    for _ in 0..3 {
+        persisted.flush().unwrap();
+    }
+    assert_eq!(persisted.writes(), 0);
+    drop(persisted);
+    assert_eq!(before, (place.bytes(), fs::metadata(&place.path).unwrap().ino()));
+}
+
+#[test]
+fn a_cell_that_holds_a_value_keeps_it() {
+    let place = Place::new();
+    place.leave("of yesterday");
+    let cell = cell();
+    cell.set("newer".to_owned());
+    let persisted = place.attach(&cell);
+    assert!(matches!(persisted.restored(), Restored::NotNeeded));
+    assert_eq!(*cell.get().unwrap(), "newer");
+    drop(persisted);
+    assert_eq!(next_run(&place.path).1.unwrap(), "newer");
+}
+
+#[test]
+fn a_cell_that_is_cleared_loses_its_file() {
+    let place = Place::new();
+    place.leave("of yesterday");
+    let cell = cell();
+    let persisted = place.attach(&cell);
+    cell.clear();
+    persisted.flush().unwrap();
+    assert!(!place.path.exists());
+    cell.set("new".to_owned());
+    persisted.flush().unwrap();
+    assert!(place.path.exists());
+    cell.clear();
+    drop(persisted);
+    assert!(matches!(next_run(&place.path), (Restored::Nothing, None)));
+}
+
+#[test]
+fn a_file_that_another_cell_has_written_since_is_not_removed() {
+    let place = Place::new();
+    place.leave("of yesterday");
+    let cell = cell();
+    let persisted = place.attach(&cell);
+    place.leave("of another process");
+    cell.clear();
+    drop(persisted);
+    assert_eq!(next_run(&place.path).1.unwrap(), "of another process");
+}
+
+#[test]
+fn a_newer_value_of_another_process_is_kept() {
+    let place = Place::new();
+    let old = cell();
+    let persisted = place.attach(&old);
+    old.restore("old".to_owned(), HOUR / 2);
+    place.leave("new");
+    persisted.flush().unwrap();
+    assert_eq!((persisted.writes(), next_run(&place.path).1.unwrap()), (0, "new".to_owned()));
+    // Until there is something newer still.
+    old.set("newest".to_owned());
+    drop(persisted);
+    assert_eq!(next_run(&place.path).1.unwrap(), "newest");
+}
+
+#[test]
+fn all_kinds_of_cells() {
+    static LAZY: LazyDogpile<u32> = LazyDogpile::new(HOUR, || 7);
+    static CELL: DogpileCell<u32> = DogpileCell::new(HOUR);
+    let place = Place::new();
+    let path = |name: &str| place.beside(name);
+    let lazy = Persist::json(path("lazy")).attach(&LAZY).unwrap();
+    LAZY.get_or_refresh();
+    lazy.flush().unwrap();
+    let fixed = Persist::json(path("lazy")).attach(&CELL).unwrap();
+    assert_eq!(CELL.get().as_deref(), Some(&7));
+
+    let finalised = Arc::new(Mutex::new(Vec::new()));
+    let kept = Arc::clone(&finalised);
+    let make = move |kept: Arc<Mutex<Vec<u32>>>| {
+        Arc::new(SyncReaderCell::new(HOUR, move |value: u32| kept.lock().unwrap().push(value)))
+    };
+    let cell = make(Arc::clone(&kept));
+    let persisted = Persist::postcard(path("sync")).attach(&cell).unwrap();
+    cell.set(1);
+    persisted.flush().unwrap();
+    cell.set(2);
+    drop(persisted);
+    assert_eq!((cell.readers(), cell.retired()), (0, cell.retired()), "the writer is no reader any more");
+    cell.synchronize();
+    assert_eq!(*finalised.lock().unwrap(), [1]);
+    let next = make(kept);
+    let persisted = Persist::postcard(path("sync")).attach(&next).unwrap();
+    assert_eq!(*next.get().unwrap(), 2);
+    drop((persisted, fixed, lazy));
+}
+
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+struct Rates {
+    names: Vec<String>,
+    values: Vec<f64>,
+}
+
+#[test]
+fn serde_values_of_any_size() {
+    let place = Place::new();
+    let rates = || Rates {
+        names: (0..100_000).map(|number| format!("rate \"{number}\"\n")).collect(),
+        values: (0..100_000).map(f64::from).collect(),
+    };
+    for postcard in [false, true] {
+        let path = place.beside(if postcard { "postcard" } else { "json" });
+        let attach = |cell: &Arc<DogpileCell<Rates>>| -> Persisted {
+            if postcard { Persist::postcard(&path).attach(cell) } else { Persist::json(&path).attach(cell) }
+                .unwrap()
+        };
+        let cell = Arc::new(DogpileCell::new(HOUR));
+        let persisted = attach(&cell);
+        cell.set(rates());
+        drop(persisted);
+        let cell = Arc::new(DogpileCell::new(HOUR));
+        let persisted = attach(&cell);
+        assert_eq!(*cell.get().unwrap(), rates());
+        drop(persisted);
+    }
+}
+
+/// Fails, panics, or asks for a flush of its own writer, as the value says.
+#[derive(Default)]
+struct Naughty {
+    own: Arc<OnceLock<Persisted>>,
+    calls: Arc<AtomicU64>,
+}
+
+impl Codec<String> for Naughty {
+    fn name(&self) -> &'static str {
+        "naughty"
+    }
+    fn encode(&self, value: &String) -> Result<Vec<u8>, BoxError> {
+        self.calls.fetch_add(1, Ordering::SeqCst);
+        match value.as_str() {
+            "fail" => Err("this error is part of the test".into()),
+            "panic" => panic!("this panic is part of the test"),
+            "flush" => {
+                let error = self.own.get().unwrap().flush().unwrap_err();
+                Err(error.to_string().into())
+            }
+            _ => Ok(value.clone().into_bytes()),
+        }
+    }
+    fn decode(&self, bytes: &[u8]) -> Result<String, BoxError> {
+        assert!(bytes != b"undecodable", "this panic is part of the test");
+        Ok(String::from_utf8(bytes.to_vec())?)
+    }
+}
+
+#[test]
+fn a_codec_that_fails_or_panics_leaves_the_old_file() {
+    let place = Place::new();
+    let cell = Arc::new(DogpileCell::with_policy(Policy::never_expires()));
+    let codec = Naughty::default();
+    let own = Arc::clone(&codec.own);
+    let persisted = Persist::with_codec(&place.path, codec).interval(NEVER).attach(&cell).unwrap();
+    own.set(persisted).unwrap();
+    let persisted = own.get().unwrap();
+    cell.set("good".to_owned());
+    persisted.flush().unwrap();
+    let before = place.bytes();
+    for (value, text) in [
+        ("fail", "this error is part of the test"),
+        ("panic", "the codec panicked: this panic is part of the test"),
+        ("flush", "it cannot be flushed by its own codec"),
+    ] {
+        cell.set(value.to_owned());
+        let error = persisted.flush().unwrap_err();
+        assert_eq!(error.kind(), PersistErrorKind::Codec);
+        assert!(error.to_string().ends_with(text), "{error}");
+        assert!(error.to_string().contains("state.json"), "{error}");
+        assert_eq!(persisted.last_error().unwrap().to_string(), error.to_string());
+        assert_eq!(place.bytes(), before);
+    }
+    cell.set("undecodable".to_owned());
+    persisted.flush().unwrap();
+    assert!(persisted.last_error().is_none());
+
+    let cell = Arc::new(DogpileCell::<String>::with_policy(Policy::never_expires()));
+    let next = Persist::with_codec(&place.path, Naughty::default()).interval(NEVER).attach(&cell).unwrap();
+    let Restored::Ignored(error) = next.restored() else { panic!("{next:?}") };
+    assert_eq!(error.kind(), PersistErrorKind::Codec);
+    assert_eq!(cell.get(), None);
+}
+
+#[test]
+fn what_makes_no_sense_is_an_error() {
+    struct Nameless;
+    impl Codec<String> for Nameless {
+        fn name(&self) -> &'static str {
+            "two words"
+        }
+        fn encode(&self, _: &String) -> Result<Vec<u8>, BoxError> {
+            unreachable!("it is not attached")
+        }
+        fn decode(&self, _: &[u8]) -> Result<String, BoxError> {
+            unreachable!("it is not attached")
+        }
+    }
+    let error = Persist::with_codec("file", Nameless).attach(cell()).unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::InvalidInput);
+    assert!(error.to_string().contains("two words"), "{error}");
+    let error = Persist::json("/").attach(cell()).unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::InvalidInput);
+}
+
+#[test]
+fn it_is_send_sync() {
+    fn is_send_sync<T: Send + Sync>() {}
+    is_send_sync::<Persisted>();
+    is_send_sync::<dogpile_files::PersistError>();
+}
