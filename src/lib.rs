@@ -44,6 +44,7 @@
 //! | ... that is made from other such values | [`Derived`] |
 //! | ... that stands for a file, a mapping or a connection, which is closed when its last reader has left | [`SyncReaderCell`] |
 //! | ... shared by many processes | the crate `dogpile-fleet` |
+//! | ... one for each of many keys, bounded | the crate `dogpile-map` |
 //! | ... that is in files which change, or that is to survive a restart | the crate `dogpile-files` |
 //!
 //! # First steps

@@ -29,6 +29,14 @@ pub(crate) struct Args {
     /// In this process, and the raw data only
     #[arg(long, hide = true)]
     pub(crate) here: bool,
+
+    /// Only fill this cache of many keys, and print what it takes
+    #[arg(long, hide = true, value_name = "CACHE")]
+    pub(crate) fill: Option<String>,
+
+    /// How many entries to fill it with
+    #[arg(long, hide = true, default_value_t = 0)]
+    pub(crate) entries: usize,
 }
 
 /// Why the program ends before it has begun.

@@ -44,6 +44,10 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &Args) -> anyhow::Result<()> {
+    if let Some(cache) = &args.fill {
+        let bytes = parts::keyed::fill(cache, args.entries)?;
+        return writeln!(stdout(), "{bytes}").context("cannot print");
+    }
     let folder = args.folder();
     let beside = folder.join("benchmarks");
     std::fs::create_dir_all(&beside).with_context(|| format!("cannot make {}", beside.display()))?;

@@ -2,6 +2,7 @@
 
 mod building;
 mod fresh;
+pub(crate) mod keyed;
 mod ratios;
 mod refresh;
 mod stampede;
@@ -36,11 +37,13 @@ pub(crate) enum Part {
     Refresh,
     /// 256 threads and an empty cell
     Stampede,
+    /// Caches of many keys
+    Keyed,
 }
 
 impl Part {
-    pub(crate) const ALL: [Self; 6] =
-        [Self::Ratios, Self::Wakeup, Self::Fresh, Self::Building, Self::Refresh, Self::Stampede];
+    pub(crate) const ALL: [Self; 7] =
+        [Self::Ratios, Self::Wakeup, Self::Fresh, Self::Building, Self::Refresh, Self::Stampede, Self::Keyed];
 
     /// As it is called on the command line, and its files.
     pub(crate) const fn name(self) -> &'static str {
@@ -51,6 +54,7 @@ impl Part {
             Self::Building => "building",
             Self::Refresh => "refresh",
             Self::Stampede => "stampede",
+            Self::Keyed => "keyed",
         }
     }
 
@@ -62,6 +66,7 @@ impl Part {
             Self::Building => building::measure(quick),
             Self::Refresh => Ok(refresh::measure(quick)),
             Self::Stampede => stampede::measure(quick),
+            Self::Keyed => keyed::measure(quick),
         }
     }
 }

@@ -4,7 +4,7 @@ use crate::contest::{Builds, Card, Large, Meanwhile, Small, Value};
 use crate::contestants;
 use crate::data::{Spread, Table, median, quantile, readable};
 use crate::machine;
-use crate::parts::{ARITHMETIC_ON_TWO, EVERY, Goal, LOOP, Part, Row, THREADS, rows};
+use crate::parts::{ARITHMETIC_ON_TWO, EVERY, Goal, LOOP, Part, Row, THREADS, keyed, rows};
 use crate::picture::{Line, Picture};
 use std::fmt::Write as _;
 use std::path::Path;
@@ -29,6 +29,7 @@ pub(crate) fn page(tables: &[(Part, Table)]) -> String {
     page += &of(Part::Building).map(building).unwrap_or_default();
     page += &of(Part::Refresh).map(refresh).unwrap_or_default();
     page += &of(Part::Stampede).map(stampede).unwrap_or_default();
+    page += &of(Part::Keyed).map(many_keys).unwrap_or_default();
     page += &participants();
     page
 }
@@ -332,6 +333,120 @@ fn stampede(table: &Table) -> String {
     });
     text
 }
+
+fn many_keys(table: &Table) -> String {
+    let mut text = String::from(
+        "## Many keys\n\n`DogpileMap` of the crate `dogpile-map`, and what one would pick instead. Hits: reads of keys \
+         that are there, 1,000 of them in random order or one, by so many threads, in ns for which a thread is busy; values are `u64`s in `Arc`s. Misses: \
+         reads of new keys, which cost nothing to build, with an eviction each; also while 512 other threads are alive. \
+         Memory: resident bytes per entry of a full cache of a million, in a process of its own. Hit ratio: a million \
+         keys, Zipf 0.9, places for a tenth of them. Rebuild: what a second thread gets done while the first one \
+         rebuilds a key, for 100 ms.\n\n",
+    );
+    let mut measures: Vec<&str> = Vec::new();
+    for series in &table.series {
+        if !measures.contains(&series.key[1].as_str()) {
+            measures.push(&series.key[1]);
+        }
+    }
+    let _ = writeln!(text, "| | {} |\n|---|{}", keyed::ALL.join(" | "), "---|".repeat(keyed::ALL.len()));
+    for measure in measures {
+        let cell = |name: &&str| table.spread(&[name, measure]).map_or_else(|| "–".to_owned(), spread);
+        let cells: Vec<String> = keyed::ALL.iter().map(cell).collect();
+        let _ = writeln!(text, "| {measure} | {} |", cells.join(" | "));
+    }
+    text += "\nWhat the map is held to:\n\n| goal | | |\n|---|---|---|\n";
+    for Target { what, measure, of, goal } in TARGETS {
+        let figure = |name: &str| table.get(&[name, measure]).map(median);
+        let Some(own) = figure(keyed::MAP) else { continue };
+        let figure = match of {
+            None => own,
+            Some(other) => own / figure(other).unwrap_or(f64::NAN),
+        };
+        let (verdict, bound) = match goal {
+            Bound::AtMost(most) => (figure <= most, format!("at most {}", readable(most))),
+            Bound::AtLeast(least) => (figure >= least, format!("at least {}", readable(least))),
+        };
+        let _ = writeln!(
+            text,
+            "| {what}: {bound} | {} | {} |",
+            readable(figure),
+            if verdict { "reached" } else { "**missed**" }
+        );
+    }
+    text.push('\n');
+    text
+}
+
+/// What the map is held to, as a share of what another one takes, or by itself.
+struct Target {
+    what: &'static str,
+    measure: &'static str,
+    of: Option<&'static str>,
+    goal: Bound,
+}
+
+enum Bound {
+    AtMost(f64),
+    AtLeast(f64),
+}
+
+const TARGETS: [Target; 9] = [
+    Target {
+        what: "a hit, one thread, of moka's time",
+        measure: "ns per hit of 1000 keys by 1",
+        of: Some(keyed::MOKA),
+        goal: Bound::AtMost(0.2),
+    },
+    Target {
+        what: "a hit, two threads, of moka's time",
+        measure: "ns per hit of 1000 keys by 2",
+        of: Some(keyed::MOKA),
+        goal: Bound::AtMost(0.2),
+    },
+    Target {
+        what: "a hit, one thread, of quick_cache's time",
+        measure: "ns per hit of 1000 keys by 1",
+        of: Some(keyed::BARE),
+        goal: Bound::AtMost(1.3),
+    },
+    Target {
+        what: "a hit, two threads, of quick_cache's time",
+        measure: "ns per hit of 1000 keys by 2",
+        of: Some(keyed::BARE),
+        goal: Bound::AtMost(1.3),
+    },
+    Target {
+        what: "a hit, one thread, of the time of quick_cache with deadlines",
+        measure: "ns per hit of 1000 keys by 1",
+        of: Some(keyed::DEADLINES),
+        goal: Bound::AtMost(1.3),
+    },
+    Target {
+        what: "resident bytes per entry",
+        measure: "resident bytes per entry",
+        of: None,
+        goal: Bound::AtMost(100.0),
+    },
+    Target {
+        what: "hit ratio, of moka's",
+        measure: "hit ratio",
+        of: Some(keyed::MOKA),
+        goal: Bound::AtLeast(1.0),
+    },
+    Target {
+        what: "reads that wait while a hot key is rebuilt",
+        measure: "reads that wait for it",
+        of: None,
+        goal: Bound::AtMost(0.0),
+    },
+    Target {
+        what: "reads that are served while a hot key is rebuilt",
+        measure: "reads during a rebuild",
+        of: None,
+        goal: Bound::AtLeast(1_000.0),
+    },
+];
 
 fn participants() -> String {
     let mut text = String::from(

@@ -67,7 +67,7 @@ fn a_quick_run_leaves_a_page_with_its_pictures_and_its_raw_data() {
         let svg = fs::read_to_string(docs.join(format!("benchmarks/{picture}.svg"))).expect("a picture");
         assert!(svg.starts_with("<svg") && svg.matches("<circle").count() > 10, "{picture}: {svg:.200}");
     }
-    for part in ["ratios", "wakeup", "fresh", "building", "refresh", "stampede"] {
+    for part in ["ratios", "wakeup", "fresh", "building", "refresh", "stampede", "keyed"] {
         assert!(docs.join(format!("benchmarks/{part}.csv")).is_file(), "{part}");
     }
 

@@ -1,0 +1,325 @@
+//! What all handles of a map share.
+
+use std::borrow::Borrow;
+use std::hash::Hash;
+use std::ops::Deref;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use dogpile::{Clock, Policy};
+use parking_lot::RwLock;
+
+use crate::batches::Queue;
+use crate::clock::{freshness, moment, nanos};
+use crate::epochs::{Epochs, Origin};
+use crate::flight::{FlightRef, Flights, Made, Progress};
+use crate::stats::Counters;
+use crate::store::{Bound, Entry, Evicting, Life, Parts, Store, Traits};
+
+pub(crate) type Weigh<K, T> = Box<dyn Fn(&K, &T) -> u32 + Send + Sync>;
+pub(crate) type Tag<K, T> = Box<dyn Fn(&K, &T) -> Vec<Box<str>> + Send + Sync>;
+
+pub(crate) struct Inner<K, T, C> {
+    pub(crate) store: Evicting<K, T>,
+    pub(crate) flights: Flights<K, T, C>,
+    pub(crate) epochs: Epochs,
+    pub(crate) policy: Policy,
+    /// The policy's, as [`freshness`].
+    pub(crate) ttl: i64,
+    /// For how long past its end a value may be served while it is rebuilt.
+    stale_window: i64,
+    /// The longer one of both windows.
+    pub(crate) longest_window: i64,
+    lag: i64,
+    pub(crate) clock: C,
+    pub(crate) name: Option<&'static str>,
+    pub(crate) weigh: Option<Weigh<K, T>>,
+    pub(crate) tag: Option<Tag<K, T>>,
+    pub(crate) stats: Counters,
+    /// Whether `queue` is set.
+    is_batched: AtomicBool,
+    queue: RwLock<Option<Arc<Queue<K>>>>,
+}
+
+/// What is at rest.
+pub(crate) enum Look<T> {
+    Fresh(Arc<T>),
+    /// It may be served, unless a flight says otherwise.
+    Stale(Arc<T>),
+    Nothing,
+}
+
+/// What [`Inner::new`] is given.
+pub(crate) struct Setup<K, T, C> {
+    pub(crate) policy: Policy,
+    pub(crate) bound: Bound,
+    pub(crate) parked: usize,
+    pub(crate) clock: C,
+    pub(crate) name: Option<&'static str>,
+    pub(crate) weigh: Option<Weigh<K, T>>,
+    pub(crate) tag: Option<Tag<K, T>>,
+}
+
+impl<K: Eq + Hash + Clone, T, C: Clock + Clone> Inner<K, T, C> {
+    pub(crate) fn new(setup: Setup<K, T, C>) -> Self {
+        let Setup { policy, bound, parked, clock, name, weigh, tag } = setup;
+        let stale_window = nanos(policy.get_stale_while_refresh());
+        Self {
+            store: Evicting::new(bound),
+            flights: Flights::new(parked),
+            epochs: Epochs::new(),
+            ttl: freshness(policy.get_ttl()),
+            stale_window,
+            longest_window: stale_window.max(nanos(policy.get_stale_if_error())),
+            lag: nanos(clock.coarse_lag()),
+            policy,
+            clock,
+            name,
+            weigh,
+            tag,
+            stats: Counters::default(),
+            is_batched: AtomicBool::new(false),
+            queue: RwLock::new(None),
+        }
+    }
+
+    /// Looks at the store only.
+    #[inline]
+    pub(crate) fn look<Q>(&self, key: &Q) -> Look<T>
+    where
+        K: Borrow<Q>,
+        Q: Hash + Eq + ?Sized,
+    {
+        let Some(entry) = self.store.get(key) else { return Look::Nothing };
+        self.judge(entry)
+    }
+
+    #[inline]
+    fn judge(&self, entry: Entry<T>) -> Look<T> {
+        if entry.is_current(&self.epochs) && self.is_before(entry.fresh_end(self.ttl)) {
+            return Look::Fresh(entry.value);
+        }
+        self.look_at_stale(entry)
+    }
+
+    #[cold]
+    fn look_at_stale(&self, entry: Entry<T>) -> Look<T> {
+        let life = entry.life(&self.epochs, self.ttl);
+        let is_served =
+            !entry.is_cleared(&self.epochs) && life.is_served(self.stale_window, moment(self.clock.now()));
+        if is_served { Look::Stale(entry.value) } else { Look::Nothing }
+    }
+
+    /// Whether that moment is still to come. The exact clock is asked only where the coarse one's lag matters.
+    #[inline]
+    fn is_before(&self, end: i64) -> bool {
+        let coarse = moment(self.clock.coarse_now());
+        coarse.saturating_add(self.lag) < end || self.is_exactly_before(coarse, end)
+    }
+
+    #[cold]
+    fn is_exactly_before(&self, coarse: i64, end: i64) -> bool {
+        coarse < end && moment(self.clock.now()) < end
+    }
+
+    /// A fresh value at rest that was published at most `max_age` ago.
+    pub(crate) fn fresh_and_young<Q>(&self, key: &Q, max_age: i64) -> Option<Arc<T>>
+    where
+        K: Borrow<Q>,
+        Q: Hash + Eq + ?Sized,
+    {
+        let entry = self.store.get(key)?;
+        let now = moment(self.clock.now());
+        let is_accepted = entry.is_current(&self.epochs)
+            && now < entry.fresh_end(self.ttl)
+            && now.saturating_sub(entry.published) <= max_age;
+        is_accepted.then_some(entry.value)
+    }
+
+    /// What may be served now, without a build.
+    pub(crate) fn servable<Q>(&self, key: &Q) -> Option<Arc<T>>
+    where
+        K: Borrow<Q>,
+        Q: Hash + Eq + ?Sized,
+    {
+        if let Look::Fresh(value) = self.look(key) {
+            self.stats.count_hit();
+            return Some(value);
+        }
+        let found = self.peek(key);
+        if found.is_some() { &self.stats.stale_hits } else { &self.stats.misses }.count();
+        found
+    }
+
+    /// As [`servable`](Self::servable), and neither counts as a use nor is counted.
+    pub(crate) fn peek<Q>(&self, key: &Q) -> Option<Arc<T>>
+    where
+        K: Borrow<Q>,
+        Q: Hash + Eq + ?Sized,
+    {
+        if let Some(Look::Fresh(value)) = self.store.peek(key).map(|entry| self.judge(entry)) {
+            return Some(value);
+        }
+        match self.flights.find(key) {
+            Some(flight) => flight.cell.get().map(|made| Arc::clone(&made.value)),
+            // Again, since a flight may have ended in between.
+            None => match self.store.peek(key).map(|entry| self.judge(entry)) {
+                Some(Look::Fresh(value) | Look::Stale(value)) => Some(value),
+                Some(Look::Nothing) | None => None,
+            },
+        }
+    }
+
+    /// Whether no invalidation of many keys has overtaken it.
+    pub(crate) fn is_current(&self, made: &Made<T>) -> bool {
+        let tags = made.traits.tags.as_deref().unwrap_or_default();
+        self.epochs.lapsed_at(made.origin, tags).is_none()
+    }
+
+    /// What the user's functions say of a value. Not under a lock.
+    pub(crate) fn traits(&self, key: &K, value: &T) -> Traits {
+        let weight = self.weigh.as_ref().map_or(1, |weigh| weigh(key, value).max(1));
+        let tags = self.tag.as_ref().map(|tag| tag(key, value)).filter(|tags| !tags.is_empty());
+        Traits { weight, tags: tags.map(|tags| self.epochs.marks(&tags)) }
+    }
+
+    /// An entry that was published at `now`, but `age` before.
+    pub(crate) fn entry(&self, made: Made<T>, ttl: Duration, age: Duration, now: i64) -> Entry<T> {
+        let published = now.saturating_sub(nanos(age));
+        let life = Life { published, fresh_end: published.saturating_add(freshness(ttl)), is_lapsed: false };
+        let Made { value, origin, traits } = made;
+        Entry::new(Parts { value, life, origin, traits }, self.ttl)
+    }
+
+    /// A build of `key` begins.
+    pub(crate) fn begin<'b>(
+        &'b self,
+        key: &'b K,
+        progress: impl Fn(Progress) + 'b,
+    ) -> Building<'b, K, T, C, impl Fn(Progress)> {
+        progress(Progress::Building);
+        self.stats.builds.count();
+        // Before the build reads anything.
+        Building { map: self, key, origin: self.epochs.origin(), progress, is_over: false }
+    }
+
+    pub(crate) fn queue(&self) -> Option<Arc<Queue<K>>> {
+        // Relaxed: a caller that sees it late builds for itself once more.
+        if !self.is_batched.load(Ordering::Relaxed) {
+            return None;
+        }
+        self.queue.read().clone()
+    }
+
+    /// Returns whether there was none.
+    pub(crate) fn attach(&self, queue: &Arc<Queue<K>>) -> bool {
+        let mut place = self.queue.write();
+        let is_free = place.is_none();
+        if is_free {
+            *place = Some(Arc::clone(queue));
+            self.is_batched.store(true, Ordering::Relaxed);
+        }
+        is_free
+    }
+
+    pub(crate) fn detach(&self) {
+        let queue = self.queue.write().take();
+        self.is_batched.store(false, Ordering::Relaxed);
+        drop(queue);
+    }
+
+    /// If stale keys are rebuilt in batches: a stale value, and its key has been noted.
+    pub(crate) fn leave_to_batch<Q>(&self, key: &Q) -> Option<Arc<T>>
+    where
+        K: Borrow<Q>,
+        Q: Hash + Eq + ToOwned<Owned = K> + ?Sized,
+    {
+        let queue = self.queue()?;
+        let stale = match self.flights.find(key) {
+            Some(flight) => Arc::clone(&flight.cell.get()?.value),
+            None => match self.look(key) {
+                Look::Fresh(value) => return Some(value),
+                Look::Stale(value) => value,
+                Look::Nothing => return None,
+            },
+        };
+        queue.push(key).then_some(stale)
+    }
+}
+
+/// A build that runs, to be counted and numbered.
+pub(crate) struct Building<'b, K, T, C, P> {
+    map: &'b Inner<K, T, C>,
+    key: &'b K,
+    origin: Origin,
+    progress: P,
+    is_over: bool,
+}
+
+impl<K: Eq + Hash + Clone, T, C: Clock + Clone, P: Fn(Progress)> Building<'_, K, T, C, P> {
+    pub(crate) fn finish(mut self, value: Arc<T>) -> Made<T> {
+        let traits = self.map.traits(self.key, &value);
+        self.is_over = true;
+        (self.progress)(Progress::Built);
+        Made { value, origin: self.origin, traits }
+    }
+
+    pub(crate) fn fail(mut self) {
+        self.is_over = true;
+        self.map.stats.failures.count();
+    }
+
+    /// It is over, and neither a value nor an error came of it.
+    pub(crate) fn end(mut self) {
+        self.is_over = true;
+    }
+
+    /// As [`finish`](Self::finish) or [`fail`](Self::fail).
+    pub(crate) fn conclude<E>(self, result: Result<T, E>) -> Result<Made<T>, E> {
+        match result {
+            Ok(value) => Ok(self.finish(Arc::new(value))),
+            Err(error) => {
+                self.fail();
+                Err(error)
+            }
+        }
+    }
+}
+
+impl<K, T, C, P> Drop for Building<'_, K, T, C, P> {
+    fn drop(&mut self) {
+        if !self.is_over {
+            let stats = &self.map.stats;
+            if std::thread::panicking() { &stats.failures } else { &stats.abandoned }.count();
+        }
+    }
+}
+
+impl<K, T, C, H> FlightRef<K, T, C, H>
+where
+    K: Eq + Hash + Clone,
+    C: Clock + Clone,
+    H: Deref<Target = Inner<K, T, C>>,
+{
+    /// The build of this call begins.
+    pub(crate) fn begin(&self) -> Building<'_, K, T, C, impl Fn(Progress)> {
+        self.map.begin(&self.flight.key, |progress| self.set_progress(progress))
+    }
+
+    pub(crate) fn build(&self, build: impl FnOnce(&K) -> T) -> Made<T> {
+        let building = self.begin();
+        building.finish(Arc::new(build(&self.flight.key)))
+    }
+
+    pub(crate) fn try_build<E>(&self, build: impl FnOnce(&K) -> Result<T, E>) -> Result<Made<T>, E> {
+        let building = self.begin();
+        building.conclude(build(&self.flight.key))
+    }
+
+    /// Counts what this call was served: the end of each call that has entered a flight.
+    pub(crate) fn count(&self, had_stale: bool) {
+        let was_served = self.progress() == Progress::Served && had_stale;
+        if was_served { &self.map.stats.stale_hits } else { &self.map.stats.misses }.count();
+    }
+}

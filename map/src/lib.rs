@@ -1,0 +1,97 @@
+//! Many keys, each with a value that is expensive to make: one caller rebuilds a key while all others go on using its old value.
+//!
+//! A [`DogpileCell`](dogpile::DogpileCell) holds one value. A [`DogpileMap`] holds one for each key, within a bound, with the
+//! cell's promises for each of them. A plain cache makes callers wait while it reloads a key, or reloads it several times at
+//! once, or both.
+//!
+//! ```
+//! use dogpile::Policy;
+//! use dogpile_map::DogpileMap;
+//! use std::time::Duration;
+//!
+//! let users = DogpileMap::<u64, String>::builder(Policy::ttl(Duration::from_secs(60))).max_entries(100_000).build();
+//!
+//! let user = users.get_or_refresh(&7, |id| format!("user {id}")); // asks the database
+//! assert_eq!(*user, "user 7");
+//!
+//! let many = users.get_many(&[7, 8, 9], |missing| {
+//!     assert_eq!(missing, [8, 9]); // one query
+//!     Ok::<_, std::io::Error>(missing.iter().map(|id| (*id, format!("user {id}"))).collect::<Vec<_>>())
+//! })?;
+//! assert_eq!(many.len(), 3);
+//! # Ok::<(), dogpile::RefreshError>(())
+//! ```
+//!
+//! # Which method
+//!
+//! | need | method |
+//! |---|---|
+//! | the value, built if need be | [`get_or_refresh`](DogpileMap::get_or_refresh) |
+//! | the same, with a build that may fail | [`try_get_or_refresh`](DogpileMap::try_get_or_refresh) |
+//! | many keys, with one query for those that are missing | [`get_many`](DogpileMap::get_many) |
+//! | a read with conditions: fresh only, at most so old, at most so long | [`request`](DogpileMap::request) |
+//! | what is there, without a build | [`get`](DogpileMap::get), [`with`](DogpileMap::with), [`iter`](DogpileMap::iter) |
+//! | a value from elsewhere | [`set`](DogpileMap::set), [`set_for`](DogpileMap::set_for), [`restore`](DogpileMap::restore) |
+//! | a value is out of date | [`invalidate`](DogpileMap::invalidate), [`invalidate_tag`](DogpileMap::invalidate_tag), [`invalidate_if`](DogpileMap::invalidate_if), [`invalidate_all`](DogpileMap::invalidate_all) |
+//! | a value must not be served any more | [`clear`](DogpileMap::clear), [`clear_all`](DogpileMap::clear_all) |
+//! | stale keys rebuilt together, off the callers' path | [`refresh_in_batches`](DogpileMap::refresh_in_batches) |
+//! | how long values are fresh, and served | [`Policy`](dogpile::Policy) |
+//! | the bound, weights, tags, a clock for tests | [`Builder`] |
+//!
+//! The feature `async` adds twins of the reads whose builds are futures, on any executor; `tracing` a span for each build.
+//!
+//! # Promises
+//!
+//! For each key, also if it is evicted, invalidated or cleared while it is being built:
+//!
+//! * At most one build runs whose result can be published. Callers that wait for it get its value, or share its error.
+//! * No caller waits while there is a value that may be served. Keys never wait for each other.
+//! * A build that began before an invalidation returned never counts as fresh; one that began before a `clear` is not
+//!   published; one that began before a `set` does not displace what was set.
+//! * A build that fails, panics or is cancelled takes no servable value away, and strands no waiter. A failing
+//!   key is left alone for a pause that grows.
+//! * No thread sees a key's new value and then its old one.
+//!
+//! For the map:
+//!
+//! * Values are bounded by number or weight. Failing keys are bounded too: a flood of unknown keys leaves no lasting memory.
+//! * No build, no destructor of a value, no clock and no waker runs under a lock.
+//! * No operation costs more with more keys, but for `iter` and `invalidate_if`.
+//!
+//! How that is done stands at the beginning of `src/flight.rs`.
+//!
+//! # What it is bad at
+//!
+//! * A read touches the value's reference count: threads that hammer one key share a cache line. For one hot value use a
+//!   [`DogpileCell`](dogpile::DogpileCell) with a [`Reader`](dogpile::Reader).
+//! * A build costs some 0.7 microseconds beyond the build itself, since the key gets a cell for its time, and 30 nanoseconds
+//!   more for each thread that is alive and has used a cell. It is for values whose build costs more than that.
+//! * Values that are never asked for again stay until they are evicted: there is no timer.
+//! * After `clear_all` the values are out of reach, but their memory is freed only as their keys are used, or evicted.
+
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
+mod batches;
+mod builder;
+mod clock;
+mod epochs;
+mod error;
+mod flight;
+mod inner;
+mod many;
+mod map;
+mod request;
+mod stats;
+mod store;
+
+pub use batches::Batches;
+pub use builder::Builder;
+pub use error::LeftOut;
+pub use map::DogpileMap;
+pub use request::{InCaller, Request, SpawnWith};
+pub use stats::Stats;
+
+/// The examples of the README are compiled and run.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

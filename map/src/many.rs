@@ -1,0 +1,433 @@
+//! Many keys with one call of a loader.
+//!
+//! A round enters the flight of each key that is missing or due and looks at its cell. The keys for which this call is elected
+//! are loaded with one call; only then, when it holds no lease, the call waits for what others build. So two calls whose
+//! keys overlap never wait for each other in a circle. A wait may end without a value; such keys are looked at in another
+//! round.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::hash::Hash;
+use std::sync::Arc;
+
+use dogpile::{BoxError, Clock, Lease, Lookup, Pending, RefreshError, SharedError, Waited};
+
+use crate::DogpileMap;
+use crate::clock::FlightClock;
+use crate::error::LeftOut;
+use crate::flight::{Cell, FlightRef, Made, Progress, Purpose};
+use crate::inner::{Building, Inner, Look};
+
+type Joined<'m, K, T, C> = FlightRef<K, T, C, &'m Inner<K, T, C>>;
+
+/// A key that this call builds. The lease is dropped before the use of the flight.
+struct Elected<'m, K: Hash + Eq + Clone, T: 'static, C: Clock + Clone + 'static> {
+    position: usize,
+    lease: Lease<'static, Made<T>, FlightClock<C>>,
+    flight: Joined<'m, K, T, C>,
+}
+
+/// A key that another caller builds.
+struct Awaited<'m, K: Hash + Eq + Clone, T: 'static, C: Clock + Clone + 'static> {
+    position: usize,
+    pending: Pending<'static, Made<T>, FlightClock<C>>,
+    flight: Joined<'m, K, T, C>,
+}
+
+/// What one look at all keys leads to.
+struct Round<'m, K: Hash + Eq + Clone, T: 'static, C: Clock + Clone + 'static> {
+    elected: Vec<Elected<'m, K, T, C>>,
+    awaited: Vec<Awaited<'m, K, T, C>>,
+}
+
+/// What the call has found so far.
+struct Found<T> {
+    values: Vec<Option<Arc<T>>>,
+    /// The first one.
+    error: Option<RefreshError>,
+    /// Positions to be looked at again.
+    again: Vec<usize>,
+}
+
+impl<T> Found<T> {
+    fn fail(&mut self, error: impl Into<RefreshError>) {
+        self.error.get_or_insert(error.into());
+    }
+}
+
+thread_local! {
+    /// The addresses of the cells that loaders on this thread build: a loader that asks for one of its own keys must not wait.
+    static LOADING: RefCell<Vec<usize>> = const { RefCell::new(Vec::new()) };
+}
+
+fn address<T, C>(cell: &Arc<Cell<T, C>>) -> usize
+where
+    C: Clock,
+{
+    Arc::as_ptr(cell).addr()
+}
+
+/// Whether a loader on this thread builds the cell's key.
+pub(crate) fn is_loading<T, C: Clock>(cell: &Arc<Cell<T, C>>) -> bool {
+    LOADING.with_borrow(|cells| !cells.is_empty() && cells.contains(&address(cell)))
+}
+
+/// What has become of each key of a load: `Ok(None)`: the loader left it out.
+fn concluded<K, T, C, P>(
+    due: &[K],
+    buildings: Vec<Building<'_, K, T, C, P>>,
+    loaded: Result<HashMap<K, T>, SharedError>,
+) -> Vec<Result<Option<Made<T>>, SharedError>>
+where
+    K: Hash + Eq + Clone,
+    C: Clock + Clone,
+    P: Fn(Progress),
+{
+    let mut loaded = loaded;
+    due.iter()
+        .zip(buildings)
+        .map(|(key, building)| match loaded.as_mut().map(|values| values.remove(key)) {
+            Ok(Some(value)) => Ok(Some(building.finish(Arc::new(value)))),
+            Ok(None) => {
+                building.end();
+                Ok(None)
+            }
+            Err(error) => {
+                building.fail();
+                Err(error.clone())
+            }
+        })
+        .collect()
+}
+
+/// Notes, while it lives, that this thread builds these cells.
+struct Loading(usize);
+
+impl Loading {
+    fn of(cells: &[usize]) -> Self {
+        LOADING.with_borrow_mut(|all| {
+            all.extend_from_slice(cells);
+            Self(all.len() - cells.len())
+        })
+    }
+}
+
+impl Drop for Loading {
+    fn drop(&mut self) {
+        LOADING.with_borrow_mut(|all| all.truncate(self.0));
+    }
+}
+
+impl<K, T, C> DogpileMap<K, T, C>
+where
+    K: Hash + Eq + Clone,
+    T: 'static,
+    C: Clock + Clone + 'static,
+{
+    /// The values of many keys. `load` is called once, with those that are missing, or stale and not being rebuilt; it
+    /// returns pairs of key and value, in any order.
+    ///
+    /// Each key is still built once: by this call, or by another one, of this kind or of
+    /// [`get_or_refresh`](Self::get_or_refresh), which this one then waits for. A key that `load` leaves out is `None` in the result, and its old value, if there
+    /// is one, is taken away. Pairs that were not asked for are ignored.
+    ///
+    /// If a key that another caller was building has to be built after all (that caller panicked, or the key was invalidated),
+    /// `load` is called again, for those keys.
+    ///
+    /// # Blocking
+    ///
+    /// First for its own `load`, then for other callers' builds of keys with nothing to serve.
+    ///
+    /// # Errors
+    ///
+    /// That of `load`, or of another caller's build, or of a retry pause, if one of the keys can be served no value because of
+    /// it. What was loaded is kept. [`RefreshError::Reentrant`] if this is called by a `load` for one of its own keys, with nothing
+    /// to serve.
+    ///
+    /// # Panics
+    ///
+    /// If `load` panics.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::{Policy, RefreshError};
+    /// use dogpile_map::DogpileMap;
+    /// use std::time::Duration;
+    ///
+    /// let squares = DogpileMap::<u64, u64>::builder(Policy::ttl(Duration::from_secs(60))).build();
+    /// squares.set(2, 4);
+    /// let found = squares.get_many(&[1, 2, 3, 4], |due| {
+    ///     assert_eq!(due, [1, 3, 4]);
+    ///     Ok::<_, String>([(3, 9), (1, 1)]) // there is no 4
+    /// })?;
+    /// let found: Vec<_> = found.iter().map(|value| value.as_deref().copied()).collect();
+    /// assert_eq!(found, [Some(1), Some(4), Some(9), None]);
+    /// # Ok::<(), RefreshError>(())
+    /// ```
+    pub fn get_many<E, I, F>(&self, keys: &[K], mut load: F) -> Result<Vec<Option<Arc<T>>>, RefreshError>
+    where
+        E: Into<BoxError>,
+        I: IntoIterator<Item = (K, T)>,
+        F: FnMut(&[K]) -> Result<I, E>,
+    {
+        let mut found = self.begin_many(keys);
+        while !found.again.is_empty() {
+            let Round { elected, awaited } = self.look_at(keys, &mut found);
+            if !elected.is_empty() {
+                self.load(elected, &mut load, &mut found);
+            }
+            for Awaited { position, pending, flight } in awaited {
+                Self::settle(position, pending.wait(), &flight, &mut found);
+            }
+        }
+        found.error.map_or(Ok(found.values), Err)
+    }
+
+    /// As [`get_many`](Self::get_many), with a loader that is a future.
+    ///
+    /// # Cancellation
+    ///
+    /// A future that is dropped gives its keys back: other callers build them.
+    ///
+    /// # Errors
+    ///
+    /// As [`get_many`](Self::get_many).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::{Policy, RefreshError};
+    /// use dogpile_map::DogpileMap;
+    /// use std::time::Duration;
+    ///
+    /// # futures_lite::future::block_on(async {
+    /// let squares = DogpileMap::<u64, u64>::builder(Policy::ttl(Duration::from_secs(60))).build();
+    /// let found = squares.get_many_async(&[1, 2], async |due: &[u64]| {
+    ///     Ok::<_, String>(due.iter().map(|n| (*n, n * n)).collect::<Vec<_>>())
+    /// });
+    /// assert_eq!(found.await?.len(), 2);
+    /// # Ok::<(), RefreshError>(())
+    /// # }).unwrap();
+    /// ```
+    #[cfg(feature = "async")]
+    pub async fn get_many_async<E, I, F>(
+        &self,
+        keys: &[K],
+        mut load: F,
+    ) -> Result<Vec<Option<Arc<T>>>, RefreshError>
+    where
+        E: Into<BoxError>,
+        I: IntoIterator<Item = (K, T)>,
+        F: AsyncFnMut(&[K]) -> Result<I, E>,
+    {
+        let mut found = self.begin_many(keys);
+        while !found.again.is_empty() {
+            let Round { elected, awaited } = self.look_at(keys, &mut found);
+            if !elected.is_empty() {
+                self.load_async(elected, &mut load, &mut found).await;
+            }
+            for Awaited { position, pending, flight } in awaited {
+                let waited = pending.await;
+                Self::settle(position, waited, &flight, &mut found);
+            }
+        }
+        found.error.map_or(Ok(found.values), Err)
+    }
+
+    /// What is fresh at rest, and what is to be looked at. A key that stands there twice is elected once, and awaited once it is published.
+    fn begin_many(&self, keys: &[K]) -> Found<T> {
+        let mut found = Found { values: Vec::with_capacity(keys.len()), error: None, again: Vec::new() };
+        for (position, key) in keys.iter().enumerate() {
+            let value = match self.inner.look(key) {
+                Look::Fresh(value) => {
+                    self.inner.stats.count_hit();
+                    Some(value)
+                }
+                Look::Stale(_) | Look::Nothing => {
+                    found.again.push(position);
+                    None
+                }
+            };
+            found.values.push(value);
+        }
+        found
+    }
+
+    fn look_at<'m>(&'m self, keys: &[K], found: &mut Found<T>) -> Round<'m, K, T, C> {
+        let mut round = Round { elected: Vec::new(), awaited: Vec::new() };
+        let mut due: Vec<usize> = std::mem::take(&mut found.again);
+        due.reverse();
+        while let Some(position) = due.pop() {
+            let flight = match Inner::enter(&*self.inner, &keys[position], Purpose::Read).flight() {
+                Ok(flight) => flight,
+                Err(Ok(value)) => {
+                    self.inner.stats.count_hit();
+                    found.values[position] = Some(value);
+                    continue;
+                }
+                Err(Err(error)) => {
+                    found.fail(error);
+                    continue;
+                }
+            };
+            match flight.cell().lookup_owned() {
+                Lookup::Fresh(made) | Lookup::Stale(made) => {
+                    if flight.accepts(&made) {
+                        flight.count(true);
+                        found.values[position] = Some(Arc::clone(&made.value));
+                    } else {
+                        due.push(position);
+                    }
+                }
+                Lookup::Elected(lease) => {
+                    flight.count(false);
+                    round.elected.push(Elected { position, lease, flight });
+                }
+                Lookup::Pending(pending) => {
+                    flight.count(false);
+                    round.awaited.push(Awaited { position, pending, flight });
+                }
+                Lookup::Failed(error) => {
+                    flight.count(false);
+                    if !error.is::<LeftOut>() {
+                        found.fail(error);
+                    }
+                }
+            }
+        }
+        round
+    }
+
+    fn load<E, I>(
+        &self,
+        elected: Vec<Elected<'_, K, T, C>>,
+        load: &mut impl FnMut(&[K]) -> Result<I, E>,
+        found: &mut Found<T>,
+    ) where
+        E: Into<BoxError>,
+        I: IntoIterator<Item = (K, T)>,
+    {
+        let due: Vec<K> = elected.iter().map(|key| key.flight.flight.key.clone()).collect();
+        let cells: Vec<usize> = elected.iter().map(|key| address(key.flight.cell())).collect();
+        let buildings: Vec<_> = elected.iter().map(|key| key.flight.begin()).collect();
+        let loading = Loading::of(&cells);
+        // The iterator and the conversion of the error are user code too.
+        let loaded = match load(&due) {
+            Ok(pairs) => Ok(pairs.into_iter().collect::<HashMap<K, T>>()),
+            Err(error) => Err(SharedError::new(error)),
+        };
+        let made = concluded(&due, buildings, loaded);
+        drop(loading);
+        self.publish_many(elected, made, found);
+    }
+
+    #[cfg(feature = "async")]
+    async fn load_async<E, I>(
+        &self,
+        elected: Vec<Elected<'_, K, T, C>>,
+        load: &mut impl AsyncFnMut(&[K]) -> Result<I, E>,
+        found: &mut Found<T>,
+    ) where
+        E: Into<BoxError>,
+        I: IntoIterator<Item = (K, T)>,
+    {
+        let due: Vec<K> = elected.iter().map(|key| key.flight.flight.key.clone()).collect();
+        let cells: Vec<usize> = elected.iter().map(|key| address(key.flight.cell())).collect();
+        let buildings: Vec<_> = elected.iter().map(|key| key.flight.begin()).collect();
+        let loaded = {
+            let mut loading = std::pin::pin!(async {
+                match load(&due).await {
+                    Ok(pairs) => Ok(pairs.into_iter().collect::<HashMap<K, T>>()),
+                    Err(error) => Err(SharedError::new(error)),
+                }
+            });
+            std::future::poll_fn(|cx| {
+                let _loading = Loading::of(&cells);
+                loading.as_mut().poll(cx)
+            })
+            .await
+        };
+        let made = concluded(&due, buildings, loaded);
+        self.publish_many(elected, made, found);
+    }
+
+    /// Ends the builds of one load: `Ok(None)`: the loader left the key out.
+    fn publish_many(
+        &self,
+        elected: Vec<Elected<'_, K, T, C>>,
+        made: Vec<Result<Option<Made<T>>, SharedError>>,
+        found: &mut Found<T>,
+    ) {
+        for (Elected { position, lease, flight }, made) in elected.into_iter().zip(made) {
+            match made {
+                Ok(Some(made)) => {
+                    let served = lease.publish(made);
+                    found.values[position] = Some(Arc::clone(&served.value));
+                }
+                Ok(None) => {
+                    let previous = lease.previous().cloned();
+                    lease.fail(LeftOut);
+                    // What was published meanwhile stays.
+                    let held = flight.cell().snapshot();
+                    if let (Some(previous), Some(held)) = (previous, held)
+                        && Arc::ptr_eq(&previous, &held.value)
+                    {
+                        drop(self.clear(&flight.flight.key));
+                    }
+                }
+                Err(error) => {
+                    let previous = lease.previous().cloned();
+                    lease.fail(error.clone());
+                    match self.instead_of_error(&flight, previous) {
+                        Some(made) => found.values[position] = Some(Arc::clone(&made.value)),
+                        None => found.fail(error),
+                    }
+                }
+            }
+        }
+    }
+
+    /// What the policy's `stale_if_error` allows to serve to the caller of a build that failed.
+    fn instead_of_error(
+        &self,
+        flight: &Joined<'_, K, T, C>,
+        previous: Option<Arc<Made<T>>>,
+    ) -> Option<Arc<Made<T>>> {
+        let window = self.inner.policy.get_stale_if_error();
+        match flight.cell().request().max_stale(window).lookup() {
+            Lookup::Fresh(made) => Some(made),
+            Lookup::Stale(made) if !window.is_zero() => Some(made),
+            // There is no pause; its value may be served if it always may.
+            Lookup::Elected(_) if window == std::time::Duration::MAX => previous,
+            _ => None,
+        }
+    }
+
+    /// The end of a wait for another caller's build.
+    fn settle(position: usize, waited: Waited<Made<T>>, flight: &Joined<'_, K, T, C>, found: &mut Found<T>) {
+        match waited {
+            Waited::Published(made) if flight.accepts(&made) => {
+                found.values[position] = Some(Arc::clone(&made.value));
+            }
+            Waited::Published(_) | Waited::Abandoned => found.again.push(position),
+            Waited::Failed(error) if error.is::<LeftOut>() => {}
+            Waited::Failed(error) => found.fail(error),
+            // `Reentrant`, the only other one.
+            _ => found.fail(RefreshError::Reentrant),
+        }
+    }
+
+    /// One load of those of the keys that are stale and may be built now.
+    pub(crate) fn refresh_stale<E, I>(&self, keys: &[K], load: &mut impl FnMut(&[K]) -> Result<I, E>)
+    where
+        E: Into<BoxError>,
+        I: IntoIterator<Item = (K, T)>,
+    {
+        let mut found = self.begin_many(keys);
+        let Round { elected, .. } = self.look_at(keys, &mut found);
+        if !elected.is_empty() {
+            self.load(elected, load, &mut found);
+        }
+    }
+}

@@ -1,0 +1,14 @@
+//! What the map promises, by behaviour.
+
+#![allow(clippy::unnecessary_wraps)] // loaders that could fail
+
+mod batches;
+mod failure;
+mod fence;
+mod many;
+mod reads;
+mod request;
+mod support;
+#[cfg(feature = "async")]
+mod tasks;
+mod writes;

@@ -1,0 +1,184 @@
+//! Many keys with one call of a loader.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Barrier, Mutex};
+use std::thread;
+use std::time::Duration;
+
+use dogpile::{Policy, RefreshError};
+use dogpile_map::LeftOut;
+
+use crate::support::{MINUTE, TICK, gate, map, minute, unexpected};
+
+fn squares(due: &[u64]) -> Result<Vec<(u64, u64)>, String> {
+    Ok(due.iter().map(|key| (*key, key * key)).collect())
+}
+
+#[test]
+fn one_call_loads_what_is_missing_or_due() {
+    let (map, clock) = minute();
+    map.set(1, 0);
+    clock.advance(MINUTE + TICK);
+    map.set(2, 0);
+    let calls = RefCell::new(Vec::new());
+    let found = map.get_many(&[3, 2, 1, 3, 4], |due| {
+        calls.borrow_mut().push(due.to_vec());
+        squares(due)
+    });
+    let found: Vec<u64> = found.unwrap().into_iter().map(|value| *value.unwrap()).collect();
+    assert_eq!(found, [9, 0, 1, 9, 16]);
+    assert_eq!(calls.into_inner(), [[3, 1, 4]]);
+    assert_eq!((map.stats().builds, map.stats().in_flight), (3, 0));
+    assert!(map.get_many(&[], squares).unwrap().is_empty());
+}
+
+#[test]
+fn a_key_that_is_left_out_is_none_and_its_old_value_goes() {
+    let (map, _clock) = minute();
+    map.set(1, 10);
+    map.invalidate(&1);
+    let found = map.get_many(&[1, 2], |_| Ok::<_, String>([])).unwrap();
+    assert_eq!(found, [None, None]);
+    assert_eq!((map.get(&1), map.stats().in_flight, map.stats().failures), (None, 0, 0));
+    // It is asked for again at once: there is no pause.
+    let found = map.get_many(&[1, 2], squares).unwrap();
+    assert!(found.iter().all(Option::is_some));
+}
+
+#[test]
+fn waiters_for_a_key_that_is_left_out_are_told() {
+    let (map, _clock) = minute();
+    let (gate, build) = gate::<()>();
+    let build = Mutex::new(Some(build));
+    let load = |_: &[u64]| {
+        build.lock().unwrap().take().unwrap()();
+        Ok::<[(u64, u64); 0], String>([])
+    };
+    thread::scope(|scope| {
+        let first = scope.spawn(|| map.get_many(&[1], load).unwrap());
+        gate.wait_until_started();
+        let waiter = scope.spawn(|| map.try_get_or_refresh(&1, |_| Ok::<_, String>(11)));
+        gate.finish.send(()).unwrap();
+        assert_eq!(first.join().unwrap(), [None]);
+        // Whether it came before the end or after it.
+        match waiter.join().unwrap() {
+            Ok(value) => assert_eq!(*value, 11),
+            Err(error) => assert!(error.is::<LeftOut>()),
+        }
+    });
+}
+
+#[test]
+fn an_error_is_that_of_all_keys_and_pauses_them() {
+    let (map, _clock) = minute();
+    map.set(1, 1);
+    let error = map.get_many(&[1, 2, 3], |_| Err::<[(u64, u64); 0], _>("down")).unwrap_err();
+    assert_eq!(error.to_string(), "down");
+    assert!(map.try_get_or_refresh(&2, unexpected::<Result<_, String>>).is_err());
+    let paused =
+        map.get_many(&[3], |_| -> Result<[(u64, u64); 0], String> { unreachable!("the pause runs") });
+    assert!(paused.is_err());
+    assert_eq!(map.stats().failures, 2);
+}
+
+#[test]
+fn old_values_are_served_in_place_of_an_error() {
+    let (map, clock) = minute();
+    map.set(1, 1);
+    map.set(2, 2);
+    clock.advance(MINUTE + TICK);
+    let found = map.get_many(&[1, 2], |_| Err::<[(u64, u64); 0], _>("down")).unwrap();
+    assert_eq!(found.iter().map(|value| **value.as_ref().unwrap()).collect::<Vec<_>>(), [1, 2]);
+}
+
+#[test]
+fn a_loader_that_panics_gives_its_keys_back() {
+    let (map, _clock) = minute();
+    let load = |_: &[u64]| -> Result<[(u64, u64); 0], String> { panic!("as asked") };
+    assert!(catch_unwind(AssertUnwindSafe(|| map.get_many(&[1, 2], load))).is_err());
+    assert_eq!(map.stats().failures, 2);
+    assert_eq!(*map.get_or_refresh(&1, |_| 10), 10);
+    assert_eq!(map.get_many(&[1, 2], squares).unwrap().len(), 2);
+}
+
+#[test]
+fn a_loader_that_asks_for_its_own_keys_does_not_hang() {
+    let (map, clock) = minute();
+    map.set(1, 10);
+    clock.advance(MINUTE + TICK);
+    let found = map.get_many(&[1, 2], |due| {
+        assert_eq!(*map.get_or_refresh(&1, unexpected), 10);
+        assert_eq!(map.get_many(&[1], squares).unwrap()[0].as_deref(), Some(&10));
+        for error in [
+            map.try_get_or_refresh(&2, |_| Ok::<_, String>(0)).unwrap_err(),
+            map.request(&2).no_cache().try_get(|_| Ok::<_, String>(0)).unwrap_err(),
+            map.get_many(&[2], squares).unwrap_err(),
+        ] {
+            assert!(matches!(error, RefreshError::Reentrant), "{error}");
+        }
+        assert!(catch_unwind(AssertUnwindSafe(|| map.get_or_refresh(&2, |_| 0))).is_err());
+        assert_eq!(*map.get_or_refresh(&3, |_| 3), 3);
+        squares(due)
+    });
+    assert!(found.unwrap().iter().all(Option::is_some));
+    // As a build of one key that asks for many.
+    let error = map.try_get_or_refresh(&9, |_| map.get_many(&[9, 8], squares).map(|_| 0)).unwrap_err();
+    assert!(matches!(&error, RefreshError::Build(error) if error.is::<RefreshError>()), "{error:?}");
+    assert_eq!(map.stats().in_flight - 1, 0); // key 9 pauses
+}
+
+#[test]
+fn eight_threads_with_overlapping_keys_build_each_key_once() {
+    let (map, _clock) = minute();
+    let built = Mutex::new(HashMap::<u64, u32>::new());
+    let barrier = Barrier::new(8);
+    thread::scope(|scope| {
+        for thread in 0..8 {
+            let (map, built, barrier) = (&map, &built, &barrier);
+            scope.spawn(move || {
+                barrier.wait();
+                for batch in 0..50 {
+                    // In an order of its own.
+                    let keys: Vec<u64> = (0..64).map(|n| batch * 40 + (n * 17 + thread * 8) % 64).collect();
+                    let found = map.get_many(&keys, |due| {
+                        for key in due {
+                            *built.lock().unwrap().entry(*key).or_default() += 1;
+                        }
+                        squares(due)
+                    });
+                    let found = found.unwrap();
+                    assert!(keys.iter().zip(found).all(|(key, value)| *value.unwrap() == key * key));
+                }
+            });
+        }
+    });
+    let built = built.into_inner().unwrap();
+    assert!(built.values().all(|count| *count == 1));
+    assert_eq!((built.len(), map.stats().in_flight), (49 * 40 + 64, 0));
+}
+
+#[test]
+fn a_key_that_was_awaited_and_fails_is_the_error_of_the_call() {
+    // Without a pause, in which the key would not be asked for anyway.
+    let (map, _clock) = map(Policy::ttl(MINUTE).retry_backoff(Duration::ZERO, Duration::ZERO));
+    let (gate, build) = gate::<Result<u64, String>>();
+    thread::scope(|scope| {
+        let first = scope.spawn(|| map.try_get_or_refresh(&1, |_| build()).is_err());
+        gate.wait_until_started();
+        let many = scope.spawn(|| {
+            map.get_many(&[1, 2], |due| {
+                // Key 1 is being built, and the call waits for it after its own load.
+                assert_eq!(due, [2]);
+                gate.finish.send(Err(String::from("down"))).unwrap();
+                squares(due)
+            })
+        });
+        assert_eq!(many.join().unwrap().unwrap_err().to_string(), "down");
+        assert!(first.join().unwrap());
+    });
+    // What was loaded is kept.
+    assert_eq!(map.get(&2).as_deref(), Some(&4));
+    assert_eq!(map.get_many(&[1, 2], squares).unwrap().len(), 2);
+}

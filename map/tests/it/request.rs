@@ -1,0 +1,115 @@
+//! Reads with conditions.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
+
+use dogpile::{Job, Policy, RefreshError, Refreshed};
+
+use crate::support::{MINUTE, SECOND, TICK, gate, map, minute, unexpected};
+
+#[test]
+fn max_age_asks_the_source_once_in_that_time() {
+    let (map, clock) = map(Policy::never_expires());
+    let builds = AtomicUsize::new(0);
+    for _ in 0..1_000 {
+        map.request(&1).max_age(30 * SECOND).get(|_| builds.fetch_add(1, Ordering::Relaxed));
+        clock.advance(SECOND);
+    }
+    // At 0, 31, 62, ...
+    assert_eq!(builds.into_inner(), 33);
+    assert_eq!(map.stats().in_flight, 0);
+}
+
+#[test]
+fn no_cache_does_not_take_the_result_of_a_build_that_runs() {
+    let (map, _clock) = minute();
+    map.set(1, 9);
+    let (gate, build) = gate();
+    thread::scope(|scope| {
+        let first = scope.spawn(|| *map.request(&1).no_cache().get(|_| build()));
+        gate.wait_until_started();
+        // The old value is served meanwhile, though it is fresh.
+        assert_eq!(*map.get_or_refresh(&1, unexpected), 9);
+        let second = scope.spawn(|| *map.request(&1).no_cache().get(|_| 11));
+        gate.finish.send(10).unwrap();
+        assert_eq!((first.join().unwrap(), second.join().unwrap()), (10, 11));
+    });
+    assert_eq!((map.get(&1).as_deref(), map.stats().in_flight), (Some(&11), 0));
+}
+
+#[test]
+fn a_fresh_value_or_an_error() {
+    let (map, clock) = minute();
+    map.set(1, 10);
+    let fresh = || map.request(&1).max_stale(Duration::ZERO);
+    assert_eq!(*fresh().get(unexpected), 10);
+    clock.advance(MINUTE + TICK);
+    assert_eq!(fresh().try_get(|_| Err("down")).unwrap_err().to_string(), "down");
+    assert_eq!(*fresh().or_stale().try_get(|_| Err("down")).unwrap(), 10);
+    map.invalidate_all();
+    clock.advance(MINUTE + TICK);
+    assert_eq!(*fresh().get(|_| 11), 11);
+}
+
+#[test]
+fn a_spawned_build_goes_on_without_its_caller() {
+    let (map, _clock) = minute();
+    let (jobs, queue) = mpsc::channel::<Job>();
+    let request = map.request(&1).wait_at_most(Duration::ZERO).spawn_with(|job| jobs.send(job));
+    let waited = request.try_get(|key| Ok::<_, String>(key * 10));
+    assert!(matches!(waited, Err(RefreshError::WaitTimeout)));
+    assert_eq!(map.stats().in_flight, 1);
+    let job = queue.recv().unwrap();
+    // The job outlives all handles of the map.
+    let second = map.clone();
+    drop(map);
+    job();
+    assert_eq!((second.get(&1).as_deref(), second.stats().in_flight), (Some(&10), 0));
+}
+
+#[test]
+fn a_job_that_is_dropped_gives_the_key_back() {
+    let (map, _clock) = minute();
+    let dropped = map.request(&1).spawn_with(|job: Job| drop(job)).try_get(|_| Ok::<_, String>(10));
+    assert!(matches!(dropped, Err(RefreshError::Abandoned)));
+    assert_eq!(map.stats().in_flight, 0);
+    assert_eq!(*map.get_or_refresh(&1, |_| 11), 11);
+}
+
+#[test]
+fn a_spawned_build_of_a_stale_key_serves_the_old_value_and_is_fenced() {
+    let (map, clock) = minute();
+    map.set(1, 9);
+    clock.advance(MINUTE + TICK);
+    let (jobs, queue) = mpsc::channel::<Job>();
+    assert_eq!(*map.request(&1).spawn_with(|job| jobs.send(job)).get(|_| 10), 9);
+    map.set(1, 11);
+    queue.recv().unwrap()();
+    assert_eq!((*map.get_or_refresh(&1, unexpected), map.stats().in_flight), (11, 0));
+}
+
+#[test]
+fn a_spawned_build_is_given_what_was_there_and_may_choose_its_ttl() {
+    let (map, clock) = minute();
+    let first = map.set(1, 9);
+    map.invalidate(&1);
+    let request = map.request(&1).max_stale(Duration::ZERO).spawn_with(thread::spawn);
+    let found = request.try_get_with(move |_, previous| {
+        assert!(Arc::ptr_eq(&previous.unwrap(), &first));
+        Ok::<_, String>(Refreshed::NewFor(10, 60 * MINUTE))
+    });
+    assert_eq!(*found.unwrap(), 10);
+    clock.advance(59 * MINUTE);
+    assert_eq!(*map.get_or_refresh(&1, unexpected), 10);
+}
+
+#[test]
+fn not_modified_without_a_value_is_an_error() {
+    let (map, _clock) = minute::<u64>();
+    let found = map.request(&1).try_get_with(|_, _| Ok::<_, String>(Refreshed::NotModified));
+    assert!(matches!(found, Err(RefreshError::Build(_))));
+    assert_eq!(map.stats().failures, 1);
+}
