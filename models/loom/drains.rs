@@ -516,7 +516,11 @@ fn set_while_a_writer_is_inside() {
         let mut is_overtaken = false;
         let value = cell.request().get_with_writer(|writer| {
             is_overtaken = writer.acquire_write_lock_timeout(Duration::MAX).is_err();
-            if is_overtaken { 3 } else { 2 }
+            if is_overtaken {
+                return 3;
+            }
+            assert!(cell.get().is_none(), "a value is served under the write lock");
+            2
         });
         (*value, is_overtaken)
     });
