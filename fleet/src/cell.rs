@@ -26,6 +26,7 @@ use dogpile::{
     BoxError, Clock, DogpileCell, Freshness, Guard, Lookup, Reader, SharedError, SystemClock, Waited,
 };
 
+use crate::breaker::Kind;
 use crate::codec::Codec;
 use crate::error::{Backoff, FleetError};
 use crate::policy::FleetPolicy;
@@ -125,6 +126,11 @@ impl<T> fmt::Debug for FleetSnapshot<T> {
 
 impl<T: Send + Sync + 'static> FleetCell<T> {
     /// An empty cell that shares the builds of `name` with all other cells of that name in the store.
+    ///
+    /// # Panics
+    ///
+    /// If the name is one that not every store can keep: it is to have 1 to 64 bytes, and no control characters.
+    #[track_caller]
     pub fn new(
         name: impl Into<String>,
         store: impl RefreshStore + 'static,
@@ -141,6 +147,11 @@ where
     C: Clock + Clone + 'static,
 {
     /// As [`new`](FleetCell::new), with a clock for this node's own deadlines.
+    ///
+    /// # Panics
+    ///
+    /// As [`new`](FleetCell::new).
+    #[track_caller]
     pub fn with_clock(
         name: impl Into<String>,
         store: impl RefreshStore + 'static,
@@ -148,10 +159,65 @@ where
         policy: FleetPolicy,
         clock: C,
     ) -> Self {
-        let node = Arc::new(Node::new(name.into(), Arc::new(store), Box::new(codec), policy, clock));
+        let name = name.into();
+        assert!(
+            (1..=64).contains(&name.len()) && !name.chars().any(char::is_control),
+            "the name of a cell must have 1 to 64 bytes and no control characters, which not every store can keep; this one \
+             has {} bytes: {name:?}",
+            name.len()
+        );
+        let node = Arc::new(Node::new(name, Arc::new(store), Box::new(codec), policy, clock));
         node.worker.attach(&node);
         let end = End(Arc::clone(&node.worker.signals));
         Self { local: Arc::clone(&node.local), node, _end: end }
+    }
+
+    /// Calls `report` with each error of the store, on the thread that came across it, which is the cell's own or a caller's. It must
+    /// not use the cell. Of several the first one stays.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile_fleet::{FleetCell, FleetPolicy, MemoryStore, Plain};
+    /// use std::time::Duration;
+    ///
+    /// let policy = FleetPolicy::ttl(Duration::from_secs(60));
+    /// let page = FleetCell::new("page", MemoryStore::new(), Plain, policy)
+    ///     .on_error(|error| eprintln!("page: {error}"));
+    /// assert_eq!(*page.get_or_refresh(|| String::from("<html>")), "<html>");
+    /// ```
+    #[must_use]
+    pub fn on_error(self, report: impl Fn(&Arc<StoreError>) + Send + Sync + 'static) -> Self {
+        let _ = self.node.on_error.set(Box::new(report));
+        self
+    }
+
+    /// Whether the store can be reached, with the rights that this cell needs: for the start of a program, where a wrong password is
+    /// better reported than lived with.
+    ///
+    /// Without it a cell whose store cannot be used builds for itself, as during any other outage.
+    ///
+    /// # Blocking
+    ///
+    /// Until the store has answered, or its timeout has passed.
+    ///
+    /// # Errors
+    ///
+    /// What the store or the system has said.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile_fleet::{FleetCell, FleetPolicy, MemoryStore, Plain};
+    /// use std::time::Duration;
+    ///
+    /// let policy = FleetPolicy::ttl(Duration::from_secs(60));
+    /// let page: FleetCell<String> = FleetCell::new("page", MemoryStore::new(), Plain, policy);
+    /// page.check()?;
+    /// # Ok::<(), std::sync::Arc<dogpile_fleet::StoreError>>(())
+    /// ```
+    pub fn check(&self) -> Result<(), Arc<StoreError>> {
+        self.node.check()
     }
 
     /// Returns the value, rebuilding it if it is out of date. If it is stale, one caller of the whole fleet runs `build` and
@@ -265,7 +331,7 @@ where
                     if node.is_building_here() {
                         return Err(FleetError::Reentrant);
                     }
-                    node.worker.kick();
+                    node.worker.kick(node);
                     match pending.wait() {
                         Waited::Published(value) => return Ok(value),
                         Waited::Failed(error) => error,
@@ -366,7 +432,13 @@ where
     ///
     /// # Errors
     ///
-    /// If the store could not be told. This node's value is stale all the same.
+    /// If the store could not be told. This node's value is stale all the same, and the invalidation is not forgotten: the cell tells
+    /// the store before it asks it for anything else, and by itself as soon as the store works again. Until then other nodes
+    /// may go on with the old value, and it is lost if this cell ends first.
+    ///
+    /// # Blocking
+    ///
+    /// Until the store has answered, or its timeout has passed.
     pub fn invalidate(&self) -> Result<(), Arc<StoreError>> {
         self.node.invalidate(Invalidation::Soft)
     }
@@ -376,9 +448,35 @@ where
     ///
     /// # Errors
     ///
-    /// If the store could not be told. This node's value is gone all the same.
+    /// If the store could not be told. This node's value is gone all the same; else as for [`invalidate`](FleetCell::invalidate).
     pub fn clear(&self) -> Result<(), Arc<StoreError>> {
         self.node.invalidate(Invalidation::Hard)
+    }
+
+    /// To be called in a process that was forked, before it uses a cell that its parent had made.
+    ///
+    /// A fork copies the cell, and none of the threads that look after it: what they hold at that moment is held for ever. This
+    /// gives it back, and starts a thread for this process; connections are made anew as well. A cell whose caller waits, is
+    /// elected or invalidates finds out by itself; but not one that has a stale value to serve, as its reads do not ask which
+    /// process they are in.
+    ///
+    /// It cannot help where the fork came while another thread of the parent was inside a method of the cell: better make the cells
+    /// after the fork.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile_fleet::{FleetCell, FleetPolicy, MemoryStore, Plain};
+    /// use std::time::Duration;
+    ///
+    /// let policy = FleetPolicy::ttl(Duration::from_secs(60));
+    /// let page = FleetCell::new("page", MemoryStore::new(), Plain, policy);
+    /// // ... fork; in the child: ...
+    /// page.after_fork();
+    /// assert_eq!(*page.get_or_refresh(|| String::from("<html>")), "<html>");
+    /// ```
+    pub fn after_fork(&self) {
+        self.node.worker.kick(&self.node);
     }
 
     /// What this node has done so far.
@@ -396,7 +494,7 @@ where
     /// Whether the store is left alone at the moment because it has failed.
     #[must_use]
     pub fn is_store_down(&self) -> bool {
-        self.node.breaker.open_until(self.node.clock.now()).is_some()
+        self.node.open_until(Kind::Change, self.node.clock.now()).is_some()
     }
 }
 

@@ -14,7 +14,7 @@ use crate::draw;
 use crate::rules::{Entry, Micros};
 use crate::store::{
     Acquire, Current, Epoch, Fence, Invalidation, LONGEST, Poll, Publication, Publish, RefreshStore, Request,
-    Token, Value, Version,
+    Seen, Token, Value, Version,
 };
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -60,7 +60,7 @@ impl Subject<'_> {
     }
 
     fn acquire(&self, lease: Duration, known: Option<Version>) -> Acquire {
-        self.store.acquire(self.name, &Request { lease, known, refuse: None }).expect("acquire")
+        self.store.acquire(self.name, &Request { lease, known, refuse: None, seen: None }).expect("acquire")
     }
 
     fn win(&self, lease: Duration) -> Token {
@@ -308,7 +308,7 @@ const CHECKS: &[(&str, Check)] = &[
     }),
     ("refused-version", |s| {
         let version = s.store(b"damaged", HOUR, HOUR);
-        let request = |refuse| Request { lease: HOUR, known: None, refuse };
+        let request = |refuse| Request { lease: HOUR, known: None, refuse, seen: None };
         let older = Version { number: version.number - 1, ..version };
         assert!(matches!(s.store.acquire(s.name, &request(Some(older))).unwrap(), Acquire::Fresh(_)));
         assert!(matches!(s.store.acquire(s.name, &request(Some(version))).unwrap(), Acquire::Won { .. }));
@@ -324,6 +324,37 @@ const CHECKS: &[(&str, Check)] = &[
         };
         assert_ne!(token.fence.incarnation, version.incarnation);
         assert!(s.stored(s.publish(&token, b"new", HOUR, HOUR)).number > lost.number);
+    }),
+    ("an-epoch-that-has-gone-back", |s| {
+        let version = s.store(b"value", HOUR, HOUR);
+        let epoch = s.poll(None).epoch;
+        let seen = |epochs, versions| {
+            let epoch = Epoch { number: epoch.number + epochs, ..epoch };
+            Request {
+                lease: HOUR,
+                known: None,
+                refuse: None,
+                seen: Some(Seen { epoch, version: version.number + versions }),
+            }
+        };
+        assert!(matches!(s.store.acquire(s.name, &seen(0, 0)).unwrap(), Acquire::Fresh(_)));
+        let token = match s.store.acquire(s.name, &seen(7, 0)).unwrap() {
+            Acquire::Won { token, current: Current::Nothing { cleared: false }, .. } => token,
+            other => differs!(s, other),
+        };
+        assert_ne!(token.fence.incarnation, version.incarnation);
+        assert!(token.epoch > epoch.number + 7, "{}: what was invalidated before stays so", s.name);
+        let newer = s.stored(s.publish(&token, b"new", HOUR, HOUR));
+        assert!(newer.number > version.number);
+        // Of an incarnation that is gone it says nothing.
+        assert!(matches!(s.store.acquire(s.name, &seen(9, 9)).unwrap(), Acquire::Fresh(_)));
+        let seen = Seen { epoch: token.epoch(), version: newer.number + 5 };
+        let request = Request { lease: HOUR, known: None, refuse: None, seen: Some(seen) };
+        let token = match s.store.acquire(s.name, &request).unwrap() {
+            Acquire::Won { token, .. } => token,
+            other => differs!(s, other),
+        };
+        assert!(s.stored(s.publish(&token, b"newest", HOUR, HOUR)).number > newer.number + 5);
     }),
     ("forever", |s| {
         let version = s.store(b"value", Duration::MAX, Duration::MAX);
@@ -356,6 +387,8 @@ pub enum Operation {
         known: Option<usize>,
         /// Which version is refused.
         refuse: Option<usize>,
+        /// Of which token the incarnation and the epoch were seen, how much further the epoch was, and which version.
+        seen: Option<(usize, u64, u64)>,
     },
     /// [`RefreshStore::publish`].
     Publish {
@@ -486,11 +519,21 @@ impl Replay {
                     Answer::Poll(expected),
                 )
             }
-            Operation::Acquire { lease, known, refuse } => {
+            Operation::Acquire { lease, known, refuse, seen } => {
+                let seen = seen.map(|(token, ahead, version)| {
+                    let (theirs, ours) = pair(&token);
+                    let seen = |token: Token| {
+                        let Epoch { incarnation, number } = token.epoch();
+                        Seen { epoch: Epoch { incarnation, number: number + ahead }, version }
+                    };
+                    (seen(theirs), seen(ours))
+                });
+                let (their_seen, our_seen) = seen.unzip();
                 let ((theirs, ours), (their_refuse, our_refuse)) = (version(known), version(refuse));
-                let request = Request { lease: *lease, known: theirs, refuse: their_refuse };
+                let request =
+                    Request { lease: *lease, known: theirs, refuse: their_refuse, seen: their_seen };
                 let got = store.acquire(name, &request).expect("acquire");
-                let request = Request { known: ours, refuse: our_refuse, ..request };
+                let request = Request { known: ours, refuse: our_refuse, seen: our_seen, ..request };
                 let expected = self.entry.acquire(now, &request, draw);
                 self.learn_acquire(&got, &expected);
                 (Answer::Acquire(self.rename_acquire(got)), Answer::Acquire(expected))

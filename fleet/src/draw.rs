@@ -15,6 +15,12 @@ pub(crate) fn number() -> u64 {
     RandomState::new().hash_one(0)
 }
 
+/// Uniform from 0 up to 1.
+#[cfg(any(feature = "redis", feature = "postgres"))]
+pub(crate) fn share() -> f64 {
+    f64::from(u32::try_from(number() >> 32).unwrap_or(0)) / (f64::from(u32::MAX) + 1.0)
+}
+
 /// `duration`, made longer or shorter by up to `percent` percent; at most [`LONGEST`], which leaves room for that.
 pub(crate) fn around(duration: Duration, percent: u32) -> Duration {
     // 0 to 2^16 - 1.

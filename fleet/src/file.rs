@@ -8,8 +8,20 @@
 //! the lock, flushed, and renamed into place. So at any instant there is one whole entry, the old one or the new one, and
 //! who only looks needs no lock.
 //!
+//! Heart-beats do not write the value again: a lease that is prolonged is noted in a third file, `<name>.lease`, of a few dozen
+//! bytes. It counts only together with a header of the same fence whose lease has not been given back.
+//!
 //! Header and body have checksums. What does not match is moved aside to `<name>.damaged`, counted, and treated as lost;
 //! if only the body is damaged, fences and epochs go on counting.
+//!
+//! # Other users of the host
+//!
+//! The directory is made for its owner alone (0700), and so are the files (0600); one that others may write to is refused. Files
+//! are opened without following links and without waiting for the other end of a pipe, and must be regular ones of the owner;
+//! new ones must not exist before. So nothing that is planted is read, written or waited for, and no other user can open the
+//! lock, let alone hold it.
+//!
+//! # Time
 //!
 //! Times are those of the host since it was started (Linux), which all its processes share and nobody sets. After a
 //! restart of the host leases and pauses are void and values are due. Elsewhere it is the time of day.
@@ -17,7 +29,7 @@
 use std::fmt;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -32,7 +44,10 @@ use crate::store::{
 /// A [`RefreshStore`] in a directory, for the processes of one host. Needs no server.
 ///
 /// The directory has to be on a local file system: what network file systems make of locks and renames is not relied on.
-/// Every change rewrites the whole value, so this is for values of some megabytes at most.
+/// An election and a publication rewrite the whole value, a heart-beat does not; so this is for values of some megabytes at most.
+///
+/// [`open`](FileStore::open) is for the processes of one user, and other users of the host have no access.
+/// [`open_for_group`](FileStore::open_for_group) is for those of one group, which have to trust each other.
 ///
 /// A `kill -9` at any instant leaves the entry whole; a crash of the host too, as far as its file system keeps what has
 /// been flushed.
@@ -45,7 +60,7 @@ use crate::store::{
 ///
 /// let directory = tempfile::tempdir()?;
 /// let store = FileStore::open(directory.path())?;
-/// let request = Request { lease: Duration::from_secs(5), known: None, refuse: None };
+/// let request = Request { lease: Duration::from_secs(5), known: None, refuse: None, seen: None };
 /// assert!(matches!(store.acquire("rates", &request)?, Acquire::Won { .. }));
 ///
 /// let another_process = FileStore::open(directory.path())?;
@@ -58,6 +73,114 @@ pub struct FileStore<C = HostClock> {
     era: u64,
     timeout: Duration,
     damaged: AtomicU64,
+    access: Access,
+}
+
+/// Which users share the directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Access {
+    Owner,
+    Group,
+}
+
+impl Access {
+    /// The mode of files; that of directories has the bits for entering too.
+    #[cfg(unix)]
+    fn mode(self) -> u32 {
+        match self {
+            Self::Owner => 0o600,
+            Self::Group => 0o660,
+        }
+    }
+
+    #[cfg(unix)]
+    fn make_directory(self, directory: &Path) -> io::Result<()> {
+        use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+        if directory.is_dir() {
+            return Ok(());
+        }
+        let mode = self.mode() | (self.mode() >> 2) & 0o110;
+        fs::DirBuilder::new().recursive(true).mode(mode).create(directory)?;
+        if self == Self::Group {
+            // Which the process's mask may have kept out.
+            fs::set_permissions(directory, fs::Permissions::from_mode(mode))?;
+        }
+        Ok(())
+    }
+
+    #[cfg(not(unix))]
+    fn make_directory(self, directory: &Path) -> io::Result<()> {
+        fs::create_dir_all(directory)
+    }
+
+    /// Whether others could put something into the directory.
+    #[cfg(unix)]
+    fn check_directory(self, directory: &Path) -> io::Result<()> {
+        use std::os::unix::fs::MetadataExt;
+        let found = fs::metadata(directory)?;
+        let refused = |why: &str| {
+            let text = format!("{}: the directory of the store {why}", directory.display());
+            Err(io::Error::new(io::ErrorKind::PermissionDenied, text))
+        };
+        let is_own = [rustix::process::geteuid().as_raw(), 0].contains(&found.uid());
+        match self {
+            _ if found.mode() & 0o002 != 0 => {
+                refused("can be written to by all users: take that right away (chmod 700)")
+            }
+            Self::Owner if found.mode() & 0o020 != 0 => {
+                refused("can be written to by a group: chmod 700, or `FileStore::open_for_group`")
+            }
+            Self::Owner if !is_own => {
+                refused("belongs to another user: use one of your own, or `FileStore::open_for_group`")
+            }
+            _ => Ok(()),
+        }
+    }
+
+    #[cfg(not(unix))]
+    fn check_directory(self, _directory: &Path) -> io::Result<()> {
+        Ok(())
+    }
+
+    /// Opens a file, which has to be a regular one.
+    fn open(self, path: &Path, options: &mut OpenOptions) -> io::Result<File> {
+        #[cfg(unix)]
+        {
+            use rustix::fs::OFlags;
+            use std::os::unix::fs::OpenOptionsExt;
+            let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+            options.mode(self.mode()).custom_flags(flags.bits().cast_signed());
+        }
+        let file = options.open(path).map_err(|error| of(path, &error))?;
+        #[cfg(unix)]
+        self.check_file(path, &file)?;
+        Ok(file)
+    }
+
+    #[cfg(unix)]
+    fn check_file(self, path: &Path, file: &File) -> io::Result<()> {
+        use std::os::unix::fs::{MetadataExt, PermissionsExt};
+        let found = file.metadata()?;
+        let refused = |why: &str| {
+            Err(io::Error::new(io::ErrorKind::PermissionDenied, format!("{}: {why}", path.display())))
+        };
+        if !found.is_file() {
+            return refused("is no regular file, so it is not the store's: remove it");
+        }
+        let own = rustix::process::geteuid().as_raw();
+        if self == Self::Owner && ![own, 0].contains(&found.uid()) {
+            return refused("belongs to another user, so it is not the store's: remove it");
+        }
+        if found.uid() == own && found.mode() & 0o777 != self.mode() {
+            file.set_permissions(fs::Permissions::from_mode(self.mode()))?;
+        }
+        Ok(())
+    }
+}
+
+/// The error, with the path.
+fn of(path: &Path, error: &io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("{}: {error}", path.display()))
 }
 
 /// The clock that all processes of a host share.
@@ -89,21 +212,54 @@ fn era() -> u64 {
 }
 
 impl FileStore {
-    /// Opens the store in `directory`, which is made if it is missing.
+    /// Opens the store in `directory`, for the processes of one user. It is made if it is missing, for its owner alone (0700).
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be made, belongs to another user, or can be written to by others.
     pub fn open(directory: impl Into<PathBuf>) -> io::Result<Self> {
-        Self::at(directory.into(), HostClock, era())
+        Self::at(directory.into(), HostClock, era(), Access::Owner)
+    }
+
+    /// As [`open`](FileStore::open), for the processes of a group, whose members could do anything to the store. The directory
+    /// and the files can be written to by the group that they belong to (0770, 0660).
+    ///
+    /// # Errors
+    ///
+    /// If the directory cannot be made, or can be written to by all users.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile_fleet::{FileStore, Invalidation, RefreshStore};
+    ///
+    /// let directory = tempfile::tempdir()?;
+    /// let store = FileStore::open_for_group(directory.path().join("shared"))?;
+    /// store.invalidate("rates", Invalidation::Soft)?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn open_for_group(directory: impl Into<PathBuf>) -> io::Result<Self> {
+        Self::at(directory.into(), HostClock, era(), Access::Group)
     }
 }
 
 impl<C: Clock> FileStore<C> {
     /// As [`open`](FileStore::open), with a clock that all users of the directory must share.
     pub fn with_clock(directory: impl Into<PathBuf>, clock: C) -> io::Result<Self> {
-        Self::at(directory.into(), clock, 0)
+        Self::at(directory.into(), clock, 0, Access::Owner)
     }
 
-    fn at(directory: PathBuf, clock: C, era: u64) -> io::Result<Self> {
-        fs::create_dir_all(&directory)?;
-        Ok(Self { directory, clock, era, timeout: Duration::from_secs(2), damaged: AtomicU64::new(0) })
+    fn at(directory: PathBuf, clock: C, era: u64, access: Access) -> io::Result<Self> {
+        access.make_directory(&directory).map_err(|error| of(&directory, &error))?;
+        access.check_directory(&directory)?;
+        Ok(Self {
+            directory,
+            clock,
+            era,
+            timeout: Duration::from_secs(2),
+            damaged: AtomicU64::new(0),
+            access,
+        })
     }
 
     /// How long an operation waits for the lock, which others hold for the writing of one file. Default: two seconds.
@@ -163,13 +319,15 @@ impl<C: Clock> FileStore<C> {
 
     fn lock(&self, name: &str) -> Result<File, StoreError> {
         let path = self.path(name, "lock");
-        let open = || OpenOptions::new().create(true).truncate(false).write(true).open(&path);
+        let open = || {
+            self.access.open(&path, OpenOptions::new().read(true).write(true).create(true).truncate(false))
+        };
         let file = open().or_else(|error| {
             if error.kind() != io::ErrorKind::NotFound {
                 return Err(error);
             }
             // Somebody has removed the whole directory.
-            fs::create_dir_all(&self.directory)?;
+            self.access.make_directory(&self.directory)?;
             open()
         });
         let file = file.map_err(StoreError::new)?;
@@ -179,9 +337,14 @@ impl<C: Clock> FileStore<C> {
         loop {
             match fs4::FileExt::try_lock(&file) {
                 Ok(()) => return Ok(file),
-                Err(error) if !is_taken(&error) => return Err(StoreError::new(io::Error::from(error))),
+                Err(error) if !is_taken(&error) => {
+                    return Err(StoreError::new(of(&path, &io::Error::from(error))));
+                }
                 Err(_) if Instant::now() >= give_up => {
-                    return Err(StoreError::new("the lock of the entry is held for too long"));
+                    let (path, timeout, holder) = (path.display(), self.timeout, holder(&file));
+                    return Err(StoreError::busy(format!(
+                        "{path}: the lock was held for longer than the timeout of {timeout:?}, by {holder}"
+                    )));
                 }
                 Err(_) => std::thread::sleep(pause),
             }
@@ -197,6 +360,7 @@ impl<C: Clock> FileStore<C> {
                 let mut bytes = Vec::new();
                 file.read_to_end(&mut bytes).map_err(StoreError::new)?;
                 let Some(header) = Header::decode(&bytes) else { return Ok((Entry::default(), true)) };
+                let header = self.prolonged(name, header)?;
                 let body = header.body(&bytes[Header::LENGTH..]);
                 let damaged = header.has_value && body.is_none();
                 Ok((header.entry(body, self.era), damaged))
@@ -205,28 +369,88 @@ impl<C: Clock> FileStore<C> {
     }
 
     fn open_state(&self, name: &str) -> Result<Option<File>, StoreError> {
-        match File::open(self.path(name, "state")) {
+        self.open_file(name, "state")
+    }
+
+    fn open_file(&self, name: &str, extension: &str) -> Result<Option<File>, StoreError> {
+        match self.access.open(&self.path(name, extension), OpenOptions::new().read(true)) {
             Ok(file) => Ok(Some(file)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(StoreError::new(error)),
         }
     }
 
+    /// The header, with the end of its lease as the heart-beats have left it.
+    fn prolonged(&self, name: &str, mut header: Header) -> Result<Header, StoreError> {
+        if header.numbers[Header::LEASE] == 0 {
+            return Ok(header);
+        }
+        let Some(mut file) = self.open_file(name, "lease")? else { return Ok(header) };
+        let mut bytes = [0; Prolonged::LENGTH];
+        // Damaged, or of another fence: then the lease ends when it said at first.
+        if file.read_exact(&mut bytes).is_ok()
+            && let Some(prolonged) = Prolonged::decode(&bytes)
+            && prolonged.is_of(&header)
+        {
+            header.numbers[Header::LEASE] = prolonged.until;
+        }
+        Ok(header)
+    }
+
+    /// A file that did not exist before, to be written and renamed.
+    fn create(&self, path: &Path) -> io::Result<File> {
+        // Left by a process that was killed; nobody else writes it now, because the lock is held.
+        let _ = fs::remove_file(path);
+        self.access.open(path, OpenOptions::new().write(true).create_new(true))
+    }
+
+    /// Not flushed: after a crash of the host no lease counts.
+    fn write_lease(&self, name: &str, prolonged: &Prolonged) -> io::Result<()> {
+        let new = self.path(name, "lease-new");
+        let written = self.create(&new)?.write_all(&prolonged.encode());
+        written.and_then(|()| fs::rename(&new, self.path(name, "lease"))).map_err(|error| of(&new, &error))
+    }
+
     fn write(&self, name: &str, entry: &Entry) -> io::Result<()> {
         let new = self.path(name, "new");
-        let mut file = File::create(&new)?;
-        file.write_all(&Header::encode(entry, self.era))?;
-        if let Some(value) = &entry.value {
-            file.write_all(value.tag.as_deref().unwrap_or_default().as_bytes())?;
-            file.write_all(&value.payload)?;
-        }
-        file.sync_all()?;
-        fs::rename(&new, self.path(name, "state"))?;
+        let mut file = self.create(&new)?;
+        let mut write = || {
+            file.write_all(&Header::encode(entry, self.era))?;
+            if let Some(value) = &entry.value {
+                file.write_all(value.tag.as_deref().unwrap_or_default().as_bytes())?;
+                file.write_all(&value.payload)?;
+            }
+            file.sync_all()?;
+            fs::rename(&new, self.path(name, "state"))
+        };
+        write().map_err(|error| {
+            // Half a file takes up what may be missing.
+            let _ = fs::remove_file(&new);
+            of(&new, &error)
+        })?;
         // The rename itself has to last too.
         #[cfg(unix)]
         File::open(&self.directory)?.sync_all()?;
         Ok(())
     }
+}
+
+/// The process that holds a lock, as far as the system tells.
+fn holder(file: &File) -> String {
+    #[cfg(target_os = "linux")]
+    {
+        use std::os::unix::fs::MetadataExt;
+        let inode = file.metadata().map(|found| format!(":{} ", found.ino())).unwrap_or_default();
+        let locks = fs::read_to_string("/proc/locks").unwrap_or_default();
+        let line =
+            locks.lines().find(|line| !inode.is_empty() && line.contains(&inode) && !line.contains("->"));
+        if let Some(process) = line.and_then(|line| line.split_ascii_whitespace().nth(4)) {
+            let program = fs::read_to_string(format!("/proc/{process}/comm")).unwrap_or_default();
+            return format!("process {process} ({})", program.trim());
+        }
+    }
+    let _ = file;
+    "a process that the system does not name".to_owned()
 }
 
 /// Whether the lock could not be had because somebody else has it.
@@ -245,6 +469,7 @@ impl<C: Clock> RefreshStore for FileStore<C> {
             Err(error) => return Err(StoreError::new(error)),
         }
         let Some(header) = Header::decode(&bytes) else { return Ok(lost) };
+        let header = self.prolonged(name, header)?;
         let mut body = (String::new(), Vec::new());
         let version = Version { incarnation: header.numbers[1], number: header.numbers[4] };
         if header.has_value && known != Some(version) {
@@ -300,10 +525,30 @@ impl<C: Clock> RefreshStore for FileStore<C> {
     }
 
     fn renew(&self, name: &str, token: &Token, lease: Duration) -> Result<bool, StoreError> {
-        self.change(name, |entry, now| {
-            let lives = entry.renew(now, token, lease);
-            (lives, lives)
-        })
+        let _lock = self.lock(name)?;
+        let Some(mut file) = self.open_state(name)? else { return Ok(false) };
+        let mut bytes = [0; Header::LENGTH];
+        if let Err(error) = file.read_exact(&mut bytes) {
+            return if error.kind() == io::ErrorKind::UnexpectedEof {
+                Ok(false)
+            } else {
+                Err(StoreError::new(error))
+            };
+        }
+        // What is damaged the next change will deal with.
+        let Some(header) = Header::decode(&bytes) else { return Ok(false) };
+        let mut entry = header.entry(None, self.era);
+        let lives = entry.renew(self.now(), token, lease);
+        if lives {
+            let prolonged = Prolonged {
+                era: self.era,
+                incarnation: entry.incarnation,
+                fence: entry.fence,
+                until: entry.lease_until,
+            };
+            self.write_lease(name, &prolonged).map_err(StoreError::new)?;
+        }
+        Ok(lives)
     }
 
     fn invalidate(&self, name: &str, how: Invalidation) -> Result<(), StoreError> {
@@ -338,7 +583,43 @@ struct Header {
 
 const MAGIC: &[u8; 8] = b"dogpile1";
 
+/// What a heart-beat writes: until when the lease of a fence lasts.
+struct Prolonged {
+    era: u64,
+    incarnation: u64,
+    fence: u64,
+    until: Micros,
+}
+
+impl Prolonged {
+    const LENGTH: usize = 4 * 8 + 4;
+
+    fn encode(&self) -> Vec<u8> {
+        let numbers = [self.era, self.incarnation, self.fence, self.until];
+        let mut bytes: Vec<u8> = numbers.into_iter().flat_map(u64::to_le_bytes).collect();
+        bytes.extend(crc32fast::hash(&bytes).to_le_bytes());
+        bytes
+    }
+
+    fn decode(bytes: &[u8; Self::LENGTH]) -> Option<Self> {
+        let (bytes, checksum) = bytes.split_at(Self::LENGTH - 4);
+        if crc32fast::hash(bytes).to_le_bytes() != checksum {
+            return None;
+        }
+        let mut numbers =
+            bytes.chunks_exact(8).filter_map(|bytes| Some(u64::from_le_bytes(bytes.try_into().ok()?)));
+        let mut next = || numbers.next();
+        Some(Self { era: next()?, incarnation: next()?, fence: next()?, until: next()? })
+    }
+
+    fn is_of(&self, header: &Header) -> bool {
+        [self.era, self.incarnation, self.fence] == [header.numbers[0], header.numbers[1], header.numbers[3]]
+    }
+}
+
 impl Header {
+    /// Among the numbers.
+    const LEASE: usize = 5;
     const NUMBERS: usize = 8 + 12 * 8;
     const LENGTH: usize = Self::NUMBERS + 5 * 4;
 

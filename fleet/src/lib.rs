@@ -44,6 +44,9 @@
 //!   own caller gets it, if there is nothing else.)
 //! * Nobody blocks while there is a value that may be served, whatever the store does; but the one caller that is elected
 //!   waits for the policy's [`patience`](FleetPolicy::patience), and for its own build.
+//! * A finished build is served at once: its publication takes up to the patience of its caller, and goes on behind it.
+//! * An invalidation that could not be delivered is an error, and is not forgotten: it is delivered before anything else is
+//!   asked of the store.
 //! * A store that is down makes each process build for itself, one build at a time, once its value is too old to be served.
 //! * Times are measured by the store's clock. The clocks of two nodes are never compared.
 
@@ -55,6 +58,10 @@ mod draw;
 mod error;
 #[cfg(feature = "file")]
 mod file;
+#[cfg(any(feature = "redis", feature = "postgres"))]
+mod hub;
+#[cfg(any(feature = "redis", feature = "postgres"))]
+mod io;
 mod memory;
 mod policy;
 #[cfg(feature = "postgres")]
@@ -64,7 +71,9 @@ mod redis;
 pub mod rules;
 mod stats;
 mod store;
+mod trace;
 
+pub use breaker::Breaker;
 pub use cell::{BuildContext, Built, FleetCell, FleetReader, FleetSnapshot};
 #[cfg(feature = "json")]
 pub use codec::Json;
@@ -83,7 +92,7 @@ pub use redis::RedisStore;
 pub use stats::FleetStats;
 pub use store::{
     Acquire, Current, Epoch, Fence, Hint, Invalidation, LONGEST, Poll, Publication, Publish, RefreshStore,
-    Request, StoreError, Subscription, Token, Value, Version,
+    Request, Seen, StoreError, Subscription, Token, Value, Version,
 };
 
 /// The examples of the README and of the guide are compiled and run.
@@ -97,4 +106,7 @@ mod pages {
     struct Stores;
     #[doc = include_str!("../docs/recipes.md")]
     struct Recipes;
+    #[cfg(all(feature = "redis", feature = "postgres"))]
+    #[doc = include_str!("../docs/production.md")]
+    struct Production;
 }

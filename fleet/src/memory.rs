@@ -25,7 +25,7 @@ use crate::store::{
 /// use std::time::Duration;
 ///
 /// let store = MemoryStore::new();
-/// let request = Request { lease: Duration::from_secs(5), known: None, refuse: None };
+/// let request = Request { lease: Duration::from_secs(5), known: None, refuse: None, seen: None };
 /// assert!(matches!(store.acquire("rates", &request)?, Acquire::Won { .. }));
 /// assert!(matches!(store.acquire("rates", &request)?, Acquire::Busy { .. }));
 /// # Ok::<(), dogpile_fleet::StoreError>(())
@@ -140,7 +140,7 @@ impl<C: Clock> RefreshStore for MemoryStore<C> {
         let hint = Arc::new(hint);
         let listener = (name.to_owned(), Arc::downgrade(&hint));
         self.listeners.lock().unwrap_or_else(PoisonError::into_inner).push(listener);
-        Some(Box::new(hint))
+        Some(Subscription::new(hint))
     }
 }
 

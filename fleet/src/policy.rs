@@ -112,7 +112,8 @@ impl FleetPolicy {
     }
 
     /// How often a node looks into the store while it has a fresh value, to find out about invalidations. Default: every
-    /// second. It is also the longest pause between two looks of a node that waits for another.
+    /// second. While hints are known to arrive it looks twelve times more seldom, up to every twelve seconds, unless `interval` is
+    /// longer. It is also the longest pause between two looks of a node that waits for another.
     ///
     /// # Panics
     ///
@@ -130,15 +131,19 @@ impl FleetPolicy {
         self
     }
 
-    /// How long a caller that has a value to fall back on waits for the store's answer to its election. Default: 50 ms.
-    /// After that it is served the stale value, and the next caller goes on where this one stopped.
+    /// How long a caller that has a value to fall back on waits for the store's answer. Default: 50 ms.
+    ///
+    /// At its election: after that it is served the stale value, and the next caller goes on where this one stopped. At the end of
+    /// its build: after that it and all others are served what was built, and the publication goes on behind them. Until the
+    /// store has accepted it, the value counts as built for this node alone.
     pub const fn patience(mut self, patience: Duration) -> Self {
         self.patience = patience;
         self
     }
 
     /// After an operation of the store has failed, it is left alone for `first`, then `2 * first`, up to `max`, each made
-    /// up to a quarter shorter or longer. Default: half a second, 30 seconds.
+    /// up to a quarter shorter or longer. Default: half a second, 30 seconds. Cells that share a store share what they have found
+    /// out about it; see [`RefreshStore::breaker`](crate::RefreshStore::breaker).
     ///
     /// # Panics
     ///

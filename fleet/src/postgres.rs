@@ -4,24 +4,27 @@
 //! `UPDATE`, whose condition `PostgreSQL` checks under the row's lock. What the condition decides is the rules' business;
 //! what the answer says is then worked out by the [rules](crate::rules) themselves from the row that came back.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::future::{Future, poll_fn};
-use std::panic::resume_unwind;
-use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::pin::{Pin, pin};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{self, Context};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use dogpile::Clock;
-use tokio::runtime::{Builder, Handle, Runtime};
-use tokio::task::JoinHandle;
+use tokio::sync::{Notify, mpsc};
+use tokio::task::AbortHandle;
+use tokio::time::{Instant, timeout, timeout_at};
 use tokio_postgres::error::{Severity, SqlState};
 use tokio_postgres::tls::{MakeTlsConnect, TlsConnect};
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{AsyncMessage, CancelToken, Client, Config, NoTls, Row, Socket};
 
+use crate::breaker::Breaker;
 use crate::draw;
+use crate::hub::{Hub, Listener, Settings, Source};
+use crate::io::{self, PerProcess};
 use crate::rules::{Entry, Micros, Stored, micros};
 use crate::store::{
     Acquire, Hint, Invalidation, Poll, Publication, Publish, RefreshStore, Request, StoreError, Subscription,
@@ -38,28 +41,85 @@ use crate::store::{
 /// An invalidation can be part of the transaction that changes what the value is built from: see
 /// [`invalidation`](PostgresStore::invalidation).
 ///
-/// The [table](PostgresStore::TABLE) is made when it is found missing, if the user may do so. No connection is made until
-/// the first operation, and a lost one is made again. [`new`](PostgresStore::new) makes connections that are not
-/// encrypted; for others there is [`with_tls`](PostgresStore::with_tls).
+/// The [table](PostgresStore::TABLE) is made when it is found missing, if the user may do so. [`new`](PostgresStore::new) makes
+/// connections that are not encrypted; for others there is [`with_tls`](PostgresStore::with_tls).
+///
+/// # Connections
+///
+/// Two for each store, whatever the number of cells that use it: one for operations, one for hints. So share the store, by
+/// an [`Arc`], among the cells of a process. While an operation waits in the server, for a row that a transaction of others
+/// has locked, there may be up to three more, so that the other names are not kept waiting with it. Nothing is connected until the
+/// first operation. A connection is given up, and made again by the next operation, when it breaks, when an answer is not
+/// complete in time, and when the server turns out to be a standby.
 ///
 /// Operations block the thread, also where that thread belongs to an executor: tasks use the cell's asynchronous methods.
 pub struct PostgresStore {
     config: Config,
     connect: Arc<dyn Connect>,
     timeout: Duration,
-    session: Mutex<Option<Session>>,
+    spread: Duration,
+    largest: usize,
+    shared: PerProcess<Arc<Shared>>,
+    breaker: Breaker,
     /// For tests; else the server's.
     clock: Option<Box<dyn Clock>>,
 }
 
-/// A connection, and the runtime that drives it while somebody waits for an answer.
-struct Session {
-    runtime: Runtime,
-    client: Client,
-    driver: JoinHandle<()>,
+/// The connections of a store.
+struct Shared {
+    config: Config,
+    connect: Arc<dyn Connect>,
+    sessions: Mutex<Sessions>,
+    /// A session has come back, or ended.
+    returned: Notify,
+    hub: Arc<Hub>,
 }
 
-type Parameter<'a> = (&'a (dyn ToSql + Sync), Type);
+#[derive(Default)]
+struct Sessions {
+    idle: Vec<Session>,
+    /// Idle or not.
+    count: usize,
+}
+
+/// A connection. Dropped, it says good-bye to the server.
+struct Session {
+    client: Client,
+    driver: AbortHandle,
+}
+
+/// A session that is used. If it is dropped before it was brought back, the connection is cut off: what is still to come through
+/// it is not known.
+struct Used<'a> {
+    shared: &'a Shared,
+    session: Option<Session>,
+    is_new: bool,
+}
+
+/// The end of an operation.
+#[derive(Clone, Copy)]
+struct Limit {
+    timeout: Duration,
+    deadline: Instant,
+}
+
+type Parameter = (Box<dyn ToSql + Send + Sync>, Type);
+
+fn text(text: &str) -> Parameter {
+    (Box::new(text.to_owned()), Type::TEXT)
+}
+
+fn optional_text(text: Option<&str>) -> Parameter {
+    (Box::new(text.map(ToOwned::to_owned)), Type::TEXT)
+}
+
+fn int(number: impl Into<Option<i64>>) -> Parameter {
+    (Box::new(number.into()), Type::INT8)
+}
+
+fn bytes(bytes: &[u8]) -> Parameter {
+    (Box::new(bytes.to_vec()), Type::BYTEA)
+}
 
 /// A connection's messages; asking for them is what drives it.
 type Messages = Box<
@@ -95,17 +155,6 @@ where
         let tls = self.clone();
         Box::pin(async move { token.cancel_query(tls).await })
     }
-}
-
-/// Does something that blocks, on another thread if this one belongs to a runtime, which would not have it.
-fn outside<R: Send>(run: impl FnOnce() -> R + Send) -> R {
-    if Handle::try_current().is_err() {
-        return run();
-    }
-    std::thread::scope(|scope| match scope.spawn(run).join() {
-        Ok(result) => result,
-        Err(panic) => resume_unwind(panic),
-    })
 }
 
 impl PostgresStore {
@@ -155,11 +204,36 @@ impl PostgresStore {
         M::TlsConnect: Send,
         <M::TlsConnect as TlsConnect<Socket>>::Future: Send,
     {
-        let (connect, timeout) = (Arc::new(tls), Duration::from_secs(1));
-        Self { config, connect, timeout, session: Mutex::new(None), clock: None }
+        Self {
+            config,
+            connect: Arc::new(tls),
+            timeout: Duration::from_secs(1),
+            spread: Duration::from_millis(50),
+            largest: 64 << 20,
+            shared: PerProcess::new(),
+            breaker: Breaker::new(),
+            clock: None,
+        }
     }
 
-    /// How long connecting, and each answer, may take. Default: a second.
+    /// A hint is handed to the cell after a random part of `spread`, so that not all nodes of a large fleet ask at the same
+    /// instant. Default: 50 ms.
+    #[must_use]
+    pub fn spread_hints(mut self, spread: Duration) -> Self {
+        self.spread = spread;
+        self
+    }
+
+    /// The largest payload that is published, in bytes; a larger one is an error, and the node keeps the value for itself.
+    /// Default: 64 MiB.
+    #[must_use]
+    pub fn largest_payload(mut self, bytes: usize) -> Self {
+        self.largest = bytes;
+        self
+    }
+
+    /// How long an operation may take as a whole: name resolution, connecting, signing in, the row's lock, and the last byte of
+    /// the answer. Default: a second. The server is told to stop what is not done in time.
     #[must_use]
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
@@ -201,82 +275,45 @@ impl PostgresStore {
         self.clock.as_ref().map(|clock| signed(clock.now().as_nanos() / 1000))
     }
 
+    /// How often the connection for hints has been attempted in this process.
+    #[must_use]
+    pub fn hint_connection_attempts(&self) -> u64 {
+        self.shared().hub.attempts()
+    }
+
+    fn shared(&self) -> Arc<Shared> {
+        self.shared.get(|| {
+            Arc::new(Shared {
+                config: self.config.clone(),
+                connect: Arc::clone(&self.connect),
+                sessions: Mutex::default(),
+                returned: Notify::new(),
+                hub: Hub::new(),
+            })
+        })
+    }
+
+    fn limit(&self) -> Limit {
+        let timeout = self.timeout.min(crate::LONGEST);
+        Limit { timeout, deadline: Instant::now() + timeout }
+    }
+
     /// Runs a statement. If the table is missing, it is made.
-    fn query(&self, statement: &str, parameters: &[Parameter<'_>]) -> Result<Vec<Row>, StoreError> {
-        outside(|| self.query_here(statement, parameters))
-    }
-
-    fn query_here(&self, statement: &str, parameters: &[Parameter<'_>]) -> Result<Vec<Row>, StoreError> {
-        let mut session = self.session.lock().unwrap_or_else(PoisonError::into_inner);
-        let reused = session.is_some();
-        let mut answer = self.query_once(&mut session, statement, parameters);
-        if reused && matches!(&answer, Err(Failure::Server(error)) if has_ended(error)) {
-            // The server, or something on the way to it, has closed the connection while it was idle.
-            answer = self.query_once(&mut session, statement, parameters);
-        }
-        if matches!(&answer, Err(Failure::Server(error)) if error.code() == Some(&SqlState::UNDEFINED_TABLE))
-        {
-            // Two that do this at the same time may get in each other's way; then it is there.
-            let _ = self.query_once(&mut session, Self::TABLE, &[]);
-            answer = self.query_once(&mut session, statement, parameters);
-        }
-        // Where transactions are isolated from each other by default, one of two that meet has to begin again.
-        let start = Instant::now();
-        while matches!(&answer, Err(Failure::Server(error)) if error.code() == Some(&SqlState::T_R_SERIALIZATION_FAILURE))
-            && start.elapsed() < self.timeout
-        {
-            answer = self.query_once(&mut session, statement, parameters);
-        }
-        answer.map_err(StoreError::new)
-    }
-
-    fn query_once(
+    fn query(
         &self,
-        slot: &mut Option<Session>,
-        statement: &str,
-        parameters: &[Parameter<'_>],
-    ) -> Result<Vec<Row>, Failure> {
-        // Taken out: after an error nobody knows what is still to come through it.
-        let session = match slot.take() {
-            Some(session) if !session.client.is_closed() => session,
-            _ => self.connect()?,
-        };
-        let Session { runtime, client, .. } = &session;
-        let answer = runtime.block_on(async {
-            tokio::time::timeout(self.timeout, client.query_typed(statement, parameters)).await
-        });
-        match answer {
-            Ok(Ok(rows)) => {
-                *slot = Some(session);
-                Ok(rows)
-            }
-            Ok(Err(error)) => {
-                if !has_ended(&error) {
-                    *slot = Some(session);
-                }
-                Err(Failure::Server(error))
-            }
-            Err(_) => {
-                // Or it would wait for a lock for as long as that is held, and take effect then.
-                let cancel = self.connect.cancel(client.cancel_token());
-                let patience = self.timeout.min(Duration::from_millis(250));
-                let _ = runtime.block_on(async { tokio::time::timeout(patience, cancel).await });
-                Err(Failure::Slow)
-            }
-        }
-    }
-
-    fn connect(&self) -> Result<Session, Failure> {
-        let runtime = Builder::new_current_thread().enable_all().build().map_err(Failure::Runtime)?;
-        let connect = self.connect.connect(&self.config);
-        let connect = async { tokio::time::timeout(self.timeout, connect).await };
-        let (client, mut messages) = match runtime.block_on(connect) {
-            Ok(Ok(connected)) => connected,
-            Ok(Err(error)) => return Err(Failure::Server(error)),
-            Err(_) => return Err(Failure::Slow),
-        };
-        let driver = runtime.spawn(async move { while let Some(Ok(_)) = poll_fn(&mut messages).await {} });
-        Ok(Session { runtime, client, driver })
+        limit: Limit,
+        statement: impl Into<String>,
+        parameters: Vec<Parameter>,
+    ) -> Result<Vec<Row>, StoreError> {
+        let (shared, statement) = (self.shared(), statement.into());
+        let left = limit.deadline.saturating_duration_since(Instant::now());
+        io::run(left, move |_| async move {
+            let parameters: Vec<(&(dyn ToSql + Sync), Type)> = parameters
+                .iter()
+                .map(|(value, of_type)| (&**value as &(dyn ToSql + Sync), of_type.clone()))
+                .collect();
+            shared.query(limit, &statement, &parameters).await.map_err(Failure::into_error)
+        })
     }
 
     /// The row of a name, as an entry; the payload is left out if it is that of the known version.
@@ -305,21 +342,23 @@ impl PostgresStore {
     }
 
     /// An operation that is accepted or not, with nothing else to say.
-    fn heard(&self, statement: &str, parameters: &[Parameter<'_>]) -> Result<bool, StoreError> {
-        Ok(!self.query(statement, parameters)?.is_empty())
+    fn heard(&self, statement: String, parameters: Vec<Parameter>) -> Result<bool, StoreError> {
+        Ok(!self.query(self.limit(), statement, parameters)?.is_empty())
     }
 
-    fn published(&self, name: &str, token: &Token, rows: &[Row]) -> Result<Publish, StoreError> {
+    fn published(
+        &self,
+        limit: Limit,
+        name: &str,
+        token: &Token,
+        rows: &[Row],
+    ) -> Result<Publish, StoreError> {
         if let Some(row) = rows.first() {
             let number = unsigned(row.get::<_, i64>("version"));
             return Ok(Publish::Stored(Version { incarnation: token.fence.incarnation, number }));
         }
         // Why not: what has refused it does not go away.
-        let time = self.time();
-        let none: Option<i64> = None;
-        let known: [Parameter<'_>; 4] =
-            [(&name, Type::TEXT), (&time, Type::INT8), (&none, Type::INT8), (&none, Type::INT8)];
-        let rows = self.query(POLL, &known)?;
+        let rows = self.query(limit, POLL, vec![text(name), int(self.time()), int(None), int(None)])?;
         let (mut entry, now) = rows.first().map(Self::entry).unwrap_or_default();
         let nothing = Publication { payload: &[], tag: None, soft: Duration::ZERO, hard: Duration::ZERO };
         Ok(match entry.publish(now, token, &nothing) {
@@ -329,17 +368,134 @@ impl PostgresStore {
     }
 }
 
-impl Drop for PostgresStore {
-    fn drop(&mut self) {
-        let session = self.session.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(Session { runtime, client, driver }) = session {
-            outside(move || {
-                // Says good-bye to the server, if that is quick.
-                drop(client);
-                let driver = async { tokio::time::timeout(Duration::from_millis(100), driver).await };
-                let _ = runtime.block_on(driver);
-            });
+impl Shared {
+    /// How many connections for operations there may be.
+    const MOST: usize = 4;
+    /// How long an operation waits for one that is there before it makes another.
+    const PATIENCE: Duration = Duration::from_millis(50);
+
+    fn lock(&self) -> MutexGuard<'_, Sessions> {
+        self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn query(
+        &self,
+        limit: Limit,
+        statement: &str,
+        parameters: &[(&(dyn ToSql + Sync), Type)],
+    ) -> Result<Vec<Row>, Failure> {
+        let is = |answer: &Result<Vec<Row>, Failure>, state: &SqlState| matches!(answer, Err(Failure::Server(error)) if error.code() == Some(state));
+        let (mut answer, is_new) = self.query_once(limit, statement, parameters).await;
+        if !is_new && answer.as_ref().is_err_and(Failure::is_of_connection) {
+            // The server, or something on the way to it, has closed the connection while it was idle; or has become a
+            // standby.
+            answer = self.query_once(limit, statement, parameters).await.0;
         }
+        if is(&answer, &SqlState::UNDEFINED_TABLE) {
+            // Two that do this at the same time may get in each other's way; then it is there.
+            let _ = self.query_once(limit, PostgresStore::TABLE, &[]).await;
+            answer = self.query_once(limit, statement, parameters).await.0;
+        }
+        // Where transactions are isolated from each other by default, one of two that meet has to begin again.
+        while is(&answer, &SqlState::T_R_SERIALIZATION_FAILURE) && Instant::now() < limit.deadline {
+            answer = self.query_once(limit, statement, parameters).await.0;
+        }
+        answer
+    }
+
+    /// The answer, and whether it came by a new connection.
+    async fn query_once(
+        &self,
+        limit: Limit,
+        statement: &str,
+        parameters: &[(&(dyn ToSql + Sync), Type)],
+    ) -> (Result<Vec<Row>, Failure>, bool) {
+        let used = match timeout_at(limit.deadline, self.use_session()).await {
+            Ok(Ok(used)) => used,
+            Ok(Err(failure)) => return (Err(failure), true),
+            Err(_) => return (Err(Failure::Slow(limit.timeout)), true),
+        };
+        let is_new = used.is_new;
+        let (answer, is_clean) = {
+            let Some(Session { client, .. }) = &used.session else { unreachable!("taken at the end only") };
+            let token = client.cancel_token();
+            let mut query = pin!(client.query_typed(statement, parameters));
+            // The rest is for the server to stop.
+            let soon = limit.deadline - (limit.timeout / 4).min(Duration::from_millis(250));
+            match timeout_at(soon, &mut query).await {
+                Ok(answer) => (answer.map_err(Failure::Server), true),
+                Err(_) => {
+                    // Or it would wait for a lock for as long as that is held, and take effect then.
+                    let _ = timeout_at(limit.deadline, self.connect.cancel(token)).await;
+                    match timeout_at(limit.deadline, &mut query).await {
+                        Ok(Err(error)) if error.code() == Some(&SqlState::QUERY_CANCELED) => {
+                            (Err(Failure::Busy(limit.timeout)), true)
+                        }
+                        // The server may still stop what comes next.
+                        Ok(answer) => (answer.map_err(Failure::Server), false),
+                        Err(_) => (Err(Failure::Slow(limit.timeout)), false),
+                    }
+                }
+            }
+        };
+        let answer = answer.and_then(|rows| {
+            let is_standby = |row: &Row| row.try_get::<_, bool>("standby").unwrap_or(false);
+            if rows.first().is_some_and(is_standby) { Err(Failure::Standby) } else { Ok(rows) }
+        });
+        if answer.as_ref().is_err_and(Failure::is_standby) {
+            self.hub.reconnect();
+        }
+        if is_clean && !answer.as_ref().is_err_and(Failure::is_of_connection) {
+            used.bring_back();
+        }
+        (answer, is_new)
+    }
+
+    async fn use_session(&self) -> Result<Used<'_>, Failure> {
+        let mut waited = false;
+        loop {
+            let returned = self.returned.notified();
+            {
+                let mut sessions = self.lock();
+                while let Some(session) = sessions.idle.pop() {
+                    if !session.client.is_closed() {
+                        return Ok(Used { shared: self, session: Some(session), is_new: false });
+                    }
+                    sessions.count -= 1;
+                }
+                if sessions.count == 0 || (waited && sessions.count < Self::MOST) {
+                    sessions.count += 1;
+                    break;
+                }
+            }
+            waited |= timeout(Self::PATIENCE, returned).await.is_err();
+        }
+        // From here on it is counted, and no longer if this future is dropped.
+        let mut used = Used { shared: self, session: None, is_new: true };
+        let (client, mut messages) = self.connect.connect(&self.config).await.map_err(Failure::Server)?;
+        let driver = tokio::spawn(async move { while let Some(Ok(_)) = poll_fn(&mut messages).await {} });
+        used.session = Some(Session { client, driver: driver.abort_handle() });
+        Ok(used)
+    }
+}
+
+impl Used<'_> {
+    fn bring_back(mut self) {
+        if let Some(session) = self.session.take() {
+            self.shared.lock().idle.push(session);
+            self.shared.returned.notify_one();
+            std::mem::forget(self);
+        }
+    }
+}
+
+impl Drop for Used<'_> {
+    fn drop(&mut self) {
+        if let Some(session) = self.session.take() {
+            session.driver.abort();
+        }
+        self.shared.lock().count -= 1;
+        self.shared.returned.notify_one();
     }
 }
 
@@ -360,12 +516,17 @@ macro_rules! columns {
     };
 }
 
-const POLL: &str = concat!("SELECT ", columns!(), " FROM dogpile_fleet WHERE name = $1");
+const POLL: &str =
+    concat!("SELECT pg_is_in_recovery() AS standby, ", columns!(), " FROM dogpile_fleet WHERE name = $1");
 
-/// `$5`: the lease; `$6`, `$7`: the version that is refused; `$8`: a random number. The row is changed only if the lease is
-/// granted; if not, it is returned as the statement found it.
+/// `$5`: the lease; `$6`, `$7`: the version that is refused; `$8`: a random number; `$9`, `$10`, `$11`: the incarnation, epoch
+/// and version that were seen. The row is changed only if the lease is granted; if not, it is returned as the statement found
+/// it.
 fn acquire_statement() -> String {
-    let back = "coalesce(incarnation = $3 AND version < $4, false)";
+    let back = "coalesce(incarnation = $3 AND version < $4 OR incarnation = $9 AND (epoch < $10 OR version < $11), false)";
+    let known = "CASE WHEN incarnation = $3 THEN $4 END";
+    let seen = |what: &str| format!("CASE WHEN incarnation = $9 THEN {what} END");
+    let (seen_epoch, seen_version) = (seen("$10"), seen("$11"));
     let refused = "coalesce(incarnation = $6 AND version = $7, false)";
     let now = GIVEN_NOW;
     let columns = columns!();
@@ -373,8 +534,8 @@ fn acquire_statement() -> String {
         "WITH won AS (
             UPDATE dogpile_fleet SET
                 incarnation = CASE WHEN {back} THEN $8 ELSE incarnation END,
-                epoch = CASE WHEN {back} THEN epoch + 1 ELSE epoch END,
-                version = CASE WHEN {back} THEN $4 ELSE version END,
+                epoch = CASE WHEN {back} THEN greatest(epoch, {seen_epoch}) + 1 ELSE epoch END,
+                version = CASE WHEN {back} THEN greatest(version, {known}, {seen_version}) ELSE version END,
                 payload = CASE WHEN {back} THEN NULL ELSE payload END,
                 tag = CASE WHEN {back} THEN NULL ELSE tag END,
                 cleared = cleared AND NOT {back},
@@ -397,7 +558,7 @@ fn acquire_statement() -> String {
 /// Runs `update`, which returns a row if it was accepted, and gives a hint if it was.
 fn told(update: &str, returned: &str) -> String {
     format!(
-        "WITH changed AS ({update}), told AS (SELECT pg_notify('dogpile_fleet', $1) FROM changed)
+        "WITH changed AS ({update}), told AS (SELECT pg_notify('dogpile_' || right($1, 13), $1) FROM changed)
         SELECT {returned}, (SELECT count(*) FROM told) FROM changed"
     )
 }
@@ -422,10 +583,8 @@ impl RefreshStore for PostgresStore {
     fn poll(&self, name: &str, known: Option<Version>) -> Result<Poll, StoreError> {
         let time = self.time();
         let (incarnation, version) = known_parameters(known);
-        let rows = self.query(
-            POLL,
-            &[(&name, Type::TEXT), (&time, Type::INT8), (&incarnation, Type::INT8), (&version, Type::INT8)],
-        )?;
+        let parameters = vec![text(name), int(time), int(incarnation), int(version)];
+        let rows = self.query(self.limit(), POLL, parameters)?;
         let (entry, now) = rows.first().map(Self::entry).unwrap_or_default();
         Ok(entry.poll(now, known))
     }
@@ -436,25 +595,37 @@ impl RefreshStore for PostgresStore {
         let (refused, refused_version) = known_parameters(request.refuse);
         let lease = signed(micros(request.lease));
         let draw = signed(draw::incarnation());
+        let seen = request.seen.map(|seen| (seen.epoch.incarnation, seen.epoch.number, seen.version));
+        let seen = [
+            seen.map(|seen| signed(seen.0)),
+            seen.map(|seen| signed(seen.1)),
+            seen.map(|seen| signed(seen.2)),
+        ];
+        let limit = self.limit();
         // Once more if there was no row, or if it had changed under the statement.
         for _ in 0..5 {
             let rows = self.query(
-                &acquire_statement(),
-                &[
-                    (&name, Type::TEXT),
-                    (&time, Type::INT8),
-                    (&incarnation, Type::INT8),
-                    (&version, Type::INT8),
-                    (&lease, Type::INT8),
-                    (&refused, Type::INT8),
-                    (&refused_version, Type::INT8),
-                    (&draw, Type::INT8),
+                limit,
+                acquire_statement(),
+                vec![
+                    text(name),
+                    int(time),
+                    int(incarnation),
+                    int(version),
+                    int(lease),
+                    int(refused),
+                    int(refused_version),
+                    int(draw),
+                    int(seen[0]),
+                    int(seen[1]),
+                    int(seen[2]),
                 ],
             )?;
             let Some(row) = rows.first() else {
                 self.query(
+                    limit,
                     "INSERT INTO dogpile_fleet (name, incarnation) VALUES ($1, $2) ON CONFLICT (name) DO NOTHING",
-                    &[(&name, Type::TEXT), (&draw, Type::INT8)],
+                    vec![text(name), int(draw)],
                 )?;
                 continue;
             };
@@ -483,6 +654,7 @@ impl RefreshStore for PostgresStore {
         publication: &Publication<'_>,
     ) -> Result<Publish, StoreError> {
         let Publication { payload, tag, soft, hard } = *publication;
+        crate::store::check_size(payload, self.largest)?;
         let now = GIVEN_NOW;
         let statement = told(
             &format!(
@@ -496,21 +668,23 @@ impl RefreshStore for PostgresStore {
         let time = self.time();
         let (incarnation, fence, epoch) = token_parameters(token);
         let (soft, hard) = (signed(micros(soft)), signed(micros(hard.max(soft))));
+        let limit = self.limit();
         let rows = self.query(
-            &statement,
-            &[
-                (&name, Type::TEXT),
-                (&time, Type::INT8),
-                (&incarnation, Type::INT8),
-                (&fence, Type::INT8),
-                (&epoch, Type::INT8),
-                (&soft, Type::INT8),
-                (&hard, Type::INT8),
-                (&payload, Type::BYTEA),
-                (&tag, Type::TEXT),
+            limit,
+            statement,
+            vec![
+                text(name),
+                int(time),
+                int(incarnation),
+                int(fence),
+                int(epoch),
+                int(soft),
+                int(hard),
+                bytes(payload),
+                optional_text(tag),
             ],
         )?;
-        self.published(name, token, &rows)
+        self.published(limit, name, token, &rows)
     }
 
     fn unchanged(
@@ -533,19 +707,13 @@ impl RefreshStore for PostgresStore {
         let time = self.time();
         let (incarnation, fence, epoch) = token_parameters(token);
         let (soft, hard) = (signed(micros(soft)), signed(micros(hard.max(soft))));
+        let limit = self.limit();
         let rows = self.query(
-            &statement,
-            &[
-                (&name, Type::TEXT),
-                (&time, Type::INT8),
-                (&incarnation, Type::INT8),
-                (&fence, Type::INT8),
-                (&epoch, Type::INT8),
-                (&soft, Type::INT8),
-                (&hard, Type::INT8),
-            ],
+            limit,
+            statement,
+            vec![text(name), int(time), int(incarnation), int(fence), int(epoch), int(soft), int(hard)],
         )?;
-        self.published(name, token, &rows)
+        self.published(limit, name, token, &rows)
     }
 
     fn fail(&self, name: &str, token: &Token, pause: Duration) -> Result<bool, StoreError> {
@@ -561,16 +729,7 @@ impl RefreshStore for PostgresStore {
         let time = self.time();
         let (incarnation, fence, _) = token_parameters(token);
         let pause = signed(micros(pause));
-        self.heard(
-            &statement,
-            &[
-                (&name, Type::TEXT),
-                (&time, Type::INT8),
-                (&incarnation, Type::INT8),
-                (&fence, Type::INT8),
-                (&pause, Type::INT8),
-            ],
-        )
+        self.heard(statement, vec![text(name), int(time), int(incarnation), int(fence), int(pause)])
     }
 
     fn renew(&self, name: &str, token: &Token, lease: Duration) -> Result<bool, StoreError> {
@@ -582,97 +741,124 @@ impl RefreshStore for PostgresStore {
         let (incarnation, fence, epoch) = token_parameters(token);
         let lease = signed(micros(lease));
         self.heard(
-            &statement,
-            &[
-                (&name, Type::TEXT),
-                (&time, Type::INT8),
-                (&incarnation, Type::INT8),
-                (&fence, Type::INT8),
-                (&epoch, Type::INT8),
-                (&lease, Type::INT8),
-            ],
+            statement,
+            vec![text(name), int(time), int(incarnation), int(fence), int(epoch), int(lease)],
         )
     }
 
     fn invalidate(&self, name: &str, how: Invalidation) -> Result<(), StoreError> {
         match self.time() {
-            None => self.query(&invalidation(how, NOW), &[(&name, Type::TEXT)])?,
+            None => self.query(self.limit(), invalidation(how, NOW), vec![text(name)])?,
             // Inserted as a number: the statement for others has one parameter only.
             Some(time) => {
-                self.query(&invalidation(how, &format!("{time}::bigint")), &[(&name, Type::TEXT)])?
+                self.query(self.limit(), invalidation(how, &format!("{time}::bigint")), vec![text(name)])?
             }
         };
         Ok(())
     }
 
     fn subscribe(&self, name: &str, hint: Hint) -> Option<Subscription> {
-        let ended = Arc::new(AtomicBool::new(false));
-        let listener = Listener {
-            config: self.config.clone(),
-            connect: Arc::clone(&self.connect),
-            name: name.to_owned(),
-            timeout: self.timeout,
-            ended: Arc::clone(&ended),
-            hint: Arc::new(hint),
-        };
-        let thread = std::thread::Builder::new().name("dogpile-hints".to_owned());
-        thread.spawn(move || listener.listen()).ok()?;
-        Some(Box::new(EndWhenDropped(ended)))
+        let settings = Settings { timeout: self.timeout, spread: self.spread };
+        let (config, connect) = (self.config.clone(), Arc::clone(&self.connect));
+        self.shared().hub.subscribe(move || Channels { config, connect }, settings, name, hint)
+    }
+
+    fn breaker(&self) -> Option<&Breaker> {
+        Some(&self.breaker)
+    }
+
+    fn check(&self, name: &str) -> Result<(), StoreError> {
+        // The rights are looked at before it turns out that there is nothing to be done.
+        self.query(
+            self.limit(),
+            "WITH changed AS (UPDATE dogpile_fleet SET name = name WHERE false RETURNING 1)
+            INSERT INTO dogpile_fleet (name, incarnation) SELECT $1, 1 FROM changed",
+            vec![text(name)],
+        )?;
+        self.poll(name, None).map(drop)
     }
 }
 
-/// Ends the thread that listens, within a quarter of a second.
-struct EndWhenDropped(Arc<AtomicBool>);
-
-impl Drop for EndWhenDropped {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Release);
-    }
-}
-
-struct Listener {
+/// Where hints come from.
+struct Channels {
     config: Config,
     connect: Arc<dyn Connect>,
-    name: String,
-    timeout: Duration,
-    ended: Arc<AtomicBool>,
-    hint: Arc<Hint>,
 }
 
-impl Listener {
-    const LOOK: Duration = Duration::from_millis(250);
+/// The connection for hints. Each name has a channel, which the names with the same end share; the message is the name.
+struct Subscriber {
+    client: Client,
+    messages: mpsc::UnboundedReceiver<String>,
+    names: HashSet<String>,
+    driver: AbortHandle,
+}
 
-    fn listen(&self) {
-        let Ok(runtime) = Builder::new_current_thread().enable_all().build() else { return };
-        runtime.block_on(async {
-            while !self.ended.load(Ordering::Acquire) {
-                // What goes wrong here is no harm: the cell polls.
-                let _ = self.listen_once().await;
-                tokio::time::sleep(Self::LOOK).await;
-            }
-        });
+impl Drop for Subscriber {
+    fn drop(&mut self) {
+        self.driver.abort();
     }
+}
 
-    async fn listen_once(&self) -> Result<(), Failure> {
-        let connected = tokio::time::timeout(self.timeout, self.connect.connect(&self.config));
-        let (client, mut messages) = connected.await.map_err(|_| Failure::Slow)?.map_err(Failure::Server)?;
-        let (name, hint) = (self.name.clone(), Arc::clone(&self.hint));
+fn failed(error: tokio_postgres::Error) -> StoreError {
+    Failure::Server(error).into_error()
+}
+
+/// As in `told`: names may be longer than channels, and so the channel has the last 13 characters, 52 bytes at most.
+fn channel(name: &str) -> String {
+    let start = name.char_indices().rev().nth(12).map_or(0, |(index, _)| index);
+    format!("dogpile_{}", &name[start..])
+}
+
+fn quoted(identifier: &str) -> String {
+    format!("\"{}\"", identifier.replace('"', "\"\""))
+}
+
+impl Source for Channels {
+    type Listener = Subscriber;
+
+    async fn connect(&self) -> Result<Subscriber, StoreError> {
+        let (client, mut connection) = self.connect.connect(&self.config).await.map_err(failed)?;
+        let (told, messages) = mpsc::unbounded_channel();
         let driver = tokio::spawn(async move {
-            while let Some(Ok(message)) = poll_fn(&mut messages).await {
-                if matches!(&message, AsyncMessage::Notification(told) if told.payload() == name) {
-                    hint();
+            while let Some(Ok(message)) = poll_fn(&mut connection).await {
+                if let AsyncMessage::Notification(notification) = message {
+                    let _ = told.send(notification.payload().to_owned());
                 }
             }
         });
-        let listening = tokio::time::timeout(self.timeout, client.batch_execute("LISTEN dogpile_fleet"));
-        listening.await.map_err(|_| Failure::Slow)?.map_err(Failure::Server)?;
-        // What happened before.
-        (self.hint)();
-        while !self.ended.load(Ordering::Acquire) && !driver.is_finished() {
-            tokio::time::sleep(Self::LOOK).await;
+        let driver = driver.abort_handle();
+        let mut subscriber = Subscriber { client, messages, names: HashSet::new(), driver };
+        // A pooler of transactions listens, and tells nobody: then the cells had better poll.
+        let probe = format!("dogpile_{:016x}", draw::number());
+        let (listen, unlisten) = (format!("LISTEN {probe}; NOTIFY {probe}"), format!("UNLISTEN {probe}"));
+        subscriber.client.batch_execute(&listen).await.map_err(failed)?;
+        subscriber.next().await?;
+        subscriber.client.batch_execute(&unlisten).await.map_err(failed)?;
+        Ok(subscriber)
+    }
+}
+
+impl Listener for Subscriber {
+    async fn listen(&mut self, name: &str) -> Result<(), StoreError> {
+        self.names.insert(name.to_owned());
+        self.client.batch_execute(&format!("LISTEN {}", quoted(&channel(name)))).await.map_err(failed)
+    }
+
+    async fn unlisten(&mut self, name: &str) -> Result<(), StoreError> {
+        self.names.remove(name);
+        let channel = channel(name);
+        if self.names.iter().any(|other| self::channel(other) == channel) {
+            return Ok(());
         }
-        driver.abort();
-        Ok(())
+        self.client.batch_execute(&format!("UNLISTEN {}", quoted(&channel))).await.map_err(failed)
+    }
+
+    async fn next(&mut self) -> Result<String, StoreError> {
+        self.messages.recv().await.ok_or_else(|| StoreError::new("the connection has ended"))
+    }
+
+    async fn ping(&mut self) -> Result<(), StoreError> {
+        self.client.batch_execute("SELECT 1").await.map_err(failed)
     }
 }
 
@@ -702,27 +888,64 @@ fn unsigned(number: i64) -> u64 {
 #[derive(Debug)]
 enum Failure {
     Server(tokio_postgres::Error),
-    Runtime(std::io::Error),
-    Slow,
+    /// Nothing came in time, not even when the server was asked to stop.
+    Slow(Duration),
+    /// The server works, and has stopped what was not done in time.
+    Busy(Duration),
+    Standby,
 }
 
-impl fmt::Display for Failure {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+impl Failure {
+    /// Whether another connection may do better.
+    fn is_of_connection(&self) -> bool {
         match self {
-            Self::Server(error) => error.fmt(f),
-            Self::Runtime(error) => error.fmt(f),
-            Self::Slow => f.write_str("the server did not answer in time"),
+            Self::Server(error) => {
+                has_ended(error) || error.code() == Some(&SqlState::READ_ONLY_SQL_TRANSACTION)
+            }
+            Self::Slow(_) | Self::Standby => true,
+            Self::Busy(_) => false,
+        }
+    }
+
+    fn is_standby(&self) -> bool {
+        match self {
+            Self::Server(error) => error.code() == Some(&SqlState::READ_ONLY_SQL_TRANSACTION),
+            Self::Standby => true,
+            Self::Slow(_) | Self::Busy(_) => false,
+        }
+    }
+
+    fn into_error(self) -> StoreError {
+        match self {
+            Self::Server(error) => StoreError::new(ServerError(error)),
+            Self::Slow(timeout) => StoreError::slow(timeout),
+            Self::Busy(timeout) => StoreError::busy(format!(
+                "the server was still waiting when the timeout of {timeout:?} had passed, and was told to stop: a \
+                 transaction of others holds the row"
+            )),
+            Self::Standby => StoreError::new("the server is a standby, which takes no changes"),
         }
     }
 }
 
-impl std::error::Error for Failure {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        match self {
-            Self::Server(error) => error.source(),
-            Self::Runtime(error) => error.source(),
-            Self::Slow => None,
+/// With the server's own words: the error of the client displays as "db error".
+#[derive(Debug)]
+struct ServerError(tokio_postgres::Error);
+
+impl fmt::Display for ServerError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Some(said) = self.0.as_db_error() else { return self.0.fmt(f) };
+        write!(f, "{}: {} (SQLSTATE {})", said.severity(), said.message(), said.code().code())?;
+        for more in [said.detail(), said.hint()].into_iter().flatten() {
+            write!(f, "; {more}")?;
         }
+        Ok(())
+    }
+}
+
+impl std::error::Error for ServerError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        if self.0.as_db_error().is_some() { None } else { self.0.source() }
     }
 }
 

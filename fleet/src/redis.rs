@@ -4,14 +4,21 @@
 //! operation is one script, which Redis runs as a whole, and which asks Redis itself for the time.
 
 use std::fmt;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use dogpile::Clock;
-use redis::{Client, Connection, ErrorKind, RedisError, Script, ScriptInvocation};
+use futures_util::StreamExt;
+use redis::aio::{MultiplexedConnection, PubSubSink, PubSubStream};
+use redis::{
+    AsyncConnectionConfig, Client, ErrorKind, RedisError, Script, ScriptInvocation, ServerErrorKind,
+};
+use tokio::time::{Instant, timeout_at};
 
+use crate::breaker::Breaker;
 use crate::draw;
+use crate::hub::{Hub, Listener, Settings, Source};
+use crate::io::{self, PerProcess};
 use crate::rules::micros;
 use crate::store::{
     Acquire, Current, Epoch, Fence, Hint, Invalidation, Poll, Publication, Publish, RefreshStore, Request,
@@ -21,24 +28,56 @@ use crate::store::{
 /// A [`RefreshStore`] in Redis, version 5 or later.
 ///
 /// *Efficiency-grade.* As long as the server keeps its data the rules are kept. But Redis replicates asynchronously, and
-/// flushes its log to the disk once a second at best: what it acknowledged last may be lost when a replica takes over. A
-/// loss of the whole entry is noticed by its incarnation; if only the last changes are lost, a node that knows a newer
-/// version notices; but an invalidation that is lost without a trace is lost.
+/// flushes its log to the disk once a second at best: what it acknowledged last may be lost when a replica takes over, or
+/// when a snapshot is restored. A loss of the whole entry is noticed by its incarnation; a node that has seen a later epoch
+/// or version notices that the entry has gone back, and begins a new incarnation. What no living node has seen is lost.
 ///
 /// Meant for values up to some hundred kilobytes: a script that copies a value keeps all other clients of the server
 /// waiting. The server should not evict the keys (`maxmemory-policy noeviction` or `volatile-*`); if it does, the value
 /// is rebuilt.
 ///
+/// # Connections
+///
+/// Two for each store, whatever the number of cells that use it: one for operations, which all cells share at the same
+/// time, and one for hints. So share the store, by an [`Arc`], among the cells of a process. Nothing is connected until the
+/// first operation. A connection is given up, and made again by the next operation, when it breaks, when an answer is not
+/// complete in time, and when the server says that it is not the one to talk to: a replica (`READONLY`, which is asked for at
+/// each poll too), loading, `MOVED`, or not signed in.
+///
 /// In a cluster the address has to be that of the node which has the key `dogpile:<name>`: redirections are not followed.
 ///
-/// No connection is made until the first operation, and a lost one is made again. For encrypted connections give the
-/// `redis` crate one of its TLS features, and use `rediss://` or [`with_client`](RedisStore::with_client).
+/// For encrypted connections give the `redis` crate one of its TLS features for tokio, such as `tokio-native-tls-comp`, and use
+/// `rediss://` or [`with_client`](RedisStore::with_client).
+///
+/// # Rights
+///
+/// A user needs `+eval +evalsha +script|load +hmget +hset +hdel +hexists +hget +del +time +ping` on the keys `dogpile:*`, and for
+/// hints `+publish +subscribe +unsubscribe` on the channels `dogpile:*`. Without the latter the nodes poll.
+/// [`FleetCell::check`](crate::FleetCell::check) tells what is missing.
 pub struct RedisStore {
     client: Client,
     timeout: Duration,
-    connection: Mutex<Option<Connection>>,
+    spread: Duration,
+    prefix: String,
+    largest: usize,
+    shared: PerProcess<Arc<Shared>>,
+    breaker: Breaker,
     /// For tests; else the server's.
     clock: Option<Box<dyn Clock>>,
+}
+
+/// The connections of a store.
+struct Shared {
+    client: Client,
+    slot: tokio::sync::Mutex<Slot>,
+    hub: Arc<Hub>,
+}
+
+#[derive(Default)]
+struct Slot {
+    connection: Option<MultiplexedConnection>,
+    /// Which one it is, so that an operation gives up the one that it has used, and not its successor.
+    number: u64,
 }
 
 impl RedisStore {
@@ -60,13 +99,65 @@ impl RedisStore {
     /// ```
     #[must_use]
     pub fn with_client(client: Client) -> Self {
-        Self { client, timeout: Duration::from_secs(1), connection: Mutex::new(None), clock: None }
+        Self {
+            client,
+            timeout: Duration::from_secs(1),
+            spread: Duration::from_millis(50),
+            prefix: "dogpile:".to_owned(),
+            largest: 64 << 20,
+            shared: PerProcess::new(),
+            breaker: Breaker::new(),
+            clock: None,
+        }
     }
 
-    /// How long connecting, and each answer, may take. Default: a second.
+    /// How long an operation may take as a whole: name resolution, connecting, signing in, and the last byte of the answer.
+    /// Default: a second.
     #[must_use]
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
+        self
+    }
+
+    /// A hint is handed to the cell after a random part of `spread`, so that not all nodes of a large fleet ask at the same
+    /// instant. Default: 50 ms.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile_fleet::RedisStore;
+    /// use std::time::Duration;
+    ///
+    /// let store = RedisStore::new("redis://cache.example/")?.spread_hints(Duration::from_millis(500));
+    /// # Ok::<(), dogpile_fleet::StoreError>(())
+    /// ```
+    #[must_use]
+    pub fn spread_hints(mut self, spread: Duration) -> Self {
+        self.spread = spread;
+        self
+    }
+
+    /// What stands before the name in the keys and channels. Default: `dogpile:`.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile_fleet::RedisStore;
+    ///
+    /// let store = RedisStore::new("redis://cache.example/")?.key_prefix("shop:fleet:");
+    /// # Ok::<(), dogpile_fleet::StoreError>(())
+    /// ```
+    #[must_use]
+    pub fn key_prefix(mut self, prefix: impl Into<String>) -> Self {
+        self.prefix = prefix.into();
+        self
+    }
+
+    /// The largest payload that is published, in bytes; a larger one is an error, and the node keeps the value for itself.
+    /// Default: 64 MiB.
+    #[must_use]
+    pub fn largest_payload(mut self, bytes: usize) -> Self {
+        self.largest = bytes;
         self
     }
 
@@ -77,60 +168,120 @@ impl RedisStore {
         self
     }
 
-    fn key(name: &str) -> String {
-        format!("dogpile:{name}")
+    /// How often the connection for hints has been attempted in this process.
+    #[must_use]
+    pub fn hint_connection_attempts(&self) -> u64 {
+        self.shared().hub.attempts()
+    }
+
+    fn key(&self, name: &str) -> String {
+        format!("{}{name}", self.prefix)
+    }
+
+    fn shared(&self) -> Arc<Shared> {
+        self.shared.get(|| {
+            let (client, slot) = (self.client.clone(), tokio::sync::Mutex::default());
+            Arc::new(Shared { client, slot, hub: Hub::new() })
+        })
     }
 
     fn run(
         &self,
         name: &str,
-        script: &Script,
+        script: &'static Script,
         arguments: impl Fn(&mut ScriptInvocation<'_>),
     ) -> Result<Reply, StoreError> {
         let mut invocation = script.prepare_invoke();
         // Below zero: the server's time.
         let now = self.clock.as_ref().map_or(-1, |clock| clock.now().as_nanos().cast_signed() / 1000);
-        invocation.key(Self::key(name)).arg(now);
+        invocation.key(self.key(name)).arg(now);
         arguments(&mut invocation);
-        let mut connection = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
-        let reused = connection.is_some();
-        let mut answer = self.invoke(&mut connection, &invocation);
-        if reused
-            && matches!(&answer, Err(error) if error.is_connection_dropped() || error.is_io_error() && !error.is_timeout())
-        {
-            // The server, or something on the way to it, has closed the connection while it was idle.
-            answer = self.invoke(&mut connection, &invocation);
+        let (shared, timeout) = (self.shared(), self.timeout);
+        let strings = io::run(timeout, move |deadline| async move {
+            let answer = timeout_at(deadline, shared.invoke(&invocation, deadline)).await;
+            answer.map_err(|_| StoreError::slow(timeout))?.map_err(StoreError::new)
+        })?;
+        Ok(Reply(strings.into_iter()))
+    }
+}
+
+impl Shared {
+    /// Runs a script; once more on a new connection if the one that was there turns out to be of no use.
+    async fn invoke(
+        &self,
+        invocation: &ScriptInvocation<'_>,
+        deadline: Instant,
+    ) -> Result<Vec<Vec<u8>>, RedisError> {
+        for attempt in 0.. {
+            let (mut connection, number, is_new) = self.connection().await?;
+            let Ok(answer) = timeout_at(deadline, invocation.invoke_async(&mut connection)).await else {
+                // Whether the server will ever answer on it nobody knows: the other end may be gone without a word.
+                self.give_up(number).await;
+                // The deadline of the caller has passed as well.
+                return std::future::pending().await;
+            };
+            let Err(error) = &answer else { return answer };
+            if is_of_no_use(error) {
+                self.give_up(number).await;
+                if is_replica(error) {
+                    self.hub.reconnect();
+                }
+                if !is_new && attempt == 0 {
+                    continue;
+                }
+            }
+            return answer;
         }
-        answer.map(|strings| Reply(strings.into_iter())).map_err(StoreError::new)
+        unreachable!("the second attempt returns")
     }
 
-    fn invoke(
-        &self,
-        slot: &mut Option<Connection>,
-        invocation: &ScriptInvocation<'_>,
-    ) -> Result<Vec<Vec<u8>>, RedisError> {
-        // Taken out: after an error nobody knows what is still to come through it.
-        let mut connection = match slot.take() {
-            Some(connection) => connection,
-            None => {
-                let connection = self.client.get_connection_with_timeout(self.timeout)?;
-                connection.set_read_timeout(Some(self.timeout))?;
-                connection.set_write_timeout(Some(self.timeout))?;
-                connection
-            }
-        };
-        let answer = invocation.invoke(&mut connection);
-        let keep = match &answer {
-            Ok(_) => true,
-            Err(error) => {
-                !(error.is_io_error() || error.is_connection_dropped() || error.kind() == ErrorKind::Parse)
-            }
-        };
-        if keep {
-            *slot = Some(connection);
+    /// The connection, its number, and whether it has just been made.
+    async fn connection(&self) -> Result<(MultiplexedConnection, u64, bool), RedisError> {
+        // Held while connecting: all operations wait for the same connection, each until its own deadline.
+        let mut slot = self.slot.lock().await;
+        if let Some(connection) = &slot.connection {
+            return Ok((connection.clone(), slot.number, false));
         }
-        answer
+        let connection = self.client.get_multiplexed_async_connection_with_config(&unbounded()).await?;
+        slot.number += 1;
+        slot.connection = Some(connection.clone());
+        Ok((connection, slot.number, true))
     }
+
+    async fn give_up(&self, number: u64) {
+        let mut slot = self.slot.lock().await;
+        if slot.number == number {
+            slot.connection = None;
+        }
+    }
+}
+
+/// The deadline is the operation's, not the step's.
+fn unbounded() -> AsyncConnectionConfig {
+    AsyncConnectionConfig::new().set_connection_timeout(None).set_response_timeout(None)
+}
+
+/// Whether another connection may do better. What a server says about the request itself leaves the connection as it is.
+fn is_of_no_use(error: &RedisError) -> bool {
+    match error.kind() {
+        ErrorKind::Server(kind) => matches!(
+            kind,
+            ServerErrorKind::ReadOnly
+                | ServerErrorKind::Moved
+                | ServerErrorKind::Ask
+                | ServerErrorKind::BusyLoading
+                | ServerErrorKind::MasterDown
+                | ServerErrorKind::ClusterDown
+        ),
+        // `NOAUTH` and `WRONGPASS`, after the rights were changed.
+        ErrorKind::Extension => matches!(error.code(), Some("NOAUTH" | "WRONGPASS" | "UNBLOCKED")),
+        ErrorKind::UnexpectedReturnType => false,
+        _ => true,
+    }
+}
+
+fn is_replica(error: &RedisError) -> bool {
+    matches!(error.kind(), ErrorKind::Server(ServerErrorKind::ReadOnly | ServerErrorKind::MasterDown))
 }
 
 /// What all scripts begin with: the time, the entry, and how to describe it.
@@ -142,14 +293,23 @@ if now < 0 then
 end
 -- Lua's own way to write numbers loses digits.
 local function whole(number) return string.format('%.0f', number) end
-local fields = redis.call('HMGET', key, 'incarnation', 'epoch', 'fence', 'version', 'began', 'soft', 'hard',
+local fields = redis.pcall('HMGET', key, 'incarnation', 'epoch', 'fence', 'version', 'began', 'soft', 'hard',
   'lease', 'retry', 'failures', 'cleared', 'elected')
+if fields.err and not string.find(fields.err, 'WRONGTYPE') then return fields end
+-- A field that is no number, or a key that is no hash: the entry counts as lost, and the next change makes a new one.
+local damaged = fields.err ~= nil
+for index = 1, 12 do
+  local field = fields[index]
+  if field and (not string.match(field, '^%d+$') or #field > (index == 1 and 20 or 16)) then damaged = true end
+end
+if damaged then fields = {} end
+local function heal() if damaged then redis.call('DEL', key) end end
 local incarnation = fields[1] or '0'
 local function number(index) return tonumber(fields[index] or '0') end
 local epoch, fence, version = number(2), number(3), number(4)
 local began, soft, hard, lease, retry, failures = number(5), number(6), number(7), number(8), number(9), number(10)
 local cleared, elected = fields[11] or '0', number(12)
-local has_value = redis.call('HEXISTS', key, 'payload') == 1
+local has_value = not damaged and redis.call('HEXISTS', key, 'payload') == 1
 local function left(till) return whole(math.max(till - now, 0)) end
 local function gone_back(known, known_version)
   return known == incarnation and incarnation ~= '0' and tonumber(known_version) > version
@@ -177,22 +337,35 @@ end
 local function is_newest(of_incarnation, of_fence)
   return incarnation ~= '0' and of_incarnation == incarnation and tonumber(of_fence) == fence
 end
-local function tell() redis.call('PUBLISH', key, '') end
+-- Without the right to publish the change counts all the same: the nodes poll.
+local function tell() redis.pcall('PUBLISH', key, '') end
 ";
 
 /// known incarnation, known version
+///
+/// It changes nothing, but it asks for the right to: a replica, which may be far behind, says that it is one.
 const POLL: &str = r"
+local deleted = redis.pcall('HDEL', key, '')
+if type(deleted) == 'table' and deleted.err and string.find(deleted.err, 'READONLY') then
+  return redis.error_reply('READONLY the server is a replica')
+end
 return current({incarnation, whole(epoch), left(lease), left(retry)}, ARGV[2], ARGV[3])
 ";
 
-/// lease, known incarnation, known version, refused incarnation, refused version, a random number
+/// lease, known incarnation, known version, refused incarnation, refused version, a random number, seen incarnation, seen
+/// epoch, seen version
 const ACQUIRE: &str = r"
 local known, known_version = ARGV[3], ARGV[4]
+local seen_epoch, seen_version = tonumber(ARGV[9]), tonumber(ARGV[10])
+local seen_back = ARGV[8] == incarnation and incarnation ~= '0' and (seen_epoch > epoch or seen_version > version)
 if incarnation == '0' then
+  heal()
   incarnation = ARGV[7]
   redis.call('HSET', key, 'incarnation', incarnation)
-elseif gone_back(known, known_version) then
-  incarnation, epoch, version = ARGV[7], epoch + 1, tonumber(known_version)
+elseif gone_back(known, known_version) or seen_back then
+  if gone_back(known, known_version) then version = tonumber(known_version) end
+  if seen_back then epoch, version = math.max(epoch, seen_epoch), math.max(version, seen_version) end
+  incarnation, epoch = ARGV[7], epoch + 1
   lease, retry, failures, cleared, has_value = 0, 0, 0, '0', false
   redis.call('DEL', key)
   redis.call('HSET', key, 'incarnation', incarnation, 'epoch', whole(epoch), 'fence', whole(fence),
@@ -252,7 +425,10 @@ return {'1'}
 
 /// soft or hard, a random number
 const INVALIDATE: &str = r"
-if incarnation == '0' then redis.call('HSET', key, 'incarnation', ARGV[3]) end
+if incarnation == '0' then
+  heal()
+  redis.call('HSET', key, 'incarnation', ARGV[3])
+end
 redis.call('HSET', key, 'epoch', whole(epoch + 1), 'lease', '0')
 if ARGV[2] == 'hard' then
   redis.call('HDEL', key, 'payload', 'tag')
@@ -261,6 +437,16 @@ elseif has_value then
   redis.call('HSET', key, 'soft', whole(math.min(soft, now)))
 end
 tell()
+return {'1'}
+";
+
+/// Uses each right that the others need, and leaves everything as it was.
+const CHECK: &str = r"
+redis.call('HEXISTS', key, 'payload')
+redis.call('HSET', key, 'check', '1')
+redis.call('HGET', key, 'check')
+redis.call('HDEL', key, 'check')
+redis.call('PUBLISH', key, '')
 return {'1'}
 ";
 
@@ -273,6 +459,7 @@ struct Scripts {
     fail: Script,
     renew: Script,
     invalidate: Script,
+    check: Script,
 }
 
 static SCRIPTS: std::sync::LazyLock<Scripts> = std::sync::LazyLock::new(|| {
@@ -285,6 +472,7 @@ static SCRIPTS: std::sync::LazyLock<Scripts> = std::sync::LazyLock::new(|| {
         fail: script(FAIL),
         renew: script(RENEW),
         invalidate: script(INVALIDATE),
+        check: script(CHECK),
     }
 });
 
@@ -315,6 +503,10 @@ impl RefreshStore for RedisStore {
             version_arguments(arguments, request.known);
             version_arguments(arguments, request.refuse);
             arguments.arg(draw);
+            match request.seen {
+                Some(seen) => arguments.arg(seen.epoch.incarnation).arg(seen.epoch.number).arg(seen.version),
+                None => arguments.arg("").arg(0).arg(0),
+            };
         })?;
         match &*reply.word()? {
             "fresh" => Ok(Acquire::Fresh(reply.current()?)),
@@ -342,6 +534,7 @@ impl RefreshStore for RedisStore {
         publication: &Publication<'_>,
     ) -> Result<Publish, StoreError> {
         let Publication { payload, tag, soft, hard } = *publication;
+        crate::store::check_size(payload, self.largest)?;
         let reply = self.run(name, &SCRIPTS.publish, |arguments| {
             token_arguments(arguments, token);
             arguments.arg(micros(soft)).arg(micros(hard.max(soft))).arg(payload);
@@ -389,82 +582,60 @@ impl RefreshStore for RedisStore {
     }
 
     fn subscribe(&self, name: &str, hint: Hint) -> Option<Subscription> {
-        let end = Arc::new(End::default());
-        let listener = Listener {
-            client: self.client.clone(),
-            channel: Self::key(name),
-            timeout: self.timeout,
-            end: Arc::clone(&end),
-        };
-        let thread = std::thread::Builder::new().name("dogpile-hints".to_owned());
-        thread.spawn(move || listener.listen(&hint)).ok()?;
-        Some(Box::new(EndWhenDropped(end)))
+        let settings = Settings { timeout: self.timeout, spread: self.spread };
+        let (client, prefix) = (self.client.clone(), self.prefix.clone());
+        self.shared().hub.subscribe(move || Channels { client, prefix }, settings, name, hint)
+    }
+
+    fn breaker(&self) -> Option<&Breaker> {
+        Some(&self.breaker)
+    }
+
+    fn check(&self, name: &str) -> Result<(), StoreError> {
+        self.run(name, &SCRIPTS.check, |_| ())?;
+        self.poll(name, None).map(drop)
     }
 }
 
-/// Ends the thread that listens.
-#[derive(Default)]
-struct End {
-    ended: AtomicBool,
-    pause: Mutex<()>,
-    wake: Condvar,
-}
-
-impl End {
-    fn is_reached(&self) -> bool {
-        self.ended.load(Ordering::Acquire)
-    }
-
-    /// Waits for a while, or for the end.
-    fn pause(&self, pause: Duration) {
-        let guard = self.pause.lock().unwrap_or_else(PoisonError::into_inner);
-        let not_yet = |(): &mut ()| !self.is_reached();
-        drop(self.wake.wait_timeout_while(guard, pause, not_yet).unwrap_or_else(PoisonError::into_inner));
-    }
-}
-
-struct EndWhenDropped(Arc<End>);
-
-impl Drop for EndWhenDropped {
-    fn drop(&mut self) {
-        let guard = self.0.pause.lock().unwrap_or_else(PoisonError::into_inner);
-        self.0.ended.store(true, Ordering::Release);
-        drop(guard);
-        self.0.wake.notify_all();
-    }
-}
-
-struct Listener {
+/// Where hints come from.
+struct Channels {
     client: Client,
-    channel: String,
-    timeout: Duration,
-    end: Arc<End>,
+    prefix: String,
 }
 
-impl Listener {
-    fn listen(&self, hint: &Hint) {
-        while !self.end.is_reached() {
-            // What goes wrong here is no harm: the cell polls.
-            let _ = self.listen_once(hint);
-            self.end.pause(draw::around(self.timeout.min(Duration::from_secs(1)), 25));
-        }
+/// The connection for hints.
+struct Subscriber {
+    prefix: String,
+    sink: PubSubSink,
+    stream: PubSubStream,
+}
+
+impl Source for Channels {
+    type Listener = Subscriber;
+
+    async fn connect(&self) -> Result<Subscriber, StoreError> {
+        let messages = self.client.get_async_pubsub().await.map_err(StoreError::new)?;
+        let (sink, stream) = messages.split();
+        Ok(Subscriber { prefix: self.prefix.clone(), sink, stream })
+    }
+}
+
+impl Listener for Subscriber {
+    async fn listen(&mut self, name: &str) -> Result<(), StoreError> {
+        self.sink.subscribe(format!("{}{name}", self.prefix)).await.map_err(StoreError::new)
     }
 
-    fn listen_once(&self, hint: &Hint) -> Result<(), RedisError> {
-        let mut connection = self.client.get_connection_with_timeout(self.timeout)?;
-        let mut messages = connection.as_pubsub();
-        messages.set_read_timeout(Some(self.timeout.min(Duration::from_secs(1))))?;
-        messages.subscribe(&self.channel)?;
-        // What happened before.
-        hint();
-        while !self.end.is_reached() {
-            match messages.get_message() {
-                Ok(_) => hint(),
-                Err(error) if error.is_timeout() => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(())
+    async fn unlisten(&mut self, name: &str) -> Result<(), StoreError> {
+        self.sink.unsubscribe(format!("{}{name}", self.prefix)).await.map_err(StoreError::new)
+    }
+
+    async fn next(&mut self) -> Result<String, StoreError> {
+        let message = self.stream.next().await.ok_or_else(|| StoreError::new("the connection has ended"))?;
+        Ok(message.get_channel_name().strip_prefix(&self.prefix).unwrap_or_default().to_owned())
+    }
+
+    async fn ping(&mut self) -> Result<(), StoreError> {
+        self.sink.ping::<redis::Value>().await.map(drop).map_err(StoreError::new)
     }
 }
 
@@ -500,7 +671,8 @@ impl Reply {
 
     fn tag(&mut self) -> Result<Option<String>, StoreError> {
         let is_there = self.number()? == 1;
-        let tag = self.word()?;
+        // Of bytes that are no text there is nothing to be made by any builder; the next publication replaces them.
+        let tag = String::from_utf8_lossy(&self.bytes()?).into_owned();
         Ok(is_there.then_some(tag))
     }
 

@@ -11,15 +11,15 @@
 //! * An invalidation begins a new epoch and voids the lease, so that a build which may have read what is no longer true
 //!   is never accepted, and a new one can begin at once.
 //! * An *incarnation* is drawn when the entry is made. Whoever shows another one has dealt with an entry that is lost:
-//!   its publication counts as invalidated. Who knows a newer version than the entry has, of the same incarnation, shows
-//!   that the store has gone back in time (a fail-over, a restored backup), and when it asks for the lease the entry
-//!   becomes a new incarnation.
+//!   its publication counts as invalidated. A node that has seen a later epoch or version than the entry has, of the same
+//!   incarnation, shows that the store has gone back in time (a fail-over, a restored backup), and when it asks for the lease
+//!   the entry becomes a new incarnation.
 
 use std::time::Duration;
 
 use crate::store::{
-    Acquire, Current, Epoch, Fence, Invalidation, LONGEST, Poll, Publication, Publish, Request, Token, Value,
-    Version,
+    Acquire, Current, Epoch, Fence, Invalidation, LONGEST, Poll, Publication, Publish, Request, Seen, Token,
+    Value, Version,
 };
 
 /// Microseconds by the store's clock.
@@ -87,13 +87,18 @@ impl Entry {
     pub fn acquire(&mut self, now: Micros, request: &Request, draw: u64) -> Acquire {
         if self.incarnation == 0 {
             self.incarnation = draw;
-        } else if self.has_gone_back(request.known) {
+        } else if self.has_gone_back(request.known) || self.is_behind(request.seen) {
             // What else has been lost is not known: invalidations, perhaps.
+            let known = request.known.filter(|known| known.incarnation == self.incarnation);
+            let seen = request.seen.filter(|seen| seen.epoch.incarnation == self.incarnation);
             *self = Self {
                 incarnation: draw,
-                epoch: self.epoch + 1,
+                epoch: self.epoch.max(seen.map_or(0, |seen| seen.epoch.number)) + 1,
                 fence: self.fence,
-                version: request.known.map_or(self.version, |known| known.number),
+                version: self
+                    .version
+                    .max(known.map_or(0, |known| known.number))
+                    .max(seen.map_or(0, |seen| seen.version)),
                 ..Self::default()
             };
         }
@@ -223,6 +228,14 @@ impl Entry {
 
     fn has_gone_back(&self, known: Option<Version>) -> bool {
         known.is_some_and(|known| known.incarnation == self.incarnation && known.number > self.version)
+    }
+
+    /// Whether it lacks something that a node has seen of this incarnation.
+    fn is_behind(&self, seen: Option<Seen>) -> bool {
+        seen.is_some_and(|seen| {
+            self.incarnation == seen.epoch.incarnation
+                && (self.epoch < seen.epoch.number || self.version < seen.version)
+        })
     }
 
     fn is_newest(&self, token: &Token) -> bool {

@@ -69,6 +69,12 @@ stats! {
     store_errors,
     /// Elections in which the store did not answer within the policy's patience.
     impatient,
+    /// Builds that were served before the store had answered to their publication.
+    early,
+    /// Invalidations that had failed, and were delivered later.
+    redelivered,
+    /// Times that the store's entry was found to have gone back in time.
+    gone_back,
     /// Hints that came.
     hints,
     /// Payloads whose checksum was wrong.

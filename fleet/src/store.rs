@@ -6,7 +6,11 @@
 
 use std::error::Error;
 use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
+
+use crate::breaker::Breaker;
 
 /// The longest duration that a store handles; longer ones are cut to it. About 100 years.
 pub const LONGEST: Duration = Duration::from_secs(3_153_600_000);
@@ -159,6 +163,18 @@ pub struct Request {
     /// A version that is of no use to the node, because its payload is damaged or older than what the node has had: counts
     /// as due.
     pub refuse: Option<Version>,
+    /// The latest that the node has come across. An entry of the same incarnation that is behind it has gone back in time,
+    /// and becomes a new incarnation.
+    pub seen: Option<Seen>,
+}
+
+/// The latest state of an entry that a node has come across, whether it has kept the value or not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Seen {
+    /// The epoch.
+    pub epoch: Epoch,
+    /// The number of the latest publication, of the same incarnation.
+    pub version: u64,
 }
 
 /// The answer to [`RefreshStore::acquire`].
@@ -229,33 +245,108 @@ pub struct Publication<'a> {
 }
 
 /// A store could not carry out an operation. Whether it has taken effect is unknown.
+///
+/// The text contains that of all causes: a server's own message, the system's.
 #[derive(Debug)]
-pub struct StoreError(Box<dyn Error + Send + Sync>);
+pub struct StoreError {
+    error: Box<dyn Error + Send + Sync>,
+    busy: bool,
+}
 
 impl StoreError {
     /// Wraps the store's own error.
     pub fn new(error: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
-        Self(error.into())
+        Self { error: error.into(), busy: false }
+    }
+
+    /// As [`new`](StoreError::new), where the store works, but something in it is held by others: a row that is locked, a file.
+    /// Other cells of the store go on using it.
+    pub fn busy(error: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        Self { error: error.into(), busy: true }
+    }
+
+    /// Whether the store works, and only what this operation needed was held by others.
+    #[must_use]
+    pub fn is_busy(&self) -> bool {
+        self.busy
+    }
+
+    #[cfg(any(feature = "redis", feature = "postgres"))]
+    pub(crate) fn slow(timeout: Duration) -> Self {
+        Self::new(format!("no complete answer within the timeout of {timeout:?}"))
     }
 }
 
 impl fmt::Display for StoreError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "the store could not be used: {}", self.0)
+        write!(f, "the store could not be used: {}", self.error)?;
+        let mut text = self.error.to_string();
+        let mut cause = self.error.source();
+        while let Some(error) = cause {
+            let said = error.to_string();
+            // Some errors repeat their cause, others leave it to the reader.
+            if !text.contains(&said) {
+                write!(f, ": {said}")?;
+                text.push_str(&said);
+            }
+            cause = error.source();
+        }
+        Ok(())
     }
 }
 
 impl Error for StoreError {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
-        Some(&*self.0)
+        Some(&*self.error)
     }
+}
+
+/// A payload that is too large for a store is an error that says so.
+#[cfg(any(feature = "redis", feature = "postgres"))]
+pub(crate) fn check_size(payload: &[u8], largest: usize) -> Result<(), StoreError> {
+    if payload.len() <= largest {
+        return Ok(());
+    }
+    let bytes = payload.len();
+    Err(StoreError::busy(format!(
+        "the payload has {bytes} bytes, and the store takes {largest} at most: make the value smaller, or raise \
+         `largest_payload`"
+    )))
 }
 
 /// Called when something may have changed.
 pub type Hint = Box<dyn Fn() + Send + Sync>;
 
 /// As long as it lives, hints are given.
-pub type Subscription = Box<dyn Send + Sync>;
+pub struct Subscription {
+    healthy: Option<Arc<AtomicBool>>,
+    _membership: Box<dyn Send + Sync>,
+}
+
+impl Subscription {
+    /// Hints are given until `membership` is dropped. Whether they all arrive is not known.
+    pub fn new(membership: impl Send + Sync + 'static) -> Self {
+        Self { healthy: None, _membership: Box::new(membership) }
+    }
+
+    /// The same, of a store that knows whether hints arrive: while `healthy` is true, cells poll less often.
+    pub fn with_health(membership: impl Send + Sync + 'static, healthy: Arc<AtomicBool>) -> Self {
+        Self { healthy: Some(healthy), _membership: Box::new(membership) }
+    }
+
+    /// Whether hints are known to arrive at present.
+    #[must_use]
+    pub fn is_healthy(&self) -> bool {
+        // Relaxed: it only makes polls more or less frequent.
+        self.healthy.as_ref().is_some_and(|healthy| healthy.load(Ordering::Relaxed))
+    }
+}
+
+impl fmt::Debug for Subscription {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Subscription").field("is_healthy", &self.is_healthy()).finish_non_exhaustive()
+    }
+}
 
 /// A place where the nodes of a fleet meet.
 ///
@@ -263,7 +354,8 @@ pub type Subscription = Box<dyn Send + Sync>;
 /// [conformance suite](crate::conformance) checks a store against them. Operations must come back within bounded time:
 /// a cell whose store is slow goes on without it, but only after the operation has failed.
 ///
-/// Names are short strings, of 64 bytes at most and without NUL, or not every store can keep them; two cells with the same name in the same store share their builds.
+/// Names are short strings, of 1 to 64 bytes and without control characters, or not every store can keep them; two cells with
+/// the same name in the same store share their builds.
 pub trait RefreshStore: Send + Sync {
     /// What there is. Changes nothing.
     fn poll(&self, name: &str, known: Option<Version>) -> Result<Poll, StoreError>;
@@ -307,6 +399,17 @@ pub trait RefreshStore: Send + Sync {
         let _ = (name, hint);
         None
     }
+
+    /// The breaker that all cells of the store share: when operations of one cell fail, the others leave the store alone too.
+    /// Its times are those of the cells' clocks, which have to agree. Default: none, and each cell has its own.
+    fn breaker(&self) -> Option<&Breaker> {
+        None
+    }
+
+    /// Whether the store can be reached, with the rights that the other operations need. Changes nothing. Default: a poll.
+    fn check(&self, name: &str) -> Result<(), StoreError> {
+        self.poll(name, None).map(drop)
+    }
 }
 
 /// A pointer to a store is one.
@@ -349,9 +452,15 @@ macro_rules! pointers {
             fn subscribe(&self, name: &str, hint: Hint) -> Option<Subscription> {
                 (**self).subscribe(name, hint)
             }
+            fn breaker(&self) -> Option<&Breaker> {
+                (**self).breaker()
+            }
+            fn check(&self, name: &str) -> Result<(), StoreError> {
+                (**self).check(name)
+            }
         }
         )*
     };
 }
 
-pointers!(std::sync::Arc<S>, Box<S>);
+pointers!(Arc<S>, Box<S>);

@@ -22,8 +22,8 @@ where
 {
     /// As [`get_or_refresh`](FleetCell::get_or_refresh), for tasks and with a build that is a future.
     ///
-    /// Tasks and threads share the cell. A task that is elected waits for the store's answer for as long as that takes,
-    /// while others are served the old value.
+    /// Tasks and threads share the cell. A task that is elected waits for the store's answer as a thread does: for the policy's
+    /// [`patience`](crate::FleetPolicy::patience) if there is an old value to serve, and else until the store's timeout.
     ///
     /// # Panics
     ///
@@ -116,6 +116,29 @@ where
         self.node.worker.run(&self.node, |node| node.invalidate(Invalidation::Hard)).await
     }
 
+    /// As [`check`](FleetCell::check), for tasks.
+    ///
+    /// # Errors
+    ///
+    /// What the store or the system has said.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile_fleet::{FleetCell, FleetPolicy, MemoryStore, Plain};
+    /// use std::time::Duration;
+    ///
+    /// # futures_lite::future::block_on(async {
+    /// let policy = FleetPolicy::ttl(Duration::from_secs(60));
+    /// let page: FleetCell<String> = FleetCell::new("page", MemoryStore::new(), Plain, policy);
+    /// page.check_async().await?;
+    /// # Ok::<(), std::sync::Arc<dogpile_fleet::StoreError>>(())
+    /// # }).unwrap();
+    /// ```
+    pub async fn check_async(&self) -> Result<(), Arc<StoreError>> {
+        self.node.worker.run(&self.node, |node| node.check()).await
+    }
+
     async fn look_async<E, F>(&self, caller: Caller, build: F) -> Result<Arc<T>, FleetError>
     where
         E: Into<BoxError>,
@@ -130,7 +153,7 @@ where
                     if node.is_building_here() {
                         return Err(FleetError::Reentrant);
                     }
-                    node.worker.kick();
+                    node.worker.kick(node);
                     match pending.await {
                         Waited::Published(value) => return Ok(value),
                         Waited::Failed(error) => error,
@@ -142,7 +165,14 @@ where
                 Lookup::Elected(lease) => {
                     let step = match node.elected_here(lease, caller) {
                         Ok(step) => step,
-                        Err(lease) => node.worker.elected_async(node, lease, caller).await,
+                        Err(lease) => {
+                            let patience = node.can_serve().then_some(node.policy.patience);
+                            let step = node.worker.elected_async(node, lease, caller, patience).await;
+                            step.unwrap_or_else(|| {
+                                node.counters.impatient.count();
+                                Step::Again
+                            })
+                        }
                     };
                     match step {
                         Step::Again => match self.local.get() {

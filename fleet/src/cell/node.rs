@@ -17,9 +17,34 @@
 //!
 //! # What gets into the local cell
 //!
-//! What the store has accepted, and nothing else; except while the store is down (or what it has is of no use here), when
-//! a node builds for itself. A build that the store refuses goes to its own caller at most: another one has been elected,
-//! perhaps with an older reading of the source, and this node must not go back when it takes that over.
+//! What the store has accepted; and what this node has built while the store was down, was slower than the policy's patience,
+//! or had nothing that can be used here. The latter counts as built for this node alone until the store's answer is there. A
+//! build that the store refuses in time goes to its own caller at most: another one has been elected, perhaps with an older
+//! reading of the source, and this node must not go back when it takes that over.
+//!
+//! # Operations that end a build
+//!
+//! A caller never waits for them longer than the patience. They are jobs of the worker, which goes on with them when the caller
+//! has gone:
+//!
+//! | job | answer in time | answer later |
+//! |---|---|---|
+//! | publish, `Stored` | published here with its version | what is here gets its version |
+//! | publish, refused | what the store has, or else the caller's own | what is here is stale |
+//! | publish, failed | published for this node alone; the lease is given back when the store works again | the same |
+//! | fail | | given back when the store works again |
+//!
+//! # Invalidations
+//!
+//! An invalidation is *owed* from before the store is asked until the store has acknowledged it. While one is owed that nobody
+//! is delivering at that moment, each operation delivers it first, and fails if that fails. So nothing that the store had
+//! before it can be taken over as fresh here, however long the store was away.
+//!
+//! # A store that goes back in time
+//!
+//! The node keeps the latest epoch and version of the incarnation that it has seen. An entry that is behind them has been
+//! restored from something older: what a look finds in it does not count, and the next election tells the store, which
+//! begins a new incarnation.
 //!
 //! # Time
 //!
@@ -29,7 +54,7 @@
 #![allow(clippy::result_large_err)] // with dogpile's feature `tracing`: a lease that comes back
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use dogpile::{
@@ -37,16 +62,18 @@ use dogpile::{
 };
 
 use super::build::{BuildContext, Building, Built};
+use super::reply::NoAnswer;
 use super::worker::{Beat, Watch, Worker};
-use crate::breaker::Breaker;
+use crate::breaker::{Breaker, Kind};
 use crate::codec::{Codec, Opened, open, seal};
 use crate::error::Backoff;
 use crate::policy::FleetPolicy;
 use crate::stats::Counters;
 use crate::store::{
-    Acquire, Current, Epoch, Invalidation, LONGEST, Poll, Publication, Publish, RefreshStore, Request,
+    Acquire, Current, Epoch, Invalidation, LONGEST, Poll, Publication, Publish, RefreshStore, Request, Seen,
     StoreError, Token, Value, Version,
 };
+use crate::trace;
 
 pub(crate) struct Node<T: 'static, C: Clock + 'static> {
     pub(crate) local: Arc<DogpileCell<T, C>>,
@@ -55,7 +82,8 @@ pub(crate) struct Node<T: 'static, C: Clock + 'static> {
     pub(crate) store: Arc<dyn RefreshStore>,
     pub(crate) codec: Box<dyn Codec<T>>,
     pub(crate) policy: FleetPolicy,
-    pub(crate) breaker: Breaker,
+    /// For what fails in this cell alone, and for stores that have none of their own.
+    breaker: Breaker,
     pub(crate) counters: Counters,
     pub(crate) worker: Worker<T, C>,
     known: Mutex<Known>,
@@ -67,7 +95,89 @@ pub(crate) struct Node<T: 'static, C: Clock + 'static> {
     backoff_until: AtomicU64,
     /// The epoch that the store told last.
     epoch: Mutex<Option<Epoch>>,
+    seen: Mutex<Option<Seen>>,
+    owed: Mutex<Owed>,
+    /// Whose turn it is to deliver what is owed. The others wait, as they would have to deliver it too.
+    turn: Mutex<()>,
     pub(crate) last_error: Mutex<Option<Arc<StoreError>>>,
+    pub(crate) on_error: OnceLock<OnError>,
+}
+
+pub(crate) type OnError = Box<dyn Fn(&Arc<StoreError>) + Send + Sync>;
+
+/// Invalidations that the store has not acknowledged yet. One stands for several: a hard one for soft ones too.
+#[derive(Debug, Default)]
+struct Owed {
+    how: Option<Invalidation>,
+    /// How many invalidations this node has begun in all.
+    number: u64,
+    /// How many callers of `invalidate` are delivering: what they find here when they come back they make stale themselves.
+    delivering: u32,
+}
+
+/// An operation of the store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Operation {
+    Poll,
+    Acquire,
+    Publish,
+    Fail,
+    Renew,
+    Invalidate,
+    Check,
+}
+
+impl Operation {
+    fn kind(self) -> Kind {
+        if self == Self::Poll { Kind::Look } else { Kind::Change }
+    }
+
+    /// Whether it is left out while the breaker is open. The others are called for by something that has happened already.
+    fn is_gated(self) -> bool {
+        matches!(self, Self::Poll | Self::Acquire)
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Poll => "poll",
+            Self::Acquire => "acquire",
+            Self::Publish => "publish",
+            Self::Fail => "fail",
+            Self::Renew => "renew",
+            Self::Invalidate => "invalidate",
+            Self::Check => "check",
+        }
+    }
+}
+
+/// A publication, for the worker.
+pub(crate) struct Delivery {
+    pub(crate) token: Token,
+    /// With its tag; `None`: the value was found unchanged.
+    payload: Option<(Vec<u8>, Option<String>)>,
+}
+
+/// What became of a publication.
+pub(crate) struct Delivered {
+    answer: Result<Publish, Arc<StoreError>>,
+    /// When it was asked for.
+    asked: Tick,
+    /// If it was refused: what the store has instead, and when that was asked for.
+    instead: Option<(Current, Tick)>,
+}
+
+/// The answer to a publication whose caller has gone, and the value that was served meanwhile: whichever comes last deals with
+/// both.
+#[derive(Default)]
+pub(crate) struct Late(Mutex<Meeting>);
+
+#[derive(Default)]
+enum Meeting {
+    #[default]
+    Nobody,
+    /// The generation of the value.
+    Served(u64),
+    Answered(Delivered),
 }
 
 /// What is known about the value in the local cell.
@@ -82,6 +192,8 @@ pub(crate) struct Known {
     local_until: Option<Tick>,
     /// The epoch in which that build began, as far as it was known.
     local_epoch: Option<Epoch>,
+    /// How many invalidations this node had begun by then.
+    local_after: u64,
     /// When it stopped or stops being fresh, unless it was invalidated.
     pub(crate) soft_end: Tick,
     /// When it must not be served any more, if that is earlier than the local cell knows.
@@ -183,7 +295,7 @@ where
             store,
             codec,
             policy,
-            breaker: Breaker::new(policy.breaker),
+            breaker: Breaker::new(),
             counters: Counters::default(),
             worker: Worker::new(),
             known: Mutex::default(),
@@ -191,7 +303,11 @@ where
             orphans: Mutex::default(),
             backoff_until: AtomicU64::new(0),
             epoch: Mutex::new(None),
+            seen: Mutex::new(None),
+            owed: Mutex::default(),
+            turn: Mutex::new(()),
             last_error: Mutex::new(None),
+            on_error: OnceLock::new(),
         }
     }
 
@@ -227,12 +343,18 @@ where
         published.value
     }
 
-    fn register(&self, published: &Published<T>, known: Known) {
+    /// Returns the generation, if it was published.
+    fn register(&self, published: &Published<T>, known: Known) -> Option<u64> {
         let (PublishOutcome::Published | PublishOutcome::PublishedStale, Some(generation)) =
             (published.outcome, published.generation)
         else {
-            return;
+            return None;
         };
+        self.register_generation(generation, known);
+        Some(generation)
+    }
+
+    fn register_generation(&self, generation: u64, known: Known) {
         let bounded = known.hard_end.is_some();
         let mut registered = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         if registered.generation < generation {
@@ -242,33 +364,61 @@ where
         // From now on there is something to look after.
         self.worker.start(self);
         if bounded {
-            self.worker.kick();
+            self.worker.kick(self);
         }
     }
 
-    /// An operation of the store, with all that is to be noted about its outcome.
+    /// Until when the store is to be left alone, if it is.
+    pub(crate) fn open_until(&self, kind: Kind, now: Tick) -> Option<Tick> {
+        let shared = self.store.breaker().and_then(|breaker| breaker.open_until(kind, now));
+        shared.max(self.breaker.open_until(kind, now))
+    }
+
+    /// An operation of the store, with all that is to be noted about its outcome. `None` too if the store is left alone.
     pub(crate) fn ask<R>(
         &self,
-        operation: impl FnOnce(&dyn RefreshStore, &str) -> Result<R, StoreError>,
+        operation: Operation,
+        run: impl FnOnce(&dyn RefreshStore, &str) -> Result<R, StoreError>,
     ) -> Option<R> {
-        self.try_ask(operation).ok()
+        if operation.is_gated() {
+            let (now, first) = (self.clock.now(), self.policy.breaker.0);
+            let enters = |breaker: &Breaker| breaker.enter(operation.kind(), now, first);
+            if !enters(&self.breaker) || !self.store.breaker().is_none_or(enters) {
+                return None;
+            }
+        }
+        if self.is_owing() {
+            self.deliver().ok()?;
+        }
+        self.try_ask(operation, run).ok()
     }
 
     pub(crate) fn try_ask<R>(
         &self,
-        operation: impl FnOnce(&dyn RefreshStore, &str) -> Result<R, StoreError>,
+        operation: Operation,
+        run: impl FnOnce(&dyn RefreshStore, &str) -> Result<R, StoreError>,
     ) -> Result<R, Arc<StoreError>> {
         self.counters.store_operations.count();
-        match operation(&*self.store, &self.name) {
+        let kind = operation.kind();
+        match trace::operation(operation.name(), &self.name, || run(&*self.store, &self.name)) {
             Ok(answer) => {
-                self.breaker.succeeded();
+                let shared = self.store.breaker().is_some_and(|breaker| breaker.succeeded(kind));
+                if self.breaker.succeeded(kind) || shared {
+                    trace::breaker_closed(&self.name, kind == Kind::Change);
+                }
                 Ok(answer)
             }
             Err(error) => {
                 self.counters.store_errors.count();
-                self.breaker.failed(self.clock.now());
+                let shared = self.store.breaker().filter(|_| !error.is_busy());
+                let breaker = shared.unwrap_or(&self.breaker);
+                let pause = breaker.failed(kind, self.clock.now(), self.policy.breaker);
+                trace::breaker_opened(&self.name, pause, kind == Kind::Change, &error);
                 let error = Arc::new(error);
                 *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&error));
+                if let Some(on_error) = self.on_error.get() {
+                    on_error(&error);
+                }
                 Err(error)
             }
         }
@@ -276,9 +426,49 @@ where
 
     pub(crate) fn poll(&self, known: Option<Version>) -> Option<Poll> {
         self.counters.polls.count();
-        let poll = self.ask(|store, name| store.poll(name, known))?;
+        let mut poll = self.ask(Operation::Poll, |store, name| store.poll(name, known))?;
+        let version = poll.current.newer().map(|value| value.version).or(match poll.current {
+            Current::Same { .. } => known,
+            _ => None,
+        });
+        if self.has_gone_back(poll.epoch, version) {
+            self.counters.gone_back.count();
+            poll.current = Current::Nothing { cleared: false };
+        } else {
+            self.sees(poll.epoch, version);
+        }
         self.is_epoch(poll.epoch);
         Some(poll)
+    }
+
+    /// Whether an entry is behind what this node has seen of it.
+    fn has_gone_back(&self, epoch: Epoch, version: Option<Version>) -> bool {
+        self.seen().is_some_and(|seen| {
+            seen.epoch.incarnation == epoch.incarnation
+                && (epoch.number < seen.epoch.number
+                    || version.is_some_and(|version| version.number < seen.version))
+        })
+    }
+
+    fn seen(&self) -> Option<Seen> {
+        *self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The store is at this epoch, and at this version at least.
+    fn sees(&self, epoch: Epoch, version: Option<Version>) {
+        if epoch.incarnation == 0 {
+            return;
+        }
+        let number = version.filter(|version| version.incarnation == epoch.incarnation);
+        let number = number.map_or(0, |version| version.number);
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        match &mut *seen {
+            Some(seen) if seen.epoch.incarnation == epoch.incarnation => {
+                seen.epoch.number = seen.epoch.number.max(epoch.number);
+                seen.version = seen.version.max(number);
+            }
+            other => *other = Some(Seen { epoch, version: number }),
+        }
     }
 
     fn is_epoch(&self, epoch: Epoch) {
@@ -312,7 +502,7 @@ where
         if let Some(won) = self.unstash() {
             return Ok(Step::Build(Ticket { lease: Some(lease), won: Some(won), foreign: None }));
         }
-        if self.breaker.open_until(now).is_some() {
+        if self.open_until(Kind::Change, now).is_some() {
             return Ok(self.without_store(lease));
         }
         // Relaxed: only a hint that saves a question.
@@ -331,8 +521,10 @@ where
             let asked = self.clock.now();
             self.counters.acquires.count();
             let known = self.known();
-            let request = Request { lease: self.policy.lease, known: known.to_store(), refuse };
-            let Some(answer) = self.ask(|store, name| store.acquire(name, &request)) else {
+            let (known_version, seen) = (known.to_store(), self.seen());
+            let request = Request { lease: self.policy.lease, known: known_version, refuse, seen };
+            let answer = self.ask(Operation::Acquire, |store, name| store.acquire(name, &request));
+            let Some(answer) = answer else {
                 return self.without_store(lease);
             };
             match answer {
@@ -429,6 +621,7 @@ where
     ) -> Ticket<T, C> {
         self.counters.fleet_builds.count();
         self.is_epoch(token.epoch());
+        self.sees(token.epoch(), current.newer().map(|value| value.version));
         let mut won =
             Won { token, tag: None, failures, previous: lease.previous().cloned(), has_value: false };
         let mut lease = Some(lease);
@@ -515,7 +708,7 @@ where
         }
     }
 
-    /// Makes a value visible that is stale already. Returns the lease if this thread is elected again.
+    /// Makes a value visible that is stale already. Returns the lease, if this thread still has it or is elected again.
     fn publish_stale(
         &self,
         lease: Lease<'static, T, C>,
@@ -523,8 +716,26 @@ where
         value: &Value,
         asked: Tick,
     ) -> (Arc<T>, Option<Lease<'static, T, C>>) {
+        let (ttl, stale) = (self.policy.ttl, self.policy.stale);
+        let left = value.hard_left.saturating_sub(self.since(asked));
+        let known = Known { version: Some(value.version), soft_end: asked, ..Known::default() };
+        if ttl < LONGEST && stale < LONGEST {
+            // With the age at which the cell itself stops serving it, when the time comes: it asks nobody for that.
+            let age = ttl.saturating_add(stale.saturating_sub(left)).saturating_add(Duration::from_nanos(1));
+            let served = self.local.restore(opened, age);
+            if let Some(snapshot) = self.local.snapshot()
+                && Arc::ptr_eq(&snapshot.value, &served)
+            {
+                self.register_generation(snapshot.generation, known);
+            }
+            if lease.is_fenced() {
+                // Cleared meanwhile, perhaps before this was put there.
+                drop(self.local.clear());
+            }
+            return (served, Some(lease));
+        }
         let hard_end = self.bound(value.soft_left, value.hard_left, asked);
-        let known = Known { version: Some(value.version), soft_end: asked, hard_end, ..Known::default() };
+        let known = Known { hard_end, ..known };
         let served = self.publish(lease, Arc::new(opened), Duration::ZERO, known);
         // A time to live of zero lasts until the clock moves.
         self.local.invalidate_if_current(&served);
@@ -622,7 +833,7 @@ where
         let token = stash.take().map(|(won, _)| won.token);
         drop(stash);
         if let Some(token) = token {
-            self.ask(|store, name| store.fail(name, &token, Duration::ZERO));
+            self.ask(Operation::Fail, |store, name| store.fail(name, &token, Duration::ZERO));
         }
         None
     }
@@ -632,9 +843,12 @@ where
         let stashed = self.stash.lock().unwrap_or_else(PoisonError::into_inner).take();
         let mut tokens = std::mem::take(&mut *self.orphans.lock().unwrap_or_else(PoisonError::into_inner));
         tokens.extend(stashed.map(|(won, _)| won.token));
+        if self.is_owing() && self.deliver().is_err() {
+            return;
+        }
         for token in tokens {
-            if self.breaker.open_until(self.clock.now()).is_none() {
-                self.ask(|store, name| store.fail(name, &token, Duration::ZERO));
+            if self.open_until(Kind::Change, self.clock.now()).is_none() {
+                self.ask(Operation::Fail, |store, name| store.fail(name, &token, Duration::ZERO));
             }
         }
     }
@@ -650,8 +864,20 @@ where
         let Some(ticket) = running.ticket.take() else { unreachable!("taken only here") };
         running.stop_beat();
         match result {
-            Ok(result) => Ok(self.conclude(ticket, result, running.epoch)),
-            Err(error) => Err(self.fail(ticket, error.into())),
+            Ok(result) => Ok(match self.prepare(ticket, result, running.began, false) {
+                Prepared::Published(value) => value,
+                Prepared::Deliver(concluding, delivery) => {
+                    let delivered = self.worker.deliver(self, delivery, &concluding.late);
+                    self.conclude(concluding, delivered.wait(self.policy.patience))
+                }
+            }),
+            Err(error) => {
+                let pause = self.pauses(&ticket);
+                if let Some(won) = &ticket.won {
+                    let _ = self.worker.end(self, won.token, pause).wait(self.policy.patience);
+                }
+                Err(self.fail(ticket, error.into()))
+            }
         }
     }
 
@@ -682,89 +908,189 @@ where
         };
         let Some(ticket) = running.ticket.take() else { unreachable!("taken only here") };
         running.stop_beat();
-        let epoch = running.epoch;
+        let began = running.began;
         match result {
-            Ok(result) => Ok(self.worker.run(self, move |node| node.conclude(ticket, result, epoch)).await),
+            Ok(result) => match self.prepare(ticket, result, began, true) {
+                Prepared::Published(value) => Ok(value),
+                Prepared::Deliver(concluding, delivery) => {
+                    let delivered = self.worker.deliver(self, delivery, &concluding.late);
+                    let answer = delivered.wait_async(self.policy.patience).await;
+                    Ok(self.conclude(concluding, answer))
+                }
+            },
             Err(error) => {
                 let error = error.into();
-                Err(self.worker.run(self, move |node| node.fail(ticket, error)).await)
+                let pause = self.pauses(&ticket);
+                if let Some(won) = &ticket.won {
+                    let ended = self.worker.end(self, won.token, pause);
+                    let _ = ended.wait_async(self.policy.patience).await;
+                }
+                Err(self.fail(ticket, error))
             }
         }
     }
 
+    /// The pause after a build that has failed. It runs here from now on.
+    fn pauses(&self, ticket: &Ticket<T, C>) -> Duration {
+        let pause = self.policy.pause(ticket.won.as_ref().map_or(1, |won| won.failures.saturating_add(1)));
+        self.set_backoff(pause);
+        pause
+    }
+
     fn fail(&self, ticket: Ticket<T, C>, error: BoxError) -> SharedError {
         self.counters.failed.count();
-        self.note_failure(ticket.won.as_ref());
         match ticket.lease {
             Some(lease) => lease.fail(error),
             None => shared(error),
         }
     }
 
-    fn note_failure(&self, won: Option<&Won<T>>) {
-        let pause = self.policy.pause(won.map_or(1, |won| won.failures.saturating_add(1)));
-        if let Some(won) = won
-            && self.ask(|store, name| store.fail(name, &won.token, pause)).is_none()
-        {
-            self.orphaned(won.token);
-        }
-        self.set_backoff(pause);
-    }
-
-    /// A build has brought something.
-    fn conclude(self: &Arc<Self>, ticket: Ticket<T, C>, built: Built<T>, epoch: Option<Epoch>) -> Arc<T> {
+    /// A build has brought something: what is to be told to the store?
+    fn prepare(
+        self: &Arc<Self>,
+        ticket: Ticket<T, C>,
+        built: Built<T>,
+        began: Began,
+        is_task: bool,
+    ) -> Prepared<T, C> {
         let Ticket { lease, won, foreign } = ticket;
+        let is_unchanged = matches!(built, Built::Unchanged);
         let Some(won) = won else {
             let previous = lease.as_ref().and_then(|lease| lease.previous().cloned());
-            return self.publish_locally(lease, built, previous, foreign, epoch);
+            let value = value(built, previous).0;
+            return Prepared::Published(self.publish_locally(lease, value, foreign, began));
         };
-        let (soft, hard) = (self.policy.ttl, self.policy.hard());
-        let payload = match &built {
-            Built::Unchanged if won.has_value => None,
-            Built::Unchanged => match &won.previous {
-                Some(previous) => Some((seal(&*self.codec, &**previous), won.tag.as_deref())),
-                None => unreachable!("{NOTHING_UNCHANGED}"),
-            },
-            Built::New { value, tag } => Some((seal(&*self.codec, value), tag.as_deref())),
-        };
-        let asked = self.clock.now();
-        let publish = || match &payload {
-            None => self.try_ask(|store, name| store.unchanged(name, &won.token, soft, hard)),
-            Some((Ok(payload), tag)) => {
-                let publication = Publication { payload, tag: *tag, soft, hard };
-                self.try_ask(|store, name| store.publish(name, &won.token, &publication))
+        let (value, tag) = value(built, won.previous);
+        let payload = if is_unchanged && won.has_value {
+            None
+        } else {
+            let tag = if is_unchanged { won.tag } else { tag };
+            match seal(&*self.codec, &*value) {
+                Ok(payload) => Some((payload, tag)),
+                Err(_) => {
+                    self.counters.not_encoded.count();
+                    let ended = self.worker.end(self, won.token, Duration::ZERO);
+                    if !is_task {
+                        let _ = ended.wait(self.policy.patience);
+                    }
+                    return Prepared::Published(self.publish_locally(lease, value, None, began));
+                }
             }
-            Some((Err(_), _)) => unreachable!("looked at before"),
         };
-        if let Some((Err(_), _)) = &payload {
-            self.counters.not_encoded.count();
-            self.ask(|store, name| store.fail(name, &won.token, Duration::ZERO));
-            return self.publish_locally(lease, built, won.previous, None, epoch);
-        }
+        let concluding = Concluding { lease, value, began, is_unchanged, late: Arc::default() };
+        Prepared::Deliver(concluding, Delivery { token: won.token, payload })
+    }
+
+    /// Publishes, for the worker: what the store says to what a build has brought.
+    pub(crate) fn deliver_build(&self, delivery: &Delivery) -> Delivered {
+        let (soft, hard) = (self.policy.ttl, self.policy.hard());
+        let token = &delivery.token;
+        let asked = self.clock.now();
+        let publish = || {
+            if self.is_owing() {
+                self.deliver()?;
+            }
+            self.try_ask(Operation::Publish, |store, name| match &delivery.payload {
+                None => store.unchanged(name, token, soft, hard),
+                Some((payload, tag)) => {
+                    let publication = Publication { payload, tag: tag.as_deref(), soft, hard };
+                    store.publish(name, token, &publication)
+                }
+            })
+        };
         // Once more if it fails: whether it has taken effect is not known, and it may be repeated.
         let answer = publish().or_else(|_| publish());
-        match answer {
+        let mut instead = None;
+        match &answer {
             Ok(Publish::Stored(version)) => {
                 self.counters.published.count();
                 self.backoff_until.store(0, Ordering::Relaxed);
-                let soft_end = asked.saturating_add(soft);
-                let known = Known { version: Some(version), soft_end, ..Known::default() };
-                if let Built::Unchanged = built {
-                    self.counters.unchanged.count();
-                }
-                self.publish_stored(lease, value(built, won.previous), known, asked)
+                self.sees(token.epoch(), Some(*version));
             }
-            Ok(refusal) => {
-                match refusal {
-                    Publish::Superseded => self.counters.superseded.count(),
+            Ok(Publish::Superseded | Publish::Invalidated) => {
+                match answer {
+                    Ok(Publish::Superseded) => self.counters.superseded.count(),
                     _ => self.counters.invalidated.count(),
                 }
-                self.refused(lease, value(built, won.previous))
+                let asked = self.clock.now();
+                instead = self.poll(self.known().to_store()).map(|poll| (poll.current, asked));
             }
-            Err(_) => {
-                self.orphaned(won.token);
-                self.publish_locally(lease, built, won.previous, None, epoch)
+            Err(_) => self.orphaned(*token),
+        }
+        Delivered { answer, asked, instead }
+    }
+
+    /// The end of a build, for the worker.
+    pub(crate) fn end_build(&self, token: Token, pause: Duration) {
+        if self.ask(Operation::Fail, |store, name| store.fail(name, &token, pause)).is_none() {
+            self.orphaned(token);
+        }
+    }
+
+    /// A build has brought something, and the store has said something to that, or not in time.
+    fn conclude(
+        self: &Arc<Self>,
+        concluding: Concluding<T, C>,
+        delivered: Result<Delivered, NoAnswer>,
+    ) -> Arc<T> {
+        let Concluding { lease, value, began, is_unchanged, late } = concluding;
+        match delivered {
+            Ok(Delivered { answer: Ok(Publish::Stored(version)), asked, .. }) => {
+                if is_unchanged {
+                    self.counters.unchanged.count();
+                }
+                let soft_end = asked.saturating_add(self.policy.ttl);
+                let known = Known { version: Some(version), soft_end, ..Known::default() };
+                self.publish_stored(lease, value, known, asked)
             }
+            Ok(Delivered { answer: Ok(_), instead, .. }) => self.refused(lease, value, instead),
+            Ok(Delivered { answer: Err(_), .. }) | Err(NoAnswer::Lost) => {
+                self.publish_locally(lease, value, None, began)
+            }
+            Err(NoAnswer::TooLate) => {
+                self.counters.early.count();
+                let now = self.clock.now();
+                let soft_end = now.saturating_add(self.policy.ttl);
+                let known = Known { soft_end, ..began.alone(now) };
+                let Some(lease) = lease.or_else(|| self.elect()) else { return value };
+                let published = lease.publish_snapshot(value, Some(self.policy.ttl));
+                if let Some(generation) = self.register(&published, known) {
+                    self.meets(&late, Meeting::Served(generation));
+                }
+                published.value
+            }
+        }
+    }
+
+    /// The store's answer to a publication whose caller has gone.
+    pub(crate) fn answered_late(&self, late: &Late, delivered: Delivered) {
+        self.meets(late, Meeting::Answered(delivered));
+    }
+
+    fn meets(&self, late: &Late, arriving: Meeting) {
+        let mut meeting = late.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match (std::mem::take(&mut *meeting), arriving) {
+            (Meeting::Served(generation), Meeting::Answered(delivered))
+            | (Meeting::Answered(delivered), Meeting::Served(generation)) => {
+                drop(meeting);
+                self.settle(generation, &delivered);
+            }
+            (_, arriving) => *meeting = arriving,
+        }
+    }
+
+    /// What is served as `generation` has been answered to by the store.
+    fn settle(&self, generation: u64, delivered: &Delivered) {
+        match delivered.answer {
+            Ok(Publish::Stored(version)) => {
+                let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+                if known.generation == generation {
+                    let soft_end = known.soft_end;
+                    *known = Known { generation, version: Some(version), soft_end, ..Known::default() };
+                }
+            }
+            Ok(Publish::Superseded | Publish::Invalidated) => self.outdated(generation),
+            Err(_) => self.counters.local_builds.count(),
         }
     }
 
@@ -772,7 +1098,7 @@ where
     fn orphaned(&self, token: Token) {
         self.orphans.lock().unwrap_or_else(PoisonError::into_inner).push(token);
         self.worker.start(self);
-        self.worker.kick();
+        self.worker.kick(self);
     }
 
     /// Gives back what could not be given back before. Returns when to try again.
@@ -781,19 +1107,19 @@ where
         if orphans.is_empty() {
             return None;
         }
-        if let Some(until) = self.breaker.open_until(now) {
+        if let Some(until) = self.open_until(Kind::Change, now) {
             return Some(until);
         }
         let tokens = std::mem::take(&mut *orphans);
         drop(orphans);
         let mut failed = Vec::new();
         for token in tokens {
-            if self.ask(|store, name| store.fail(name, &token, Duration::ZERO)).is_none() {
+            if self.ask(Operation::Fail, |store, name| store.fail(name, &token, Duration::ZERO)).is_none() {
                 failed.push(token);
             }
         }
         self.orphans.lock().unwrap_or_else(PoisonError::into_inner).extend(failed);
-        self.breaker.open_until(self.clock.now())
+        self.open_until(Kind::Change, self.clock.now())
     }
 
     /// The store has accepted `value`. Without a lease it is only for the caller: another thread of this process is elected,
@@ -814,16 +1140,19 @@ where
     }
 
     /// The store does not take what was built. See the module's documentation.
-    fn refused(self: &Arc<Self>, lease: Option<Lease<'static, T, C>>, own: Arc<T>) -> Arc<T> {
-        let asked = self.clock.now();
-        let current = self.poll(self.known().to_store()).map(|poll| poll.current);
-        match (current, lease.or_else(|| self.elect())) {
-            (Some(Current::Newer(value)), Some(lease)) if value.hard_left > self.since(asked) => {
+    fn refused(
+        self: &Arc<Self>,
+        lease: Option<Lease<'static, T, C>>,
+        own: Arc<T>,
+        instead: Option<(Current, Tick)>,
+    ) -> Arc<T> {
+        match (instead, lease.or_else(|| self.elect())) {
+            (Some((Current::Newer(value), asked)), Some(lease)) if value.hard_left > self.since(asked) => {
                 if let Taken::Over(served) = self.take_over(lease, &value, asked) {
                     return served;
                 }
             }
-            (Some(Current::Nothing { cleared: true }), _) if self.concerns(self.epoch()) => {
+            (Some((Current::Nothing { cleared: true }, _)), _) if self.concerns(self.epoch()) => {
                 drop(self.local.clear());
             }
             (_, lease) => drop(lease),
@@ -835,24 +1164,17 @@ where
     fn publish_locally(
         &self,
         lease: Option<Lease<'static, T, C>>,
-        built: Built<T>,
-        previous: Option<Arc<T>>,
+        value: Arc<T>,
         foreign: Option<(Version, Duration)>,
-        epoch: Option<Epoch>,
+        began: Began,
     ) -> Arc<T> {
         self.counters.local_builds.count();
         // Up to a quarter shorter, so that the nodes of a fleet without a store do not build at the same time.
         let ttl = crate::draw::around(self.policy.ttl.mul_f64(0.875), 12);
         let ttl = foreign.map_or(ttl, |(_, left)| left.min(self.policy.ttl));
         let now = self.clock.now();
-        let known = Known {
-            foreign: foreign.map(|(version, _)| version),
-            local_until: Some(now),
-            local_epoch: epoch,
-            soft_end: now.saturating_add(ttl),
-            ..Known::default()
-        };
-        let value = value(built, previous);
+        let foreign = foreign.map(|(version, _)| version);
+        let known = Known { foreign, soft_end: now.saturating_add(ttl), ..began.alone(now) };
         match lease.or_else(|| self.elect()) {
             Some(lease) => self.publish(lease, value, ttl, known),
             None => value,
@@ -862,9 +1184,7 @@ where
     /// A look at the store while there is no election, because other nodes may have invalidated or rebuilt the value.
     pub(crate) fn look(self: &Arc<Self>) {
         let Some(snapshot) = self.local.snapshot() else { return };
-        if self.breaker.open_until(self.clock.now()).is_some() {
-            return;
-        }
+        let invalidations = self.invalidations();
         let known = self.known();
         let asked = self.clock.now();
         let Some(poll) = self.poll(known.to_store()) else { return };
@@ -892,6 +1212,8 @@ where
                 self.outdated(snapshot.generation);
                 if value.hard_left > self.since(asked)
                     && let Some(lease) = self.elect()
+                    // Else the answer may be from before an invalidation, and the lease is from after it.
+                    && self.invalidations() == invalidations
                 {
                     // If it cannot be read, the next caller finds that out too, and builds.
                     drop(self.take_over(lease, &value, asked));
@@ -904,14 +1226,98 @@ where
 
     /// Invalidates the value, in the store and here.
     pub(crate) fn invalidate(&self, how: Invalidation) -> Result<(), Arc<StoreError>> {
-        let told = self.try_ask(|store, name| store.invalidate(name, how));
+        {
+            // Before the store is asked: what is asked of it from now on delivers this first, should it fail.
+            let mut owed = self.owed.lock().unwrap_or_else(PoisonError::into_inner);
+            owed.number += 1;
+            owed.how = Some(if owed.how == Some(Invalidation::Hard) { Invalidation::Hard } else { how });
+            owed.delivering += 1;
+        }
+        let told = self.deliver_owed();
+        self.owed.lock().unwrap_or_else(PoisonError::into_inner).delivering -= 1;
         // After the store: nobody can take the old value over as a fresh one any more.
         match how {
             Invalidation::Soft => self.local.invalidate(),
             Invalidation::Hard => drop(self.local.clear()),
         }
-        self.worker.look();
+        if told.is_err() {
+            self.worker.start(self);
+            self.worker.kick(self);
+        }
+        self.worker.look(self);
         told
+    }
+
+    pub(crate) fn check(&self) -> Result<(), Arc<StoreError>> {
+        self.try_ask(Operation::Check, |store, name| store.check(name))
+    }
+
+    /// How many invalidations this node has begun.
+    fn invalidations(&self) -> u64 {
+        self.owed.lock().unwrap_or_else(PoisonError::into_inner).number
+    }
+
+    /// Whether there is an invalidation that the store has not acknowledged, and that nobody is delivering.
+    fn is_owing(&self) -> bool {
+        let owed = self.owed.lock().unwrap_or_else(PoisonError::into_inner);
+        owed.how.is_some() && owed.delivering == 0
+    }
+
+    /// Delivers what is owed from before.
+    fn deliver(&self) -> Result<(), Arc<StoreError>> {
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        if !self.is_owing() {
+            return Ok(());
+        }
+        self.deliver_owed()?;
+        self.counters.redelivered.count();
+        Ok(())
+    }
+
+    fn deliver_owed(&self) -> Result<(), Arc<StoreError>> {
+        let (how, number) = {
+            let owed = self.owed.lock().unwrap_or_else(PoisonError::into_inner);
+            let Some(how) = owed.how else { return Ok(()) };
+            (how, owed.number)
+        };
+        self.try_ask(Operation::Invalidate, |store, name| store.invalidate(name, how))?;
+        let mut owed = self.owed.lock().unwrap_or_else(PoisonError::into_inner);
+        if owed.number == number {
+            owed.how = None;
+        }
+        drop(owed);
+        self.has_delivered(number);
+        Ok(())
+    }
+
+    /// The store's epoch is one more than it was, at least.
+    fn has_delivered(&self, number: u64) {
+        if let Some(epoch) = &mut *self.epoch.lock().unwrap_or_else(PoisonError::into_inner) {
+            epoch.number += 1;
+        }
+        if let Some(seen) = &mut *self.seen.lock().unwrap_or_else(PoisonError::into_inner) {
+            seen.epoch.number += 1;
+        }
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        // Built here after it had begun: it is not what was invalidated.
+        if known.local_after >= number
+            && let Some(epoch) = &mut known.local_epoch
+        {
+            epoch.number += 1;
+        }
+    }
+
+    /// Delivers what could not be delivered before. Returns when to try again.
+    pub(crate) fn tidy_owed(&self, now: Tick) -> Option<Tick> {
+        if !self.is_owing() {
+            return None;
+        }
+        if let Some(until) = self.open_until(Kind::Change, now) {
+            return Some(until);
+        }
+        self.deliver().err()?;
+        let now = self.clock.now();
+        Some(self.open_until(Kind::Change, now).unwrap_or(now.saturating_add(self.policy.breaker.0)))
     }
 
     /// What was seen under `generation` is not fresh any more.
@@ -934,7 +1340,7 @@ where
             return None;
         }
         let longest = self.policy.poll.unwrap_or(Duration::from_secs(1));
-        if let Some(until) = self.breaker.open_until(now) {
+        if let Some(until) = self.open_until(Kind::Look, now) {
             // A caller that finds nothing to serve builds.
             return self.can_serve().then(|| {
                 watch.next = until.min(now.saturating_add(longest));
@@ -956,6 +1362,10 @@ where
         } else {
             lease = self.take_stale(lease, current, Some(epoch), now)?;
             let is_paused = !retry_left.is_zero() && lease_left.is_zero();
+            if self.open_until(Kind::Change, now).is_some() && self.can_serve() {
+                // It answers looks, and is asked for no changes: there may be a value of another node.
+                return Some(Watch { lease, next: now.saturating_add(longest), ..watch });
+            }
             if (lease_left.is_zero() && !is_paused) || (is_paused && !self.can_serve()) {
                 // The next caller is elected, and gets the right to build.
                 if is_paused {
@@ -970,11 +1380,42 @@ where
     }
 }
 
-/// What a build has brought, or found unchanged.
-fn value<T>(built: Built<T>, previous: Option<Arc<T>>) -> Arc<T> {
+/// A build that is over, while the store is told.
+struct Concluding<T: 'static, C: Clock + 'static> {
+    lease: Option<Lease<'static, T, C>>,
+    value: Arc<T>,
+    began: Began,
+    is_unchanged: bool,
+    late: Arc<Late>,
+}
+
+#[allow(clippy::large_enum_variant)] // handed on at once, never kept
+enum Prepared<T: 'static, C: Clock + 'static> {
+    /// It does not concern the store.
+    Published(Arc<T>),
+    Deliver(Concluding<T, C>, Delivery),
+}
+
+/// What was known of invalidations when a build began.
+#[derive(Clone, Copy, Debug)]
+struct Began {
+    epoch: Option<Epoch>,
+    /// How many this node had begun.
+    after: u64,
+}
+
+impl Began {
+    /// Of a value that is this node's alone, and whose build has ended `now`.
+    fn alone(self, now: Tick) -> Known {
+        Known { local_until: Some(now), local_epoch: self.epoch, local_after: self.after, ..Known::default() }
+    }
+}
+
+/// What a build has brought, or found unchanged, and the builder's note.
+fn value<T>(built: Built<T>, previous: Option<Arc<T>>) -> (Arc<T>, Option<String>) {
     match (built, previous) {
-        (Built::New { value, .. }, _) => Arc::new(value),
-        (Built::Unchanged, Some(previous)) => previous,
+        (Built::New { value, tag }, _) => (Arc::new(value), tag),
+        (Built::Unchanged, Some(previous)) => (previous, None),
         (Built::Unchanged, None) => unreachable!("{NOTHING_UNCHANGED}"),
     }
 }
@@ -989,8 +1430,7 @@ where
 {
     node: &'a Arc<Node<T, C>>,
     ticket: Option<Ticket<T, C>>,
-    /// What was known of invalidations when it began.
-    epoch: Option<Epoch>,
+    began: Began,
     done: Arc<AtomicBool>,
     lost: Arc<AtomicBool>,
     /// Not a thread, which may be kept waiting.
@@ -1007,7 +1447,7 @@ where
         let won = ticket.won.as_ref().map(|won| won.token.epoch());
         let running = Self {
             node,
-            epoch: won.or_else(|| node.epoch()),
+            began: Began { epoch: won.or_else(|| node.epoch()), after: node.invalidations() },
             ticket: Some(ticket),
             done: Arc::new(AtomicBool::new(false)),
             lost: Arc::new(AtomicBool::new(false)),
@@ -1074,7 +1514,10 @@ where
                     self.node.orphaned(won.token);
                 }
             } else {
-                self.node.note_failure(ticket.won.as_ref());
+                let (node, pause) = (self.node, self.node.pauses(&ticket));
+                if let Some(won) = ticket.won {
+                    let _ = node.worker.end(node, won.token, pause).wait(node.policy.patience);
+                }
             }
         }
     }

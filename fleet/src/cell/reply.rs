@@ -105,6 +105,30 @@ impl<R> Drop for Awaited<R> {
 
 #[cfg(feature = "async")]
 impl<R> Awaited<R> {
+    /// As [`wait`](Awaited::wait), for a task.
+    pub(crate) async fn wait_async(&self, patience: Duration) -> Result<R, NoAnswer> {
+        let mut patience = futures_timer::Delay::new(patience.min(crate::LONGEST));
+        std::future::poll_fn(|context| {
+            if let Poll::Ready(answer) = self.poll_answer(context) {
+                return Poll::Ready(answer.ok_or(NoAnswer::Lost));
+            }
+            Pin::new(&mut patience).poll(context).map(|()| self.give_up().ok_or(NoAnswer::TooLate))
+        })
+        .await
+    }
+
+    fn poll_answer(&self, context: &mut Context<'_>) -> Poll<Option<R>> {
+        let mut state = self.0.lock();
+        if let State::Awaited(waker) = &mut *state {
+            *waker = Some(context.waker().clone());
+            return Poll::Pending;
+        }
+        match std::mem::replace(&mut *state, State::Over) {
+            State::Ready(answer) => Poll::Ready(Some(answer)),
+            State::Awaited(_) | State::Over => Poll::Ready(None),
+        }
+    }
+
     /// Gives up waiting, and returns what has come nevertheless.
     pub(crate) fn give_up(&self) -> Option<R> {
         match std::mem::replace(&mut *self.0.lock(), State::Over) {
@@ -115,18 +139,10 @@ impl<R> Awaited<R> {
 }
 
 #[cfg(feature = "async")]
-impl<R> Future for Awaited<R> {
+impl<R> Future for &Awaited<R> {
     type Output = Option<R>;
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<R>> {
-        let mut state = self.0.lock();
-        if let State::Awaited(waker) = &mut *state {
-            *waker = Some(context.waker().clone());
-            return Poll::Pending;
-        }
-        match std::mem::replace(&mut *state, State::Over) {
-            State::Ready(answer) => Poll::Ready(Some(answer)),
-            State::Awaited(_) | State::Over => Poll::Ready(None),
-        }
+        self.poll_answer(context)
     }
 }

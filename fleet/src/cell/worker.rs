@@ -12,12 +12,14 @@ use std::time::Duration;
 
 use dogpile::{Clock, Lease, Tick};
 
-use super::node::{Caller, Node, Step};
-#[cfg(feature = "async")]
-use super::reply::Awaited;
-use super::reply::{NoAnswer, Reply, reply};
+use super::node::{Caller, Delivered, Delivery, Late, Node, Operation, Step};
+use super::reply::{Awaited, NoAnswer, Reply, reply};
+use crate::breaker::Kind;
 use crate::draw;
-use crate::store::Token;
+use crate::store::{RefreshStore, Subscription, Token};
+
+/// How often a node looks that is given hints, unless its policy says less often.
+const SELDOM: Duration = Duration::from_secs(12);
 
 /// The local lease, held while another node builds, a pause runs or the store is down.
 pub(crate) struct Watch<T: 'static, C: Clock + 'static> {
@@ -61,6 +63,10 @@ enum Job<T: 'static, C: Clock + 'static> {
     Beat(Beat),
     /// An election, for a caller that may run out of patience.
     Elected(Lease<'static, T, C>, Caller, Reply<Step<T, C>>),
+    /// A build to be published, whose caller may have gone when the answer is there.
+    Deliver(Delivery, Arc<Late>, Reply<Delivered>),
+    /// A build that has ended without a value.
+    End(Token, Duration, Reply<()>),
     #[cfg(feature = "async")]
     Run(Task<T, C>),
     /// Somebody waits.
@@ -72,14 +78,19 @@ enum Job<T: 'static, C: Clock + 'static> {
 /// What wakes the thread and ends it; knows nothing of the value.
 #[derive(Default)]
 pub(crate) struct Signals {
-    thread: Mutex<Option<Thread>>,
+    /// And the process that it belongs to: a process that was forked inherits what is here, and no threads.
+    thread: Mutex<Option<(u32, Thread)>>,
     hinted: AtomicBool,
     closed: AtomicBool,
 }
 
 impl Signals {
+    fn lock(&self) -> MutexGuard<'_, Option<(u32, Thread)>> {
+        self.thread.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn wake(&self) {
-        if let Some(thread) = &*self.thread.lock().unwrap_or_else(PoisonError::into_inner) {
+        if let Some((_, thread)) = &*self.lock() {
             thread.unpark();
         }
     }
@@ -116,16 +127,29 @@ where
     }
 
     /// Starts the thread if it does not run yet. Returns whether it runs.
-    pub(crate) fn start(&self, _node: &Node<T, C>) -> bool {
-        let mut thread = self.signals.thread.lock().unwrap_or_else(PoisonError::into_inner);
-        if thread.is_some() {
-            return true;
+    pub(crate) fn start(&self, node: &Node<T, C>) -> bool {
+        let process = std::process::id();
+        let mut thread = self.signals.lock();
+        if let Some((owner, _)) = &*thread {
+            if *owner == process {
+                return true;
+            }
+            // This process was forked. What the thread of its parent held is held by nobody here.
+            *thread = None;
+            drop(thread);
+            let jobs = std::mem::take(&mut *self.jobs());
+            drop(jobs);
+            node.local.revoke();
+            thread = self.signals.lock();
+            if thread.is_some() {
+                return true;
+            }
         }
         let Some(node) = self.node.lock().unwrap_or_else(PoisonError::into_inner).upgrade() else {
             return false;
         };
         let started = std::thread::Builder::new().name("dogpile-fleet".to_owned()).spawn(move || run(&node));
-        *thread = started.ok().map(|handle| handle.thread().clone());
+        *thread = started.ok().map(|handle| (process, handle.thread().clone()));
         thread.is_some()
     }
 
@@ -149,17 +173,22 @@ where
         self.submit(node, Job::Beat(beat));
     }
 
+    /// In this process, or in one that this one was forked from.
+    fn was_started(&self) -> bool {
+        self.signals.lock().is_some()
+    }
+
     /// Somebody has begun to wait.
-    pub(crate) fn kick(&self) {
-        if self.signals.thread.lock().unwrap_or_else(PoisonError::into_inner).is_some() {
+    pub(crate) fn kick(&self, node: &Node<T, C>) {
+        if self.was_started() && self.start(node) {
             self.jobs().push_back(Job::Kick);
             self.signals.wake();
         }
     }
 
     /// This node has changed what is in the store.
-    pub(crate) fn look(&self) {
-        if self.signals.thread.lock().unwrap_or_else(PoisonError::into_inner).is_some() {
+    pub(crate) fn look(&self, node: &Node<T, C>) {
+        if self.was_started() && self.start(node) {
             self.jobs().push_back(Job::Look);
             self.signals.wake();
         }
@@ -186,21 +215,57 @@ where
         }
     }
 
-    /// The same for a task, which waits for as long as it takes.
+    /// The same for a task. Without `patience` it waits for as long as it takes.
     #[cfg(feature = "async")]
     pub(crate) async fn elected_async(
         &self,
         node: &Arc<Node<T, C>>,
         lease: Lease<'static, T, C>,
         caller: Caller,
-    ) -> Step<T, C> {
+        patience: Option<Duration>,
+    ) -> Option<Step<T, C>> {
         if !self.start(node) {
-            return node.elected(lease, caller);
+            return Some(node.elected(lease, caller));
         }
         let (reply, awaited) = reply();
-        let mut claim = Claim { node, awaited };
+        let claim = Claim { node, awaited };
         self.submit(node, Job::Elected(lease, caller, reply));
-        (&mut claim.awaited).await.unwrap_or(Step::Again)
+        match patience {
+            None => Some((&claim.awaited).await.unwrap_or(Step::Again)),
+            Some(patience) => match claim.awaited.wait_async(patience).await {
+                Ok(step) => Some(step),
+                Err(NoAnswer::Lost) => Some(Step::Again),
+                Err(NoAnswer::TooLate) => None,
+            },
+        }
+    }
+
+    /// Has the thread publish a build. Whatever the caller does meanwhile, it is published.
+    pub(crate) fn deliver(
+        &self,
+        node: &Arc<Node<T, C>>,
+        delivery: Delivery,
+        late: &Arc<Late>,
+    ) -> Awaited<Delivered> {
+        let (reply, awaited) = reply();
+        if self.start(node) {
+            self.submit(node, Job::Deliver(delivery, Arc::clone(late), reply));
+        } else {
+            drop(reply.send(node.deliver_build(&delivery)));
+        }
+        awaited
+    }
+
+    /// Has the thread tell the store that a build has ended without a value.
+    pub(crate) fn end(&self, node: &Arc<Node<T, C>>, token: Token, pause: Duration) -> Awaited<()> {
+        let (reply, awaited) = reply();
+        if self.start(node) {
+            self.submit(node, Job::End(token, pause, reply));
+        } else {
+            node.end_build(token, pause);
+            let _ = reply.send(());
+        }
+        awaited
     }
 
     /// Has the thread do something that talks to the store; where there is no thread, this one does it.
@@ -215,7 +280,7 @@ where
         }
         let (reply, awaited) = reply();
         self.submit(node, Job::Run(Box::new(move |node| drop(reply.send(what(node))))));
-        match awaited.await {
+        match (&awaited).await {
             Some(result) => result,
             None => panic!("the cell's thread has panicked: see its message"),
         }
@@ -251,6 +316,7 @@ struct State<T: 'static, C: Clock + 'static> {
     watch: Option<Watch<T, C>>,
     beats: Vec<Beat>,
     next_look: Option<Tick>,
+    subscription: Option<Subscription>,
 }
 
 fn run<T, C>(node: &Arc<Node<T, C>>)
@@ -271,7 +337,7 @@ where
     let subscription = node.store.subscribe(&node.name, hint);
     // What happened before the store began to give hints.
     let mut unhinted = subscription.is_some();
-    let mut state = State { watch: None, beats: Vec::new(), next_look: None };
+    let mut state = State { watch: None, beats: Vec::new(), next_look: None, subscription };
     loop {
         loop {
             let job = node.worker.jobs().pop_front();
@@ -321,13 +387,22 @@ where
                     node.unclaimed(step);
                 }
             }
+            Job::Deliver(delivery, late, reply) => {
+                if let Some(delivered) = reply.send(node.deliver_build(&delivery)) {
+                    node.answered_late(&late, delivered);
+                }
+            }
+            Job::End(token, pause, reply) => {
+                node.end_build(token, pause);
+                let _ = reply.send(());
+            }
             #[cfg(feature = "async")]
             Job::Run(run) => run(node),
             Job::Kick => {
                 // While another node builds there is nothing to be done for those who wait but to wait.
                 if let Some(watch) = &mut self.watch
                     && !node.can_serve()
-                    && (watch.is_idle || node.breaker.open_until(node.clock.now()).is_some())
+                    && (watch.is_idle || node.open_until(Kind::Change, node.clock.now()).is_some())
                 {
                     watch.next = Tick::from_nanos(0);
                 }
@@ -343,11 +418,13 @@ where
     /// Does what is due, and returns when the next thing is.
     fn tick(&mut self, node: &Arc<Node<T, C>>, hinted: bool) -> Option<Tick> {
         let now = node.clock.now();
+        let owed = node.tidy_owed(now);
         // Relaxed: see `Running::stop_beat`.
         self.beats.retain(|beat| !beat.done.load(Ordering::Relaxed) && now < beat.stop);
         for beat in self.beats.iter_mut().filter(|beat| beat.next <= now) {
             let lease = node.policy.lease;
-            if node.ask(|store, name| store.renew(name, &beat.token, lease)) == Some(false) {
+            let renew = |store: &dyn RefreshStore, name: &str| store.renew(name, &beat.token, lease);
+            if node.ask(Operation::Renew, renew) == Some(false) {
                 beat.lost.store(true, Ordering::Relaxed);
                 beat.done.store(true, Ordering::Relaxed);
             }
@@ -370,6 +447,7 @@ where
             .chain(self.next_look)
             .chain(stash)
             .chain(orphans)
+            .chain(owed)
             .chain(bound.filter(|end| now < *end))
             .min()
     }
@@ -384,7 +462,12 @@ where
             node.look();
         }
         if due || self.next_look.is_none() {
-            self.next_look = node.policy.poll.map(|interval| now.saturating_add(draw::around(interval, 10)));
+            self.next_look = node.policy.poll.map(|interval| {
+                // What is certain to be hinted at need not be asked for so often.
+                let hinted = self.subscription.as_ref().is_some_and(Subscription::is_healthy);
+                let rare = interval.saturating_mul(12).min(SELDOM).max(interval);
+                now.saturating_add(draw::around(if hinted { rare } else { interval }, 10))
+            });
         }
     }
 }
@@ -405,7 +488,7 @@ where
 {
     fn drop(&mut self) {
         let worker = &self.node.worker;
-        *worker.signals.thread.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        *worker.signals.lock() = None;
         let jobs = std::mem::take(&mut *worker.jobs());
         drop(jobs);
     }

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use dogpile::{Freshness, ManualClock};
-use dogpile_fleet::{Built, FleetCell, FleetError, FleetPolicy, Functions};
+use dogpile_fleet::{Acquire, Built, FleetCell, FleetError, FleetPolicy, Functions, RefreshStore, Request};
 
 use crate::support::*;
 
@@ -53,9 +53,9 @@ fn what_a_node_built_for_itself_stayed_fresh_through_an_invalidation() {
     assert_eq!(*node.get_or_refresh(|| text("local")), "local");
     way.down.store(false, Ordering::SeqCst);
     looks(&fleet, &node, 3);
-    assert_eq!(node.freshness(), Freshness::Fresh, "nothing has been invalidated");
+    assert_eq!(node.freshness(), Freshness::Fresh, "nothing has been invalidated since it was built");
     writer.invalidate().unwrap();
-    passes(&fleet, "it finds out", || node.freshness() == Freshness::Stale);
+    passes(&fleet, "it finds out", || node.freshness() != Freshness::Fresh);
     assert!(!node.is_store_down());
     assert_eq!(*node.get_or_refresh(|| text("new")), "new");
     assert_eq!(node.stats().fleet_builds, 1);
@@ -312,4 +312,87 @@ fn a_task_that_ended_with_its_cell_kept_the_fleet_waiting() {
         drop(node);
         eventually("the lease is given back", || fleet.store.entry(NAME).lease_until == 0);
     }
+}
+
+/// The thread that would have taken it away was in an operation that did not come back.
+#[test]
+fn a_value_was_served_past_its_bound_while_an_operation_hung() {
+    let fleet = Fleet::new();
+    let builder = fleet.quiet(POLICY);
+    builder.get_or_refresh(|| text("old"));
+    fleet.clock.advance(60 * SECOND);
+    // Another one builds for a long time.
+    let request = Request { lease: Duration::from_secs(3600), known: None, refuse: None, seen: None };
+    let won = fleet.store.acquire(NAME, &request).unwrap();
+    assert!(matches!(won, Acquire::Won { .. }), "{won:?}");
+    let (node, way) = fleet.disturbed(POLICY.poll(SECOND));
+    way.hints.store(false, Ordering::SeqCst);
+    // Fifty seconds before its end.
+    assert_eq!(served(&node), "old");
+    let (begun, let_go) = way.hold_up_a_poll();
+    passes(&fleet, "its thread looks", || begun.try_recv().is_ok());
+    fleet.clock.advance(40 * SECOND);
+    assert_eq!(get(&node).as_deref(), Some("old"));
+    fleet.clock.advance(20 * SECOND);
+    assert_eq!((get(&node), node.freshness()), (None, Freshness::Expired));
+    let_go.send(()).unwrap();
+}
+
+/// Taken over as fresh from a store that had not heard of it, or forgotten when the store was back.
+#[test]
+fn a_failed_invalidation_was_forgotten() {
+    for hard in [false, true] {
+        let fleet = Fleet::new();
+        let other = fleet.quiet(LONG);
+        let (node, way) = fleet.disturbed(LONG.no_poll());
+        way.hints.store(false, Ordering::SeqCst);
+        other.get_or_refresh(|| text("old"));
+        assert_eq!(served(&node), "old");
+        way.down.store(true, Ordering::SeqCst);
+        if hard { node.clear() } else { node.invalidate() }.unwrap_err();
+        node.invalidate().unwrap_err();
+        way.down.store(false, Ordering::SeqCst);
+        if hard {
+            // Whoever asks the store delivers it first, unless the cell's own thread has done so.
+            fleet.clock.advance(15 * SECOND);
+            assert_eq!(*node.get_or_refresh(|| text("new")), "new");
+        } else {
+            passes(&fleet, "it is delivered", || node.stats().redelivered == 1);
+            assert_eq!(fleet.store.entry(NAME).epoch, 1);
+            assert_eq!(*node.get_or_refresh(|| text("new")), "new");
+        }
+        assert_eq!(fleet.store.entry(NAME).epoch, 1, "one for all of them");
+        assert_eq!(node.stats().redelivered, 1);
+        passes(&fleet, "it arrives", || get(&other).as_deref() == Some("new"));
+    }
+}
+
+#[test]
+fn an_invalidation_that_was_owed_ended_with_the_cell() {
+    let fleet = Fleet::new();
+    let (node, way) = fleet.disturbed(LONG);
+    node.get_or_refresh(|| text("old"));
+    way.down.store(true, Ordering::SeqCst);
+    node.invalidate().unwrap_err();
+    way.down.store(false, Ordering::SeqCst);
+    drop(node);
+    eventually("it is delivered", || fleet.store.entry(NAME).epoch == 1);
+}
+
+/// Built, invalidated meanwhile, published when nobody waited any more: what was served is stale.
+#[test]
+fn a_publication_that_is_refused_late_leaves_the_value_stale() {
+    let fleet = Fleet::new();
+    let (node, way) = fleet.disturbed(POLICY.patience(Duration::ZERO));
+    way.hints.store(false, Ordering::SeqCst);
+    let other = fleet.quiet(POLICY);
+    let (begun, let_go) = way.hold_up_a_publication();
+    assert_eq!(*node.get_or_refresh(|| text("early")), "early");
+    begun.recv().unwrap();
+    assert_eq!((node.freshness(), node.stats().early), (Freshness::Fresh, 1));
+    other.invalidate().unwrap();
+    let_go.send(()).unwrap();
+    eventually("it is refused", || node.freshness() == Freshness::Stale);
+    assert_eq!((node.stats().invalidated, node.stats().published), (1, 0));
+    assert_eq!(get(&node).as_deref(), Some("early"));
 }

@@ -202,6 +202,7 @@ fn a_caller_without_patience_is_served_and_the_next_one_builds() {
     let fleet = Fleet::new();
     let (node, way) = fleet.disturbed(POLICY.patience(Duration::ZERO));
     node.get_or_refresh(|| text("old"));
+    eventually("it is published", || node.stats().published == 1);
     fleet.clock.advance(11 * SECOND);
     let (begun, let_go) = way.hold_up();
     assert_eq!(served(&node), "old");
@@ -211,6 +212,7 @@ fn a_caller_without_patience_is_served_and_the_next_one_builds() {
     assert_eq!(node.stats().impatient, 1);
     let_go.send(()).unwrap();
     eventually("the right to build is kept", || *node.get_or_refresh(|| text("new")) == "new");
+    eventually("it is published too", || node.stats().published == 2);
     let stats = node.stats();
     assert_eq!((stats.acquires, stats.fleet_builds, stats.published), (2, 2, 2), "{stats:?}");
 }
@@ -221,6 +223,7 @@ fn a_right_to_build_that_nobody_comes_for_is_given_back() {
     let other = fleet.node(POLICY);
     let (node, way) = fleet.disturbed(POLICY.patience(Duration::ZERO));
     node.get_or_refresh(|| text("old"));
+    eventually("it is published", || node.stats().published == 1);
     fleet.clock.advance(11 * SECOND);
     let (begun, let_go) = way.hold_up();
     assert_eq!(served(&node), "old");

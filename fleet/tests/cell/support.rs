@@ -60,6 +60,8 @@ impl Fleet {
             delay: AtomicU64::new(0),
             clock: self.clock.clone(),
             gate: Mutex::new(None),
+            poll_gate: Mutex::new(None),
+            publication_gate: Mutex::new(None),
         });
         (self.node_with(policy, Arc::clone(&store)), store)
     }
@@ -74,16 +76,40 @@ pub(crate) struct Disturbed {
     pub(crate) delay: AtomicU64,
     clock: ManualClock,
     /// The next `acquire` reports here when it has begun, and then waits.
-    gate: Mutex<Option<(Sender<()>, Receiver<()>)>>,
+    gate: Gate,
+    poll_gate: Gate,
+    publication_gate: Gate,
+}
+
+type Gate = Mutex<Option<(Sender<()>, Receiver<()>)>>;
+
+fn close(gate: &Gate) -> (Receiver<()>, Sender<()>) {
+    let (begun, has_begun) = channel();
+    let (let_go, may_go) = channel();
+    *gate.lock().unwrap() = Some((begun, may_go));
+    (has_begun, let_go)
+}
+
+fn pass(gate: &Gate) {
+    let gate = gate.lock().unwrap().take();
+    if let Some((begun, may_go)) = gate {
+        begun.send(()).unwrap();
+        let _ = may_go.recv();
+    }
 }
 
 impl Disturbed {
     /// The next `acquire` is held up. Returns where it says that it has begun, and where it is let go.
     pub(crate) fn hold_up(&self) -> (Receiver<()>, Sender<()>) {
-        let (begun, has_begun) = channel();
-        let (let_go, may_go) = channel();
-        *self.gate.lock().unwrap() = Some((begun, may_go));
-        (has_begun, let_go)
+        close(&self.gate)
+    }
+
+    pub(crate) fn hold_up_a_poll(&self) -> (Receiver<()>, Sender<()>) {
+        close(&self.poll_gate)
+    }
+
+    pub(crate) fn hold_up_a_publication(&self) -> (Receiver<()>, Sender<()>) {
+        close(&self.publication_gate)
     }
 
     fn way(&self) -> Result<&MemoryStore<ManualClock>, StoreError> {
@@ -93,14 +119,11 @@ impl Disturbed {
 
 impl RefreshStore for Disturbed {
     fn poll(&self, name: &str, known: Option<Version>) -> Result<Poll, StoreError> {
+        pass(&self.poll_gate);
         self.way()?.poll(name, known)
     }
     fn acquire(&self, name: &str, request: &Request) -> Result<Acquire, StoreError> {
-        let gate = self.gate.lock().unwrap().take();
-        if let Some((begun, may_go)) = gate {
-            begun.send(()).unwrap();
-            let _ = may_go.recv();
-        }
+        pass(&self.gate);
         self.way()?.acquire(name, request)
     }
     fn publish(
@@ -109,6 +132,7 @@ impl RefreshStore for Disturbed {
         token: &Token,
         publication: &Publication<'_>,
     ) -> Result<Publish, StoreError> {
+        pass(&self.publication_gate);
         let answer = self.way()?.publish(name, token, publication);
         self.clock.advance(Duration::from_secs(self.delay.load(Ordering::SeqCst)));
         answer

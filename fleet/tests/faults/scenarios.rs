@@ -117,14 +117,23 @@ fn invalidated_while_building(address: &str, of_node: &dyn Fn(usize) -> String) 
         let refused = fleet.nodes[held].report().invalidated;
         let newer = fleet.change_source();
         fleet.invalidate(how);
-        // Nobody waits for the lease of the one that builds in vain.
-        fleet.await_stored(|value| source_of(value) >= newer);
+        // Nobody waits for the lease of the one that builds in vain. The next builder may be another thread of the same node, whose
+        // builds are held up.
+        let hang = Instant::now() + Duration::from_secs(60);
+        while !fleet.nodes[held].has_said("held")
+            && fleet.stored().is_none_or(|value| source_of(&value) < newer)
+        {
+            assert!(Instant::now() < hang, "nobody else builds");
+        }
         fleet.nodes[held].ask("release", "done");
         let hang = Instant::now() + Duration::from_secs(60);
         while fleet.nodes[held].report().invalidated == refused {
             assert!(Instant::now() < hang, "the early publication was not refused");
-            assert!(fleet.stored().is_none_or(|stored| source_of(&stored) >= newer));
+            assert!(
+                fleet.stored().is_none_or(|stored| source_of(&stored) >= newer) || how == Invalidation::Soft
+            );
         }
+        fleet.await_stored(|value| source_of(value) >= newer);
     }
     fleet.recovers();
     fleet.quit();
@@ -307,10 +316,14 @@ fn server_faults(kind: Kind, server: &mut Server) {
     fleet.await_stored(|_| true);
     fleet.all("await 1");
     server.kill();
+    // When their values have expired: while hints are healthy nodes seldom look.
+    let hang = Instant::now() + Duration::from_secs(60);
+    while fleet.reports().iter().any(|node| node.store_errors == 0) {
+        assert!(Instant::now() < hang, "not every node has noticed");
+    }
     fleet.all("progress 100");
     server.run().unwrap();
-    let reports = fleet.recovers();
-    assert!(reports.iter().all(|node| node.store_errors > 0), "{reports:?}");
+    fleet.recovers();
 
     lost_while_building(&mut fleet, &|| server.flush());
     fleet.quit();

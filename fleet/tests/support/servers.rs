@@ -228,6 +228,19 @@ pub(crate) fn query(address: &str, sql: &str) -> Result<(), tokio_postgres::Erro
     })
 }
 
+/// Runs SQL that returns a number.
+pub(crate) fn number(address: &str, sql: &str) -> Result<i64, tokio_postgres::Error> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    runtime.block_on(async {
+        let (client, connection) = tokio_postgres::connect(address, tokio_postgres::NoTls).await?;
+        let driver = tokio::spawn(connection);
+        let number = client.query_one(sql, &[]).await.map(|row| row.get(0));
+        drop(client);
+        let _ = driver.await;
+        number
+    })
+}
+
 /// A key and a certificate that it has signed itself, for `localhost`, in the folder. Returns their paths.
 pub(crate) fn certificate(directory: &Path) -> Result<[String; 2], String> {
     let [key, certificate] =

@@ -1,0 +1,80 @@
+//! Processes that fork.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use dogpile::Freshness;
+use dogpile_fleet::{FleetPolicy, PostgresStore, RedisStore, RefreshStore};
+
+use crate::servers::{Kind, server_or_skip};
+use crate::{HOUR, another_process, cell, eventually, library, text};
+
+pub(crate) const FORKS: &str = "DOGPILE_FLEET_FORKS";
+
+/// Asking for the parent's id forks: 0 in the child, and in the parent the status with which the child has ended, plus 1.
+const FORK: &str = "
+#include <unistd.h>
+#include <sys/wait.h>
+pid_t getppid(void) {
+    int status = -1;
+    pid_t child = fork();
+    if (child == 0) return 0;
+    waitpid(child, &status, 0);
+    return status + 1;
+}
+";
+
+/// In a process of its own: see `a_fork_left_a_dead_cell`.
+pub(crate) fn fork(address: &str) {
+    let store: Arc<dyn RefreshStore> = if address.starts_with("redis:") {
+        Arc::new(RedisStore::new(address).unwrap())
+    } else {
+        Arc::new(PostgresStore::new(address).unwrap())
+    };
+    let policy = FleetPolicy::ttl(HOUR).poll(Duration::from_millis(20)).patience(HOUR);
+    let (node, builder) = (cell(Arc::clone(&store), policy), cell(Arc::clone(&store), policy));
+    node.get_or_refresh(|| text("parent"));
+    // The cell's thread holds the local lease, because another one builds.
+    node.invalidate().unwrap();
+    let mut ended = 0;
+    builder.get_or_refresh(|| {
+        assert_eq!(*node.get_or_refresh(|| panic!("another one builds")), "parent");
+        let status = std::os::unix::process::parent_id();
+        if status == 0 {
+            node.after_fork();
+            // What is built in the parent has nothing to do with this process any more.
+            node.invalidate().unwrap();
+            eventually("a value of its own", || *node.get_or_refresh(|| text("child")) == "child");
+            assert_eq!(node.freshness(), Freshness::Fresh);
+            assert!(node.snapshot().unwrap().version.is_some(), "it is in the store");
+            let hints = node.stats().hints;
+            store.invalidate("name", dogpile_fleet::Invalidation::Soft).unwrap();
+            eventually("a hint in the child", || node.stats().hints > hints);
+            std::process::exit(0);
+        }
+        ended = status - 1;
+        text("refused: the child has invalidated it")
+    });
+    println!("the child ended with {ended}");
+    eventually("the child's invalidation", || node.freshness() == Freshness::Stale);
+    eventually("a value", || *node.get_or_refresh(|| text("parent again")) == "parent again");
+    println!("the parent goes on");
+}
+
+fn forks(address: &str) {
+    let Some((_directory, library)) = library(FORK) else { return };
+    let said = another_process(FORKS, address, &library);
+    assert!(said.contains("the child ended with 0") && said.contains("the parent goes on"), "{said}");
+}
+
+#[test]
+fn redis_a_fork_left_a_dead_cell() {
+    let server = server_or_skip!(Kind::Redis);
+    forks(&server.address());
+}
+
+#[test]
+fn postgres_a_fork_left_a_dead_cell() {
+    let server = server_or_skip!(Kind::Postgres);
+    forks(&server.address());
+}

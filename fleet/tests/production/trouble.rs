@@ -1,0 +1,186 @@
+//! Rights that are missing, fields that are damaged, and what is said about it.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use dogpile_fleet::{FleetCell, FleetPolicy, MemoryStore, Plain, PostgresStore, RedisStore, RefreshStore};
+
+use crate::servers::{Kind, Server, query, redis_command, server_or_skip};
+use crate::{Cell, HOUR, PATIENT, cell, eventually, text};
+
+fn user(server: &Server, rules: &[&str]) -> RedisStore {
+    let words = [&["ACL", "SETUSER", "fleet", "reset", "on", ">secret"], rules].concat();
+    redis_command(&server.address(), &words);
+    RedisStore::new(&format!("redis://fleet:secret@127.0.0.1:{}/", server.port)).unwrap()
+}
+
+#[test]
+fn redis_a_user_without_channels_stored_and_was_told_that_it_had_failed() {
+    let server = server_or_skip!(Kind::Redis);
+    let store = Arc::new(user(&server, &["~dogpile:*", "+@all", "resetchannels"]));
+    let node = cell(Arc::clone(&store), PATIENT);
+    node.get_or_refresh(|| text("value"));
+    node.invalidate().unwrap();
+    let stats = node.stats();
+    assert_eq!((stats.published, stats.local_builds, stats.store_errors), (1, 0, 0), "{stats:?}");
+    // Who asks is told.
+    let error = node.check().unwrap_err().to_string();
+    assert!(error.contains("NOPERM") || error.contains("channel"), "{error}");
+}
+
+#[test]
+fn redis_the_rights_that_the_documentation_names_are_enough() {
+    let server = server_or_skip!(Kind::Redis);
+    let rights = "+eval +evalsha +script|load +hmget +hset +hdel +hexists +hget +del +time +ping \
+                  +publish +subscribe +unsubscribe";
+    let rules: Vec<&str> =
+        ["~dogpile:*", "resetchannels", "&dogpile:*"].into_iter().chain(rights.split(' ')).collect();
+    let store = Arc::new(user(&server, &rules));
+    let node = cell(Arc::clone(&store), PATIENT.no_poll());
+    node.check().unwrap();
+    node.get_or_refresh(|| text("value"));
+    let hints = node.stats().hints;
+    node.clear().unwrap();
+    eventually("a hint", || node.stats().hints > hints);
+    node.try_get_or_refresh(|_| Err::<dogpile_fleet::Built<String>, _>("no")).unwrap_err();
+    assert_eq!(node.stats().store_errors, 0, "{:?}", node.last_store_error());
+}
+
+/// Each process built for itself, and only a field that nobody reads said so.
+#[test]
+fn redis_a_wrong_password_was_kept_quiet() {
+    let server = server_or_skip!(Kind::Redis);
+    redis_command(&server.address(), &["CONFIG", "SET", "requirepass", "right"]);
+    let reported = Arc::new(Mutex::new(Vec::new()));
+    let report = Arc::clone(&reported);
+    let wrong = RedisStore::new(&format!("redis://:wrong@127.0.0.1:{}/", server.port)).unwrap();
+    let node = cell(wrong, PATIENT).on_error(move |error| report.lock().unwrap().push(error.to_string()));
+    let error = node.check().unwrap_err().to_string();
+    assert!(error.contains("Password authentication failed"), "{error}");
+    assert_eq!(*reported.lock().unwrap(), [error]);
+    // It is signed in as soon as it can be, on a connection of its own.
+    let right = RedisStore::new(&format!("redis://:right@127.0.0.1:{}/", server.port)).unwrap();
+    cell(right, PATIENT).check().unwrap();
+}
+
+#[test]
+fn redis_a_refused_command_was_kept_quiet() {
+    let server = server_or_skip!(Kind::Redis);
+    let node = cell(user(&server, &["~dogpile:*", "&*", "+@all", "-hset"]), PATIENT);
+    let error = node.check().unwrap_err().to_string();
+    assert!(error.contains("can't run this command") || error.contains("NOPERM"), "{error}");
+    let node = cell(user(&server, &["~another:*", "&*", "+@all"]), PATIENT);
+    node.check().unwrap_err();
+    let prefixed = user(&server, &["~another:*", "&another:*", "+@all"]).key_prefix("another:");
+    let node = cell(prefixed, PATIENT);
+    node.check().unwrap();
+    node.get_or_refresh(|| text("value"));
+    assert_eq!(node.stats().published, 1);
+}
+
+#[test]
+fn postgres_errors_said_db_error() {
+    let server = server_or_skip!(Kind::Postgres);
+    query(&server.address(), PostgresStore::TABLE).unwrap();
+    query(&server.address(), "CREATE ROLE reader LOGIN; GRANT SELECT ON dogpile_fleet TO reader").unwrap();
+    let of = |user: &str| format!("postgres://{user}@127.0.0.1:{}/postgres", server.port);
+    let reader = cell(PostgresStore::new(&of("reader")).unwrap(), PATIENT);
+    let error = reader.check().unwrap_err().to_string();
+    assert!(error.contains("permission denied for table dogpile_fleet (SQLSTATE 42501)"), "{error}");
+    let nobody = cell(PostgresStore::new(&of("nobody")).unwrap(), PATIENT);
+    let error = nobody.check().unwrap_err().to_string();
+    assert!(error.contains("role \"nobody\" does not exist"), "{error}");
+    let closed = cell(PostgresStore::new("postgres://postgres@127.0.0.1:1/postgres").unwrap(), PATIENT);
+    let error = closed.check().unwrap_err().to_string();
+    assert!(error.contains("Connection refused"), "{error}");
+    let node = cell(PostgresStore::new(&server.address()).unwrap(), PATIENT);
+    node.check().unwrap();
+    futures_lite::future::block_on(node.check_async()).unwrap();
+    assert_eq!(crate::servers::number(&server.address(), "SELECT count(*) FROM dogpile_fleet").unwrap(), 0);
+}
+
+#[test]
+fn a_payload_that_is_too_large_says_so() {
+    let server = server_or_skip!(Kind::Redis);
+    let store = RedisStore::new(&server.address()).unwrap().largest_payload(1000);
+    let node = cell(store, PATIENT);
+    assert_eq!(node.get_or_refresh(|| "x".repeat(2000)).len(), 2000);
+    let error = node.last_store_error().unwrap().to_string();
+    assert!(error.contains("2012 bytes") && error.contains("1000 at most"), "{error}");
+}
+
+#[test]
+fn a_name_that_no_store_can_keep_was_accepted() {
+    for name in ["", "line\nbreak", "nul\0", &"x".repeat(65)] {
+        let made = std::panic::catch_unwind(|| {
+            let policy = FleetPolicy::ttl(HOUR);
+            FleetCell::<String>::new(name, MemoryStore::new(), Plain, policy)
+        });
+        let panic = made.map(drop).unwrap_err();
+        let said = panic.downcast_ref::<String>().unwrap();
+        assert!(said.contains("must have 1 to 64 bytes and no control characters"), "{said}");
+    }
+    let _: Cell = FleetCell::new("x".repeat(64), MemoryStore::new(), Plain, FleetPolicy::ttl(HOUR));
+}
+
+/// Until somebody deleted the key.
+#[test]
+fn redis_a_damaged_field_needed_a_hand() {
+    let server = server_or_skip!(Kind::Redis);
+    let damages: [&[&str]; 9] = [
+        &["HSET", "dogpile:name", "epoch", "many"],
+        &["HSET", "dogpile:name", "soft", "-5"],
+        &["HSET", "dogpile:name", "lease", "1e300"],
+        &["HSET", "dogpile:name", "fence", ""],
+        &["HSET", "dogpile:name", "incarnation", "zero"],
+        &["HSET", "dogpile:name", "version", "99999999999999999999999"],
+        &["HSET", "dogpile:name", "tag", "\u{fffd}"],
+        &["HDEL", "dogpile:name", "incarnation"],
+        &["SET", "dogpile:name", "a string"],
+    ];
+    for damage in damages {
+        redis_command(&server.address(), &["FLUSHALL"]);
+        let policy = PATIENT.breaker(Duration::from_millis(10), Duration::from_millis(20));
+        let node = cell(RedisStore::new(&server.address()).unwrap(), policy);
+        node.get_or_refresh(|| text("before"));
+        redis_command(&server.address(), damage);
+        node.invalidate().unwrap();
+        let value = node.get_or_refresh(|| text("after"));
+        assert_eq!(*value, "after", "{damage:?}");
+        let stats = node.stats();
+        assert_eq!(
+            (stats.published, stats.local_builds, stats.store_errors),
+            (2, 0, 0),
+            "{damage:?}: {stats:?}"
+        );
+        let newcomer = cell(RedisStore::new(&server.address()).unwrap(), PATIENT);
+        assert_eq!(*newcomer.get_or_refresh(|| panic!("it is in the store")), "after", "{damage:?}");
+    }
+}
+
+/// Each look that succeeded closed the breaker, so that its pauses did not grow.
+#[test]
+fn redis_the_breaker_flapped_when_reads_worked_and_writes_did_not() {
+    let server = server_or_skip!(Kind::Redis);
+    let store: Arc<dyn RefreshStore> = Arc::new(RedisStore::new(&server.address()).unwrap());
+    let policy = FleetPolicy::ttl(Duration::from_millis(50))
+        .poll(Duration::from_millis(1))
+        .patience(HOUR)
+        .breaker(Duration::from_millis(20), HOUR);
+    let nodes: Vec<Cell> = (0..2).map(|_| cell(Arc::clone(&store), policy)).collect();
+    for node in &nodes {
+        node.get_or_refresh(|| text("value"));
+    }
+    redis_command(&server.address(), &["CONFIG", "SET", "min-replicas-to-write", "1"]);
+    let errors = || nodes.iter().map(|node| node.stats().store_errors).sum::<u64>();
+    eventually("twelve operations have failed, or both have looked five hundred times", || {
+        for node in &nodes {
+            node.get_or_refresh(|| text("value"));
+        }
+        errors() > 12 || nodes.iter().all(|node| node.stats().polls >= 500)
+    });
+    // Twelve pauses that double: 20 ms to 40 s.
+    assert!(errors() <= 12, "{} operations failed: the pauses do not grow", errors());
+    let error = nodes.iter().find_map(Cell::last_store_error).unwrap().to_string();
+    assert!(error.contains("NOREPLICAS"), "{error}");
+}
