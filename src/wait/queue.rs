@@ -234,7 +234,8 @@ mod tests {
         let waker = Waker::from(Arc::new(Ignore));
         let mut queue = WaitQueue::default();
         let number = queue.join(Waiter::task(&waker), ());
-        assert!(queue.get_mut(number).unwrap().will_wake(&waker));
+        // Miri gives a clone of a waker another table of functions.
+        assert!(cfg!(miri) || queue.get_mut(number).unwrap().will_wake(&waker));
         assert_eq!(queue.matching(|()| true).count(), 1);
         assert_eq!(queue.matching(|()| true).count(), 0);
         assert!(!queue.get_mut(number).unwrap().will_wake(&waker));

@@ -49,10 +49,10 @@ fn main() {
     thread::scope(|scope| {
         for _ in 0..2 {
             scope.spawn(|| {
-                let mut router = router.reader();
+                let mut reader = router.reader();
                 while !is_over.load(Ordering::Relaxed) {
-                    let (routes, client) = **router.get();
-                    mixed.fetch_add(u32::from(routes != client), Ordering::Relaxed);
+                    let (configured, connected) = **reader.get();
+                    mixed.fetch_add(u32::from(configured != connected), Ordering::Relaxed);
                 }
             });
         }
