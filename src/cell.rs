@@ -76,7 +76,7 @@ pub(crate) use elect::Decision;
 pub(crate) use handle::WeakHandle;
 pub(crate) use handle::sealed::Kind;
 pub(crate) use lease::Held;
-pub(crate) use listeners::{Listener, Noted};
+pub(crate) use listeners::{Listener, Noted, Notified};
 pub(crate) use machine::{Machine, Seen};
 pub(crate) use publish::{BuildOutput, Concluded, Leftover, Newest, NotNow, Setting, Ttl};
 pub(crate) use search::{Caller, Found, Search};

@@ -8,6 +8,7 @@
 
 use std::fmt;
 use std::marker::PhantomData;
+use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::time::Duration;
 
 use crate::cell::{DogpileCell, Handle, Kind, Machine, Version};
@@ -131,6 +132,10 @@ pub struct Subscription<'a, T, C = SystemClock, K: Kind = DogpileCell<T, C>> {
     waiting: Option<Entry<Arc<Attempt<()>>>>,
     cell: PhantomData<fn() -> (T, C)>,
 }
+
+// What it has seen changes last, and a place among the watchers is left when it is dropped.
+impl<T, C, K: Kind + RefUnwindSafe> UnwindSafe for Subscription<'_, T, C, K> {}
+impl<T, C, K: Kind + RefUnwindSafe> RefUnwindSafe for Subscription<'_, T, C, K> {}
 
 impl<'a, T, C, K: Kind> Subscription<'a, T, C, K> {
     pub(crate) fn new(handle: Handle<'a, K>) -> Self {

@@ -11,8 +11,8 @@
 //! watchers share one [`Attempt`], which the first of them makes and the publisher takes, as with the waiters of a build. So the
 //! list goes away by itself when nothing listens any more.
 //!
-//! A change is *noted* under the lock, in the order of changes, and without user code; its listeners are *notified* after
-//! unlocking (G9).
+//! A change is *noted* under the lock, in the order of changes, and without user code; after unlocking (G9) derived values
+//! *follow* it, and then its waiters are woken and its listeners are *notified*.
 
 use crate::signal::Signal;
 use crate::sync::Arc;
@@ -38,7 +38,11 @@ pub(crate) trait Listener<T>: Send + Sync {
         let _ = change;
     }
 
-    /// Called after unlocking. It does not panic.
+    /// Called after unlocking, and before anything is woken or called back: whatever is woken by a change finds that the values
+    /// that were made from the old one are stale. It does not panic.
+    fn follow(&self) {}
+
+    /// Called after that. It does not panic.
     fn notify(&self);
 
     /// Whether it rebuilds a stale value.
@@ -208,7 +212,7 @@ impl<T> Listeners<T> {
 
 /// Listeners to be notified of a change, without a lock.
 #[must_use]
-pub(super) struct Notified<T>(Option<Box<Collected<T>>>);
+pub(crate) struct Notified<T>(Option<Box<Collected<T>>>);
 
 struct Collected<T> {
     watchers: Option<Arc<Attempt<()>>>,
@@ -216,8 +220,17 @@ struct Collected<T> {
 }
 
 impl<T> Notified<T> {
+    /// Before the waiters of the cell are woken.
     #[inline]
-    pub(super) fn notify(self) {
+    pub(crate) fn follow(&self) {
+        if let Some(collected) = &self.0 {
+            collected.follow();
+        }
+    }
+
+    /// After [`follow`](Notified::follow), if the value has changed.
+    #[inline]
+    pub(crate) fn notify(self) {
         if let Some(collected) = self.0 {
             (*collected).notify();
         }
@@ -225,6 +238,14 @@ impl<T> Notified<T> {
 }
 
 impl<T> Collected<T> {
+    #[cold]
+    #[inline(never)]
+    fn follow(&self) {
+        for listener in &self.entries {
+            listener.follow();
+        }
+    }
+
     #[cold]
     #[inline(never)]
     fn notify(self) {

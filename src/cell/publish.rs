@@ -10,7 +10,7 @@ use crate::trace::Ending;
 
 use super::attempt::{Attempt, Outcome, Publication};
 use super::elect::{Stage, Ticket, Wait};
-use super::listeners::Noted;
+use super::listeners::{Noted, Notified};
 use super::machine::Machine;
 use super::slot::{Reading, Record, Slot, address_of};
 use super::state::{Awaits, Failure, LeaseState, State, Withheld};
@@ -65,6 +65,7 @@ impl<T> Aftermath<T> {
     pub(super) fn finish(self, mut state: MutexGuard<'_, State<T>>) -> Leftover<T> {
         let notified = state.listeners.notified(true);
         drop(state);
+        notified.follow();
         if let Some((attempt, outcome)) = self.settle {
             attempt.settle(outcome);
         }
@@ -436,19 +437,21 @@ impl<T, C: Clock> Machine<T, C> {
         // No value becomes available.
         let notified = state.listeners.notified(false);
         drop(state);
+        notified.follow();
         notified.notify();
         true
     }
 
     /// Something that the value was made from has changed. Declares the value stale if it `is_outdated`, which is asked under the
     /// lock, and runs no user code. That fences no build: what a build is made from is looked at when it is published. `retries`:
-    /// ends a retry pause. `in_any_case`: notifies the listeners even if nothing changes here.
+    /// ends a retry pause. Returns the listeners that are to follow and to be notified: if something has changed here, or
+    /// `in_any_case`.
     pub(crate) fn source_changed(
         &self,
         retries: bool,
         in_any_case: bool,
         is_outdated: impl FnOnce() -> bool,
-    ) {
+    ) -> Option<Notified<T>> {
         let now = self.now();
         let mut state = self.state.lock();
         let mut has_changed = in_any_case;
@@ -468,11 +471,7 @@ impl<T, C: Clock> Machine<T, C> {
             state.listeners.note(&Noted::Invalidated);
             has_changed = true;
         }
-        if has_changed {
-            let notified = state.listeners.notified(false);
-            drop(state);
-            notified.notify();
-        }
+        has_changed.then(|| state.listeners.notified(false))
     }
 
     /// Whether the value, published with this record, is out of date for a reason of its own: it was invalidated, or its time to

@@ -28,7 +28,7 @@ use std::pin::Pin as Pinned;
 
 use crate::cell::{
     BuildOutput, Caller, Concluded, Decision, Demand, DogpileCell, Found, Handle, Held, Kind, Listener,
-    Machine, Made, Publishes, Search, Slot, Ttl,
+    Machine, Made, Notified, Publishes, Search, Slot, Ttl,
 };
 use crate::contain::contain;
 use crate::error::{BoxError, RefreshError, SharedError};
@@ -66,6 +66,8 @@ pub struct Node<T, C, B> {
     cell: DogpileCell<T, C>,
     build: B,
     inputs: Mutex<Inputs>,
+    /// Have followed a change of a source, and are not notified yet.
+    followed: Mutex<Vec<Notified<T>>>,
     me: Weak<Self>,
 }
 
@@ -95,17 +97,30 @@ pub(super) struct Link {
 }
 
 trait Dependent: Send + Sync {
+    /// Declares the value stale if it is. What listens to it is notified later.
     fn source_changed(&self, source: usize);
+
+    fn notify(&self);
+}
+
+impl Link {
+    fn with_node(&self, call: impl FnOnce(&(dyn Dependent + 'static))) {
+        // The clock is asked, and the last reference to the node may be dropped here, and with it what is the user's.
+        contain(|| {
+            if let Some(node) = self.node.upgrade() {
+                call(&*node);
+            }
+        });
+    }
 }
 
 impl<T> Listener<T> for Link {
+    fn follow(&self) {
+        self.with_node(|node| node.source_changed(self.source));
+    }
+
     fn notify(&self) {
-        // The last reference to the node may be dropped here, and with it what is the user's.
-        contain(|| {
-            if let Some(node) = self.node.upgrade() {
-                node.source_changed(self.source);
-            }
-        });
+        self.with_node(|node| node.notify());
     }
 
     fn is_detached(&self) -> bool {
@@ -133,6 +148,7 @@ impl<T, C, B> Node<T, C, B> {
                 links: Vec::new(),
                 ending: 0,
             }),
+            followed: Mutex::new(Vec::new()),
             me: Weak::clone(me),
         })
     }
@@ -368,8 +384,16 @@ where
         };
         // A refresher that waits for it is notified once, by the link to the source itself, not once for each way to it.
         let notifies = is_published && !is_derived;
-        self.machine()
-            .source_changed(is_published, notifies, || fresh_until(&self.inputs.lock().stamps) == 0);
+        let is_outdated = || fresh_until(&self.inputs.lock().stamps) == 0;
+        if let Some(notified) = self.machine().source_changed(is_published, notifies, is_outdated) {
+            notified.follow();
+            self.followed.lock().push(notified);
+        }
+    }
+
+    fn notify(&self) {
+        let followed = std::mem::take(&mut *self.followed.lock());
+        followed.into_iter().for_each(Notified::notify);
     }
 }
 
@@ -392,7 +416,9 @@ where
         let error = held.fail(error);
         if !are_current(&failed) {
             // It was made from what is out of date by now, so that it failed says nothing: no pause.
-            node.machine().source_changed(true, false, || false);
+            if let Some(notified) = node.machine().source_changed(true, false, || false) {
+                notified.notify();
+            }
         }
         error
     }

@@ -724,3 +724,51 @@ fn a_value_that_another_thread_makes_is_not_waited_for() {
     a.set(2);
     assert_eq!((*above.get(), runs.take()), (3, 1));
 }
+
+/// Whatever a publication wakes or calls finds that what was made from the old value is stale.
+#[test]
+fn g15_what_a_publication_wakes_reads_derived_values_of_the_new_one() {
+    let ([a], clock) = cells();
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let slot = Arc::new(Mutex::new(None::<OnClock<u32>>));
+    // Attached before the derived value is.
+    let hook = a.on_publish({
+        let (slot, seen) = (Arc::clone(&slot), Arc::clone(&seen));
+        move |snapshot| {
+            let above = slot.lock().unwrap().clone().unwrap();
+            seen.lock().unwrap().push((*snapshot.value, *above.get()));
+        }
+    });
+    let (b, _) = derived(&clock, {
+        let a = a.clone();
+        move |cx| *cx.get(&a) * 2
+    });
+    let (above, _) = derived(&clock, {
+        let b = b.clone();
+        move |cx| *cx.get(&b) + 1
+    });
+    *slot.lock().unwrap() = Some(above.clone());
+    for value in 1..4 {
+        a.set(value);
+    }
+    assert_eq!(*seen.lock().unwrap(), [(1, 3), (2, 5), (3, 7)]);
+
+    // A hook of a derived value delays nobody that the source's publication wakes.
+    let (inside, gatekeeper) = gate();
+    let slow = above.on_change(move |_| inside.pass());
+    thread::scope(|scope| {
+        let a = &a;
+        let subscriber = scope.spawn(move || {
+            let mut subscription = a.subscribe();
+            while *subscription.wait_changed() != 4 {}
+        });
+        eventually("it waits", || a.stats().waits == 1);
+        scope.spawn(move || a.set(4));
+        gatekeeper.wait_for_arrival();
+        subscriber.join().unwrap();
+        gatekeeper.open();
+        gatekeeper.wait_for_arrival();
+        gatekeeper.open();
+    });
+    drop((hook, slow));
+}
