@@ -120,7 +120,7 @@ impl<T> Listener<T> for Link {
     }
 
     fn notify(&self) {
-        self.with_node(|node| node.notify());
+        self.with_node(Dependent::notify);
     }
 
     fn is_detached(&self) -> bool {
