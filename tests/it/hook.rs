@@ -216,6 +216,15 @@ fn a_callback_may_drop_the_last_handle_of_its_cell() {
     drop(hook);
 }
 
+/// Panics when it is dropped.
+struct Bomb;
+
+impl Drop for Bomb {
+    fn drop(&mut self) {
+        assert!(thread::panicking(), "a planned panic");
+    }
+}
+
 #[test]
 fn what_a_callback_captures_is_dropped_with_its_hook() {
     struct Bomb;
