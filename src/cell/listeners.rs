@@ -182,7 +182,7 @@ impl<T> Listeners<T> {
         self.0.as_deref().is_some_and(|list| list.entries.iter().any(|listener| listener.rebuilds()))
     }
 
-    /// A value is published. `is_awaited`: by waiters, who are going to read it.
+    /// A value is published. `is_awaited`: by waiters, which are going to read it.
     pub(super) fn note_publication(&mut self, has_own_ttl: bool, is_awaited: bool) {
         if let Some(list) = self.0.as_deref_mut() {
             list.is_unread = list.resting > 0 && !is_awaited;

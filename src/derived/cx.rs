@@ -84,6 +84,11 @@ impl Cx {
     /// A [`DogpileCell`](crate::DogpileCell) or [`SyncReaderCell`](crate::SyncReaderCell) gives what it may serve, fresh or stale. A
     /// [`LazyDogpile`](crate::LazyDogpile) is built if it is due, a [`Derived`](crate::Derived) value is made.
     ///
+    /// # Blocking
+    ///
+    /// Waits for a build only as a caller of the source would: where a `LazyDogpile` has nothing to serve, and while a build has the write
+    /// lock of a `SyncReaderCell`. It never waits for another evaluation.
+    ///
     /// # Panics
     ///
     /// If there is nothing to serve, if the source's build fails or panics, or if a derived value asks for itself.
