@@ -276,7 +276,7 @@ impl Cx {
     }
 
     /// What is made here, and what asks for it, is made from these. At once, so that it is known also if the making fails.
-    fn note(&self, new: &[Stamp]) {
+    pub(super) fn note(&self, new: &[Stamp]) {
         for frame in self.frames() {
             let mut stamps = frame.stamps.lock();
             for stamp in new.iter().filter(|stamp| stamp.generation != UNPUBLISHED) {

@@ -594,17 +594,24 @@ where
         }
         let machine = self.machine();
         if let Some(error) = machine.paused_by() {
-            return Err(of_source(RefreshError::Build(error)));
+            return Err(self.refuse(error, cx));
         }
         match machine.lookup(&Demand::ANY, None) {
             Decision::Elected(ticket) => {
                 Ok(Begun::Makes(Some(Held::new(handle.clone(), ticket)), cx.inside(id)))
             }
-            Decision::Failed(error) => Err(of_source(RefreshError::Build(error))),
+            Decision::Failed(error) => Err(self.refuse(error, cx)),
             Decision::Fresh(_) | Decision::Stale(_) | Decision::Pending(_) => {
                 Ok(Begun::Makes(None, cx.inside(id)))
             }
         }
+    }
+
+    /// In a retry pause. What asks fails for want of what the failed build had asked for, and is to try again when that changes.
+    fn refuse(&self, error: SharedError, cx: &Cx) -> RefreshError {
+        let failed = Arc::clone(&self.inputs.lock().failed);
+        cx.note(&failed);
+        of_source(RefreshError::Build(error))
     }
 
     fn end(

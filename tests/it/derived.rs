@@ -772,3 +772,22 @@ fn g15_what_a_publication_wakes_reads_derived_values_of_the_new_one() {
     });
     drop((hook, slow));
 }
+
+/// The inner one is in a retry pause when the outer one asks for it: the outer one was not linked to what the inner one waits for.
+#[test]
+fn a_value_that_fails_because_a_source_pauses_is_made_when_that_ones_source_publishes() {
+    let ([a, b], clock) = cells();
+    let inner = Derived::with_clock(Policy::never_expires(), clock.clone(), {
+        let a = a.clone();
+        move |cx| cx.try_get(&a).map(|value| *value)
+    });
+    let outer = Derived::with_clock(Policy::never_expires(), clock, {
+        let (inner, b) = (inner.clone(), b.clone());
+        move |cx| Ok::<_, RefreshError>(*cx.try_get(&b)? + *cx.try_get(&inner)?)
+    });
+    assert!(inner.try_get().is_err());
+    b.set(2);
+    assert!(outer.try_get().is_err());
+    a.set(1);
+    assert_eq!(*outer.try_get().unwrap(), 3);
+}

@@ -48,6 +48,7 @@
 //!
 //! The fuzz target `cell` (`fuzz/`) has the same model and runner, and draws the operations from bytes.
 
+mod derived;
 mod jitter;
 mod model;
 mod operations;
