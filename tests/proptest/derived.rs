@@ -103,7 +103,7 @@ fn run(case: &Case) -> BTreeMap<&'static str, u64> {
         }));
     }
     let mut met = BTreeMap::new();
-    let mut meet = |what| *met.entry(what).or_insert(0) += 1;
+    let mut count = |what| *met.entry(what).or_insert(0) += 1;
     let mut before: Vec<BTreeSet<u32>> = vec![BTreeSet::new(); NODES];
     for operation in &case.operations {
         match *operation {
@@ -124,14 +124,14 @@ fn run(case: &Case) -> BTreeMap<&'static str, u64> {
                     let so_far = runs.load(Ordering::Relaxed);
                     assert_eq!(*node.try_get().unwrap(), value);
                     assert_eq!(runs.load(Ordering::Relaxed), so_far, "made twice: {operation:?}");
-                    meet(if is_fresh { "fresh" } else { "stale, from what is there" });
+                    count(if is_fresh { "fresh" } else { "stale, from what is there" });
                 } else {
                     match read {
                         Ok(value) => {
                             assert!(before[number].contains(&value), "{operation:?}: {value}");
-                            meet("an old value");
+                            count("an old value");
                         }
-                        Err(RefreshError::Empty) => meet("an error"),
+                        Err(RefreshError::Empty) => count("an error"),
                         Err(error) => panic!("{operation:?}: {error:?}"),
                     }
                 }
