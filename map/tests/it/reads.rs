@@ -259,3 +259,14 @@ fn jitter_lengthens_the_pauses_of_a_key_by_a_share_of_its_own() {
     clock.advance(26 * SECOND);
     assert_eq!(asked(), 100);
 }
+
+#[test]
+fn a_map_is_shared_by_threads_if_its_keys_and_values_may_be() {
+    fn is_shared<T: Send + Sync + Clone + 'static>() {}
+    fn is_sent<T: Send + Sync + 'static>() {}
+    is_shared::<DogpileMap<String, Vec<u8>>>();
+    is_shared::<DogpileMap<u64, std::sync::Mutex<std::cell::Cell<u8>>>>();
+    is_sent::<dogpile_map::Batches>();
+    is_sent::<dogpile_map::Stats>();
+    is_sent::<dogpile_map::LeftOut>();
+}
