@@ -134,10 +134,10 @@ where
     /// From now on, stale keys are collected and rebuilt together, off the callers' path.
     ///
     /// A caller of [`get_or_refresh`](Self::get_or_refresh), [`try_get_or_refresh`](Self::try_get_or_refresh) or their async
-    /// twins that finds a stale value notes the key and gets the value at once; it is never elected. A thread waits for
-    /// `max` keys, or for `window` after the first one (on the map's clock), and calls `loader` once for them, as
-    /// [`get_many`](Self::get_many) does. A key with nothing to serve is still built by its caller. So is a stale one if the loader
-    /// falls far behind.
+    /// twins that finds a stale value notes the key and gets the value at once; it is never elected. A thread waits for `max`
+    /// keys, or for `window` after the first one (on the map's clock), and calls `loader` once for them, as
+    /// [`get_many`](Self::get_many) does. A key with nothing to serve is still built by its caller. So is a stale one if the
+    /// loader falls far behind.
     ///
     /// If the loader fails or panics, the old values go on being served, as far as the policy allows, and each key is left
     /// alone for its retry pause.

@@ -71,8 +71,8 @@ impl<K, T, C> Builder<K, T, C> {
     /// In place of a number of entries: the most that all values weigh together. `weigh` is called once for each value that
     /// is made, without a lock. A weight of zero counts as one.
     ///
-    /// The bound is divided among the shards of the store, of which there are four per core, or fewer if `weight` is below some ten
-    /// thousand. A value that is heavier than the share of a shard is not kept: each caller builds it anew, one at a time.
+    /// The bound is divided among the shards of the store, of which there are four per core, or fewer if `weight` is below some
+    /// ten thousand. A value that is heavier than the share of a shard is not kept: each caller builds it anew, one at a time.
     ///
     /// # Panics
     ///

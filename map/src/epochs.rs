@@ -9,8 +9,8 @@
 //! # Tags
 //!
 //! A value holds the marks of its tags. The table of tags holds them too, as long as a value does: it is swept when it has
-//! doubled. A tag that is swept, or that is invalidated while no value has it, raises [`Table::pruned`], with which the marks of
-//! new tags begin: a build that ran meanwhile publishes a stale value at worst.
+//! doubled. A tag that is swept, or that is invalidated while no value has it, raises [`Table::pruned`], with which the marks
+//! of new tags begin: a build that ran meanwhile publishes a stale value at worst.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -100,7 +100,8 @@ impl Epochs {
         origin < self.cleared.load(Ordering::Acquire)
     }
 
-    /// When a value of this origin was declared stale, if it was. Of several invalidations by one mark only the latest is known.
+    /// When a value of this origin was declared stale, if it was. Of several invalidations by one mark only the latest is
+    /// known.
     pub(crate) fn lapsed_at(&self, origin: Origin, tags: &[Arc<Mark>]) -> Option<i64> {
         // Relaxed, twice: after the Acquire that found the mark raised.
         let floor = (origin < self.floor()).then(|| self.floor_raised.load(Ordering::Relaxed));

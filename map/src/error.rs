@@ -21,7 +21,8 @@ use std::fmt;
 pub struct LeftOut;
 
 impl LeftOut {
-    /// For a build of one key that finds that there is no such thing: the map does not pause for it, as it does for other errors.
+    /// For a build of one key that finds that there is no such thing: the map does not pause for it, as it does for other
+    /// errors.
     #[must_use]
     pub const fn new() -> Self {
         Self

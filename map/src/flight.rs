@@ -41,9 +41,9 @@
 //! # Failures
 //!
 //! A flight whose last build failed is *parked* instead of removed: its cell holds the error and the retry pause. It is removed
-//! when the pause is over and as long again has passed (so that the back-off grows for a key that is asked for steadily). Parked
-//! flights are in a queue of each shard, which has a bound: the oldest is removed when there are more. So a flood of unknown
-//! keys that fail costs a bounded amount of memory, and none that lasts.
+//! when the pause is over and as long again has passed (so that the back-off grows for a key that is asked for steadily).
+//! Parked flights are in a queue of each shard, which has a bound: the oldest is removed when there are more. So a flood of
+//! unknown keys that fail costs a bounded amount of memory, and none that lasts.
 
 use std::borrow::Borrow;
 use std::collections::{HashMap, VecDeque};

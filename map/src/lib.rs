@@ -1,4 +1,5 @@
-//! Many keys, each with a value that is expensive to make: one caller rebuilds a key while all others go on using its old value.
+//! Many keys, each with a value that is expensive to make: one caller rebuilds a key while all others go on using its old
+//! value.
 //!
 //! A [`DogpileCell`](dogpile::DogpileCell) holds one value. A [`DogpileMap`] holds one for each key, within a bound, with the
 //! cell's promises for each of them. A plain cache makes callers wait while it reloads a key, or reloads it several times at

@@ -128,8 +128,8 @@ where
     /// returns pairs of key and value, in any order.
     ///
     /// Each key is still built once: by this call, or by another one, of this kind or of
-    /// [`get_or_refresh`](Self::get_or_refresh), which this one then waits for. A key that `load` leaves out is `None` in the result, and its old value, if there
-    /// is one, is taken away. Pairs that were not asked for are ignored.
+    /// [`get_or_refresh`](Self::get_or_refresh), which this one then waits for. A key that `load` leaves out is `None` in the
+    /// result, and its old value, if there is one, is taken away. Pairs that were not asked for are ignored.
     ///
     /// If a key that another caller was building has to be built after all (that caller panicked, or the key was invalidated),
     /// `load` is called again, for those keys.
@@ -141,8 +141,8 @@ where
     /// # Errors
     ///
     /// That of `load`, or of another caller's build, or of a retry pause, if one of the keys can be served no value because of
-    /// it. What was loaded is kept. [`RefreshError::Reentrant`] if this is called by a `load` for one of its own keys, with nothing
-    /// to serve.
+    /// it. What was loaded is kept. [`RefreshError::Reentrant`] if this is called by a `load` for one of its own keys, with
+    /// nothing to serve.
     ///
     /// # Panics
     ///
@@ -235,7 +235,8 @@ where
         found.error.map_or(Ok(found.values), Err)
     }
 
-    /// What is fresh at rest, and what is to be looked at. A key that stands there twice is elected once, and awaited once it is published.
+    /// What is fresh at rest, and what is to be looked at. A key that stands there twice is elected once, and awaited once it
+    /// is published.
     fn begin_many(&self, keys: &[K]) -> Found<T> {
         let mut found = Found { values: Vec::with_capacity(keys.len()), error: None, again: Vec::new() };
         for (position, key) in keys.iter().enumerate() {

@@ -382,8 +382,8 @@ where
         self.try_get_with(|key, _| build(key).map(Refreshed::New))
     }
 
-    /// As [`try_get`](Request::try_get), with a build that is given the previous value, and may find that it has not changed, or
-    /// choose a time to live.
+    /// As [`try_get`](Request::try_get), with a build that is given the previous value, and may find that it has not changed,
+    /// or choose a time to live.
     ///
     /// # Errors
     ///
@@ -584,7 +584,8 @@ where
     ///
     /// # Errors
     ///
-    /// As [`DogpileMap::try_get_or_refresh`], [`RefreshError::WaitTimeout`], and [`RefreshError::Abandoned`] if the spawner dropped the build, or it panicked.
+    /// As [`DogpileMap::try_get_or_refresh`], [`RefreshError::WaitTimeout`], and [`RefreshError::Abandoned`] if the spawner
+    /// dropped the build, or it panicked.
     ///
     /// # Panics
     ///
@@ -722,7 +723,8 @@ where
     ///
     /// # Errors
     ///
-    /// As [`DogpileMap::try_get_or_refresh`], [`RefreshError::WaitTimeout`], and [`RefreshError::Abandoned`] if the spawner dropped the build, or it panicked.
+    /// As [`DogpileMap::try_get_or_refresh`], [`RefreshError::WaitTimeout`], and [`RefreshError::Abandoned`] if the spawner
+    /// dropped the build, or it panicked.
     pub async fn try_get_async<E, F, Fut, R>(self, build: F) -> Result<Arc<T>, RefreshError>
     where
         E: Into<BoxError> + Send + 'static,

@@ -4,9 +4,9 @@
 //! shard of flights (see [`flight`](crate::flight)); reads take none but the store's own. What a write replaces or evicts is
 //! handed to the caller in [`Removed`], to be dropped after unlocking.
 //!
-//! Why `quick_cache`: entries are inline, with 21 bytes of overhead; it evicts by a variant of S3-FIFO, with a hit ratio not below
-//! moka's; it has no threads and no queues of pending work, so that a value goes at once; it hands out what it evicts instead of
-//! dropping it under its lock; it brings four crates.
+//! Why `quick_cache`: entries are inline, with 21 bytes of overhead; it evicts by a variant of S3-FIFO, with a hit ratio not
+//! below moka's; it has no threads and no queues of pending work, so that a value goes at once; it hands out what it evicts
+//! instead of dropping it under its lock; it brings four crates.
 
 use std::hash::Hash;
 use std::sync::Arc;

@@ -156,8 +156,8 @@ fn a_restored_value_is_displaced() {
     assert_eq!(*map.get_or_refresh(&1, unexpected), 10);
 }
 
-/// One key, one writer whose numbers grow, and readers: what a reader sees is never older than what it has seen before (G3), nor
-/// than a write that had returned before it asked. With other keys that evict this one, or without.
+/// One key, one writer whose numbers grow, and readers: what a reader sees is never older than what it has seen before (G3),
+/// nor than a write that had returned before it asked. With other keys that evict this one, or without.
 #[test]
 fn no_thread_sees_the_new_value_and_then_the_old_one() {
     let rounds = if cfg!(miri) { 20 } else { 2_000 };
