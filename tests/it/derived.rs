@@ -755,7 +755,7 @@ fn g15_what_a_publication_wakes_reads_derived_values_of_the_new_one() {
 
     // A hook of a derived value delays nobody that the source's publication wakes.
     let (inside, gatekeeper) = gate();
-    let slow = above.on_change(move |_| inside.pass());
+    let delaying = above.on_change(move |_| inside.pass());
     thread::scope(|scope| {
         let a = &a;
         let subscriber = scope.spawn(move || {
@@ -770,7 +770,7 @@ fn g15_what_a_publication_wakes_reads_derived_values_of_the_new_one() {
         gatekeeper.wait_for_arrival();
         gatekeeper.open();
     });
-    drop((hook, slow));
+    drop((hook, delaying));
 }
 
 /// The inner one is in a retry pause when the outer one asks for it: the outer one was not linked to what the inner one waits for.
