@@ -8,14 +8,13 @@
 //! listeners   what is notified of each change                      G9
 //! state       what the lock guards; the decision table             G1
 //! machine     the parts, and the reads that take no lock
-//! elect       who builds                                           G1 G2
+//! elect       which caller builds                                  G1 G2
 //! publish     how builds end; writes from outside                  G4 G5 G8 G9
 //! exclusive   the write lock
 //! attend      what listeners ask
-//! building    which builds run on this thread                      G10
 //! handle      a reference to a cell, borrowed or shared; the kinds of cells
 //! lease       the right to build
-//! pending     a place among the waiters
+//! pending     waiting for another caller's build
 //! lookup      the outcome of a look
 //! search      the one loop around a look
 //! build       what runs while the lease is held

@@ -35,8 +35,9 @@
 //! | a value that is made once and never again | `std::sync::OnceLock`, `once_cell`'s `OnceCell` |
 //! | a value that is only set from outside, with no build and no clock | `arc-swap`'s `ArcSwap` |
 //! | ... and tasks that are notified when it changes | `tokio::sync::watch`, or a cell's [`subscribe`](DogpileCell::subscribe) |
-//! | many keys, bounded memory, eviction | `moka`, `quick_cache` |
-//! | the results of a function with arguments, kept by an attribute | `cached` |
+//! | many keys that never go out of date, bounded memory | `moka`, `quick_cache` |
+//! | the results of a function with arguments, cached by an attribute | `cached` |
+//! | ... without arguments | the attribute `#[dogpile]` |
 //! | **one value, expensive to make, out of date after a while** | **[`DogpileCell`]** |
 //! | ... and its build kept beside it | [`LazyDogpile`] |
 //! | ... that no request should ever wait for | a [`Refresher`] beside the cell |
@@ -380,8 +381,8 @@ pub mod model {
     }
 }
 
-/// The examples of the README are compiled and run.
-#[cfg(doctest)]
+/// The examples of the README are compiled and run, with the features that they need.
+#[cfg(all(doctest, feature = "async", feature = "macros"))]
 mod pages {
     #[doc = include_str!("../README.md")]
     struct Readme;

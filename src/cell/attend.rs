@@ -50,7 +50,7 @@ impl<T, C: Clock> Machine<T, C> {
             return None;
         }
         let value = into_arc(reading.guard)?;
-        self.mark_read(reading.quiet_end);
+        self.mark_read_for_certain(reading.quiet_end);
         Some((value, record))
     }
 
@@ -273,5 +273,29 @@ mod tests {
         }
         set(2);
         assert!(!machine.has_listeners());
+    }
+
+    /// A refresher rests until the value was read, and the subscription does not read it again.
+    #[test]
+    fn what_is_newer_counts_as_read_though_the_lock_is_taken() {
+        let machine = Machine::new(Policy::never_expires(), ManualClock::new());
+        machine.attach(Arc::<Signal>::default(), true);
+        let setting = Setting { value: Arc::new(1), ttl: Ttl::Policy, age: None };
+        drop(machine.set(setting, |_, _| ()).unwrap_or_else(|_| unreachable!()));
+        assert!(machine.state.lock().listeners.is_unread());
+        let locked = machine.state.lock();
+        std::thread::scope(|scope| {
+            let reader = scope.spawn(|| machine.newer_than(0).is_some());
+            // A read that only tries to get the lock ends meanwhile.
+            for _ in 0..10_000 {
+                if reader.is_finished() {
+                    break;
+                }
+                std::thread::yield_now();
+            }
+            drop(locked);
+            assert!(reader.join().unwrap());
+        });
+        assert!(!machine.state.lock().listeners.is_unread());
     }
 }

@@ -38,7 +38,7 @@ use std::panic::{RefUnwindSafe, UnwindSafe};
 
 use crate::policy::{Freshness, Policy};
 use crate::stats::{Counters, Stats};
-use crate::sync::{Arc, AtomicBool, Mutex, Ordering, PlainBool, SlotGuard, const_fn, into_arc};
+use crate::sync::{Arc, AtomicBool, Mutex, MutexGuard, Ordering, PlainBool, SlotGuard, const_fn, into_arc};
 use crate::time::{Clock, FOREVER, nanos};
 
 use super::slot::{Reading, Record, Slot, Version};
@@ -197,7 +197,7 @@ impl<T, C: Clock> Machine<T, C> {
         // Relaxed: see `mark_read`.
         if self.unread.load(Ordering::Relaxed) {
             // `quiet_end` is 0 until the read is marked.
-            self.mark_first_read();
+            self.mark_first_read(self.state.try_lock());
             if let Some(guard) = self.serve_guard() {
                 return guard.is_some().then_some(guard);
             }
@@ -216,11 +216,20 @@ impl<T, C: Clock> Machine<T, C> {
         matches!(self.classify(&reading, |tick| self.is_before(tick)), Freshness::Fresh | Freshness::Stale)
     }
 
+    /// As [`mark_read`](Machine::mark_read), also if it has to wait for the lock: for a caller that may not read again before
+    /// the next publication, which a resting refresher would not make.
+    pub(super) fn mark_read_for_certain(&self, quiet_end: u64) {
+        // Relaxed: see `mark_read`.
+        if quiet_end == 0 && self.unread.load(Ordering::Relaxed) {
+            self.mark_first_read(Some(self.state.lock()));
+        }
+    }
+
     /// A value with this `quiet_end` was read; a refresher may wait for that.
     pub(super) fn mark_read(&self, quiet_end: u64) {
         // Relaxed: it was stored before the `quiet_end` of 0 that was seen with Acquire.
         if quiet_end == 0 && self.unread.load(Ordering::Relaxed) {
-            self.mark_first_read();
+            self.mark_first_read(self.state.try_lock());
         }
     }
 
@@ -236,14 +245,14 @@ impl<T, C: Clock> Machine<T, C> {
         if !self.unread.load(Ordering::Relaxed) {
             return None;
         }
-        self.mark_first_read();
+        self.mark_first_read(self.state.try_lock());
         self.serve()
     }
 
-    /// If the lock is taken, the next read is marked instead.
+    /// `state`: `None` if the lock is taken. Then the next read is marked instead.
     #[cold]
-    fn mark_first_read(&self) {
-        if let Some(mut state) = self.state.try_lock()
+    fn mark_first_read(&self, state: Option<MutexGuard<'_, State<T>>>) {
+        if let Some(mut state) = state
             && state.listeners.mark_read()
         {
             self.mirror(&mut state);
