@@ -131,6 +131,7 @@ fn a_loader_that_asks_for_its_own_keys_does_not_hang() {
 
 #[test]
 fn eight_threads_with_overlapping_keys_build_each_key_once() {
+    const BATCHES: u64 = if cfg!(miri) { 2 } else { 50 };
     let (map, _clock) = minute();
     let built = Mutex::new(HashMap::<u64, u32>::new());
     let barrier = Barrier::new(8);
@@ -139,7 +140,7 @@ fn eight_threads_with_overlapping_keys_build_each_key_once() {
             let (map, built, barrier) = (&map, &built, &barrier);
             scope.spawn(move || {
                 barrier.wait();
-                for batch in 0..50 {
+                for batch in 0..BATCHES {
                     // In an order of its own.
                     let keys: Vec<u64> = (0..64).map(|n| batch * 40 + (n * 17 + thread * 8) % 64).collect();
                     let found = map.get_many(&keys, |due| {
@@ -156,7 +157,7 @@ fn eight_threads_with_overlapping_keys_build_each_key_once() {
     });
     let built = built.into_inner().unwrap();
     assert!(built.values().all(|count| *count == 1));
-    assert_eq!((built.len(), map.stats().in_flight), (49 * 40 + 64, 0));
+    assert_eq!((built.len(), map.stats().in_flight), (usize::try_from(BATCHES - 1).unwrap() * 40 + 64, 0));
 }
 
 #[test]
