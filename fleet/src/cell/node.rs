@@ -1188,6 +1188,8 @@ where
         let known = self.known();
         let asked = self.clock.now();
         let Some(poll) = self.poll(known.to_store()) else { return };
+        // The look may have delivered an invalidation that was owed, which is older than what was built here since.
+        let known = if self.local.generation() == snapshot.generation { self.known() } else { known };
         let has_missed = known.has_missed(poll.epoch);
         let is_fresh = snapshot.freshness == Freshness::Fresh;
         match poll.current {

@@ -19,7 +19,8 @@ fn stale_as_long_as_allowed_then_one_build_per_process_then_back_to_the_fleet() 
         assert_eq!(served(&node), "old");
     }
     assert!(node.is_store_down());
-    assert_eq!(node.stats().store_errors, 1, "the breaker is open");
+    // An election, and perhaps a look, which are counted apart.
+    assert!((1..=2).contains(&node.stats().store_errors), "the breaker is open");
     assert!(node.last_store_error().unwrap().to_string().ends_with("down"));
 
     // Past the bound.
