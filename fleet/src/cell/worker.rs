@@ -316,6 +316,8 @@ struct State<T: 'static, C: Clock + 'static> {
     watch: Option<Watch<T, C>>,
     beats: Vec<Beat>,
     next_look: Option<Tick>,
+    /// A hint came while a caller had the local lease, who may hand it over to be watched.
+    hinted_early: bool,
     subscription: Option<Subscription>,
 }
 
@@ -337,7 +339,8 @@ where
     let subscription = node.store.subscribe(&node.name, hint);
     // What happened before the store began to give hints.
     let mut unhinted = subscription.is_some();
-    let mut state = State { watch: None, beats: Vec::new(), next_look: None, subscription };
+    let mut state =
+        State { watch: None, beats: Vec::new(), next_look: None, hinted_early: false, subscription };
     loop {
         loop {
             let job = node.worker.jobs().pop_front();
@@ -380,7 +383,12 @@ where
 {
     fn take(&mut self, node: &Arc<Node<T, C>>, job: Job<T, C>) {
         match job {
-            Job::Watch(watch) => self.watch = Some(watch),
+            Job::Watch(mut watch) => {
+                if std::mem::take(&mut self.hinted_early) {
+                    watch.next = Tick::from_nanos(0);
+                }
+                self.watch = Some(watch);
+            }
             Job::Beat(beat) => self.beats.push(beat),
             Job::Elected(lease, caller, reply) => {
                 if let Some(step) = reply.send(node.elected(lease, caller)) {
@@ -461,6 +469,7 @@ where
         if hinted || due {
             node.look();
         }
+        self.hinted_early = (self.hinted_early || hinted) && node.local.is_refreshing();
         if due || self.next_look.is_none() {
             self.next_look = node.policy.poll.map(|interval| {
                 // What is certain to be hinted at need not be asked for so often.
