@@ -49,7 +49,7 @@ fn no_fault(address: &str, of_node: &dyn Fn(usize) -> String) {
     // Nobody builds while it is counted.
     let held = fleet.hold_a_builder();
     let version = fleet.stored().unwrap().version.number;
-    let reports = fleet.reports();
+    let reports = fleet.reports_of(version);
     let (builds, published) = (sum(&reports, |node| node.fleet_builds), sum(&reports, |node| node.published));
     // All that were published, and the one that is held up.
     assert_eq!((builds, published), (version + 1, version), "{reports:?}");
@@ -153,7 +153,7 @@ fn invalidation_reaches_every_node(address: &str, of_node: &dyn Fn(usize) -> Str
         assert!(answers.iter().all(|answer| answer == "polled newer"), "{answers:?}");
         fleet.all(&format!("await {newer}"));
     }
-    let reports = fleet.reports();
+    let reports = fleet.reports_of(4);
     assert_eq!(sum(&reports, |node| node.published), 4, "one build for each invalidation: {reports:?}");
     fleet.quit();
 }
@@ -194,7 +194,19 @@ fn damaged(address: &str, damage: &dyn Fn()) {
 impl Fleet {
     fn recovers_from_nothing(&mut self) -> Vec<Report> {
         self.all("await 1");
-        self.reports()
+        self.reports_of(1)
+    }
+
+    /// When so many publications have been answered: what is in the store already may be news to its builder.
+    fn reports_of(&mut self, published: u64) -> Vec<Report> {
+        let hang = Instant::now() + Duration::from_secs(60);
+        loop {
+            let reports = self.reports();
+            if sum(&reports, |node| node.published) >= published {
+                return reports;
+            }
+            assert!(Instant::now() < hang, "not {published} publications: {reports:?}");
+        }
     }
 }
 
