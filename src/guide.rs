@@ -42,6 +42,7 @@ macro_rules! page {
         /// [statics]: crate::guide::statics
         /// [reads]: crate::guide::reads
         /// [many_keys]: crate::guide::many_keys
+        /// [map_crate]: https://docs.rs/dogpile-map
         /// [sync_reader]: crate::guide::sync_reader
         /// [manual_clock]: crate::guide::manual_clock
         /// [monitoring]: crate::guide::monitoring
