@@ -99,7 +99,7 @@ impl<T, S> fmt::Debug for Change<T, S> {
 /// cell.set(3);
 /// assert_eq!(*seen.lock().unwrap(), [1, 2]);
 /// ```
-#[must_use = "dropping it detaches the callback at once"]
+#[must_use = "dropping it detaches the callback at once; keep it in a variable with a name (`let _hook`, not `let _`)"]
 pub struct Hook(Arc<dyn Detach>);
 
 // What is under its lock is replaced as a whole, and a panic of the callback is contained.

@@ -35,7 +35,7 @@
 //! | a value that is made once and never again | `std::sync::OnceLock`, `once_cell`'s `OnceCell` |
 //! | a value that is only set from outside, with no build and no clock | `arc-swap`'s `ArcSwap` |
 //! | ... and tasks that are notified when it changes | `tokio::sync::watch`, or a cell's [`subscribe`](DogpileCell::subscribe) |
-//! | many keys that never go out of date, bounded memory | `moka`, `quick_cache` |
+//! | many keys whose values are cheap to make | `moka`, `quick_cache` |
 //! | the results of a function with arguments, cached by an attribute | `cached` |
 //! | ... without arguments | the attribute `#[dogpile]` |
 //! | **one value, expensive to make, out of date after a while** | **[`DogpileCell`]** |
@@ -93,7 +93,7 @@
 //!     PRICES.request().max_stale(Duration::ZERO).try_get(fetch)
 //! }
 //!
-//! /// The old value, if the new one takes more than 200 ms. The build goes on, on its own thread.
+//! /// The old value, if the new one takes more than 200 ms. The build goes on, on its own thread (`spawn_with`).
 //! fn fresh_if_that_is_quick() -> Result<Arc<f64>, RefreshError> {
 //!     PRICES
 //!         .request()
@@ -153,6 +153,8 @@
 //! assert_eq!(*LIMIT.get_or_refresh(), 7);
 //! ```
 //!
+//! If the build can fail, the type names it: `LazyDogpile<u32, fn() -> io::Result<u32>>`, with `try_get_or_refresh`.
+//!
 //! **The policy is known only at run time.** Use `once_cell` (`cargo add once_cell`), or `std::sync::LazyLock` in its
 //! place:
 //!
@@ -205,7 +207,7 @@
 //!
 //! # What it is bad at
 //!
-//! - Many keys. A cell holds one value. Use a keyed cache, with cells as its values if you like.
+//! - Many keys. A cell holds one value. Use the crate `dogpile-map`.
 //! - Values that must never be stale. `request().max_stale(Duration::ZERO)` waits for the build, but a plain lock does that
 //!   too.
 //! - Thousands of cells that are set all the time. At each publication `arc-swap`, which holds the value, walks a list of

@@ -132,7 +132,7 @@ use {
 /// assert_eq!(keys.get().unwrap().etag, "v1");
 /// # Ok::<(), io::Error>(())
 /// ```
-#[must_use = "dropping it stops it at once"]
+#[must_use = "dropping it stops it at once; keep it in a variable with a name (`let _refresher`, not `let _`)"]
 pub struct Refresher {
     status: Arc<Status>,
     cell: Arc<dyn Attached>,

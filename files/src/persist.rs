@@ -273,7 +273,7 @@ pub enum Restored {
 }
 
 /// A cell whose value is written to a file. See [`Persist`].
-#[must_use = "dropping it ends the writing"]
+#[must_use = "dropping it ends the writing; keep it in a variable with a name (`let _persisted`, not `let _`)"]
 pub struct Persisted {
     path: PathBuf,
     restored: Restored,

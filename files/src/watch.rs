@@ -111,7 +111,7 @@ const FIRST_BUILD: Duration = Duration::from_secs(1);
 /// assert_eq!(LIMITS.get().unwrap().requests, 100);
 /// # Ok::<(), std::io::Error>(())
 /// ```
-#[must_use = "dropping it stops it at once"]
+#[must_use = "dropping it stops it at once; keep it in a variable with a name (`let _watch`, not `let _`)"]
 pub struct Watch {
     shared: Arc<Shared>,
     /// `None` while it is dropped.
@@ -399,6 +399,29 @@ fn watch(shared: &Shared, refresher: &Refresher, is_to_be_asked: bool, poll_ever
 }
 
 impl Watch {
+    /// A value that is in one file: number 0 in [`Files`]. See [`WatchOptions::spawn`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::{DogpileCell, Policy};
+    /// use dogpile_files::{Files, Watch};
+    /// use std::time::Duration;
+    ///
+    /// static LIMIT: DogpileCell<u32> = DogpileCell::with_policy(Policy::never_expires());
+    ///
+    /// let folder = tempfile::tempdir()?;
+    /// let path = folder.path().join("limit");
+    /// std::fs::write(&path, "100")?;
+    /// let watch = Watch::file(&path).spawn(&LIMIT, |files: &Files| files.parse(0, |text| text.trim().parse::<u32>()))?;
+    /// assert!(watch.wait_ready(Duration::from_secs(10)));
+    /// assert_eq!(LIMIT.get().as_deref(), Some(&100));
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    pub fn file(path: impl AsRef<Path>) -> WatchOptions {
+        Self::files([path])
+    }
+
     /// The files of one value. They are numbered in [`Files`] as they are here. See [`WatchOptions::spawn`].
     pub fn files<P: AsRef<Path>>(paths: impl IntoIterator<Item = P>) -> WatchOptions {
         WatchOptions {

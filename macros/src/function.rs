@@ -70,8 +70,8 @@ fn check(signature: &Signature) -> Result<Box<Type>> {
     if signature.inputs.iter().any(|input| matches!(input, FnArg::Typed(_))) {
         return refuse(
             &signature.inputs,
-            "a function with arguments has a value for each of them: that needs `dogpile-map`, which is not there yet. \
-             For a few known arguments write a function without arguments for each",
+            "a function with arguments has a value for each of them: use a \
+             `DogpileMap` of the crate `dogpile-map`, or write a function without arguments for each of a few",
         );
     }
     if !signature.generics.params.is_empty() {

@@ -37,7 +37,7 @@ use proc_macro::TokenStream;
 /// | `ttl = "60s"` | how long a value is fresh | this or `never_expires` is required |
 /// | `never_expires` | it is fresh until it is replaced or invalidated | |
 /// | `stale_while_refresh = "10m"` | how long past its ttl it may be served while it is rebuilt | without limit |
-/// | `stale_if_error = "1h"` | ... when the build fails | as `stale_while_refresh` |
+/// | `stale_if_error = "1h"` | ... when the build fails, if that is another time; set `stale_while_refresh` too | as `stale_while_refresh` |
 /// | `retry_backoff = ("100ms", "10s")` | the first and the longest pause after failed builds | these |
 /// | `jitter = 10` | shortens ttls and lengthens pauses by up to so many percent | 0 |
 /// | `lease_timeout = "30s"` | a build that takes longer may be superseded | never |
@@ -57,7 +57,7 @@ use proc_macro::TokenStream;
 /// pub struct Rates(f64);
 ///
 /// /// The exchange rates.
-/// #[dogpile(ttl = "60s", stale_if_error = "1h")]
+/// #[dogpile(ttl = "60s", stale_while_refresh = "1h")]
 /// pub fn rates() -> Result<Rates, io::Error> {
 ///     Ok(Rates(1.07)) // slow
 /// }
