@@ -1,7 +1,7 @@
 //! A configuration in layers, and a client that is made of it.
 //!
 //! `base.toml`, then `local.toml` if it is there, then environment variables: the later ones win. The two files are one value
-//! in a cell. The client is a value in a cell of its own, and is made anew when the configuration has changed.
+//! in a cell. The client is derived from it, and is made again when the configuration has changed.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use anyhow::Context;
-use dogpile::{BoxError, DogpileCell, Policy};
+use dogpile::{BoxError, Derived, DogpileCell, Policy, RefreshError};
 use dogpile_files::{Files, Watch};
 use figment::providers::{Format, Toml};
 use figment::{Figment, Provider};
@@ -58,8 +58,7 @@ impl Client {
 /// A program's configuration, and what follows from it.
 pub struct App {
     config: Arc<DogpileCell<Config>>,
-    client: DogpileCell<Client>,
-    clients: AtomicU32,
+    client: Derived<Client>,
     watch: Watch,
 }
 
@@ -74,8 +73,16 @@ impl App {
         let watch = Watch::files(["base.toml", "local.toml"].map(|name| folder.join(name)))
             .debounce(Duration::from_millis(100))
             .spawn(&config, move |files: &Files| parse(files, environment()))?;
-        let client = DogpileCell::with_policy(Policy::never_expires());
-        let app = Self { config, client, clients: AtomicU32::new(0), watch };
+        // No caller is served the client of an old configuration: all wait for the new one.
+        let policy = Policy::never_expires().stale_while_refresh(Duration::ZERO);
+        let client = Derived::with_policy(policy, {
+            let (config, clients) = (Arc::clone(&config), AtomicU32::new(0));
+            move |cx| {
+                let number = clients.fetch_add(1, Ordering::Relaxed) + 1;
+                Ok::<_, RefreshError>(Client { config: cx.try_get(&config)?, number })
+            }
+        });
+        let app = Self { config, client, watch };
         if !app.watch.wait_ready(Duration::from_secs(10)) {
             let error = app.watch.last_error().context("the configuration could not be read in time")?;
             return Err(error).context("there is no configuration");
@@ -100,20 +107,12 @@ impl App {
     }
 
     /// The client for the configuration as it is now. One caller makes it, however many ask.
+    ///
+    /// # Panics
+    ///
+    /// Never: there is a configuration since the start.
     #[must_use]
     pub fn client(&self) -> Arc<Client> {
-        let config = self.config();
-        let client = self.client.get_or_refresh(|| self.connect());
-        if Arc::ptr_eq(&client.config, &config) {
-            return client;
-        }
-        // Only the first caller to notice declares it stale; all of them wait for the new one.
-        self.client.invalidate_if_current(&client);
-        self.client.request().max_stale(Duration::ZERO).get(|| self.connect())
-    }
-
-    fn connect(&self) -> Client {
-        // The newest, whatever the caller has seen.
-        Client { config: self.config(), number: self.clients.fetch_add(1, Ordering::Relaxed) + 1 }
+        self.client.get()
     }
 }
