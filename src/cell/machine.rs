@@ -380,7 +380,7 @@ mod tests {
             let _locked = machine.state.lock();
             read_in_every_way(&machine);
         }
-        // Stale, while somebody builds.
+        // Stale, while a build runs.
         let Decision::Elected(ticket) = machine.lookup(&Demand::ANY, None) else {
             panic!("nobody builds yet")
         };
