@@ -49,11 +49,24 @@ impl Parse for Setting {
 impl Setting {
     fn value(self) -> Result<Expr> {
         let Self { key, value } = self;
-        value.ok_or_else(|| Error::new(key.span(), format!("`{key}` has a value: `{key} = ..`")))
+        let value =
+            value.ok_or_else(|| Error::new(key.span(), format!("`{key}` has a value: `{key} = ..`")))?;
+        Ok(peeled(value))
     }
 
     fn duration(self) -> Result<Time> {
         Time::of(self.value()?)
+    }
+}
+
+/// What is in parentheses, or in the invisible ones around an argument of a `macro_rules!` macro.
+fn peeled(mut value: Expr) -> Expr {
+    loop {
+        value = match value {
+            Expr::Group(group) => *group.expr,
+            Expr::Paren(paren) => *paren.expr,
+            value => return value,
+        };
     }
 }
 
@@ -117,7 +130,7 @@ fn retry_backoff(value: Expr) -> Result<TokenStream> {
             "`retry_backoff` is a pair: the first pause and the longest one, such as (\"100ms\", \"10s\")",
         ));
     };
-    let (first, max) = (Time::of(first)?, Time::of(max)?);
+    let (first, max) = (Time::of(peeled(first))?, Time::of(peeled(max))?);
     if first.is_longer_than(&max) {
         return Err(Error::new(first.span, "the first pause must not be longer than the longest one"));
     }

@@ -97,7 +97,7 @@ fn check(signature: &Signature) -> Result<Box<Type>> {
         ReturnType::Type(_, returns) => returns,
         ReturnType::Default => return refuse(&signature.ident, NOTHING),
     };
-    match &**returns {
+    match peeled(returns) {
         Type::Tuple(tuple) if tuple.elems.is_empty() => refuse(returns, NOTHING),
         Type::Never(_) => refuse(returns, NOTHING),
         Type::ImplTrait(_) => refuse(
@@ -126,6 +126,17 @@ fn names_self(of: &impl ToTokens) -> bool {
     look(of.to_token_stream())
 }
 
+/// What is in parentheses, or in the invisible ones around an argument of a `macro_rules!` macro.
+fn peeled(mut of: &Type) -> &Type {
+    loop {
+        of = match of {
+            Type::Group(group) => &group.elem,
+            Type::Paren(paren) => &paren.elem,
+            of => return of,
+        };
+    }
+}
+
 /// What the type looks like. What it is, the compiler knows.
 pub(crate) enum Looks<'a> {
     /// `Result<T, E>`, `io::Result<T>`: that of the value.
@@ -138,7 +149,7 @@ pub(crate) enum Looks<'a> {
 
 impl<'a> Looks<'a> {
     pub(crate) fn of(returns: &'a Type) -> Self {
-        let Type::Path(path) = returns else { return Self::Value };
+        let Type::Path(path) = peeled(returns) else { return Self::Value };
         let Some(last) = path.path.segments.last() else { return Self::Value };
         if last.ident == "Result"
             && let PathArguments::AngleBracketed(of) = &last.arguments
@@ -167,7 +178,14 @@ impl Attributes {
         for attribute in attributes {
             match &attribute.meta {
                 Meta::List(list) if list.path.is_ident("cfg_attr") => this.add_conditional(list)?,
-                meta => this.place(meta.path())?.extend(attribute.to_token_stream()),
+                meta => match without_dead_code(meta) {
+                    None => this.place(meta.path())?.extend(attribute.to_token_stream()),
+                    Some(metas) => {
+                        for meta in metas {
+                            this.place(meta.path())?.extend(quote!(#[#meta]));
+                        }
+                    }
+                },
             }
         }
         Ok(this)
@@ -179,7 +197,9 @@ impl Attributes {
         let mut parts = parts.into_iter();
         let Some(condition) = parts.next() else { return Ok(()) };
         for meta in parts {
-            self.place(meta.path())?.extend(quote!(#[cfg_attr(#condition, #meta)]));
+            for meta in without_dead_code(&meta).unwrap_or_else(|| vec![meta]) {
+                self.place(meta.path())?.extend(quote!(#[cfg_attr(#condition, #meta)]));
+            }
         }
         Ok(())
     }
@@ -201,4 +221,28 @@ impl Attributes {
             Ok(&mut self.built)
         }
     }
+}
+
+fn is_dead_code(lint: &Meta) -> bool {
+    lint.path().is_ident("dead_code")
+}
+
+/// `expect(dead_code)` as `allow(dead_code)`; `None` for everything else. It is about all that is written, of which parts are
+/// used and others are not, so there is no one place at which the expectation is met.
+fn without_dead_code(meta: &Meta) -> Option<Vec<Meta>> {
+    let Meta::List(list) = meta else { return None };
+    if !list.path.is_ident("expect") {
+        return None;
+    }
+    // What cannot be read is for the compiler to refuse.
+    let lints = list.parse_args_with(Punctuated::<Meta, Token![,]>::parse_terminated).ok()?;
+    let (dead, others): (Vec<_>, Vec<_>) = lints.into_iter().partition(is_dead_code);
+    if dead.is_empty() {
+        return None;
+    }
+    let mut metas = vec![syn::parse_quote!(allow(#(#dead),*))];
+    if others.iter().any(|part| !part.path().is_ident("reason")) {
+        metas.push(syn::parse_quote!(expect(#(#others),*)));
+    }
+    Some(metas)
 }

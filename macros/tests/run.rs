@@ -429,3 +429,53 @@ mod in_parallel {
         let _: Policy = cell.policy();
     }
 }
+
+/// Arguments of a `macro_rules!` macro come in invisible groups.
+#[test]
+fn a_function_that_a_macro_writes() {
+    macro_rules! cached {
+        ($name:ident, $returns:ty, $ttl:literal, $pauses:expr, $percent:expr, $label:expr, $body:block) => {
+            #[dogpile(ttl = $ttl, ahead = ("1s"), retry_backoff = $pauses, jitter = $percent, name = $label)]
+            fn $name() -> $returns $body
+        };
+    }
+    const LABEL: &str = "label";
+    cached!(plain, u32, "60s", ("1s", "2s"), 10, "one", { 1 });
+    cached!(fallible, Result<u32, io::Error>, "60s", (Duration::from_secs(1), ("2s")), 20, LABEL, { Ok(2) });
+
+    assert_eq!(*plain(), 1);
+    let two: Result<Arc<u32>, RefreshError> = fallible();
+    assert_eq!(*two.unwrap(), 2);
+    for (policy, percent) in [(plain::cell().policy(), 10), (fallible::cell().policy(), 20)] {
+        assert_eq!(policy.get_ttl(), Duration::from_secs(60));
+        assert_eq!(policy.get_retry_backoff(), (Duration::from_secs(1), Duration::from_secs(2)));
+        assert_eq!(policy.get_jitter(), percent);
+    }
+}
+
+/// It compiles without a warning: each expectation is met.
+#[test]
+#[deny(unfulfilled_lint_expectations, dead_code)]
+fn lints_that_are_expected() {
+    #[dogpile(ttl = "60s")]
+    #[expect(dead_code)]
+    fn unused() -> u32 {
+        1
+    }
+
+    #[dogpile(ttl = "60s")]
+    #[expect(dead_code, unused_variables, reason = "as an example")]
+    fn unused_too() -> u32 {
+        let unused = 2;
+        2
+    }
+
+    #[dogpile(ttl = "60s")]
+    #[cfg_attr(all(), expect(unused_variables))]
+    fn used() -> u32 {
+        let unused = 3;
+        3
+    }
+
+    assert_eq!(*used(), 3);
+}

@@ -125,7 +125,7 @@ impl<K, T, C> Builder<K, T, C> {
     /// How many failing keys are remembered: their last error, and how long to leave the source alone. Default: 1,024.
     ///
     /// When there are more, the one that failed first is forgotten before its time. The bound is divided among 16 shards or
-    /// more, and rounded up.
+    /// more, and rounded up. There is no timer: a key whose pause is over is forgotten when another key of its shard is built.
     pub fn max_failing(mut self, keys: usize) -> Self {
         self.parked = keys;
         self

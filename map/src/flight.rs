@@ -17,8 +17,8 @@
 //! # Rules
 //!
 //! 1. A flight is registered and removed under the lock of its shard; so is each write to the store of a key of that shard.
-//!    Lock order: a flight's shard, then the store's. No build, no `T::drop`, no clock, no waker runs under them: values
-//!    that are replaced or evicted are collected and dropped after unlocking; a cell is looked at under the lock only through
+//!    Lock order: a flight's shard, then the store's. No build, no destructor, no clock, no waker runs under them: keys and
+//!    values that are replaced or evicted are collected and dropped after unlocking; a cell is looked at under the lock only through
 //!    [`clock::at`], which does not ask the user's clock.
 //! 2. A flight has a count of users: callers between [`Flights::enter`] and the drop of their [`FlightRef`]. It is raised under
 //!    the lock, and a flight is removed only at zero. So builds, waiters and leases of one key are always in one cell, and
@@ -43,7 +43,9 @@
 //! A flight whose last build failed is *parked* instead of removed: its cell holds the error and the retry pause. It is removed
 //! when the pause is over and as long again has passed (so that the back-off grows for a key that is asked for steadily).
 //! Parked flights are in a queue of each shard, which has a bound: the oldest is removed when there are more. So a flood of
-//! unknown keys that fail costs a bounded amount of memory, and none that lasts.
+//! unknown keys that fail costs a bounded amount of memory. There is no timer: the removal is done by the next caller that
+//! puts a key of the same shard in flight, or that builds or changes one there. A shard without such calls keeps its parked
+//! flights, up to the bound.
 
 use std::borrow::Borrow;
 use std::collections::{HashMap, VecDeque};
@@ -97,7 +99,8 @@ pub(crate) struct Shard<K, T, C> {
     sweep_at: i64,
 }
 
-type Swept<K, T, C> = Vec<Arc<Flight<K, T, C>>>;
+/// What a shard has let go of, to be dropped after unlocking: the keys too, whose destructors are user code.
+type Swept<K, T, C> = Vec<(Option<K>, Arc<Flight<K, T, C>>)>;
 
 pub(crate) struct Flights<K, T, C> {
     shards: Box<[RwLock<Shard<K, T, C>>]>,
@@ -141,7 +144,7 @@ where
     fn new(map: H, flight: Arc<Flight<K, T, C>>, purpose: Purpose) -> Self {
         let flight = FlightRef::new(map, flight, purpose);
         if is_loading(flight.cell()) {
-            return Self::Loading(flight.cell().get().map(|made| Arc::clone(&made.value)));
+            return Self::Loading(flight.map.held(flight.cell()));
         }
         Self::Flight(flight)
     }
@@ -226,7 +229,7 @@ impl<K: Eq + Hash + Clone, T, C: Clock + Clone> Inner<K, T, C> {
     fn put_in_flight(&self, key: K, purpose: Purpose) -> Result<Arc<Flight<K, T, C>>, Arc<T>> {
         let now = moment(self.clock.now());
         let policy = self.flight_policy();
-        let (copy, changed) = (key.clone(), (purpose == Purpose::Change).then(|| key.clone()));
+        let (copy, mut changed) = (key.clone(), (purpose == Purpose::Change).then(|| key.clone()));
         // Declared before the guard, so that they are dropped after unlocking.
         let (mut removed, mut swept) = (Vec::new(), Vec::new());
         let mut entry = None;
@@ -248,22 +251,25 @@ impl<K: Eq + Hash + Clone, T, C: Clock + Clone> Inner<K, T, C> {
             shard.sweep(now, &mut swept);
             flight
         };
-        if let Some(key) = changed {
-            self.begin_change(&flight, key, &mut removed);
+        if purpose == Purpose::Change {
+            self.begin_change(&flight, &mut changed, &mut removed);
         }
         drop(shard);
         drop((removed, swept, entry));
         Ok(flight)
     }
 
-    /// Marks the entry at rest, under the lock.
-    fn begin_change(&self, flight: &Flight<K, T, C>, key: K, removed: &mut Removed<K, T>) {
+    /// Marks the entry at rest, under the lock. `key`: the flight's, cloned before; what is left of it is dropped after
+    /// unlocking.
+    fn begin_change(&self, flight: &Flight<K, T, C>, key: &mut Option<K>, removed: &mut Removed<K, T>) {
         // Relaxed: under the lock.
         flight.changes.fetch_add(1, Ordering::Relaxed);
-        match self.store.peek(&key) {
-            Some(entry) if entry.is_lapsed() => removed.push((key, entry)),
-            Some(entry) => self.store.replace(key, entry.mark(), removed),
-            None => {}
+        let Some(entry) = self.store.peek(&flight.key) else { return };
+        let Some(key) = key.take() else { return };
+        if entry.is_lapsed() {
+            removed.push((key, entry));
+        } else {
+            self.store.replace(key, entry.mark(), removed);
         }
     }
 
@@ -277,7 +283,7 @@ impl<K: Eq + Hash + Clone, T, C: Clock + Clone> Inner<K, T, C> {
         K: Borrow<Q>,
         Q: Hash + Eq + ToOwned<Owned = K> + ?Sized,
     {
-        let owned = key.to_owned();
+        let mut owned = Some(key.to_owned());
         let mut removed = Vec::new();
         let shard = self.flights.shard(key).write();
         let Some(flight) = shard.flights.get(key).map(Flight::joined) else {
@@ -286,7 +292,7 @@ impl<K: Eq + Hash + Clone, T, C: Clock + Clone> Inner<K, T, C> {
             self.stats.count_evictions(key, &removed);
             return Err(done);
         };
-        self.begin_change(&flight, owned, &mut removed);
+        self.begin_change(&flight, &mut owned, &mut removed);
         drop(shard);
         Ok(FlightRef::new(self, flight, Purpose::Change))
     }
@@ -325,48 +331,49 @@ impl<K: Eq + Hash + Clone, T, C: Clock + Clone> Inner<K, T, C> {
         Duration::from_nanos(u64::try_from((most * (u128::from(draw) + 1)) >> 32).unwrap_or(u64::MAX))
     }
 
-    /// Copies what the cell holds to the store, under the lock. `key`: the flight's, cloned before. Returns what is to be
-    /// dropped after unlocking.
+    /// Copies what the cell holds to the store, under the lock. `key`: the flight's, cloned before; what is left of it, and
+    /// what is returned, is dropped after unlocking.
     fn sync(
         &self,
         flight: &Flight<K, T, C>,
-        key: K,
+        key: &mut Option<K>,
         now: i64,
         removed: &mut Removed<K, T>,
-    ) -> Option<Arc<Made<T>>> {
+    ) -> (Option<Arc<Made<T>>>, Option<Entry<T>>) {
         let Some(seen) = clock::at(now, || flight.cell.snapshot()) else {
-            removed.extend(self.store.remove(&key));
-            return None;
+            removed.extend(self.store.remove(&flight.key));
+            return (None, None);
         };
+        let mut at_rest = None;
         let published = now.saturating_sub(nanos(seen.age));
         let is_lapsed = seen.freshness != Freshness::Fresh;
         let fresh_end = if is_lapsed {
             // Since when it is stale, the cell does not say; what is at rest may.
-            let at_rest = self.store.peek(&key);
+            at_rest = self.store.peek(&flight.key);
             let same = at_rest.as_ref().filter(|entry| Arc::ptr_eq(&entry.value, &seen.value.value));
-            let end = same.map_or(NEVER, |entry| entry.fresh_end(self.ttl));
-            removed.extend(at_rest.map(|entry| (key.clone(), entry)));
-            end.min(now)
+            same.map_or(NEVER, |entry| entry.fresh_end(self.ttl)).min(now)
         } else {
             // `fresh_for` ends at the last fresh tick.
             now.saturating_add(nanos(seen.fresh_for)).saturating_add(1)
         };
         let life = Life { published, fresh_end, is_lapsed };
         if is_lapsed && !life.is_served(self.longest_window, now) {
-            removed.extend(self.store.remove(&key));
-        } else {
+            removed.extend(self.store.remove(&flight.key));
+        } else if let Some(key) = key.take() {
             let Made { value, origin, traits } = &*seen.value;
             let parts = Parts { value: Arc::clone(value), life, origin: *origin, traits: traits.clone() };
             self.store.insert(key, Entry::new(parts, self.ttl), removed);
         }
-        Some(seen.value)
+        (Some(seen.value), at_rest)
     }
 
     /// The end of a [`FlightRef`].
     fn leave(&self, flight: &Arc<Flight<K, T, C>>, purpose: Purpose, progress: Progress) {
         if purpose == Purpose::Read && progress == Progress::Served {
             // Release: what the user did with the cell is before the removal. Acquire: of all users.
-            // A flight that is parked is removed by a sweep; the load is ordered after the count by the same.
+            // A flight that is parked is removed by a sweep. Relaxed: the sweep takes it out of the queue, and then looks at
+            // the count with a read-modify-write (`forget`), as this is one. If that one comes later, it sees this user gone,
+            // and removes the flight. If it came before, this one acquires it, and the flight is seen as not parked.
             if flight.users.fetch_sub(1, Ordering::AcqRel) > 1 || flight.is_parked.load(Ordering::Relaxed) {
                 return;
             }
@@ -376,8 +383,8 @@ impl<K: Eq + Hash + Clone, T, C: Clock + Clone> Inner<K, T, C> {
             drop(shard);
             return;
         }
-        let (now, key) = (self.now_in_drop(), flight.key.clone());
-        let (mut removed, mut swept, mut synced) = (Vec::new(), Vec::new(), None);
+        let (now, mut key) = (self.now_in_drop(), Some(flight.key.clone()));
+        let (mut removed, mut swept, mut synced) = (Vec::new(), Vec::new(), (None, None));
         let mut shard = self.flights.shard(&flight.key).write();
         // Relaxed, all: under the lock.
         if purpose == Purpose::Change {
@@ -386,13 +393,13 @@ impl<K: Eq + Hash + Clone, T, C: Clock + Clone> Inner<K, T, C> {
         if flight.changes.load(Ordering::Relaxed) == 0
             && (purpose == Purpose::Change || progress == Progress::Built)
         {
-            synced = self.sync(flight, key, now, &mut removed);
+            synced = self.sync(flight, &mut key, now, &mut removed);
         }
         if flight.is_parked.load(Ordering::Relaxed) && flight.cell.stats().consecutive_failures == 0 {
             flight.is_parked.store(false, Ordering::Relaxed);
             shard.parked.retain(|parked| !Arc::ptr_eq(parked, flight));
         }
-        // As above. After `is_parked`: a user that leaves later sees it.
+        // AcqRel: as above. After `is_parked`: a user that leaves later sees it.
         flight.users.fetch_sub(1, Ordering::AcqRel);
         shard.retire(flight, now, self.flights.parked, &mut swept);
         shard.sweep(now, &mut swept);
@@ -437,7 +444,7 @@ impl<K: Eq + Hash, T, C: Clock> Shard<K, T, C> {
         }
         let pause = pause_of(flight);
         if pause == 0 {
-            swept.extend(self.flights.remove(&flight.key));
+            self.remove(flight, swept);
             return;
         }
         let forget_at = now.saturating_add(pause);
@@ -451,15 +458,22 @@ impl<K: Eq + Hash, T, C: Clock> Shard<K, T, C> {
         {
             oldest.is_parked.store(false, Ordering::Relaxed);
             self.forget(&oldest, swept);
-            swept.push(oldest);
+            swept.push((None, oldest));
         }
     }
 
     /// Removes a flight that is not in the queue any more, unless it is in use: then its last user sees to it.
     fn forget(&mut self, flight: &Arc<Flight<K, T, C>>, swept: &mut Swept<K, T, C>) {
-        if flight.users.load(Ordering::Acquire) == 0 {
-            swept.extend(self.flights.remove(&flight.key));
+        // A read-modify-write, not a load: see `leave`, whose `fetch_sub` it pairs with. With a load, the last user could leave
+        // unseen, and still see the flight as parked: nobody would remove it.
+        if flight.users.fetch_add(0, Ordering::AcqRel) == 0 {
+            self.remove(flight, swept);
         }
+    }
+
+    fn remove(&mut self, flight: &Flight<K, T, C>, swept: &mut Swept<K, T, C>) {
+        let removed = self.flights.remove_entry(&flight.key);
+        swept.extend(removed.map(|(key, flight)| (Some(key), flight)));
     }
 
     /// Forgets the failures whose time has come.
@@ -477,7 +491,7 @@ impl<K: Eq + Hash, T, C: Clock> Shard<K, T, C> {
             } else {
                 flight.is_parked.store(false, Ordering::Relaxed);
                 self.forget(&flight, swept);
-                swept.push(flight);
+                swept.push((None, flight));
             }
         }
     }
@@ -573,11 +587,9 @@ where
         self.progress.store(progress as u8, Ordering::Relaxed);
     }
 
-    /// Whether a value that the cell has served to this call will do. If it does not, the cell knows that it is stale now.
-    pub(crate) fn accepts(&self, made: &Arc<Made<T>>) -> bool {
-        self.progress() != Progress::Served
-            || self.map.is_current(made)
-            || !self.flight.cell.invalidate_if_current(made)
+    /// Whether a value that the cell has served to this call will do. If not, the call looks again. See [`Inner::accepts`].
+    pub(crate) fn accepts(&self, made: &Arc<Made<T>>, lapsed: &mut Option<Arc<Made<T>>>) -> bool {
+        self.progress() != Progress::Served || self.map.accepts(&self.flight.cell, made, lapsed)
     }
 }
 

@@ -13,7 +13,7 @@ use parking_lot::RwLock;
 use crate::batches::Queue;
 use crate::clock::{freshness, moment, nanos};
 use crate::epochs::{Epochs, Origin};
-use crate::flight::{FlightRef, Flights, Made, Progress};
+use crate::flight::{Cell, FlightRef, Flights, Made, Progress};
 use crate::stats::Counters;
 use crate::store::{Bound, Entry, Evicting, Life, Parts, Store, Traits};
 
@@ -162,13 +162,43 @@ impl<K: Eq + Hash + Clone, T, C: Clock + Clone> Inner<K, T, C> {
             return Some(value);
         }
         match self.flights.find(key) {
-            Some(flight) => flight.cell.get().map(|made| Arc::clone(&made.value)),
+            Some(flight) => self.held(&flight.cell),
             // Again, since a flight may have ended in between.
             None => match self.store.peek(key).map(|entry| self.judge(entry)) {
                 Some(Look::Fresh(value) | Look::Stale(value)) => Some(value),
                 Some(Look::Nothing) | None => None,
             },
         }
+    }
+
+    /// What a flight may serve without a build.
+    pub(crate) fn held(&self, cell: &Cell<T, C>) -> Option<Arc<T>> {
+        let mut lapsed = None;
+        loop {
+            let made = cell.get()?;
+            if self.accepts(cell, &made, &mut lapsed) {
+                return Some(Arc::clone(&made.value));
+            }
+        }
+    }
+
+    /// Whether a value that the cell has served will do, with regard to invalidations of many keys, of which the cell does
+    /// not know. If not, it is declared stale there, and the call looks again.
+    ///
+    /// `lapsed`: what this call has declared stale before. If the cell serves that again, it serves it as stale. A value that
+    /// another call has declared stale may have been looked at before that, as a fresh one.
+    pub(crate) fn accepts(
+        &self,
+        cell: &Cell<T, C>,
+        made: &Arc<Made<T>>,
+        lapsed: &mut Option<Arc<Made<T>>>,
+    ) -> bool {
+        if self.is_current(made) || lapsed.as_ref().is_some_and(|lapsed| Arc::ptr_eq(lapsed, made)) {
+            return true;
+        }
+        cell.invalidate_if_current(made);
+        *lapsed = Some(Arc::clone(made));
+        false
     }
 
     /// Whether no invalidation of many keys has overtaken it.
@@ -237,7 +267,7 @@ impl<K: Eq + Hash + Clone, T, C: Clock + Clone> Inner<K, T, C> {
     {
         let queue = self.queue()?;
         let stale = match self.flights.find(key) {
-            Some(flight) => Arc::clone(&flight.cell.get()?.value),
+            Some(flight) => self.held(&flight.cell)?,
             None => match self.look(key) {
                 Look::Fresh(value) => return Some(value),
                 Look::Stale(value) => value,

@@ -55,8 +55,9 @@
 //!
 //! For the map:
 //!
-//! * Values are bounded by number or weight. Failing keys are bounded too: a flood of unknown keys leaves no lasting memory.
-//! * No build, no destructor of a value, no clock and no waker runs under a lock.
+//! * Values are bounded by number or weight. Failing keys are bounded too: a flood of unknown keys costs bounded
+//!   memory, which later calls of the same shard free.
+//! * No build, no destructor of a key or a value, no clock and no waker runs under a lock.
 //! * No operation costs more with more keys, but for `iter` and `invalidate_if`.
 //!
 //! How that is done stands at the beginning of `src/flight.rs`.

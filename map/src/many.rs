@@ -9,14 +9,16 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::hash::Hash;
 use std::sync::Arc;
+use std::time::Duration;
 
 use dogpile::{BoxError, Clock, Lease, Lookup, Pending, RefreshError, SharedError, Waited};
 
 use crate::DogpileMap;
-use crate::clock::FlightClock;
+use crate::clock::{FlightClock, moment, nanos};
 use crate::error::LeftOut;
 use crate::flight::{Cell, FlightRef, Made, Progress, Purpose};
 use crate::inner::{Building, Inner, Look};
+use crate::store::Store;
 
 type Joined<'m, K, T, C> = FlightRef<K, T, C, &'m Inner<K, T, C>>;
 
@@ -47,11 +49,38 @@ struct Found<T> {
     error: Option<RefreshError>,
     /// Positions to be looked at again.
     again: Vec<usize>,
+    /// Positions of keys that stand twice, with the first position of each.
+    copies: Vec<(usize, usize)>,
+    /// What this call has declared stale, by position. See [`Inner::accepts`].
+    lapsed: HashMap<usize, Arc<Made<T>>>,
 }
 
 impl<T> Found<T> {
     fn fail(&mut self, error: impl Into<RefreshError>) {
         self.error.get_or_insert(error.into());
+    }
+
+    fn accepts<K, C>(&mut self, position: usize, flight: &Joined<'_, K, T, C>, made: &Arc<Made<T>>) -> bool
+    where
+        K: Hash + Eq + Clone,
+        C: Clock + Clone,
+    {
+        let mut lapsed = self.lapsed.remove(&position);
+        let accepted = flight.accepts(made, &mut lapsed);
+        self.lapsed.extend(lapsed.map(|lapsed| (position, lapsed)));
+        accepted
+    }
+
+    /// What the call returns.
+    fn finish(mut self) -> Result<Vec<Option<Arc<T>>>, RefreshError> {
+        if let Some(error) = self.error {
+            return Err(error);
+        }
+        for (position, first) in self.copies {
+            let value = self.values[first].clone();
+            self.values[position] = value;
+        }
+        Ok(self.values)
     }
 }
 
@@ -69,7 +98,8 @@ where
 
 /// Whether a loader on this thread builds the cell's key.
 pub(crate) fn is_loading<T, C: Clock>(cell: &Arc<Cell<T, C>>) -> bool {
-    LOADING.with_borrow(|cells| !cells.is_empty() && cells.contains(&address(cell)))
+    // In the destructor of a thread-local variable it may be gone; then no loader runs that began before.
+    LOADING.try_with(|cells| cells.borrow().contains(&address(cell))).unwrap_or(false)
 }
 
 /// What has become of each key of a load: `Ok(None)`: the loader left it out.
@@ -105,16 +135,20 @@ struct Loading(usize);
 
 impl Loading {
     fn of(cells: &[usize]) -> Self {
-        LOADING.with_borrow_mut(|all| {
+        let noted = LOADING.try_with(|all| {
+            let mut all = all.borrow_mut();
             all.extend_from_slice(cells);
-            Self(all.len() - cells.len())
-        })
+            all.len() - cells.len()
+        });
+        // In the destructor of a thread-local variable there may be no place for the note.
+        Self(noted.unwrap_or(usize::MAX))
     }
 }
 
 impl Drop for Loading {
     fn drop(&mut self) {
-        LOADING.with_borrow_mut(|all| all.truncate(self.0));
+        // An error: as above.
+        let _ = LOADING.try_with(|all| all.borrow_mut().truncate(self.0));
     }
 }
 
@@ -129,7 +163,8 @@ where
     ///
     /// Each key is still built once: by this call, or by another one, of this kind or of
     /// [`get_or_refresh`](Self::get_or_refresh), which this one then waits for. A key that `load` leaves out is `None` in the
-    /// result, and its old value, if there is one, is taken away. Pairs that were not asked for are ignored.
+    /// result, and its old value, if there is one, is taken away. What is published for the key while `load` runs stays, but a
+    /// `set` at the very moment at which the call ends may be taken away too. Pairs that were not asked for are ignored.
     ///
     /// If a key that another caller was building has to be built after all (that caller panicked, or the key was invalidated),
     /// `load` is called again, for those keys.
@@ -178,10 +213,10 @@ where
                 self.load(elected, &mut load, &mut found);
             }
             for Awaited { position, pending, flight } in awaited {
-                Self::settle(position, pending.wait(), &flight, &mut found);
+                self.settle(position, pending.wait(), &flight, &mut found);
             }
         }
-        found.error.map_or(Ok(found.values), Err)
+        found.finish()
     }
 
     /// As [`get_many`](Self::get_many), with a loader that is a future.
@@ -229,16 +264,22 @@ where
             }
             for Awaited { position, pending, flight } in awaited {
                 let waited = pending.await;
-                Self::settle(position, waited, &flight, &mut found);
+                self.settle(position, waited, &flight, &mut found);
             }
         }
-        found.error.map_or(Ok(found.values), Err)
+        found.finish()
     }
 
-    /// What is fresh at rest, and what is to be looked at. A key that stands there twice is elected once, and awaited once it
-    /// is published.
+    /// What is fresh at rest, and what is to be looked at. A key that stands there twice is looked at once.
     fn begin_many(&self, keys: &[K]) -> Found<T> {
-        let mut found = Found { values: Vec::with_capacity(keys.len()), error: None, again: Vec::new() };
+        let mut found = Found {
+            values: Vec::with_capacity(keys.len()),
+            error: None,
+            again: Vec::new(),
+            copies: Vec::new(),
+            lapsed: HashMap::new(),
+        };
+        let mut firsts = HashMap::new();
         for (position, key) in keys.iter().enumerate() {
             let value = match self.inner.look(key) {
                 Look::Fresh(value) => {
@@ -246,7 +287,10 @@ where
                     Some(value)
                 }
                 Look::Stale(_) | Look::Nothing => {
-                    found.again.push(position);
+                    match *firsts.entry(key).or_insert(position) {
+                        first if first < position => found.copies.push((position, first)),
+                        _ => found.again.push(position),
+                    }
                     None
                 }
             };
@@ -274,7 +318,7 @@ where
             };
             match flight.cell().lookup_owned() {
                 Lookup::Fresh(made) | Lookup::Stale(made) => {
-                    if flight.accepts(&made) {
+                    if found.accepts(position, &flight, &made) {
                         flight.count(true);
                         found.values[position] = Some(Arc::clone(&made.value));
                     } else {
@@ -360,60 +404,99 @@ where
         made: Vec<Result<Option<Made<T>>, SharedError>>,
         found: &mut Found<T>,
     ) {
+        // Dropped when no lease is held any more: a destructor may ask for another one of these keys.
+        let mut ended = Vec::with_capacity(elected.len());
         for (Elected { position, lease, flight }, made) in elected.into_iter().zip(made) {
+            let previous = lease.previous().cloned();
+            let (mut cleared, mut built) = (None, None);
             match made {
                 Ok(Some(made)) => {
+                    built = Some(Arc::clone(&made.value));
                     let served = lease.publish(made);
                     found.values[position] = Some(Arc::clone(&served.value));
                 }
                 Ok(None) => {
-                    let previous = lease.previous().cloned();
                     lease.fail(LeftOut);
-                    // What was published meanwhile stays.
+                    // What was published meanwhile stays; but not what is published between these two steps.
                     let held = flight.cell().snapshot();
-                    if let (Some(previous), Some(held)) = (previous, held)
-                        && Arc::ptr_eq(&previous, &held.value)
+                    if let (Some(previous), Some(held)) = (&previous, held)
+                        && Arc::ptr_eq(previous, &held.value)
                     {
-                        drop(self.clear(&flight.flight.key));
+                        cleared = self.clear(&flight.flight.key);
                     }
                 }
                 Err(error) => {
-                    let previous = lease.previous().cloned();
                     lease.fail(error.clone());
-                    match self.instead_of_error(&flight, previous) {
-                        Some(made) => found.values[position] = Some(Arc::clone(&made.value)),
-                        None => found.fail(error),
-                    }
+                    self.fail(position, &flight, error, found);
                 }
+            }
+            ended.push((previous, built, cleared, flight));
+        }
+    }
+
+    /// The build that this call ran, or waited for, has failed.
+    fn fail(
+        &self,
+        position: usize,
+        flight: &Joined<'_, K, T, C>,
+        error: impl Into<RefreshError>,
+        found: &mut Found<T>,
+    ) {
+        match self.instead_of_error(flight) {
+            Some(value) => found.values[position] = Some(value),
+            None => found.fail(error),
+        }
+    }
+
+    /// What the policy's `stale_if_error` allows to serve to a caller whose build has failed.
+    fn instead_of_error(&self, flight: &Joined<'_, K, T, C>) -> Option<Arc<T>> {
+        let window = self.inner.policy.get_stale_if_error();
+        let mut lapsed = None;
+        loop {
+            let made = match flight.cell().request().max_stale(window).lookup() {
+                Lookup::Fresh(made) => made,
+                Lookup::Stale(made) if !window.is_zero() => made,
+                // There is no pause, or it is over.
+                Lookup::Elected(lease) => {
+                    let previous = lease.previous().cloned()?;
+                    drop(lease);
+                    return self.is_within(window, flight, &previous).then(|| Arc::clone(&previous.value));
+                }
+                _ => return None,
+            };
+            if self.inner.accepts(flight.cell(), &made, &mut lapsed) {
+                return Some(Arc::clone(&made.value));
             }
         }
     }
 
-    /// What the policy's `stale_if_error` allows to serve to the caller of a build that failed.
-    fn instead_of_error(
-        &self,
-        flight: &Joined<'_, K, T, C>,
-        previous: Option<Arc<Made<T>>>,
-    ) -> Option<Arc<Made<T>>> {
-        let window = self.inner.policy.get_stale_if_error();
-        match flight.cell().request().max_stale(window).lookup() {
-            Lookup::Fresh(made) => Some(made),
-            Lookup::Stale(made) if !window.is_zero() => Some(made),
-            // There is no pause; its value may be served if it always may.
-            Lookup::Elected(_) if window == std::time::Duration::MAX => previous,
-            _ => None,
+    /// Whether that value, which is stale, may be served within this window. Since when it is stale, the cell does not say;
+    /// what is at rest does, unless it was evicted.
+    fn is_within(&self, window: Duration, flight: &Joined<'_, K, T, C>, made: &Arc<Made<T>>) -> bool {
+        if window.is_zero() || window == Duration::MAX {
+            return !window.is_zero();
         }
+        let inner = &*self.inner;
+        let Some(entry) = inner.store.peek(&flight.flight.key) else { return false };
+        let life = entry.life(&inner.epochs, inner.ttl);
+        Arc::ptr_eq(&entry.value, &made.value) && life.is_served(nanos(window), moment(inner.clock.now()))
     }
 
     /// The end of a wait for another caller's build.
-    fn settle(position: usize, waited: Waited<Made<T>>, flight: &Joined<'_, K, T, C>, found: &mut Found<T>) {
+    fn settle(
+        &self,
+        position: usize,
+        waited: Waited<Made<T>>,
+        flight: &Joined<'_, K, T, C>,
+        found: &mut Found<T>,
+    ) {
         match waited {
-            Waited::Published(made) if flight.accepts(&made) => {
+            Waited::Published(made) if found.accepts(position, flight, &made) => {
                 found.values[position] = Some(Arc::clone(&made.value));
             }
             Waited::Published(_) | Waited::Abandoned => found.again.push(position),
             Waited::Failed(error) if error.is::<LeftOut>() => {}
-            Waited::Failed(error) => found.fail(error),
+            Waited::Failed(error) => self.fail(position, flight, error, found),
             // `Reentrant`, the only other one.
             _ => found.fail(RefreshError::Reentrant),
         }

@@ -131,6 +131,7 @@ where
         let had_stale = matches!(look, Look::Stale(_));
         drop(look);
         let mut build = Some(build);
+        let mut lapsed = None;
         loop {
             let flight = match self.enter(key, had_stale) {
                 Ok(flight) => flight,
@@ -138,7 +139,7 @@ where
                 Err(Err(_)) => cannot("get_or_refresh"),
             };
             let made = flight.cell().get_or_refresh(|| flight.build(taken(&mut build)));
-            if flight.accepts(&made) {
+            if flight.accepts(&made, &mut lapsed) {
                 flight.count(had_stale);
                 return Arc::clone(&made.value);
             }
@@ -200,13 +201,14 @@ where
         let had_stale = matches!(look, Look::Stale(_));
         drop(look);
         let mut build = Some(build);
+        let mut lapsed = None;
         loop {
             let flight = match self.enter(key, had_stale) {
                 Ok(flight) => flight,
                 Err(found) => return found,
             };
             let made = flight.cell().try_get_or_refresh(|| flight.try_build(taken(&mut build)));
-            if made.as_ref().is_ok_and(|made| !flight.accepts(made)) {
+            if made.as_ref().is_ok_and(|made| !flight.accepts(made, &mut lapsed)) {
                 continue;
             }
             flight.count(had_stale);
@@ -349,6 +351,7 @@ where
             look => matches!(look, Look::Stale(_)),
         };
         let mut build = Some(build);
+        let mut lapsed = None;
         loop {
             let flight = match self.enter(key, had_stale) {
                 Ok(flight) => flight,
@@ -362,7 +365,7 @@ where
                     building.finish(Arc::new(taken(&mut build)(&flight.flight.key).await))
                 })
                 .await;
-            if flight.accepts(&made) {
+            if flight.accepts(&made, &mut lapsed) {
                 flight.count(had_stale);
                 return Arc::clone(&made.value);
             }
@@ -403,6 +406,7 @@ where
             look => matches!(look, Look::Stale(_)),
         };
         let mut build = Some(build);
+        let mut lapsed = None;
         loop {
             let flight = match self.enter(key, had_stale) {
                 Ok(flight) => flight,
@@ -415,7 +419,7 @@ where
                     building.conclude(taken(&mut build)(&flight.flight.key).await)
                 })
                 .await;
-            if made.as_ref().is_ok_and(|made| !flight.accepts(made)) {
+            if made.as_ref().is_ok_and(|made| !flight.accepts(made, &mut lapsed)) {
                 continue;
             }
             flight.count(had_stale);
@@ -587,9 +591,12 @@ where
         Q: Hash + Eq + ToOwned<Owned = K> + ?Sized,
     {
         let inner = &*self.inner;
-        let (now, owned) = (moment(inner.clock.now()), key.to_owned());
+        let now = moment(inner.clock.now());
+        // What is left of it is dropped after unlocking.
+        let mut owned = Some(key.to_owned());
         inner.change(key, |removed| {
             let Some(entry) = inner.store.peek(key) else { return false };
+            let Some(owned) = owned.take() else { return false };
             if !entry.is_current(&inner.epochs) || !condition(&entry.value) {
                 removed.push((owned, entry));
                 return false;

@@ -358,11 +358,12 @@ where
             return value;
         }
         let mut build = Some(build);
+        let mut lapsed = None;
         loop {
             let flight = enter!(self, value_or_panic);
             let request = self.conditions.apply(flight.cell().request());
             let made = request.get(|| flight.build(taken(&mut build)));
-            if flight.accepts(&made) {
+            if flight.accepts(&made, &mut lapsed) {
                 flight.count(false);
                 return Arc::clone(&made.value);
             }
@@ -416,6 +417,7 @@ where
             return Ok(value);
         }
         let mut build = Some(build);
+        let mut lapsed = None;
         loop {
             let flight = enter!(self, std::convert::identity);
             let request = self.conditions.apply(flight.cell().request());
@@ -424,7 +426,7 @@ where
                 let result = taken(&mut build)(&flight.flight.key, value_of(previous.as_ref()));
                 refreshed(flight.map, building, previous.as_ref(), result)
             });
-            if made.as_ref().is_ok_and(|made| !flight.accepts(made)) {
+            if made.as_ref().is_ok_and(|made| !flight.accepts(made, &mut lapsed)) {
                 continue;
             }
             flight.count(false);
@@ -451,6 +453,7 @@ where
             return value;
         }
         let mut build = Some(build);
+        let mut lapsed = None;
         loop {
             let flight = enter!(self, value_or_panic);
             let request = self.conditions.apply(flight.cell().request());
@@ -460,7 +463,7 @@ where
                     building.finish(Arc::new(taken(&mut build)(&flight.flight.key).await))
                 })
                 .await;
-            if flight.accepts(&made) {
+            if flight.accepts(&made, &mut lapsed) {
                 flight.count(false);
                 return Arc::clone(&made.value);
             }
@@ -494,6 +497,7 @@ where
             return Ok(value);
         }
         let mut build = Some(build);
+        let mut lapsed = None;
         loop {
             let flight = enter!(self, std::convert::identity);
             let request = self.conditions.apply(flight.cell().request());
@@ -505,7 +509,7 @@ where
                     refreshed(flight_ref.map, building, previous.as_ref(), result)
                 })
                 .await;
-            if made.as_ref().is_ok_and(|made| !flight.accepts(made)) {
+            if made.as_ref().is_ok_and(|made| !flight.accepts(made, &mut lapsed)) {
                 continue;
             }
             flight.count(false);
@@ -560,6 +564,7 @@ where
         let Self { map, key, conditions, spawner: SpawnWith(spawn) } = self;
         let this = Request { map, key, conditions, spawner: InCaller };
         let mut spawning = Spawning::new(build, spawn);
+        let mut lapsed = None;
         loop {
             let flight = enter!(this, value_or_panic);
             let (job, build) = (this.of_job(), Arc::clone(&spawning.build));
@@ -573,7 +578,7 @@ where
                 let value = taken_by_job(&build)(&held.key);
                 building.finish(Arc::new(value))
             });
-            if flight.accepts(&made) {
+            if flight.accepts(&made, &mut lapsed) {
                 flight.count(false);
                 return Arc::clone(&made.value);
             }
@@ -620,6 +625,7 @@ where
         let Self { map, key, conditions, spawner: SpawnWith(spawn) } = self;
         let this = Request { map, key, conditions, spawner: InCaller };
         let mut spawning = Spawning::new(build, spawn);
+        let mut lapsed = None;
         loop {
             let flight = enter!(this, std::convert::identity);
             let (job, build) = (this.of_job(), Arc::clone(&spawning.build));
@@ -633,7 +639,7 @@ where
                 let result = taken_by_job(&build)(&held.key, value_of(previous.as_ref()));
                 refreshed(&owner, building, previous.as_ref(), result)
             });
-            if made.as_ref().is_ok_and(|made| !flight.accepts(made)) {
+            if made.as_ref().is_ok_and(|made| !flight.accepts(made, &mut lapsed)) {
                 continue;
             }
             flight.count(false);
@@ -757,6 +763,7 @@ where
         let Self { map, key, conditions, spawner: SpawnWith(spawn) } = self;
         let this = Request { map, key, conditions, spawner: InCaller };
         let mut spawning = Spawning::new(build, spawn);
+        let mut lapsed = None;
         loop {
             let flight = enter!(this, std::convert::identity);
             let (job, build) = (this.of_job(), Arc::clone(&spawning.build));
@@ -779,7 +786,7 @@ where
                     refreshed(&owner, building, previous.as_ref(), result)
                 })
                 .await;
-            if made.as_ref().is_ok_and(|made| !flight.accepts(made)) {
+            if made.as_ref().is_ok_and(|made| !flight.accepts(made, &mut lapsed)) {
                 continue;
             }
             flight.count(false);

@@ -1,13 +1,15 @@
 //! Writes beside a build that runs: G3, G4.
 
-use std::sync::Mutex;
+use std::cell::Cell;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::thread;
 use std::time::Duration;
 
-use dogpile::Policy;
+use dogpile::{Clock, ManualClock, Policy, RefreshError, Tick};
+use dogpile_map::DogpileMap;
 
-use crate::support::{MINUTE, Map, TICK, builder, gate, minute, unexpected};
+use crate::support::{MINUTE, Map, TICK, builder, gate, map, minute, strict, unexpected};
 
 /// Runs a build of key 1, lets `meanwhile` happen, ends the build with 10, and returns what its caller got.
 fn beside(map: &Map, meanwhile: impl FnOnce()) -> u64 {
@@ -212,5 +214,111 @@ fn no_thread_sees_the_new_value_and_then_the_old_one() {
             });
         });
         assert_eq!(map.stats().in_flight, 0);
+    }
+}
+
+/// With the policy [`strict`]: while key 1 is in flight, all keys are invalidated; then `look` runs.
+fn invalidated_in_flight<C: Clock + Clone + 'static>(
+    map: &DogpileMap<u64, u64, C>,
+    invalidate: impl FnOnce(),
+    look: impl FnOnce(),
+) {
+    let (gate, build) = gate();
+    map.set(1, 1);
+    thread::scope(|scope| {
+        // Dropped if `look` panics: then the build ends too.
+        let gate = gate;
+        scope.spawn(|| map.request(&1).no_cache().get(|_| build()));
+        gate.wait_until_started();
+        invalidate();
+        look();
+        gate.finish.send(2).unwrap();
+    });
+}
+
+#[test]
+fn what_was_invalidated_is_not_handed_out_by_a_flight() {
+    for by_tag in [false, true] {
+        let map = builder(strict()).0.tags(|_, _| ["tag"]).build();
+        let invalidate = || if by_tag { map.invalidate_tag("tag") } else { map.invalidate_all() };
+        invalidated_in_flight(&map, invalidate, || {
+            assert_eq!(map.get(&1), None);
+            assert_eq!(map.with(&1, |value| *value), None);
+            assert_eq!(map.iter().count(), 0);
+        });
+    }
+}
+
+#[test]
+fn what_was_invalidated_is_not_served_to_a_loader_that_asks_for_its_own_key() {
+    let (map, _clock) = map(strict());
+    let found = map.get_many(&[1], |_| {
+        map.set(1, 1);
+        map.invalidate_all();
+        let error = map.try_get_or_refresh(&1, |_| Ok::<_, String>(2)).unwrap_err();
+        assert!(matches!(error, RefreshError::Reentrant), "{error}");
+        Ok::<_, String>([(1, 3)])
+    });
+    assert!(found.is_ok());
+}
+
+/// Calls a function each time it is asked.
+#[derive(Clone)]
+struct HookedClock {
+    time: ManualClock,
+    hook: Arc<dyn Fn() + Send + Sync>,
+}
+
+impl Clock for HookedClock {
+    fn now(&self) -> Tick {
+        (self.hook)();
+        self.time.now()
+    }
+
+    fn park_until(&self, deadline: Tick, now: Tick) {
+        self.time.park_until(deadline, now);
+    }
+}
+
+thread_local! {
+    /// How often this thread asks the clock until the hook acts.
+    static LEFT: Cell<Option<u32>> = const { Cell::new(None) };
+}
+
+/// One reader looks at the cell; before it goes on, the other one finds the value out of date, and declares it stale.
+#[test]
+fn of_two_readers_neither_is_served_what_was_invalidated() {
+    fn read(map: &DogpileMap<u64, u64, HookedClock>) -> Result<Arc<u64>, RefreshError> {
+        let request = map.request(&1).max_stale(Duration::ZERO).wait_at_most(Duration::ZERO);
+        request.try_get(unexpected::<Result<_, String>>)
+    }
+    for nth in 0.. {
+        let shared = Arc::new(OnceLock::<DogpileMap<u64, u64, HookedClock>>::new());
+        let other = Arc::clone(&shared);
+        let hook = Arc::new(move || match LEFT.take() {
+            None => {}
+            Some(0) => {
+                let map = other.get().unwrap().clone();
+                assert!(thread::spawn(move || read(&map)).join().unwrap().is_err());
+            }
+            Some(left) => LEFT.set(Some(left - 1)),
+        });
+        let clock = HookedClock { time: ManualClock::new(), hook };
+        let map = shared.get_or_init(|| DogpileMap::builder(strict()).clock(clock).build());
+        let mut has_acted = false;
+        invalidated_in_flight(
+            map,
+            || map.invalidate_all(),
+            || {
+                LEFT.set(Some(nth));
+                let found = read(map);
+                has_acted = LEFT.take().is_none();
+                assert!(found.is_err(), "{found:?}, where the clock is asked for the time no. {nth}");
+            },
+        );
+        if !has_acted {
+            assert!(nth > 0);
+            break;
+        }
     }
 }

@@ -3,6 +3,7 @@
 #![allow(clippy::unnecessary_wraps)] // loaders that could fail
 
 mod batches;
+mod destructors;
 mod failure;
 mod fence;
 mod many;

@@ -183,3 +183,65 @@ fn a_key_that_was_awaited_and_fails_is_the_error_of_the_call() {
     assert_eq!(map.get(&2).as_deref(), Some(&4));
     assert_eq!(map.get_many(&[1, 2], squares).unwrap().len(), 2);
 }
+
+#[test]
+fn a_key_that_stands_twice_is_served_the_same_twice() {
+    let (map, _clock) = minute();
+    map.set(1, 0);
+    map.invalidate(&1);
+    let load = |due: &[u64]| {
+        assert_eq!(due, [1, 2]);
+        Ok::<_, String>([(1, 10)])
+    };
+    let found = map.get_many(&[1, 2, 1, 2, 1], load).unwrap();
+    let found: Vec<_> = found.iter().map(|value| value.as_deref().copied()).collect();
+    assert_eq!(found, [Some(10), None, Some(10), None, Some(10)]);
+    map.invalidate(&1);
+    let found = map.get_many(&[1, 1], |_| Ok::<_, String>([])).unwrap();
+    assert_eq!(found, [None, None]);
+}
+
+/// A stale value is served in place of an error, and not otherwise, for so long.
+fn if_error(window: Duration) -> Policy {
+    Policy::ttl(MINUTE).stale_while_refresh(Duration::ZERO).stale_if_error(window)
+}
+
+#[test]
+fn without_a_pause_a_loader_that_fails_is_covered_by_stale_if_error_too() {
+    for window in [Duration::MAX, MINUTE] {
+        let (map, clock) = map(if_error(window).retry_backoff(Duration::ZERO, Duration::ZERO));
+        map.set(1, 1);
+        map.invalidate(&1);
+        let fail = || map.get_many(&[1], |_| Err::<[(u64, u64); 0], _>("down"));
+        for _ in 0..2 {
+            assert_eq!(fail().unwrap()[0].as_deref(), Some(&1));
+        }
+        clock.advance(MINUTE);
+        assert_eq!(fail().is_ok(), window == Duration::MAX);
+        // As a build of one key.
+        assert_eq!(map.try_get_or_refresh(&1, |_| Err("down")).is_ok(), window == Duration::MAX);
+    }
+}
+
+#[test]
+fn stale_if_error_covers_a_call_that_waited_for_the_build_that_failed() {
+    for pause in [Duration::ZERO, MINUTE] {
+        let (map, _clock) = map(if_error(MINUTE).retry_backoff(pause, pause));
+        map.set(1, 1);
+        map.invalidate(&1);
+        let (gate, build) = gate::<Result<u64, String>>();
+        thread::scope(|scope| {
+            let first = scope.spawn(|| map.try_get_or_refresh(&1, |_| build()).map(|value| *value));
+            gate.wait_until_started();
+            let many = map.get_many(&[1, 2], |due| {
+                // It waits for key 1 after its own load.
+                assert_eq!(due, [2]);
+                gate.finish.send(Err(String::from("down"))).unwrap();
+                squares(due)
+            });
+            let found: Vec<u64> = many.unwrap().into_iter().map(|value| *value.unwrap()).collect();
+            assert_eq!(found, [1, 4]);
+            assert_eq!(first.join().unwrap().unwrap(), 1);
+        });
+    }
+}

@@ -29,6 +29,11 @@ pub(crate) fn minute<T>() -> (Map<T>, ManualClock) {
     map(Policy::ttl(MINUTE))
 }
 
+/// No value is served that is not fresh.
+pub(crate) fn strict() -> Policy {
+    Policy::ttl(MINUTE).stale_while_refresh(Duration::ZERO).stale_if_error(Duration::ZERO)
+}
+
 /// A build that says when it runs, and waits until it may end.
 pub(crate) struct Gate<T> {
     pub(crate) started: mpsc::Receiver<()>,
