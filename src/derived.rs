@@ -45,7 +45,8 @@ use crate::time::{Clock, SystemClock};
 /// - After a source's `set`, `invalidate`, or build has returned, the next read is made from the newest values, or elects a
 ///   caller that makes it from them (the other callers get the old one meanwhile, as in any cell).
 /// - It is stale from the same tick on as the first of its sources. By default it never goes stale by itself.
-/// - While a source is stale and has no newer value, the derived value is served as it is, and is not made again.
+/// - While a source is stale and has no newer value, the derived value is served as it is, and is not made again. That applies too to
+///   what was made without the value of a derived source that fails, during that one's retry pause.
 /// - If the closure fails, the old value stays and is served, as [`Policy::stale_if_error`] says; after a pause, or when a source
 ///   publishes, it is tried again.
 ///
@@ -286,6 +287,9 @@ impl<T: Send + Sync + 'static, C: Clock + Send + Sync + 'static> Derived<T, C> {
     }
 
     /// Starts a [`Refresher`] that makes the value again at each change of a source, on a thread of its own, until it is dropped.
+    ///
+    /// After a failure it waits for 100 ms at least (the default [`min_interval`](crate::RefresherOptions::min_interval)), even if a
+    /// source publishes meanwhile. While a source is stale without a newer value, it looks every 100 ms.
     ///
     /// # Errors
     ///

@@ -107,11 +107,6 @@ pub trait Publishes: Kind {
     /// Publishes what a build has made.
     fn publish(held: Held<'_, Self>, made: Made<Self>) -> Arc<Self::Stored>;
 
-    /// Ends a build with an error.
-    fn fail(held: Held<'_, Self>, error: SharedError) -> SharedError {
-        held.fail(error)
-    }
-
     /// Whether a build could make anything else than the value that is there, stale as it may be.
     fn has_news(&self) -> bool {
         true
@@ -208,7 +203,7 @@ impl<K: Publishes> Held<'_, K> {
         // The conversion of the error is user code too, which may ask the cell.
         match self.run(|| build().map_err(SharedError::new)) {
             Ok(value) => Ok(K::publish(self, Made::New(value, Ttl::Policy))),
-            Err(error) => Err(K::fail(self, error)),
+            Err(error) => Err(self.fail(error)),
         }
     }
 
@@ -220,7 +215,7 @@ impl<K: Publishes> Held<'_, K> {
         let (given, previous) = given(&mut self);
         match made::<K>(self.run(|| build(given)), previous) {
             Ok(made) => Ok(K::publish(self, made)),
-            Err(error) => Err(K::fail(self, error)),
+            Err(error) => Err(self.fail(error)),
         }
     }
 }
@@ -305,7 +300,7 @@ impl<K: Publishes> Held<'_, K> {
             };
             let value = match self.run_async(build).await {
                 Ok(value) => value,
-                Err(error) => return Err(K::fail(self, error)),
+                Err(error) => return Err(self.fail(error)),
             };
             Ok(K::publish_async(self, Made::New(value, Ttl::Policy)).done().await)
         })
@@ -329,7 +324,7 @@ impl<K: Publishes> Held<'_, K> {
             let found = self.run_async(build).await;
             let publishing = match made::<K>(found, previous) {
                 Ok(made) => K::publish_async(self, made),
-                Err(error) => return Err(K::fail(self, error)),
+                Err(error) => return Err(self.fail(error)),
             };
             Ok(publishing.done().await)
         })

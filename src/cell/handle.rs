@@ -121,6 +121,10 @@ pub(crate) mod sealed {
             let _ = awaits;
             false
         }
+
+        /// A build has failed or panicked, and its retry pause has begun. Called without a lock, perhaps while the thread unwinds:
+        /// it must not panic.
+        fn has_failed(&self) {}
     }
 }
 

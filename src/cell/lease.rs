@@ -460,6 +460,7 @@ impl<'a, K: Kind> Held<'a, K> {
         let Self { handle, ticket, span, .. } = self;
         let GivenBack { rejected, nanos } = handle.machine().fail(unended(ticket), error.clone(), withheld);
         span.fail(error, nanos);
+        handle.has_failed();
         rejected
     }
 
@@ -485,6 +486,9 @@ impl<'a, K: Kind> Held<'a, K> {
         let GivenBack { rejected, nanos } = self.machine().give_back(ticket, panicked, withheld);
         if is_building {
             self.span.end(if panicked { Ending::Panicked } else { Ending::Abandoned }, nanos);
+            if panicked {
+                self.handle.has_failed();
+            }
         }
         rejected
     }

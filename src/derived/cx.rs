@@ -1,8 +1,8 @@
 //! One evaluation: what is asked for, and what it is given.
 //!
 //! An evaluation takes each source's value once (it is *pinned*), whatever asks for it in which order, so nothing in it mixes two
-//! values of one source. A derived value that is asked for and cached is used if what it was made from is what is pinned here,
-//! or is pinned with it; else it is made again, in this evaluation.
+//! values of one source. That a source gives no value is pinned too. A derived value that is asked for and cached is used if what
+//! it was made from is what is pinned here, or is pinned with it; else it is made again, in this evaluation.
 
 use std::fmt;
 
@@ -10,7 +10,7 @@ use crate::cell::Handle;
 use crate::error::RefreshError;
 use crate::sync::{Arc, Mutex};
 
-use super::source::{Followed, Pin, Source, Stamp, Taken, UNPUBLISHED, erase, id_of};
+use super::source::{Followed, Pin, Source, Stamp, Taken, erase, id_of, state_of};
 
 #[cfg(feature = "async")]
 use {
@@ -21,7 +21,7 @@ use {
 
 /// What the closure of a [`Derived`](crate::Derived) value asks for its sources.
 ///
-/// In one evaluation each source has one value: it is taken when it is asked for first.
+/// In one evaluation each source has one value, or none: that is found out when it is asked for first.
 ///
 /// # Examples
 ///
@@ -142,31 +142,35 @@ impl Cx {
         source: impl Into<Handle<'static, S>>,
     ) -> Result<S::Shared, RefreshError> {
         let handle: Handle<'static, S> = source.into();
+        let (before, _) = state_of::<S, M>(&handle);
         let taken = match self.pinned(id_of(&*handle)) {
             Some(pin) => Ok(Taken(pin)),
             None => S::take(&handle, self),
         };
-        self.give(&handle, taken)
+        self.give(&handle, before, taken)
     }
 
-    /// What was taken from a source, pinned and noted.
+    /// What was taken from a source, pinned and noted. `before`: the source's generation before that. It is the stamp of what gives no
+    /// value: a value that the source gets while it is asked has a later generation, so it is followed.
     fn give<S: Followed<M>, M: 'static>(
         &self,
         handle: &Handle<'static, S>,
+        before: u64,
         taken: Result<Taken, RefreshError>,
     ) -> Result<S::Shared, RefreshError> {
         let pin = match taken {
             Ok(Taken(pin)) => self.pin(pin),
+            // It asks for itself. It is no source of its own: a node with a link to itself would keep itself alive.
+            Err(error) if self.is_inside(id_of(&**handle)) => return Err(error),
             Err(error) => {
                 // What is made without its value is out of date when it has one.
-                let source = erase::<S, M>(handle);
-                let (generation, _) = source.state();
-                self.note(&[Stamp { source, generation }]);
-                return Err(error);
+                let stamp = Stamp { source: erase::<S, M>(handle), generation: before, has_value: false };
+                let stamps = Arc::new([stamp]);
+                self.pin(Pin { id: id_of(&**handle), generation: before, value: Err(error), stamps })
             }
         };
         self.note(&pin.stamps);
-        let Ok(value) = pin.value.downcast::<S::Stored>() else { unreachable!("one address, one source") };
+        let Ok(value) = pin.value?.downcast::<S::Stored>() else { unreachable!("one address, one source") };
         Ok(S::share(value))
     }
 
@@ -241,12 +245,13 @@ impl Cx {
         C: Clock + Send + Sync + 'static,
     {
         let handle: Handle<'static, Node<T, C, InTask<T>>> = source.into();
+        let (before, _) = state_of::<_, ()>(&*handle);
         let taken = match self.pinned(id_of(&*handle)) {
             Some(pin) => Ok(Taken(pin)),
             // Boxed, as it may come to this again.
             None => Box::pin(Node::take(&handle, self)).await,
         };
-        self.give(&handle, taken)
+        self.give(&handle, before, taken)
     }
 
     /// Whether the derived value is being made here, or by what asks for this one.
@@ -279,7 +284,7 @@ impl Cx {
     pub(super) fn note(&self, new: &[Stamp]) {
         for frame in self.frames() {
             let mut stamps = frame.stamps.lock();
-            for stamp in new.iter().filter(|stamp| stamp.generation != UNPUBLISHED) {
+            for stamp in new {
                 if !stamps.iter().any(|other| other.source.id() == stamp.source.id()) {
                     stamps.push(stamp.clone());
                 }
@@ -296,12 +301,13 @@ impl Cx {
     pub(super) fn accepts(&self, stamps: &[Stamp]) -> bool {
         stamps.iter().all(|stamp| {
             let pinned = self.pinned(stamp.source.id()).or_else(|| {
-                if !stamp.source.holds_after_refresh(stamp.generation) {
+                if !stamp.holds_after_refresh() {
                     return None;
                 }
-                stamp.source.pin_at(stamp.generation).map(|pin| self.pin(pin))
+                stamp.pin().map(|pin| self.pin(pin))
             });
-            pinned.is_some_and(|pin| pin.generation == stamp.generation)
+            pinned
+                .is_some_and(|pin| pin.generation == stamp.generation && pin.value.is_ok() == stamp.has_value)
         })
     }
 }

@@ -19,7 +19,7 @@
 //! # Locks
 //!
 //! The lock of a node's inputs is taken under the lock of its cell, never the other way round. Under both, only the records of
-//! sources are read, which takes no lock.
+//! cells are read, which takes no lock.
 
 use std::cmp::Ordering::{Equal, Greater, Less};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -28,7 +28,7 @@ use std::pin::Pin as Pinned;
 
 use crate::cell::{
     BuildOutput, Caller, Concluded, Decision, Demand, DogpileCell, Found, Handle, Held, Kind, Listener,
-    Machine, Made, Notified, Publishes, Search, Slot, Ttl,
+    Machine, Made, Notified, Publishes, Record, Search, Slot, Ttl,
 };
 use crate::contain::contain;
 use crate::error::{BoxError, RefreshError, SharedError};
@@ -172,6 +172,20 @@ impl<T, C: Clock, B> Kind for Node<T, C, B> {
     fn share(stored: Arc<T>) -> Arc<T> {
         stored
     }
+
+    fn has_failed(&self) {
+        // The clock is asked.
+        contain(|| {
+            let failed = Arc::clone(&self.inputs.lock().failed);
+            // It was made from what is out of date by now, so that it failed says nothing: no pause. A publication that comes after
+            // this look finds the pause: the links to what it has taken are there, see `note_failure`.
+            if !are_current(&failed)
+                && let Some(notified) = self.machine().source_changed(true, false, || false)
+            {
+                notified.notify();
+            }
+        });
+    }
 }
 
 /// Builds are about to publish or to fail: their links are kept until this is dropped.
@@ -312,18 +326,21 @@ where
             Freshness::Stale => {}
             _ => return None,
         }
-        if machine.is_out_of_date_itself(&seen.record) {
-            return None;
-        }
         let stamps = {
             let inputs = self.inputs.lock();
             (inputs.generation == seen.record.generation).then(|| Arc::clone(&inputs.stamps))
         }?;
-        // If they are fresh, it should be: it was published while one of them was being published.
-        let is_inherited = fresh_until(&stamps) <= seen.now;
-        let is_settled =
-            is_inherited && stamps.iter().all(|stamp| stamp.source.holds_after_refresh(stamp.generation));
+        let is_settled = !self.is_due(&seen.record, &stamps) && stamps.iter().all(Stamp::holds_after_refresh);
         is_settled.then_some(seen.value)
+    }
+
+    /// Whether the value is out of date, and not only because a source is.
+    fn is_due(&self, record: &Record, stamps: &[Stamp]) -> bool {
+        let machine = self.machine();
+        let now = machine.now();
+        // If its sources are fresh, it should be. Either its own time to live is over (the policy's, a drawn one, or that of a
+        // `set_for`), or it was published while one of them was being published, or it was set, which has no sources.
+        machine.is_out_of_date_itself(record) || (now >= record.fresh_end() && now < fresh_until(stamps))
     }
 
     /// The cached value, if what it was made from fits into an evaluation.
@@ -331,26 +348,32 @@ where
         loop {
             let machine = self.machine();
             let (value, record) = machine.held()?;
-            if machine.is_out_of_date_itself(&record) {
-                return None;
-            }
             let Some(Stamps(stamps)) = self.stamps_of(record.generation) else {
                 // A later one is published by now.
                 continue;
             };
-            // One that was set was made from nothing that is known.
-            if (stamps.is_empty() && record.is_declared_stale()) || !cx.accepts(&stamps) {
+            if self.is_due(&record, &stamps) || !cx.accepts(&stamps) {
                 return None;
             }
-            return Some(self.pin(own, value, record.generation, &stamps));
+            return Some(self.pin(own, value, record.generation, record.generation, &stamps));
         }
     }
 
-    fn pin(&self, own: &Arc<dyn AnySource>, value: Arc<T>, generation: u64, stamps: &[Stamp]) -> Pin {
-        let own = Stamp { source: Arc::clone(own), generation };
+    /// `before`: the generation before it was made.
+    fn pin(
+        &self,
+        own: &Arc<dyn AnySource>,
+        value: Arc<T>,
+        generation: u64,
+        before: u64,
+        stamps: &[Stamp],
+    ) -> Pin {
+        // What is made from an unpublished value is out of date when another one is published.
+        let follows = if generation == UNPUBLISHED { before } else { generation };
+        let own = Stamp { source: Arc::clone(own), generation: follows, has_value: true };
         let value: AnyValue = value;
         let stamps = stamps.iter().cloned().chain([own]).collect();
-        Pin { id: id_of(self), generation, value, stamps }
+        Pin { id: id_of(self), generation, value: Ok(value), stamps }
     }
 
     /// What the value of this generation was made from; [`None`]: a later one is published.
@@ -384,7 +407,16 @@ where
         };
         // A refresher that waits for it is notified once, by the link to the source itself, not once for each way to it.
         let notifies = is_published && !is_derived;
-        let is_outdated = || fresh_until(&self.inputs.lock().stamps) == 0;
+        let is_outdated = || {
+            let inputs = self.inputs.lock();
+            let (record, _) = self.machine().record();
+            // One that was set is served until a source publishes.
+            if record.generation == inputs.generation {
+                fresh_until(&inputs.stamps) == 0
+            } else {
+                is_published
+            }
+        };
         if let Some(notified) = self.machine().source_changed(is_published, notifies, is_outdated) {
             notified.follow();
             self.followed.lock().push(notified);
@@ -410,26 +442,14 @@ where
         }
     }
 
-    fn fail(held: Held<'_, Self>, error: SharedError) -> SharedError {
-        let node = held.handle().clone();
-        let failed = Arc::clone(&node.inputs.lock().failed);
-        let error = held.fail(error);
-        if !are_current(&failed) {
-            // It was made from what is out of date by now, so that it failed says nothing: no pause.
-            if let Some(notified) = node.machine().source_changed(true, false, || false) {
-                notified.notify();
-            }
-        }
-        error
-    }
-
     fn has_news(&self) -> bool {
         // A panic of a source's build is seen again by the build of this value.
         catch_unwind(AssertUnwindSafe(|| self.settled().is_none())).unwrap_or(true)
     }
 }
 
-/// An evaluation that runs. If it does not end with a value, what it has taken is noted as that of a failure.
+/// An evaluation that runs. If it has the lease and does not end with a value, what it has taken is noted as that of a failure: a
+/// pause begins, and is to end when one of them publishes. Without the lease no pause begins, and what another one waits for stays.
 struct Running<'a, T, C, B>
 where
     T: Send + Sync + 'static,
@@ -438,7 +458,7 @@ where
 {
     node: &'a Node<T, C, B>,
     cx: Cx,
-    has_value: bool,
+    notes_failure: bool,
 }
 
 impl<T, C, B> Running<'_, T, C, B>
@@ -448,7 +468,7 @@ where
     B: Send + Sync + 'static,
 {
     fn end(mut self, result: Result<T, BoxError>) -> Result<Computed<T>, BoxError> {
-        self.has_value = result.is_ok();
+        self.notes_failure &= result.is_err();
         result.map(|value| Computed { value, stamps: self.cx.stamps() })
     }
 }
@@ -460,7 +480,7 @@ where
     B: Send + Sync + 'static,
 {
     fn drop(&mut self) {
-        if !self.has_value {
+        if self.notes_failure {
             self.node.note_failure(self.cx.stamps());
         }
     }
@@ -472,15 +492,15 @@ where
     C: Clock + Send + Sync + 'static,
 {
     /// Runs the closure.
-    fn evaluate(&self, cx: Cx) -> Result<Computed<T>, BoxError> {
-        let running = Running { node: self, cx, has_value: false };
+    fn evaluate(&self, cx: Cx, has_lease: bool) -> Result<Computed<T>, BoxError> {
+        let running = Running { node: self, cx, notes_failure: has_lease };
         let result = (self.build.0)(&running.cx);
         running.end(result)
     }
 
     /// In an evaluation of its own.
     pub(super) fn evaluate_alone(&self) -> Result<Computed<T>, BoxError> {
-        self.evaluate(Cx::new(id_of(self)))
+        self.evaluate(Cx::new(id_of(self)), true)
     }
 
     #[cold]
@@ -507,15 +527,15 @@ where
     C: Clock + Send + Sync + 'static,
 {
     /// Runs the closure.
-    async fn evaluate(&self, cx: Cx) -> Result<Computed<T>, BoxError> {
-        let running = Running { node: self, cx, has_value: false };
+    async fn evaluate(&self, cx: Cx, has_lease: bool) -> Result<Computed<T>, BoxError> {
+        let running = Running { node: self, cx, notes_failure: has_lease };
         let result = (self.build.0)(running.cx.clone()).await;
         running.end(result)
     }
 
     /// In an evaluation of its own.
     pub(super) async fn evaluate_alone(&self) -> Result<Computed<T>, BoxError> {
-        self.evaluate(Cx::new(id_of(self))).await
+        self.evaluate(Cx::new(id_of(self)), true).await
     }
 
     pub(super) async fn refresh(self: Arc<Self>) -> Result<Arc<T>, RefreshError> {
@@ -539,13 +559,13 @@ where
         let own = erase::<Self, ()>(handle);
         match handle.begin(handle, &own, cx)? {
             Begun::Cached(pin) => Ok(Taken(pin)),
-            Begun::Makes(Some(mut held), inside) => {
-                let result = held.run_async(|| handle.evaluate(inside)).await;
-                handle.end(&own, Some(held), result)
+            Begun::Makes { held: Some(mut held), inside, before } => {
+                let result = held.run_async(|| handle.evaluate(inside, true)).await;
+                handle.end(&own, Some(held), before, result)
             }
-            Begun::Makes(None, inside) => {
-                let result = handle.evaluate(inside).await;
-                handle.end(&own, None, result)
+            Begun::Makes { held: None, inside, before } => {
+                let result = handle.evaluate(inside, false).await;
+                handle.end(&own, None, before, result)
             }
         }
     }
@@ -570,7 +590,12 @@ where
     Cached(Pin),
     /// Makes it here. Without the lease it is for this evaluation only: another thread makes it, perhaps from other values, or the
     /// cached one was made from newer ones.
-    Makes(Option<Held<'static, Node<T, C, B>>>, Cx),
+    Makes {
+        held: Option<Held<'static, Node<T, C, B>>>,
+        inside: Cx,
+        /// The generation before that.
+        before: u64,
+    },
 }
 
 impl<T, C, B> Node<T, C, B>
@@ -593,16 +618,18 @@ where
             return Ok(Begun::Cached(pin));
         }
         let machine = self.machine();
+        let (before, _) = own.state();
         if let Some(error) = machine.paused_by() {
             return Err(self.refuse(error, cx));
         }
         match machine.lookup(&Demand::ANY, None) {
             Decision::Elected(ticket) => {
-                Ok(Begun::Makes(Some(Held::new(handle.clone(), ticket)), cx.inside(id)))
+                let held = Some(Held::new(handle.clone(), ticket));
+                Ok(Begun::Makes { held, inside: cx.inside(id), before })
             }
             Decision::Failed(error) => Err(self.refuse(error, cx)),
             Decision::Fresh(_) | Decision::Stale(_) | Decision::Pending(_) => {
-                Ok(Begun::Makes(None, cx.inside(id)))
+                Ok(Begun::Makes { held: None, inside: cx.inside(id), before })
             }
         }
     }
@@ -618,22 +645,23 @@ where
         &self,
         own: &Arc<dyn AnySource>,
         held: Option<Held<'_, Self>>,
+        before: u64,
         result: Result<Computed<T>, BoxError>,
     ) -> Result<Taken, RefreshError> {
         let pin = match (result, held) {
             (Ok(computed), Some(held)) if are_current(&computed.stamps) => {
                 let Outcome { made, generation, stamps, .. } = Self::publish_computed(held, computed);
-                self.pin(own, made, generation, &stamps)
+                self.pin(own, made, generation, before, &stamps)
             }
             (Ok(Computed { value, stamps }), held) => {
                 // Only what asks for it has still to do with what it was made from.
                 held.into_iter().for_each(Held::abandon);
-                self.pin(own, Arc::new(value), UNPUBLISHED, &stamps)
+                self.pin(own, Arc::new(value), UNPUBLISHED, before, &stamps)
             }
             (Err(error), held) => {
                 let error = SharedError::new(error);
                 let error = match held {
-                    Some(held) => Self::fail(held, error),
+                    Some(held) => held.fail(error),
                     None => error,
                 };
                 return Err(of_source(RefreshError::Build(error)));
@@ -652,13 +680,16 @@ where
     const IS_DERIVED: bool = true;
     const FRESH_WHEN_EMPTY: u64 = 0;
 
-    fn refresh(&self, generation: u64) -> bool {
-        match self.machine().held() {
-            Some((_, record)) if record.generation == generation => {
-                !self.machine().is_out_of_date_itself(&record)
-            }
-            _ => false,
+    fn refresh(&self, generation: u64, has_value: bool) -> bool {
+        let machine = self.machine();
+        if !has_value {
+            // In a pause it makes none.
+            return machine.holds(generation) && machine.paused_by().is_some();
         }
+        let (record, is_there) = machine.record();
+        is_there
+            && record.generation == generation
+            && self.stamps_of(generation).is_some_and(|Stamps(stamps)| !self.is_due(&record, &stamps))
     }
 
     fn made_from(&self, generation: u64) -> Option<Stamps> {
@@ -675,13 +706,13 @@ where
         let own = erase::<Self, ()>(handle);
         match handle.begin(handle, &own, cx)? {
             Begun::Cached(pin) => Ok(Taken(pin)),
-            Begun::Makes(Some(mut held), inside) => {
-                let result = held.run(|| handle.evaluate(inside));
-                handle.end(&own, Some(held), result)
+            Begun::Makes { held: Some(mut held), inside, before } => {
+                let result = held.run(|| handle.evaluate(inside, true));
+                handle.end(&own, Some(held), before, result)
             }
-            Begun::Makes(None, inside) => {
-                let result = handle.evaluate(inside);
-                handle.end(&own, None, result)
+            Begun::Makes { held: None, inside, before } => {
+                let result = handle.evaluate(inside, false);
+                handle.end(&own, None, before, result)
             }
         }
     }

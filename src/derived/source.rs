@@ -3,7 +3,7 @@
 use std::any::Any;
 use std::marker::PhantomData;
 
-use crate::cell::{BuildResult, Caller, Demand, DogpileCell, Found, Handle, Kind, Listener, Search};
+use crate::cell::{BuildResult, Caller, Demand, DogpileCell, Found, Handle, Kind, Listener, Machine, Search};
 use crate::error::RefreshError;
 use crate::inside::is_building;
 use crate::lazy::LazyDogpile;
@@ -18,11 +18,25 @@ use super::node::Link;
 /// A value of any source, as its slot holds it.
 pub(super) type AnyValue = Arc<dyn Any + Send + Sync>;
 
-/// What a value was made from: a publication of a source.
+/// What a value was made from: a publication of a source, or that it gave no value.
 #[derive(Clone)]
 pub(super) struct Stamp {
     pub(super) source: Arc<dyn AnySource>,
     pub(super) generation: u64,
+    /// Else it was made without a value of the source: there was none, it could not be served, or it could not be made.
+    pub(super) has_value: bool,
+}
+
+impl Stamp {
+    /// Refreshes the source if it is due and knows how, and returns whether it would still give the same, and makes nothing else.
+    pub(super) fn holds_after_refresh(&self) -> bool {
+        self.source.holds_after_refresh(self.generation, self.has_value)
+    }
+
+    /// What the source gives, if that is still the same.
+    pub(super) fn pin(&self) -> Option<Pin> {
+        self.source.pin_at(self.generation, self.has_value)
+    }
 }
 
 /// Of a derived value that was made in an evaluation and never published: no publication has this generation.
@@ -34,7 +48,8 @@ pub(super) struct Pin {
     pub(super) id: usize,
     /// Or [`UNPUBLISHED`].
     pub(super) generation: u64,
-    pub(super) value: AnyValue,
+    /// Or why there is none.
+    pub(super) value: Result<AnyValue, RefreshError>,
     /// The publications that what is made from it is made from: its own, and if it is derived, all that it was made from.
     pub(super) stamps: Arc<[Stamp]>,
 }
@@ -47,11 +62,11 @@ pub(super) trait AnySource: Send + Sync {
     /// The generation of its value, or 0 without one, and up to when what is made from that is fresh. Runs no user code.
     fn state(&self) -> (u64, u64);
 
-    /// Refreshes it if it is due and knows how, and returns whether it still holds this generation, and would not make another.
-    fn holds_after_refresh(&self, generation: u64) -> bool;
+    /// See [`Stamp::holds_after_refresh`].
+    fn holds_after_refresh(&self, generation: u64, has_value: bool) -> bool;
 
-    /// Its value, if it is of this generation.
-    fn pin_at(&self, generation: u64) -> Option<Pin>;
+    /// See [`Stamp::pin`].
+    fn pin_at(&self, generation: u64, has_value: bool) -> Option<Pin>;
 
     fn attach(&self, link: &Arc<Link>);
     fn detach(&self, link: &Arc<Link>);
@@ -97,8 +112,9 @@ pub trait Followed<M>: Kind<Stored: Send + Sync + 'static> + Send + Sync + Sized
     /// Up to when what is made without its value is fresh: for ever, if only others can give it one.
     const FRESH_WHEN_EMPTY: u64;
 
-    /// See [`AnySource::holds_after_refresh`].
-    fn refresh(&self, generation: u64) -> bool {
+    /// See [`Stamp::holds_after_refresh`].
+    fn refresh(&self, generation: u64, has_value: bool) -> bool {
+        let _ = has_value;
         self.machine().holds(generation)
     }
 
@@ -126,6 +142,12 @@ pub(super) fn erase<S: Followed<M>, M: 'static>(handle: &Handle<'static, S>) -> 
     Arc::new(Erased { handle: handle.clone(), mode: PhantomData })
 }
 
+/// See [`AnySource::state`].
+pub(super) fn state_of<S: Followed<M>, M>(source: &S) -> (u64, u64) {
+    let (record, has_value) = source.machine().record();
+    if has_value { (record.generation, record.fresh_end()) } else { (0, S::FRESH_WHEN_EMPTY) }
+}
+
 pub(super) fn id_of<K: Kind>(cell: &K) -> usize {
     std::ptr::from_ref(cell.machine()).addr()
 }
@@ -136,22 +158,28 @@ impl<S: Followed<M>, M: 'static> AnySource for Erased<S, M> {
     }
 
     fn state(&self) -> (u64, u64) {
-        let (record, has_value) = self.handle.machine().record();
-        if has_value { (record.generation, record.fresh_end()) } else { (0, S::FRESH_WHEN_EMPTY) }
+        state_of(&*self.handle)
     }
 
-    fn holds_after_refresh(&self, generation: u64) -> bool {
-        self.handle.refresh(generation)
+    fn holds_after_refresh(&self, generation: u64, has_value: bool) -> bool {
+        self.handle.refresh(generation, has_value)
     }
 
-    fn pin_at(&self, generation: u64) -> Option<Pin> {
-        let (value, record) = self.handle.machine().held()?;
-        let value: AnyValue = value;
+    fn pin_at(&self, generation: u64, has_value: bool) -> Option<Pin> {
+        let machine = self.handle.machine();
         let id = self.id();
-        let own = Stamp { source: erase::<S, M>(&self.handle), generation };
+        let own = Stamp { source: erase::<S, M>(&self.handle), generation, has_value };
+        if !has_value {
+            // Of a derived value it is not known here what it has failed at.
+            let is_known = !S::IS_DERIVED && machine.holds(generation);
+            let value = Err(nothing_to_serve(machine));
+            return is_known.then(|| Pin { id, generation, value, stamps: Arc::new([own]) });
+        }
+        let (value, record) = machine.held()?;
+        let value: AnyValue = value;
         let Stamps(made_from) = self.handle.made_from(generation)?;
         let stamps = made_from.iter().cloned().chain([own]).collect();
-        (record.generation == generation).then_some(Pin { id, generation, value, stamps })
+        (record.generation == generation).then_some(Pin { id, generation, value: Ok(value), stamps })
     }
 
     fn attach(&self, link: &Arc<Link>) {
@@ -167,6 +195,10 @@ impl<S: Followed<M>, M: 'static> AnySource for Erased<S, M> {
     }
 }
 
+fn nothing_to_serve<T, C: Clock>(machine: &Machine<T, C>) -> RefreshError {
+    machine.last_error().map_or(RefreshError::Empty, RefreshError::Build)
+}
+
 /// Takes what a cell holds and may serve, or has published since the generation `since`.
 fn take_from_cell<S: Source<M>, M: 'static>(
     handle: &Handle<'static, S>,
@@ -180,12 +212,12 @@ fn take_from_cell<S: Source<M>, M: 'static>(
                 || seen.record.generation > since)
         {
             let generation = seen.record.generation;
-            let stamps = Arc::new([Stamp { source: erase::<S, M>(handle), generation }]);
+            let stamps = Arc::new([Stamp { source: erase::<S, M>(handle), generation, has_value: true }]);
             let value: AnyValue = seen.value;
-            return Ok(Taken(Pin { id: id_of(&**handle), generation, value, stamps }));
+            return Ok(Taken(Pin { id: id_of(&**handle), generation, value: Ok(value), stamps }));
         }
         if is_empty {
-            return Err(machine.last_error().map_or(RefreshError::Empty, RefreshError::Build));
+            return Err(nothing_to_serve(machine));
         }
         // While a build has the write lock, the cell only seems to be empty.
         if machine.is_withheld() && !is_building(machine) {
@@ -229,7 +261,7 @@ where
 {
     const FRESH_WHEN_EMPTY: u64 = 0;
 
-    fn refresh(&self, generation: u64) -> bool {
+    fn refresh(&self, generation: u64, _: bool) -> bool {
         // If that fails, it would make no other now.
         let _ = refresh_lazy(self);
         self.machine().holds(generation)

@@ -13,9 +13,9 @@ use dogpile::{
 
 use crate::support::{Down, TICK, TTL, eventually, gate, panic_message};
 
-type Cell = Arc<DogpileCell<u32, ManualClock>>;
+pub(crate) type Cell = Arc<DogpileCell<u32, ManualClock>>;
 
-fn cells<const N: usize>() -> ([Cell; N], ManualClock) {
+pub(crate) fn cells<const N: usize>() -> ([Cell; N], ManualClock) {
     let clock = ManualClock::new();
     let cells = std::array::from_fn(|_| Arc::new(DogpileCell::with_clock(Policy::ttl(TTL), clock.clone())));
     (cells, clock)
@@ -23,27 +23,35 @@ fn cells<const N: usize>() -> ([Cell; N], ManualClock) {
 
 /// How often a closure has run.
 #[derive(Clone, Default)]
-struct Runs(Arc<AtomicU32>);
+pub(crate) struct Runs(Arc<AtomicU32>);
 
 impl Runs {
-    fn count(&self) {
+    pub(crate) fn count(&self) {
         self.0.fetch_add(1, Ordering::Relaxed);
     }
 
-    fn take(&self) -> u32 {
+    pub(crate) fn take(&self) -> u32 {
         self.0.swap(0, Ordering::Relaxed)
     }
 }
 
-type OnClock<T> = Derived<T, ManualClock>;
+pub(crate) type OnClock<T> = Derived<T, ManualClock>;
 
 /// Counts its runs.
-fn derived<T: Send + Sync + 'static>(
+pub(crate) fn derived<T: Send + Sync + 'static>(
+    clock: &ManualClock,
+    make: impl Fn(&Cx) -> T + Send + Sync + 'static,
+) -> (OnClock<T>, Runs) {
+    derived_with(Policy::never_expires(), clock, make)
+}
+
+pub(crate) fn derived_with<T: Send + Sync + 'static>(
+    policy: Policy,
     clock: &ManualClock,
     make: impl Fn(&Cx) -> T + Send + Sync + 'static,
 ) -> (OnClock<T>, Runs) {
     let runs = Runs::default();
-    let value = Derived::with_clock(Policy::never_expires(), clock.clone(), {
+    let value = Derived::with_clock(policy, clock.clone(), {
         let runs = runs.clone();
         move |cx| {
             runs.count();

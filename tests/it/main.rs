@@ -4,6 +4,7 @@
 //! until another thread has got somewhere; its limit is a guard against hangs, not a measurement.
 
 mod derived;
+mod derived_faults;
 mod election;
 mod errors;
 mod failure;
