@@ -1,7 +1,7 @@
 //! A refresher takes every kind of cell, and every kind of build.
 
 use std::io::{self, ErrorKind};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
@@ -338,7 +338,17 @@ fn every_read_of_a_sync_reader_cell_wakes_one_that_rests() {
         tracked.clock.manual.advance(DUE + TTL + TICK);
         eventually("it rests", || tracked.clock.refreshers().is_empty());
         assert_eq!(tracked.cell.stats().builds, 1);
-        read(&tracked.cell);
-        tracked.builds.begins(Some(1));
+        // A read that finds the lock taken leaves the waking to the next one.
+        let has_begun = AtomicBool::new(false);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                while !has_begun.load(Ordering::Relaxed) {
+                    read(&tracked.cell);
+                    thread::yield_now();
+                }
+            });
+            tracked.builds.begins(Some(1));
+            has_begun.store(true, Ordering::Relaxed);
+        });
     }
 }
