@@ -8,17 +8,17 @@
 
 use std::fmt;
 use std::marker::PhantomData;
+use std::ops::ControlFlow;
 use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::time::Duration;
 
-use crate::cell::{DogpileCell, Handle, Kind, Machine, Version};
+use crate::cell::{Attempt, DogpileCell, Handle, Kind, Machine, Version};
 use crate::inside::is_building;
 use crate::sync::Arc;
 use crate::time::{Clock, FOREVER, SystemClock, deadline};
 
 #[cfg(feature = "async")]
 use {
-    crate::cell::Attempt,
     crate::wait::Entry,
     std::future::poll_fn,
     std::pin::Pin,
@@ -280,26 +280,18 @@ fn would_wait_for_itself(name: &str) -> ! {
     )
 }
 
-/// Blocks until `check` yields something, which is looked at again after each change of the cell. [`None`]: the time is over, or
-/// this thread is inside a build of the cell.
+/// Blocks until `check` yields something, which is called again after each change of the cell. [`None`]: the time is over, or this
+/// thread is inside a build of the cell.
 fn wait_for<T, C: Clock, R>(
     machine: &Machine<T, C>,
     deadline: u64,
     mut check: impl FnMut() -> Option<R>,
 ) -> Option<R> {
     loop {
-        if let Some(found) = check() {
-            return Some(found);
-        }
-        if is_building(machine) {
-            return None;
-        }
-        let next = machine.next_change();
-        // Again, now that no change is missed.
-        if let Some(found) = check() {
-            return Some(found);
-        }
-        machine.counters.waits.count();
+        let next = match check_or_wait(machine, &mut check) {
+            ControlFlow::Break(found) => return found,
+            ControlFlow::Continue(next) => next,
+        };
         if !next.wait(&machine.clock, deadline) {
             machine.counters.wait_timeouts.count();
             return check();
@@ -315,23 +307,35 @@ async fn wait_for_async<T, C: Clock, R>(
     mut check: impl FnMut() -> Option<R>,
 ) -> Option<R> {
     loop {
-        if let Some(found) = check() {
-            return Some(found);
-        }
-        if is_building(machine) {
-            return None;
-        }
-        let mut waiting = Entry::new(machine.next_change());
-        // Again, now that no change is missed.
-        if let Some(found) = check() {
-            return Some(found);
-        }
-        machine.counters.waits.count();
+        let mut waiting = match check_or_wait(machine, &mut check) {
+            ControlFlow::Break(found) => return found,
+            ControlFlow::Continue(next) => Entry::new(next),
+        };
         if poll_fn(|cx| waiting.poll((), &machine.clock, deadline, cx, has_settled)).await.is_none() {
             machine.counters.wait_timeouts.count();
             return check();
         }
     }
+}
+
+/// What `check` yields, or the change to wait for before the next check.
+fn check_or_wait<T, C: Clock, R>(
+    machine: &Machine<T, C>,
+    check: &mut impl FnMut() -> Option<R>,
+) -> ControlFlow<Option<R>, Arc<Attempt<()>>> {
+    if let Some(found) = check() {
+        return ControlFlow::Break(Some(found));
+    }
+    if is_building(machine) {
+        return ControlFlow::Break(None);
+    }
+    let next = machine.next_change();
+    // Again, now that no change is missed.
+    if let Some(found) = check() {
+        return ControlFlow::Break(Some(found));
+    }
+    machine.counters.waits.count();
+    ControlFlow::Continue(next)
 }
 
 #[cfg(feature = "async")]
