@@ -15,6 +15,7 @@ targets=(
     wasm32-unknown-unknown         # no threads
     x86_64-pc-windows-gnu
     aarch64-apple-darwin
+    aarch64-linux-android
 )
 
 is_there() {
