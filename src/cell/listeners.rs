@@ -7,9 +7,8 @@
 //! | a [`Derived`](crate::Derived) value | each change | is stale |
 //! | the *watchers* ([`Subscription`](crate::Subscription), `wait_ready`) | what may make a value available | look again |
 //!
-//! A cell without listeners has no list: that is the one check which a publication pays. The
-//! watchers share one [`Attempt`], which the first of them makes and the publisher takes, as with the waiters of a build. So the
-//! list goes away by itself when nothing listens any more.
+//! A cell without listeners has no list: a publication pays one check. The watchers share one [`Attempt`], which the first of
+//! them makes and the publisher takes, as with the waiters of a build. So the list goes away when nothing listens any more.
 //!
 //! A change is *noted* under the lock, in the order of changes, and without user code; after unlocking (G9) derived values
 //! *follow* it, and then its waiters are woken and its listeners are *notified*.
@@ -33,13 +32,13 @@ pub(crate) enum Noted<'a, T> {
 }
 
 pub(crate) trait Listener<T>: Send + Sync {
-    /// Called under the cell's lock, in the order of changes: runs no user code, and drops nothing of the user's.
+    /// Called under the cell's lock, in the order of changes. It must not run user code or drop a user's value.
     fn note(&self, change: &Noted<'_, T>) {
         let _ = change;
     }
 
-    /// Called after unlocking, and before anything is woken or called back: whatever is woken by a change finds that the values
-    /// that were made from the old one are stale. It does not panic.
+    /// Called after unlocking, before waiters are woken and callbacks run: code that a change wakes finds the values that were made
+    /// from the old one stale. It does not panic.
     fn follow(&self) {}
 
     /// Called after that. It does not panic.
@@ -50,7 +49,7 @@ pub(crate) trait Listener<T>: Send + Sync {
         false
     }
 
-    /// Whether it can be removed. There is nothing of the user's in it any more.
+    /// Whether it can be removed. Its drop runs no user code then.
     fn is_detached(&self) -> bool {
         false
     }
@@ -78,8 +77,8 @@ impl<T> Listener<T> for Signal {
 // Boxed, because most cells have none.
 pub(super) struct Listeners<T>(Option<Box<List<T>>>);
 
-/// And what only refreshers need to know of the value in the slot: of one from before the first of them was attached, the
-/// defaults.
+/// Besides the listeners, it has what only refreshers need to know of the value in the slot. For a value that was published
+/// before the first refresher was attached, these are the defaults.
 struct List<T> {
     entries: Vec<Arc<dyn Listener<T>>>,
     /// Settled at the next change that may make a value available.
@@ -182,7 +181,7 @@ impl<T> Listeners<T> {
         self.0.as_deref().is_some_and(|list| list.entries.iter().any(|listener| listener.rebuilds()))
     }
 
-    /// A value is published. `is_awaited`: by waiters, which are going to read it.
+    /// A value is published. `is_awaited`: there are waiters, which will read it.
     pub(super) fn note_publication(&mut self, has_own_ttl: bool, is_awaited: bool) {
         if let Some(list) = self.0.as_deref_mut() {
             list.is_unread = list.resting > 0 && !is_awaited;
@@ -194,7 +193,7 @@ impl<T> Listeners<T> {
         self.0.as_deref().is_some_and(|list| list.has_own_ttl)
     }
 
-    /// Whether the next read has to leave a mark: a refresher rests until then.
+    /// Whether the next read has to be marked: a refresher rests until then.
     pub(super) fn is_unread(&self) -> bool {
         self.0.as_deref().is_some_and(|list| list.is_unread)
     }

@@ -2,8 +2,8 @@
 //!
 //! # The protocol
 //!
-//! A publication of a source only declares the derived value stale; the next read makes it again. Three things make that exact
-//! (G15):
+//! A publication of a source only declares the derived value stale; the next read makes it again. G15 follows from three
+//! things:
 //!
 //! * An evaluation takes each source's value once (see [`cx`](super::cx)), and notes the generation: a [`Stamp`].
 //! * The node is linked to each source *before* it publishes, and looks *under its cell's lock* whether the stamps are the sources'
@@ -66,7 +66,7 @@ pub struct Node<T, C, B> {
     cell: DogpileCell<T, C>,
     build: B,
     inputs: Mutex<Inputs>,
-    /// Have followed a change of a source, and are not notified yet.
+    /// Listeners of this cell that have followed a change of a source, and are not notified yet.
     followed: Mutex<Vec<Notified<T>>>,
     me: Weak<Self>,
 }
@@ -177,8 +177,8 @@ impl<T, C: Clock, B> Kind for Node<T, C, B> {
         // The clock is asked.
         contain(|| {
             let failed = Arc::clone(&self.inputs.lock().failed);
-            // It was made from what is out of date by now, so that it failed says nothing: no pause. A publication that comes after
-            // this look finds the pause: the links to what it has taken are there, see `note_failure`.
+            // If one of its sources has published meanwhile, the failure begins no pause. A source that publishes after this check
+            // ends the pause: the links to the sources are there, see `note_failure`.
             if !are_current(&failed)
                 && let Some(notified) = self.machine().source_changed(true, false, || false)
             {
@@ -188,7 +188,7 @@ impl<T, C: Clock, B> Kind for Node<T, C, B> {
     }
 }
 
-/// Builds are about to publish or to fail: their links are kept until this is dropped.
+/// A build is about to publish or to fail: its links are kept until this is dropped.
 struct Ending<'a, T, C, B>(&'a Node<T, C, B>);
 
 impl<T, C, B> Drop for Ending<'_, T, C, B> {
