@@ -258,7 +258,7 @@ impl RefresherOptions {
                         wait_until(&refreshing.clock, until, || signal.take_notified().then_some(()));
                     }
                     Step::Build(held) => {
-                        let kept = K::keep_previous(&held);
+                        let kept = held.previous().cloned();
                         let result = catch_unwind(AssertUnwindSafe(|| {
                             held.try_build_with(|previous| build(previous).into_result())
                         }));
@@ -323,7 +323,7 @@ impl RefresherOptions {
                     Step::End => return,
                     Step::Sleep(until) => refreshing.sleep(until).await,
                     Step::Build(held) => {
-                        let kept = K::keep_previous(&held);
+                        let kept = held.previous().cloned();
                         let build = held.try_build_with_async(|previous| {
                             let build = build(previous);
                             async { build.await.into_result() }

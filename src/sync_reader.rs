@@ -246,6 +246,9 @@ impl<T: Send + Sync + 'static, C: Clock> Kind for SyncReaderCell<T, C> {
     type Shared = ReaderArc<T>;
     type Clock = C;
 
+    /// It would count as a reader, also while a spawner's queue holds the build.
+    const LEASE_KEEPS_PREVIOUS: bool = false;
+
     #[inline]
     fn machine(&self) -> &Machine<Tracked<T>, C> {
         self.cell.machine()
@@ -269,19 +272,6 @@ impl<T: Send + Sync + 'static, C: Clock> Kind for SyncReaderCell<T, C> {
 }
 
 impl<T: Send + Sync + 'static, C: Clock> Publishes for SyncReaderCell<T, C> {
-    fn previous(held: &mut Held<'_, Self>) -> Option<Arc<Tracked<T>>> {
-        held.take_previous()
-    }
-
-    /// It would count as a reader.
-    fn forget_previous(held: &mut Held<'_, Self>) {
-        drop(held.take_previous());
-    }
-
-    fn keep_previous(_: &Held<'_, Self>) -> Option<Arc<Tracked<T>>> {
-        None
-    }
-
     fn publish(held: Held<'_, Self>, made: Made<Self>) -> Arc<Tracked<T>> {
         // Until the finalizer has run too, which must not wait for this build either.
         let _inside = held.inside();
@@ -635,10 +625,9 @@ impl<T: Send + Sync + 'static, C: Clock> Request<'_, T, C, SyncReaderCell<T, C>>
 
 /// Runs a build that is given a writer. A panic is noted, and goes on.
 fn write<T: Send + Sync + 'static, C: Clock, R>(
-    mut held: Held<'_, SyncReaderCell<T, C>>,
+    held: Held<'_, SyncReaderCell<T, C>>,
     build: impl FnOnce(&mut Writer<'_, T, C>) -> R,
 ) -> (R, Writer<'_, T, C>) {
-    Publishes::forget_previous(&mut held);
     let mut writer = Writer::new(held);
     match catch_unwind(AssertUnwindSafe(|| build(&mut writer))) {
         Ok(result) => (result, writer),

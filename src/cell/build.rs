@@ -89,21 +89,6 @@ impl<T, R: Into<Refreshed<T>>, E: Into<BoxError>> BuildResult<T, CanFail> for Re
 )]
 #[allow(unreachable_pub)] // sealed, as `Kind` is
 pub trait Publishes: Kind {
-    /// The previous value, for a build that is given it.
-    fn previous(held: &mut Held<'_, Self>) -> Option<Arc<Self::Stored>> {
-        held.previous().cloned()
-    }
-
-    /// A build begins that is not given the previous value.
-    fn forget_previous(held: &mut Held<'_, Self>) {
-        let _ = held;
-    }
-
-    /// Keeps the previous value alive beyond the build, where that is not a reader: a refresher is to drop it.
-    fn keep_previous(held: &Held<'_, Self>) -> Option<Arc<Self::Stored>> {
-        held.previous().cloned()
-    }
-
     /// Publishes what a build has made.
     fn publish(held: Held<'_, Self>, made: Made<Self>) -> Arc<Self::Stored>;
 
@@ -189,7 +174,6 @@ pub(crate) type Conditional<V> = Result<Refreshed<V>, BoxError>;
 impl<K: Publishes> Held<'_, K> {
     /// Runs `build` and publishes what it returns. If it panics, the lease is given back.
     pub(crate) fn build(mut self, build: impl FnOnce() -> K::Value) -> Arc<K::Stored> {
-        K::forget_previous(&mut self);
         let value = self.run(build);
         K::publish(self, Made::New(value, Ttl::Policy))
     }
@@ -199,7 +183,6 @@ impl<K: Publishes> Held<'_, K> {
         mut self,
         build: impl FnOnce() -> Result<K::Value, E>,
     ) -> Result<Arc<K::Stored>, SharedError> {
-        K::forget_previous(&mut self);
         // The conversion of the error is user code too, which may ask the cell.
         match self.run(|| build().map_err(SharedError::new)) {
             Ok(value) => Ok(K::publish(self, Made::New(value, Ttl::Policy))),
@@ -212,7 +195,7 @@ impl<K: Publishes> Held<'_, K> {
         mut self,
         build: impl FnOnce(Option<K::Shared>) -> Conditional<K::Value>,
     ) -> Result<Arc<K::Stored>, SharedError> {
-        let (given, previous) = given(&mut self);
+        let (given, previous) = given(&self);
         match made::<K>(self.run(|| build(given)), previous) {
             Ok(made) => Ok(K::publish(self, made)),
             Err(error) => Err(self.fail(error)),
@@ -221,8 +204,8 @@ impl<K: Publishes> Held<'_, K> {
 }
 
 /// The previous value for the build, and for `NotModified`.
-fn given<K: Publishes>(held: &mut Held<'_, K>) -> (Option<K::Shared>, Option<Arc<K::Stored>>) {
-    let previous = K::previous(held);
+fn given<K: Publishes>(held: &Held<'_, K>) -> (Option<K::Shared>, Option<Arc<K::Stored>>) {
+    let previous = if K::LEASE_KEEPS_PREVIOUS { held.previous().cloned() } else { held.machine().stored() };
     (previous.clone().map(K::share), previous)
 }
 
@@ -280,7 +263,6 @@ impl<K: Publishes> Held<'_, K> {
         build: impl FnOnce() -> F,
     ) -> Pin<Box<impl Future<Output = Arc<K::Stored>>>> {
         Box::pin(async move {
-            K::forget_previous(&mut self);
             let value = self.run_async(build).await;
             K::publish_async(self, Made::New(value, Ttl::Policy)).done().await
         })
@@ -292,7 +274,6 @@ impl<K: Publishes> Held<'_, K> {
         build: impl FnOnce() -> F,
     ) -> Pin<Box<impl Future<Output = Result<Arc<K::Stored>, SharedError>>>> {
         Box::pin(async move {
-            K::forget_previous(&mut self);
             // The conversion of the error is user code too, which may ask the cell.
             let build = || {
                 let build = build();
@@ -316,7 +297,7 @@ impl<K: Publishes> Held<'_, K> {
         F: Future<Output = Result<Refreshed<K::Value>, E>>,
     {
         Box::pin(async move {
-            let (given, previous) = given(&mut self);
+            let (given, previous) = given(&self);
             let build = || {
                 let build = build(given);
                 async { build.await.map_err(Into::into) }

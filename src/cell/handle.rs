@@ -112,6 +112,9 @@ pub(crate) mod sealed {
         /// The cell's clock.
         type Clock: Clock;
 
+        /// Whether a lease keeps the previous value alive.
+        const LEASE_KEEPS_PREVIOUS: bool = true;
+
         fn machine(&self) -> &Machine<Self::Stored, Self::Clock>;
 
         fn share(stored: Arc<Self::Stored>) -> Self::Shared;

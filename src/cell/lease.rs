@@ -383,8 +383,11 @@ pub(crate) struct Inside {
 }
 
 impl<'a, K: Kind> Held<'a, K> {
-    pub(crate) fn new(handle: Handle<'a, K>, ticket: Ticket<K::Stored>) -> Self {
+    pub(crate) fn new(handle: Handle<'a, K>, mut ticket: Ticket<K::Stored>) -> Self {
         let beginning = ticket.beginning;
+        if !K::LEASE_KEEPS_PREVIOUS {
+            drop(ticket.previous.take());
+        }
         let mut held = Self { handle, ticket: Some(ticket), span: Span::none(), was_panicking: panicking() };
         // A subscriber may panic: then the lease comes back.
         held.span = Span::begin(held.machine().name, beginning);
@@ -401,10 +404,6 @@ impl<'a, K: Kind> Held<'a, K> {
 
     pub(crate) fn previous(&self) -> Option<&Arc<K::Stored>> {
         self.ticket.as_ref()?.previous.as_ref()
-    }
-
-    pub(crate) fn take_previous(&mut self) -> Option<Arc<K::Stored>> {
-        self.ticket.as_mut()?.previous.take()
     }
 
     pub(crate) fn publish_arc(self, value: Arc<K::Stored>, ttl: Ttl) -> Arc<K::Stored> {

@@ -127,6 +127,11 @@ impl<T, C> Machine<T, C> {
     pub(crate) fn has_value(&self) -> bool {
         self.slot.load().is_some()
     }
+
+    /// The value, whether it may be served or not.
+    pub(crate) fn stored(&self) -> Option<Arc<T>> {
+        self.slot.load_full()
+    }
 }
 
 /// Outlined, so that the common path stays small.

@@ -10,7 +10,10 @@ use std::task::{Context, Poll, Waker};
 use std::thread::{self, ThreadId};
 use std::time::Duration;
 
-use dogpile::{Clock, DogpileCell, Freshness, Job, ManualClock, Policy, RefreshError, Refreshed, Task, Tick};
+use dogpile::{
+    Clock, DogpileCell, Freshness, Job, ManualClock, Policy, RefreshError, Refreshed, SyncReaderCell, Task,
+    Tick,
+};
 
 use crate::support::{
     Cell, Door, Hand, LookupExt, PATIENCE, TICK, TTL, cell, cell_with, eventually, guarded, joined, never,
@@ -1014,4 +1017,20 @@ fn a_thread_that_awaits_a_task_sees_its_panic_as_abandoned() {
             resume_unwind(panic);
         }
     });
+}
+
+/// It may be in the queue of a busy executor for long.
+#[test]
+fn g12_a_task_that_has_not_begun_is_no_reader() {
+    let cell = Arc::new(SyncReaderCell::new(TTL, drop));
+    cell.set(1);
+    cell.invalidate();
+    let queue = Queue::default();
+    let request = cell.request_owned().spawn_with(queue.spawner());
+    assert_eq!(*Hand::new(request.get_async(async || 2)).ready(), 1);
+    let mut task = queue.take();
+    assert!(cell.is_refreshing());
+    assert_eq!(cell.readers(), 0);
+    task.ready();
+    assert_eq!(cell.get().as_deref(), Some(&2));
 }

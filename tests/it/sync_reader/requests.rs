@@ -305,6 +305,27 @@ fn g13_a_build_that_a_thread_of_its_own_runs_replaces_the_value_for_all() {
     assert_eq!(log.complete(&cell), [1]);
 }
 
+/// It may be in the queue of a busy executor for long.
+#[test]
+fn g12_a_job_that_has_not_begun_is_no_reader() {
+    let (cell, _clock, _log) = background();
+    let cell = Arc::new(cell);
+    cell.set(1);
+    cell.invalidate();
+    let mut queue = Vec::new();
+    let request = cell.request_owned().spawn_with(|job| queue.push(job));
+    let build = |previous: Option<ReaderArc<u32>>| {
+        assert_eq!(previous.as_deref(), Some(&1));
+        Err::<Refreshed<u32>, _>("the source is down")
+    };
+    assert_eq!(*request.try_get_with(build).unwrap(), 1);
+    assert_eq!((queue.len(), cell.is_refreshing(), cell.readers()), (1, true, 0));
+    // The build is given the value when it begins.
+    queue.pop().unwrap()();
+    assert_eq!((cell.is_refreshing(), cell.readers()), (false, 0));
+    assert_eq!(cell.last_error().unwrap().to_string(), "the source is down");
+}
+
 #[test]
 fn g11_what_a_refresher_replaces_is_finalised() {
     let (cell, clock, log) = background();
