@@ -1,13 +1,16 @@
-//! The guide. Its examples are compiled and run by the crate's tests.
+//! The guide. Its examples are compiled and run by the crate's tests. In the order in which they teach:
 //!
-//! Start with: [one line][one_line], [choosing a policy](policy), [errors, and old values instead](errors),
-//! [statics](statics), [which read when](reads), [testing your code](manual_clock), [pitfalls](pitfalls).
+//! [the problem](problem), [the first cell](first_cell), [one line][one_line], [choosing a policy](policy),
+//! [errors, and old values instead](errors), [async], [background builds and `Refresher`](background),
+//! [conditional builds](conditional), [subscriptions and hooks](subscriptions), [values made from values](derived),
+//! [invalidation and the fence](invalidation), [many keys](many_keys), [files and `SyncReaderCell`](sync_reader).
 //!
-//! More topics: [invalidation and the fence](invalidation), [conditional builds](conditional),
-//! [background builds and `Refresher`](background), [subscriptions and hooks](subscriptions),
-//! [values made from values](derived), [credentials that rotate](credentials), [key sets](key_sets),
-//! [connection pools](pools), [files and `SyncReaderCell`](sync_reader), [async], [many keys](many_keys),
-//! [monitoring](monitoring), [fork](fork), [suspend](suspend).
+//! In a program: [statics](statics), [which read when](reads), [credentials that rotate](credentials), [key sets](key_sets),
+//! [connection pools](pools), [fork](fork), [suspend](suspend), [testing your code](manual_clock), [monitoring](monitoring),
+//! [pitfalls](pitfalls).
+//!
+//! [What the crate promises](promises), and how it [compares with others](comparison). In the repository, `bash tools/book.sh` makes a site of these pages, which can be
+//! searched, and has those of the other crates and of the internals too.
 //!
 //! Coming from: [Python's dogpile](coming_from_python_dogpile), [a lock](coming_from_rwlock),
 //! [`cached`](coming_from_cached), [`moka`](coming_from_moka), [Caffeine](coming_from_caffeine),
@@ -29,6 +32,9 @@
 /// link the first one counts. The same for a picture, which here is an address that contains it (`tests/it/pages.rs`).
 macro_rules! page {
     ($name:ident, $path:literal $(, $picture:literal)?) => {
+        /// [problem]: crate::guide::problem
+        /// [first_cell]: crate::guide::first_cell
+        /// [promises]: crate::guide::promises
         /// [policy]: crate::guide::policy
         /// [errors]: crate::guide::errors
         /// [invalidation]: crate::guide::invalidation
@@ -43,6 +49,8 @@ macro_rules! page {
         /// [reads]: crate::guide::reads
         /// [many_keys]: crate::guide::many_keys
         /// [map_crate]: https://docs.rs/dogpile-map
+        /// [files_crate]: https://docs.rs/dogpile-files
+        /// [fleet_crate]: https://docs.rs/dogpile-fleet
         /// [sync_reader]: crate::guide::sync_reader
         /// [manual_clock]: crate::guide::manual_clock
         /// [monitoring]: crate::guide::monitoring
@@ -65,6 +73,10 @@ macro_rules! page {
     };
 }
 
+page!(problem, "../docs/problem.md");
+page!(first_cell, "../docs/first_cell.md");
+page!(promises, "../docs/promises.md");
+page!(comparison, "../docs/comparison.md");
 page!(policy, "../docs/policy.md", "../docs/life.link");
 page!(errors, "../docs/errors.md");
 page!(invalidation, "../docs/invalidation.md");

@@ -1,178 +1,88 @@
-//! A value is expensive to make, read by many callers, and out of date after a while: a key set, a price table, a report.
-//! When it expires under load, every caller rebuilds it at once. That is a dogpile, or cache stampede.
-//! [`DogpileCell<T>`](DogpileCell) owns such a value: **one** caller rebuilds it, and all others go on reading the old one.
+//! A [cell](DogpileCell) for a value that is expensive to make and goes out of date: **one** caller rebuilds it, and all
+//! others get the old value at once, as long as there is one that may be served.
 //!
-//! ```rust
-//! use std::{sync::Arc, time::Duration};
-//! use dogpile::DogpileCell;
+//! Without it, an expired value is rebuilt by all callers at the same time: a dogpile, also called cache stampede or thundering
+//! herd. The remedies are known as *stale-while-revalidate* and *single flight*. A cell is both, for threads and for tasks.
 //!
-//! struct Rates(f64);
+//! One line on your own function does it (`cargo add dogpile --features macros`):
 //!
-//! fn download_rates() -> Rates {
-//!     Rates(1.07) // slow
+#![cfg_attr(all(feature = "macros", feature = "async"), doc = "```rust")]
+#![cfg_attr(not(all(feature = "macros", feature = "async")), doc = "```text")]
+//! use std::{io, sync::Arc};
+//! use dogpile::{RefreshError, dogpile};
+//!
+//! #[dogpile(ttl = "60s")]
+//! fn rates() -> io::Result<String> {
+//!     Ok("EUR 1.07".to_owned()) // slow: a query, a download
 //! }
 //!
-//! static RATES: DogpileCell<Rates> = DogpileCell::new(Duration::from_secs(60));
+//! let rates: Result<Arc<String>, RefreshError> = rates(); // called as before
+//! assert_eq!(*rates.unwrap(), "EUR 1.07");
+//! ```
 //!
-//! let rates: Arc<Rates> = RATES.get_or_refresh(|| download_rates());
-//! assert_eq!(rates.0, 1.07);
+//! The same in async code, here in a handler of axum (`--features macros,async`):
+//!
+#![cfg_attr(all(feature = "macros", feature = "async"), doc = "```rust")]
+#![cfg_attr(not(all(feature = "macros", feature = "async")), doc = "```text")]
+//! use axum::{Router, http::StatusCode, routing::get};
+//! use dogpile::dogpile;
+//!
+//! #[dogpile(ttl = "60s")]
+//! async fn report() -> std::io::Result<String> {
+//!     Ok("1,024 orders".to_owned()) // slow: a query
+//! }
+//!
+//! async fn handler() -> Result<String, StatusCode> {
+//!     match report().await {
+//!         Ok(report) => Ok(report.to_string()),
+//!         Err(_) => Err(StatusCode::BAD_GATEWAY), // the query has failed, and there is no old report
+//!     }
+//! }
+//!
+//! let app: Router = Router::new().route("/report", get(handler));
 //! ```
 //!
 //! Two things to know from the start:
 //!
 //! - **By default an old value is served without limit**: while it is rebuilt, and while the source is down. If an old
-//!   value is worse than a wait or an error, set a limit with [`Policy::stale_while_refresh`].
+//!   value is worse than a wait or an error, set a limit ([`stale_while_refresh = "10m"`](Policy::stale_while_refresh)).
 //! - Callers wait if there is no value to serve: for the first build, and past that limit. The caller that is elected runs
-//!   the build itself, unless the build is handed to a thread or a task ([`Request::spawn_with`]), or a [`Refresher`]
-//!   builds ahead of time.
+//!   the build itself, and a build that is a future ends if its caller is dropped. [No request builds](guide::background)
+//!   if builds are handed to a thread or a task ([`request().spawn_with(tokio::spawn)`](Request::spawn_with)), or if a
+//!   [`Refresher`] builds ahead of time.
 //!
-//! To use it, run `cargo add dogpile`; before the first release, `cargo add --path` with the folder of its sources.
+//! # Compared with others
 //!
-//! # What do you need?
+//! | | dogpile | `moka` | `cached` | `arc-swap` | `watch` | `quick_cache` | `hitbox` |
+//! |---|---|---|---|---|---|---|---|
+//! | the old value is served while one caller rebuilds it | [✓](guide::policy) | ✗ | ◐ | ✗ | ✗ | ✗ | ✓ |
+//! | one build for all callers that need a first value | [✓](guide::problem) | ✓ | ◐ | ✗ | ✗ | ✓ | ◐ |
+//! | callers that wait share its error | [✓](guide::errors) | ✓ | ✗ | – | – | ✗ | ✗ |
+//! | an error returns the old value | [✓](guide::errors) | ✗ | ◐ | – | – | ✗ | ◐ |
+//! | a pause after an error | [✓](guide::errors) | ✗ | ✗ | – | – | ✗ | ✗ |
+//! | wait so long, then take the old value | [✓](guide::policy) | ✗ | ✗ | – | – | ✗ | ✗ |
+//! | rebuilt before it expires, without a request | [✓](guide::background) | ✗ | ✗ | – | – | ✗ | ✗ |
+//! | an invalidation counts for a build that runs | [✓](guide::invalidation) | ✗ | ✗ | – | – | ✓ | ✗ |
+//! | a read takes no lock | [✓](guide::reads) | ◐ | ✗ | ✓ | ✗ | ✗ | ✗ |
+//! | `const` constructor, for a `static` | [✓](guide::statics) | ✗ | ✓ | ◐ | ✗ | ✗ | ✗ |
+//! | threads and tasks share one object | [✓](guide) | ✗ | ✗ | ✓ | ◐ | ✓ | ✗ |
+//! | wait for the next value | [✓](guide::subscriptions) | ✗ | ✗ | ✗ | ✓ | ✗ | ✗ |
+//! | values derived from values | [✓](guide::derived) | ✗ | ✗ | ◐ | ✗ | ✗ | ✗ |
+//! | a finalizer that runs after the last reader | [✓](guide::sync_reader) | ✗ | ✗ | ✗ | ✗ | ✗ | ✗ |
+//! | a clock that tests move | [✓](guide::manual_clock) | ✗ | ✗ | – | – | – | ✗ |
+//! | many keys, bounded memory | [✓](https://docs.rs/dogpile-map) | ✓ | ✓ | ✗ | ✗ | ✓ | ✓ |
+//! | ... that expire when they are not read | ✗ | ✓ | ✓ | – | – | ✗ | ✗ |
+//! | an attribute for a function with arguments | ✗ | ✗ | ✓ | – | – | ✗ | ✓ |
+//! | middleware for HTTP | ✗ | ✗ | ✗ | – | – | ✗ | ✓ |
+//! | values from files, reloaded when those change | [✓](https://docs.rs/dogpile-files) | ✗ | ✗ | ✗ | ✗ | ✗ | ✗ |
+//! | values that survive a restart | [✓](https://docs.rs/dogpile-files) | ✗ | ✓ | ✗ | ✗ | ✗ | ✓ |
+//! | many processes share a value | [✓](https://docs.rs/dogpile-fleet) | ✗ | ✓ | ✗ | ✗ | ✗ | ✓ |
+//! | ... and one build | [✓](https://docs.rs/dogpile-fleet) | ✗ | ✗ | ✗ | ✗ | ✗ | ✗ |
+//! | `no_std` | ✗ | ✗ | ✗ | ◐ | ✗ | ✗ | ✗ |
 //!
-//! | need | use |
-//! |---|---|
-//! | a value that is made once and never again | `std::sync::OnceLock`, `once_cell`'s `OnceCell` |
-//! | a value that is only set from outside, with no build and no clock | `arc-swap`'s `ArcSwap` |
-//! | ... and tasks that are notified when it changes | `tokio::sync::watch`, or a cell's [`subscribe`](DogpileCell::subscribe) |
-//! | many keys whose values are cheap to make | `moka`, `quick_cache` |
-//! | the results of a function with arguments, cached by an attribute | `cached` |
-//! | ... without arguments | the attribute `#[dogpile]` |
-//! | **one value, expensive to make, out of date after a while** | **[`DogpileCell`]** |
-//! | ... and its build kept beside it | [`LazyDogpile`] |
-//! | ... that no request should ever wait for | a [`Refresher`] beside the cell |
-//! | ... that other code has to follow | [`subscribe`](DogpileCell::subscribe), [`on_publish`](DogpileCell::on_publish) |
-//! | ... that is made from other such values | [`Derived`] |
-//! | ... that stands for a file, a mapping or a connection, which is closed when its last reader has left | [`SyncReaderCell`] |
-//! | ... shared by many processes | the crate `dogpile-fleet` |
-//! | ... one for each of many keys, bounded | the crate `dogpile-map` |
-//! | ... that is in files which change, or that is to survive a restart | the crate `dogpile-files` |
-//!
-//! # First steps
-//!
-//! **The build can fail.** [`try_get_or_refresh`] returns its error if there is no value that may be served instead. With
-//! the defaults, callers do not notice an outage of the source as long as there is a value. The source is asked a few times
-//! a minute, and [`last_error`] returns the error of the latest build. A policy sets how long an old value is served in
-//! place of an error, and how soon after a failure the next build may begin:
-//!
-//! ```rust
-//! use std::{io, sync::Arc, time::Duration};
-//! use dogpile::{DogpileCell, Policy, RefreshError};
-//!
-//! const POLICY: Policy = Policy::ttl(Duration::from_secs(60))
-//!     .stale_while_refresh(Duration::from_secs(600))
-//!     .stale_if_error(Duration::from_secs(3600))
-//!     .retry_backoff(Duration::from_secs(1), Duration::from_secs(30));
-//!
-//! static MOTD: DogpileCell<String> = DogpileCell::with_policy(POLICY);
-//!
-//! fn motd() -> Result<Arc<String>, RefreshError> {
-//!     MOTD.try_get_or_refresh(|| std::fs::read_to_string("/etc/motd"))
-//! }
-//!
-//! match motd() {
-//!     Ok(text) => println!("{text}"),
-//!     Err(error) if error.is::<io::Error>() => println!("none: {error}"), // the text of the io::Error
-//!     Err(error) => println!("none: {error}"),
-//! }
-//! ```
-//!
-//! **A read can have conditions.** [`request`] collects them; the last call does the work:
-//!
-//! ```rust
-//! use std::{io, sync::Arc, time::Duration};
-//! use dogpile::{DogpileCell, RefreshError};
-//!
-//! static PRICES: DogpileCell<f64> = DogpileCell::new(Duration::from_secs(60));
-//!
-//! fn fetch() -> io::Result<f64> {
-//!     Ok(9.5) // slow
-//! }
-//!
-//! fn fresh_or_an_error() -> Result<Arc<f64>, RefreshError> {
-//!     PRICES.request().max_stale(Duration::ZERO).try_get(fetch)
-//! }
-//!
-//! /// The old value, if the new one takes more than 200 ms. The build goes on, on its own thread (`spawn_with`).
-//! fn fresh_if_that_is_quick() -> Result<Arc<f64>, RefreshError> {
-//!     PRICES
-//!         .request()
-//!         .max_stale(Duration::ZERO)
-//!         .wait_at_most(Duration::from_millis(200))
-//!         .or_stale()
-//!         .spawn_with(std::thread::spawn)
-//!         .try_get(fetch)
-//! }
-//!
-//! assert_eq!(*fresh_or_an_error().unwrap(), 9.5);
-//! assert_eq!(*fresh_if_that_is_quick().unwrap(), 9.5);
-//! ```
-//!
-//! **No request waits for a build.** A [`Refresher`] is a thread that rebuilds the value *before* it goes out of date:
-//!
-//! ```rust
-//! use std::{io, time::Duration};
-//! use dogpile::{DogpileCell, Refresher};
-//!
-//! static KEYS: DogpileCell<String> = DogpileCell::new(Duration::from_secs(600));
-//!
-//! fn fetch_keys() -> io::Result<String> {
-//!     Ok("key-1".to_owned()) // slow
-//! }
-//!
-//! fn main() -> io::Result<()> {
-//!     let ahead = Duration::from_secs(60);
-//!     let refresher = Refresher::spawn(&KEYS, ahead, |_previous| fetch_keys())?;
-//!     if !refresher.wait_ready(Duration::from_secs(10)) {
-//!         // The program does not start without keys.
-//!         return Err(io::Error::other(format!("no keys: {:?}", refresher.last_error())));
-//!     }
-//!
-//!     // On any thread, while `refresher` is alive:
-//!     let keys = KEYS.get().expect("there since the start");
-//!     assert_eq!(*keys, "key-1");
-//!     Ok(())
-//! }
-//! ```
-//!
-//! The build is given the previous value, so that it can ask the source whether that value is still right. [`get`] never
-//! builds: it returns `None` until the refresher's first build has ended.
-//!
-//! **The build belongs to the value**, as in `once_cell::sync::Lazy`:
-//!
-//! ```rust
-//! use std::time::Duration;
-//! use dogpile::LazyDogpile;
-//!
-//! fn download_limit() -> u32 {
-//!     7 // slow
-//! }
-//!
-//! static LIMIT: LazyDogpile<u32> = LazyDogpile::new(Duration::from_secs(60), download_limit);
-//!
-//! assert_eq!(*LIMIT.get_or_refresh(), 7);
-//! ```
-//!
-//! If the build can fail, the type names it: `LazyDogpile<u32, fn() -> io::Result<u32>>`, with `try_get_or_refresh`.
-//!
-//! **The policy is known only at run time.** Use `once_cell` (`cargo add once_cell`), or `std::sync::LazyLock` in its
-//! place:
-//!
-//! ```rust
-//! use std::time::Duration;
-//! use dogpile::{DogpileCell, Policy};
-//! use once_cell::sync::Lazy;
-//!
-//! fn policy_from_env() -> Policy {
-//!     let seconds = std::env::var("KEYS_TTL").ok().and_then(|ttl| ttl.parse().ok());
-//!     Policy::ttl(Duration::from_secs(seconds.unwrap_or(60))).jitter(10)
-//! }
-//!
-//! static KEYS: Lazy<DogpileCell<Vec<u8>>> =
-//!     Lazy::new(|| DogpileCell::with_policy(policy_from_env()));
-//!
-//! assert_eq!(*KEYS.get_or_refresh(|| vec![1, 2, 3]), [1, 2, 3]);
-//! ```
+//! ✓ yes, ◐ in part, ✗ no, – the question does not arise. The column of this crate includes `dogpile-map` (many keys),
+//! `dogpile-files` and `dogpile-fleet` (many processes). [Where each mark comes from, what others do better, and Caffeine,
+//! FusionCache, dogpile.cache and folly's `Observer`](guide::comparison).
 //!
 //! # What it promises
 //!
@@ -231,14 +141,8 @@
 //!
 //! # The guide
 //!
-//! [One line][one_line] · [choosing a policy](guide::policy) · [errors, and old values instead](guide::errors) ·
-//! [invalidation and the fence](guide::invalidation) · [conditional builds](guide::conditional) ·
-//! [background builds and `Refresher`](guide::background) · [tell me when it changes](guide::subscriptions) ·
-//! [values made from values](guide::derived) · [credentials that rotate](guide::credentials) ·
-//! [key sets](guide::key_sets) · [connection pools](guide::pools) ·
-//! [files and `SyncReaderCell`](guide::sync_reader) · [async] · [statics](guide::statics) · [which read when](guide::reads) ·
-//! [many keys](guide::many_keys) · [testing your code](guide::manual_clock) · [monitoring](guide::monitoring) ·
-//! [fork](guide::fork) · [suspend](guide::suspend) · [pitfalls](guide::pitfalls)
+//! Five minutes: [the first cell](guide::first_cell). All pages, in the order in which they teach: [`guide`]. What is behind
+//! each promise: the page on tests of the repository, `docs/testing.md`.
 //!
 //! Coming from [Python's dogpile](guide::coming_from_python_dogpile), [a lock](guide::coming_from_rwlock),
 //! [`cached`](guide::coming_from_cached), [`moka`](guide::coming_from_moka), [Caffeine](guide::coming_from_caffeine),

@@ -49,6 +49,7 @@
 //!   asked of the store.
 //! * A store that is down makes each process build for itself, one build at a time, once its value is too old to be served.
 //! * Times are measured by the store's clock. The clocks of two nodes are never compared.
+#![cfg_attr(docsrs, feature(doc_cfg), doc(auto_cfg(hide(doc, doctest))))]
 
 mod breaker;
 mod cell;

@@ -280,16 +280,135 @@ fn readme_and_crate_page_say_the_same() {
     let source = fs::read_to_string(root().join("src/lib.rs")).unwrap();
     let page: String = source
         .lines()
-        .filter_map(|line| line.strip_prefix("//!"))
+        // A block that needs features begins with an attribute.
+        .filter_map(|line| match line.split_once("doc = \"```rust\"") {
+            Some(_) => Some(" ```rust"),
+            None => line.strip_prefix("//!"),
+        })
         .map(|line| line.strip_prefix(' ').unwrap_or(line).to_owned() + "\n")
         .collect();
-    for heading in
-        ["", "First steps", "What do you need?", "What it promises", "What it is bad at", "Features"]
-    {
+    // A picture and what is said of it are in the README only: rustdoc shows no files.
+    let paragraphs: Vec<&str> = readme.split("\n\n").collect();
+    let is_shown = |paragraph: &str| paragraph.starts_with("![");
+    let readme: Vec<&str> = (0..paragraphs.len())
+        .filter(|&at| !is_shown(paragraphs[at]) && (at == 0 || !is_shown(paragraphs[at - 1])))
+        .map(|at| paragraphs[at])
+        .collect();
+    let readme = readme.join("\n\n");
+    for heading in ["", "Compared with others", "What it is bad at", "Features"] {
         let said = section(&readme, heading);
         assert!(said.len() > 100, "{heading:?} is not in the README");
         assert_eq!(said, section(&page, heading), "{heading:?}");
     }
+    let promises = fs::read_to_string(root().join("docs/promises.md")).unwrap();
+    let promised = section(&promises, "What the crate promises");
+    assert!(promised.ends_with(&section(&page, "What it promises")), "{promised}");
+}
+
+/// `fn name` of every Rust file of the repository, and the names of the models.
+fn functions() -> BTreeSet<String> {
+    fn walk(folder: &Path, functions: &mut BTreeSet<String>) {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            let name = path.file_name().unwrap().to_str().unwrap();
+            if path.is_dir() {
+                if !name.starts_with('.') && name != "target" {
+                    walk(&path, functions);
+                }
+            } else if name.ends_with(".rs") {
+                let text = fs::read_to_string(&path).unwrap();
+                let names =
+                    text.split("fn ").skip(1).filter_map(|rest| rest.split_once('(')).map(|(name, _)| name);
+                functions.extend(names.map(str::to_owned));
+                let models = text.split("name: \"").skip(1).filter_map(|rest| rest.split_once('"'));
+                functions.extend(models.map(|(name, _)| name.to_owned()));
+            }
+        }
+    }
+    let mut functions = BTreeSet::new();
+    walk(root(), &mut functions);
+    functions
+}
+
+/// The cells of the rows of the tables in `text`, without the marks of links.
+fn rows(text: &str) -> Vec<Vec<String>> {
+    text.lines()
+        .filter(|line| line.starts_with("| ") && line.ends_with(" |"))
+        .map(|line| line[2..line.len() - 2].split(" | ").map(|cell| cell.trim().to_owned()).collect())
+        .collect()
+}
+
+/// `docs/testing.md` says what is behind each statement of the README.
+#[test]
+fn what_is_behind_the_first_page_exists() {
+    let testing = fs::read_to_string(root().join("docs/testing.md")).unwrap();
+    let list = testing.split_once("## What the first page says").unwrap().1.split_once("\n## ").unwrap().0;
+    let list = rows(list);
+    let functions = functions();
+    let mut named = 0;
+    for row in &list {
+        for code in row[1].split('`').skip(1).step_by(2) {
+            let is_test = code.contains('_') && !code.contains([' ', '/', '.', '[', '-']);
+            let is_file = root().join("tests").join(code).with_extension("rs").exists();
+            if is_test && !is_file && code != "unsafe_code" {
+                let name = code.rsplit("::").next().unwrap();
+                assert!(functions.contains(name), "there is no test {code}");
+                named += 1;
+            } else if code.contains('/') && !code.contains(' ') {
+                assert!(root().join(code).exists(), "there is no {code}");
+            }
+        }
+    }
+    assert!(named > 30, "only {named} tests were found");
+
+    let readme = fs::read_to_string(root().join("README.md")).unwrap();
+    let features = readme.split_once("## Compared with others").unwrap().1.split_once("\n## ").unwrap().0;
+    let features = rows(features);
+    assert!(features.len() > 15, "{features:?}");
+    for feature in
+        features.iter().filter(|row| row.len() == 8 && !row[0].is_empty() && !row[0].starts_with('-'))
+    {
+        let behind = list.iter().find(|row| row[0] == feature[0]).unwrap_or_else(|| {
+            panic!("docs/testing.md does not say what is behind {:?}", feature[0]);
+        });
+        assert_eq!(behind[1].starts_with("a cross"), feature[1] == "✗", "{feature:?}");
+        assert!(feature[1] == "✗" || feature[1].starts_with("[✓]("), "a tick without a page: {feature:?}");
+    }
+}
+
+/// The same marks on the two pages that have the table.
+#[test]
+fn the_comparison_is_the_same_on_both_pages() {
+    let marks = |page: &str| -> Vec<Vec<String>> {
+        let text = fs::read_to_string(root().join(page)).unwrap();
+        let mut rows = rows(&text);
+        rows.retain(|row| row.len() == 8);
+        for cell in rows.iter_mut().flatten().filter(|cell| cell.starts_with("[✓]")) {
+            "✓".clone_into(cell);
+        }
+        rows
+    };
+    let (readme, comparison) = (marks("README.md"), marks("docs/comparison.md"));
+    assert!(readme.len() > 15, "{readme:?}");
+    assert_eq!(readme, comparison);
+}
+
+/// The book is made from this list.
+#[test]
+fn each_page_is_in_the_summary_once() {
+    let summary = fs::read_to_string(root().join("docs/SUMMARY.md")).unwrap();
+    let (listed, _) = targets(&summary);
+    let mut listed: Vec<PathBuf> =
+        listed.iter().map(|target| resolve(Path::new("docs"), target).expect(target)).collect();
+    listed.sort();
+    let left_out = ["docs/SUMMARY.md", "SECURITY.md", "macros/README.md"];
+    let pages: Vec<PathBuf> = pages()
+        .into_keys()
+        .filter(|page| !left_out.iter().any(|path| page == Path::new(path)))
+        // Of the changelogs one.
+        .filter(|page| page == Path::new("CHANGELOG.md") || !page.ends_with("CHANGELOG.md"))
+        .collect();
+    assert_eq!(listed, pages);
 }
 
 /// rustdoc shows no files: the picture goes into the page as an address that contains it.

@@ -132,3 +132,71 @@ fn a_public_function_without_an_example_is_seen() {
     assert_eq!(functions, 3);
     assert_eq!(without, ["pub fn not_in_a_block() {}", "pub async fn without_an_assertion() {}"]);
 }
+
+/// The value of `key = "value"`.
+fn entry<'a>(manifest: &'a str, key: &str) -> Option<&'a str> {
+    let line = manifest.lines().find(|line| line.split(" = ").next() == Some(key))?;
+    Some(line.split_once(" = ")?.1.trim_matches('"'))
+}
+
+/// They are released together. A crate that asks for another version of a member than the one beside it is tested with code
+/// that its users do not get.
+#[test]
+fn published_crates_have_one_version_and_say_what_a_registry_shows() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let read =
+        |path: &Path| std::fs::read_to_string(path).unwrap_or_else(|error| panic!("{path:?}: {error}"));
+    let version = env!("CARGO_PKG_VERSION");
+    for (name, folder) in [
+        ("dogpile", ""),
+        ("dogpile-macros", "macros"),
+        ("dogpile-map", "map"),
+        ("dogpile-files", "files"),
+        ("dogpile-fleet", "fleet"),
+    ] {
+        let folder = root.join(folder);
+        let manifest = read(&folder.join("Cargo.toml"));
+        assert_eq!(entry(&manifest, "name"), Some(name));
+        assert_eq!(entry(&manifest, "version"), Some(version), "{name}");
+        for key in ["description", "keywords", "categories", "documentation", "readme", "include"] {
+            assert!(entry(&manifest, key).is_some_and(|value| value.len() > 2), "{name}: no {key}");
+        }
+        for key in ["edition", "rust-version", "license"] {
+            assert!(manifest.contains(&format!("\n{key}.workspace = true\n")), "{name}: {key}");
+        }
+        assert!(name == "dogpile-macros" || manifest.contains("[package.metadata.docs.rs]"), "{name}");
+        for line in manifest.lines().filter(|line| line.starts_with("dogpile") && line.contains("version")) {
+            let asked = line.split("version = \"").nth(1).unwrap().split('"').next().unwrap();
+            assert_eq!(asked.trim_start_matches('='), version, "{name}: {line}");
+        }
+        assert!(read(&folder.join("CHANGELOG.md")).contains(&format!("\n## [{version}]")), "{name}");
+        for file in ["README.md", "LICENSE-APACHE", "LICENSE-MIT"] {
+            assert!(folder.join(file).exists(), "{name}: no {file}");
+        }
+    }
+}
+
+#[test]
+fn the_readme_names_the_features_and_what_they_depend_on() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let read = |path: &str| std::fs::read_to_string(root.join(path)).unwrap();
+    let (manifest, readme) = (read("Cargo.toml"), read("README.md"));
+    let features = readme.split_once("\n## Features\n").unwrap().1.split_once("\n## ").unwrap().0;
+    let part = |name: &str| {
+        let part = manifest.split_once(&format!("\n[{name}]\n")).unwrap().1;
+        part.split_once("\n[").map_or(part, |(part, _)| part).lines().filter(|line| line.contains(" = "))
+    };
+    for feature in part("features") {
+        let name = feature.split(" = ").next().unwrap();
+        let row = features.lines().find(|line| line.starts_with(&format!("| `{name}` |"))).expect(name);
+        for dependency in feature.split("dep:").skip(1) {
+            let dependency = dependency.split('"').next().unwrap();
+            assert!(row.contains(&format!("`{dependency}`")), "{name}: {dependency}");
+        }
+    }
+    let always = features.lines().find(|line| line.starts_with("| (none) |")).unwrap();
+    for dependency in part("dependencies").filter(|line| !line.contains("optional = true")) {
+        let dependency = dependency.split(" = ").next().unwrap();
+        assert!(always.contains(&format!("`{dependency}`")), "{dependency}");
+    }
+}

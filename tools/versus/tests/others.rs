@@ -1,0 +1,111 @@
+//! What `docs/comparison.md` says of other crates, as far as a test can show it: it fails when a new release does better.
+
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use cached::Cached as _;
+use moka::sync::Cache;
+
+const HANG: Duration = Duration::from_secs(30);
+
+/// The old value is gone when a build of the new one begins: a reader that comes then waits, or has nothing.
+#[test]
+fn moka_has_no_old_value_while_it_rebuilds() {
+    let cache: Cache<(), u32> = Cache::builder().time_to_live(Duration::from_millis(1)).build();
+    cache.insert((), 1);
+    while cache.get(&()).is_some() {
+        thread::yield_now();
+    }
+    let found = cache.get_with((), || {
+        assert_eq!(cache.get(&()), None, "the old value is served while a new one is built");
+        2
+    });
+    assert_eq!(found, 2);
+}
+
+/// A listener is no finalizer: a reader may still hold the value that it is called for.
+#[test]
+fn moka_calls_its_eviction_listener_while_readers_hold_the_value() {
+    let (told, listener) = channel();
+    let told = Mutex::new(told);
+    let cache: Cache<(), Arc<u32>> = Cache::builder()
+        .eviction_listener(move |_, value: Arc<u32>, _| {
+            told.lock().unwrap_or_else(PoisonError::into_inner).send(Arc::downgrade(&value)).unwrap();
+        })
+        .build();
+    let reader = cache.get_with((), || Arc::new(1));
+    cache.invalidate(&());
+    cache.run_pending_tasks();
+    let evicted = listener.recv_timeout(HANG).expect("the listener was not called");
+    assert!(Arc::ptr_eq(&evicted.upgrade().expect("the reader holds it"), &reader));
+}
+
+/// The build began before the invalidation, so its value may be of the old state. It is kept all the same.
+#[test]
+fn moka_keeps_a_value_whose_build_began_before_an_invalidation() {
+    let cache: Cache<(), u32> = Cache::new(1);
+    cache.get_with((), || {
+        cache.invalidate(&());
+        1
+    });
+    assert_eq!(cache.get(&()), Some(1));
+}
+
+#[test]
+fn quick_cache_does_not_keep_a_value_whose_build_began_before_a_removal() {
+    let cache: quick_cache::sync::Cache<(), u32> = quick_cache::sync::Cache::new(1);
+    let build = || {
+        cache.remove(&());
+        Ok::<_, ()>(1)
+    };
+    cache.get_or_insert_with(&(), build).unwrap();
+    assert_eq!(cache.get(&()), None);
+}
+
+#[cached::macros::cached(ttl_secs = 3600)]
+fn keyed(key: u32) -> u32 {
+    KEYED.write().cache_remove(&key);
+    key
+}
+
+#[test]
+fn cached_keeps_a_value_whose_build_began_before_a_removal() {
+    assert_eq!(keyed(1), 1);
+    assert_eq!(KEYED.write().cache_get(&1), Some(&1));
+}
+
+/// A body that says that it runs, and ends when the test says so.
+struct Body {
+    began: Mutex<Option<Sender<()>>>,
+    end: Mutex<Option<Arc<Mutex<Receiver<()>>>>>,
+}
+
+static BODY: Body = Body { began: Mutex::new(None), end: Mutex::new(None) };
+
+#[cached::macros::once(ttl_secs = 3600)]
+fn once() -> u32 {
+    let began = BODY.began.lock().unwrap().clone();
+    began.unwrap().send(()).unwrap();
+    let end = BODY.end.lock().unwrap().clone().unwrap();
+    let _ended = end.lock().unwrap().recv();
+    7
+}
+
+/// `sync_writes = true` changes that, and lets readers wait.
+#[test]
+fn cached_runs_a_once_function_in_each_caller_by_default() {
+    let (began, begun) = channel();
+    let (end, ended) = channel::<()>();
+    *BODY.began.lock().unwrap() = Some(began);
+    *BODY.end.lock().unwrap() = Some(Arc::new(Mutex::new(ended)));
+    thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| assert_eq!(once(), 7));
+        }
+        let both = (0..2).all(|_| begun.recv_timeout(HANG).is_ok());
+        drop(end);
+        assert!(both, "one caller ran the function, the other one waited");
+    });
+}
