@@ -35,7 +35,7 @@
 //! async fn handler() -> Result<String, StatusCode> {
 //!     match report().await {
 //!         Ok(report) => Ok(report.to_string()),
-//!         Err(_) => Err(StatusCode::BAD_GATEWAY), // the query has failed, and there is no old report
+//!         Err(_) => Err(StatusCode::BAD_GATEWAY), // there is no old report
 //!     }
 //! }
 //!
@@ -123,6 +123,7 @@
 //! - Thousands of cells that are set all the time. At each publication `arc-swap`, which holds the value, walks a list of
 //!   all threads that use it. Cells are for values that are built seconds apart.
 //! - `no_std`.
+//! - It is new. `moka`, `cached` and `arc-swap` have been used in production for years.
 //!
 //! # Features
 //!
