@@ -93,7 +93,7 @@ pub use map::DogpileMap;
 pub use request::{InCaller, Request, SpawnWith};
 pub use stats::Stats;
 
-/// The examples of the README are compiled and run.
-#[cfg(doctest)]
+/// The examples of the README are compiled and run, with the feature that they need.
+#[cfg(all(doctest, feature = "async"))]
 #[doc = include_str!("../README.md")]
 struct Readme;

@@ -55,7 +55,7 @@ fn beside<R: Send>(first: impl FnOnce(&dyn Fn() -> u64) -> R + Send, meanwhile: 
 }
 
 // moka | `get_with(key, init)`
-// `cached` | `#[cached(ttl = 60)] fn f(id: u64)`
+// `cached` | `#[cached(ttl_secs = 60)] fn f(id: u64)`
 // dogpile.cache's regions | `region.get_or_create(key, creator)`
 #[test]
 fn a_value_is_built_once() {

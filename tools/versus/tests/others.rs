@@ -66,7 +66,7 @@ fn quick_cache_does_not_keep_a_value_whose_build_began_before_a_removal() {
 
 #[cached::macros::cached(ttl_secs = 3600)]
 fn keyed(key: u32) -> u32 {
-    KEYED.write().cache_remove(&key);
+    let _none = KEYED.write().cache_remove(&key);
     key
 }
 
