@@ -4,7 +4,8 @@
 //! Without it, an expired value is rebuilt by all callers at the same time: a dogpile, also called cache stampede or thundering
 //! herd. The remedies are known as *stale-while-revalidate* and *single flight*. A cell is both, for threads and for tasks.
 //!
-//! One line on your own function does it (`cargo add dogpile --features macros`):
+//! One line on your own function does it (`cargo add dogpile --features macros`; before the first release, with `--path` and
+//! the folder of the sources):
 //!
 #![cfg_attr(all(feature = "macros", feature = "async"), doc = "```rust")]
 #![cfg_attr(not(all(feature = "macros", feature = "async")), doc = "```text")]
@@ -50,6 +51,14 @@
 //!   the build itself, and a build that is a future ends if its caller is dropped. [No request builds](guide::background)
 //!   if builds are handed to a thread or a task ([`request().spawn_with(tokio::spawn)`](Request::spawn_with)), or if a
 //!   [`Refresher`] builds ahead of time.
+//!
+//! # Three doors
+//!
+//! - **Five minutes**: [the first cell](guide::first_cell). A value, a build that fails, a read with conditions, no waiting
+//!   at all, and what to use when.
+//! - **The guide**: [its pages in order](guide), from the problem to monitoring.
+//! - **Why it is right**: [what it promises](#what-it-promises). The test behind each statement of this page:
+//!   `docs/testing.md` of the repository.
 //!
 //! # Compared with others
 //!
@@ -140,12 +149,9 @@
 //!
 //! The minimum supported Rust version is 1.88. Each change is checked with that compiler. Raising it is a minor release.
 //!
-//! # The guide
+//! # Coming from
 //!
-//! Five minutes: [the first cell](guide::first_cell). All pages, in the order in which they teach: [`guide`]. What is behind
-//! each promise: the page on tests of the repository, `docs/testing.md`.
-//!
-//! Coming from [Python's dogpile](guide::coming_from_python_dogpile), [a lock](guide::coming_from_rwlock),
+//! [Python's dogpile](guide::coming_from_python_dogpile), [a lock](guide::coming_from_rwlock),
 //! [`cached`](guide::coming_from_cached), [`moka`](guide::coming_from_moka), [Caffeine](guide::coming_from_caffeine),
 //! [`singleflight`](guide::coming_from_singleflight), [tokio's `watch`](guide::coming_from_watch),
 //! [folly's `Observer`](guide::coming_from_observer)
