@@ -66,12 +66,12 @@
 //! |---|---|---|---|---|---|---|---|
 //! | the old value is served while one caller rebuilds it | [✓](guide::policy) | ✗ | ◐ | ✗ | ✗ | ✗ | ✓ |
 //! | one build for all callers that need a first value | [✓](guide::problem) | ✓ | ◐ | ✗ | ✗ | ✓ | ◐ |
-//! | callers that wait share its error | [✓](guide::errors) | ✓ | ✗ | – | – | ✗ | ✗ |
-//! | an error returns the old value | [✓](guide::errors) | ✗ | ◐ | – | – | ✗ | ◐ |
+//! | callers that wait share the error of a build | [✓](guide::errors) | ✓ | ✗ | – | – | ✗ | ✗ |
+//! | the old value in place of an error | [✓](guide::errors) | ✗ | ◐ | – | – | ✗ | ◐ |
 //! | a pause after an error | [✓](guide::errors) | ✗ | ✗ | – | – | ✗ | ✗ |
-//! | wait so long, then take the old value | [✓](guide::policy) | ✗ | ✗ | – | – | ✗ | ✗ |
+//! | wait at most so long, then take the old value | [✓](guide::policy) | ✗ | ✗ | – | – | ✗ | ✗ |
 //! | rebuilt before it expires, without a request | [✓](guide::background) | ✗ | ✗ | – | – | ✗ | ✗ |
-//! | an invalidation counts for a build that runs | [✓](guide::invalidation) | ✗ | ✗ | – | – | ✓ | ✗ |
+//! | an invalidation during a build is not lost | [✓](guide::invalidation) | ✗ | ✗ | – | – | ✓ | ✗ |
 //! | a read takes no lock | [✓](guide::reads) | ◐ | ✗ | ✓ | ✗ | ✗ | ✗ |
 //! | `const` constructor, for a `static` | [✓](guide::statics) | ✗ | ✓ | ◐ | ✗ | ✗ | ✗ |
 //! | threads and tasks share one object | [✓](guide) | ✗ | ✗ | ✓ | ◐ | ✓ | ✗ |
@@ -86,7 +86,7 @@
 //! | values from files, reloaded when those change | [✓](https://docs.rs/dogpile-files) | ✗ | ✗ | ✗ | ✗ | ✗ | ✗ |
 //! | values that survive a restart | [✓](https://docs.rs/dogpile-files) | ✗ | ✓ | ✗ | ✗ | ✗ | ✓ |
 //! | many processes share a value | [✓](https://docs.rs/dogpile-fleet) | ✗ | ✓ | ✗ | ✗ | ✗ | ✓ |
-//! | ... and one build | [✓](https://docs.rs/dogpile-fleet) | ✗ | ✗ | ✗ | ✗ | ✗ | ✗ |
+//! | ... and one build of it | [✓](https://docs.rs/dogpile-fleet) | ✗ | ✗ | ✗ | ✗ | ✗ | ✗ |
 //! | `no_std` | ✗ | ✗ | ✗ | ◐ | ✗ | ✗ | ✗ |
 //!
 //! ✓ yes, ◐ in part, ✗ no, – the question does not arise. The column of this crate includes `dogpile-map` (many keys),
