@@ -91,7 +91,7 @@
 //!
 //! ✓ yes, ◐ in part, ✗ no, – the question does not arise. The column of this crate includes `dogpile-map` (many keys),
 //! `dogpile-files` and `dogpile-fleet` (many processes). [Where each mark comes from, what others do better, and Caffeine,
-//! FusionCache, dogpile.cache and folly's `Observer`](guide::comparison).
+//! `FusionCache`, `dogpile.cache` and folly's `Observer`](guide::comparison).
 //!
 //! # What it promises
 //!
