@@ -96,7 +96,7 @@ fn once() -> u32 {
 /// `sync_writes = true` changes that, and lets readers wait.
 #[test]
 fn cached_runs_a_once_function_in_each_caller_by_default() {
-    let (began, begun) = channel();
+    let (began, running) = channel();
     let (end, ended) = channel::<()>();
     *BODY.began.lock().unwrap() = Some(began);
     *BODY.end.lock().unwrap() = Some(Arc::new(Mutex::new(ended)));
@@ -104,7 +104,7 @@ fn cached_runs_a_once_function_in_each_caller_by_default() {
         for _ in 0..2 {
             scope.spawn(|| assert_eq!(once(), 7));
         }
-        let both = (0..2).all(|_| begun.recv_timeout(HANG).is_ok());
+        let both = (0..2).all(|_| running.recv_timeout(HANG).is_ok());
         drop(end);
         assert!(both, "one caller ran the function, the other one waited");
     });
