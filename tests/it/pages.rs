@@ -301,8 +301,8 @@ fn readme_and_crate_page_say_the_same() {
         assert_eq!(said, section(&page, heading), "{heading:?}");
     }
     let promises = fs::read_to_string(root().join("docs/promises.md")).unwrap();
-    let promised = section(&promises, "What the crate promises");
-    assert!(promised.ends_with(&section(&page, "What it promises")), "{promised}");
+    let numbered = section(&promises, "What the crate promises");
+    assert!(numbered.ends_with(&section(&page, "What it promises")), "{numbered}");
 }
 
 /// `fn name` of every Rust file of the repository, and the names of the models.
@@ -315,7 +315,7 @@ fn functions() -> BTreeSet<String> {
                 if !name.starts_with('.') && name != "target" {
                     walk(&path, functions);
                 }
-            } else if name.ends_with(".rs") {
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
                 let text = fs::read_to_string(&path).unwrap();
                 let names =
                     text.split("fn ").skip(1).filter_map(|rest| rest.split_once('(')).map(|(name, _)| name);
