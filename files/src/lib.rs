@@ -73,6 +73,7 @@
 #![cfg_attr(docsrs, feature(doc_cfg), doc(auto_cfg(hide(doc, doctest))))]
 
 mod cell;
+mod own_thread;
 mod persist;
 mod trace;
 #[cfg(feature = "watch")]

@@ -28,13 +28,14 @@ use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::thread::{self, JoinHandle};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use dogpile::{Freshness, Handle};
 use parking_lot::{Condvar, Mutex};
 
 use crate::Cell;
+use crate::own_thread::OwnThread;
 use crate::trace;
 pub use codec::Codec;
 #[cfg(feature = "json")]
@@ -248,10 +249,8 @@ impl<C, W: WallClock> Persist<C, W> {
         }
         let shared = Arc::new(Shared::default());
         let of_thread = Arc::clone(&shared);
-        let thread = thread::Builder::new()
-            .name("dogpile-persist".into())
-            .spawn(move || of_thread.run(&mut writer, interval))?;
-        Ok(Persisted { path: as_given, restored, shared, thread: Some(thread) })
+        let thread = OwnThread::spawn("dogpile-persist", move || of_thread.run(&mut writer, interval))?;
+        Ok(Persisted { path: as_given, restored, shared, thread })
     }
 }
 
@@ -278,7 +277,7 @@ pub struct Persisted {
     path: PathBuf,
     restored: Restored,
     shared: Arc<Shared>,
-    thread: Option<JoinHandle<()>>,
+    thread: OwnThread,
 }
 
 impl Persisted {
@@ -390,15 +389,15 @@ impl Persisted {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn flush(&self) -> Result<(), PersistError> {
-        if self.is_own_thread() {
+        if self.thread.is_of_another_process() {
+            let error = io::Error::other("it is written by the process that this one was forked from");
+            return Err(PersistError::io(&self.path, error));
+        }
+        if self.thread.is_current() {
             let error = "it cannot be flushed by its own codec";
             return Err(PersistError::new(&self.path, PersistErrorKind::Codec, error));
         }
         self.shared.flush()
-    }
-
-    fn is_own_thread(&self) -> bool {
-        self.thread.as_ref().is_some_and(|thread| thread.thread().id() == thread::current().id())
     }
 }
 
@@ -406,11 +405,7 @@ impl Drop for Persisted {
     fn drop(&mut self) {
         self.shared.state.lock().is_stopped = true;
         self.shared.condvar.notify_all();
-        let is_own = self.is_own_thread();
-        if let Some(thread) = self.thread.take().filter(|_| !is_own) {
-            // It contains the panics of the codec. One of the wall clock has been reported by the hook.
-            let _ = thread.join();
-        }
+        // Then `thread` is dropped, which joins it.
     }
 }
 

@@ -22,14 +22,14 @@ mod trail;
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::thread::{self, JoinHandle};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use dogpile::{BoxError, Freshness, Handle, Refreshed, Refresher, SharedError};
 use parking_lot::Mutex;
 
 use crate::Cell;
+use crate::own_thread::OwnThread;
 use crate::trace;
 use changes::{Changes, Stopped, Wake, after};
 pub use files::{FileError, Files};
@@ -114,9 +114,9 @@ const FIRST_BUILD: Duration = Duration::from_secs(1);
 #[must_use = "dropping it stops it at once; keep it in a variable with a name (`let _watch`, not `let _`)"]
 pub struct Watch {
     shared: Arc<Shared>,
-    /// `None` while it is dropped.
-    refresher: Option<Arc<Refresher>>,
-    thread: Option<JoinHandle<()>>,
+    // Dropped in this order: the watching thread asks the refresher for builds.
+    _thread: OwnThread,
+    refresher: Arc<Refresher>,
 }
 
 struct Shared {
@@ -358,17 +358,18 @@ impl WatchOptions {
             Ok(made.into())
         };
         let refresher = Arc::new(Refresher::spawn(cell, ahead, build)?);
-        let (of_thread, asks) = (Arc::clone(&shared), Arc::clone(&refresher));
-        let thread = thread::Builder::new().name("dogpile-files".into()).spawn(move || {
+        // Weak: in a process that was forked, the thread's share would stay, and the refresher could not be dropped.
+        let (of_thread, asks) = (Arc::clone(&shared), Arc::downgrade(&refresher));
+        let thread = OwnThread::spawn("dogpile-files", move || {
             // It ends when it is stopped.
             let Stopped = watch(&of_thread, &asks, is_to_be_asked, self.poll_every);
         })?;
-        Ok(Watch { shared, refresher: Some(refresher), thread: Some(thread) })
+        Ok(Watch { shared, _thread: thread, refresher })
     }
 }
 
 /// The watching thread.
-fn watch(shared: &Shared, refresher: &Refresher, is_to_be_asked: bool, poll_every: Duration) -> Stopped {
+fn watch(shared: &Shared, refresher: &Weak<Refresher>, is_to_be_asked: bool, poll_every: Duration) -> Stopped {
     let run = || -> Result<std::convert::Infallible, Stopped> {
         if !is_to_be_asked {
             // The refresher has found the cell empty, and is about to build: no need to ask for it. Unless another caller
@@ -385,7 +386,8 @@ fn watch(shared: &Shared, refresher: &Refresher, is_to_be_asked: bool, poll_ever
                 shared.read(|reading| (reading.is_waiting(), reading.check(wake == Wake::Forced)));
             let check = check?;
             if matches!(check, Check::AskForBuild) {
-                refresher.refresh_now();
+                // It is there until this thread has been joined.
+                refresher.upgrade().ok_or(Stopped)?.refresh_now();
             }
             ask_again = if was_waiting { ask_again.saturating_mul(2).min(poll_every) } else { ASK_AGAIN };
             shared.changes.sleep_until(Instant::now() + PAUSE)?;
@@ -434,10 +436,6 @@ impl Watch {
         }
     }
 
-    fn refresher(&self) -> &Refresher {
-        self.refresher.as_ref().expect("it is taken by drop only")
-    }
-
     /// Why the files as they are now could not be made into a value; `None` if they were, or have not been read yet.
     ///
     /// Errors of files begin with their path: see [`Files::parse`]. [`SharedError::downcast_ref`] returns the closure's own
@@ -464,7 +462,7 @@ impl Watch {
     /// ```
     #[must_use]
     pub fn last_error(&self) -> Option<SharedError> {
-        self.refresher().last_error()
+        self.refresher.last_error()
     }
 
     /// Reads the files, as if they had just been changed: for a signal handler, or an administrator's request. Returns at once.
@@ -518,7 +516,7 @@ impl Watch {
     /// ```
     #[must_use]
     pub fn wait_ready(&self, time: Duration) -> bool {
-        self.refresher().wait_ready(time)
+        self.refresher.wait_ready(time)
     }
 
     /// Why changes are found by polling only; `None` if the operating system notifies of them, or the files have not been
@@ -552,12 +550,6 @@ impl Watch {
 impl Drop for Watch {
     fn drop(&mut self) {
         self.shared.changes.stop();
-        if let Some(thread) = self.thread.take() {
-            // It has no panics of its own, and runs no code of the user's.
-            let _ = thread.join();
-        }
-        // The last one: stops it and joins its thread.
-        self.refresher = None;
     }
 }
 

@@ -15,6 +15,7 @@ use dogpile::{
     Clock, DogpileCell, Drain, Freshness, ManualClock, Policy, RefreshError, Refresher, SyncReaderCell,
     SystemClock, TickClock,
 };
+use dogpile_files::{Files, Persist, Watch};
 
 const HOUR: Duration = Duration::from_secs(3600);
 /// Only a hang takes so long.
@@ -90,7 +91,7 @@ fn pipe() -> (std::fs::File, i32) {
 /// they wait for happens meanwhile.
 fn until_asleep(name: &str) {
     // The kernel keeps 15 characters.
-    let name = &name[..15];
+    let name = name.get(..15).unwrap_or(name);
     loop {
         let tasks = std::fs::read_dir("/proc/self/task").unwrap();
         let read =
@@ -299,4 +300,61 @@ fn the_exact_clocks_go_on_and_the_tick_clocks_coarse_reading_stands_still() {
         )
     });
     assert_eq!(text, "true true true");
+}
+
+#[test]
+fn a_watch_of_the_parent_is_dropped_at_once_and_goes_on_in_the_parent() {
+    let alone = alone();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("file");
+    std::fs::write(&path, "1").unwrap();
+    let cell = Arc::new(DogpileCell::<u32>::with_policy(Policy::never_expires()));
+    let watch = |path: &std::path::Path, cell: &Arc<DogpileCell<u32>>| {
+        let options = Watch::file(path).debounce(Duration::from_millis(20)).poll_every(Duration::MAX);
+        options.spawn(cell, |files: &Files| files.parse(0, str::parse::<u32>)).unwrap()
+    };
+    let mut of_parent = Some(watch(&path, &cell));
+    assert!(of_parent.as_ref().unwrap().wait_ready(HANGS));
+    until_asleep("dogpile-refresher");
+    until_asleep("dogpile-files");
+    until_asleep("notify-rs inotify");
+    let text = in_child(&alone, || {
+        drop(of_parent.take());
+        let before = *cell.get().unwrap();
+        cell.clear();
+        let own = watch(&path, &cell);
+        format!("{before} {}", own.wait_ready(HANGS))
+    });
+    assert_eq!(text, "1 true");
+    std::fs::write(&path, "2").unwrap();
+    let start = Instant::now();
+    while *cell.get().unwrap() != 2 {
+        assert!(start.elapsed() < HANGS, "the child has ended the notifications");
+        thread::sleep(Duration::from_millis(2));
+    }
+    drop(of_parent);
+}
+
+#[test]
+fn a_persisted_cell_of_the_parent_writes_nothing_in_the_child() {
+    let alone = alone();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("file");
+    let cell = Arc::new(DogpileCell::<u32>::new(HOUR));
+    let mut persisted = Some(Persist::json(&path).interval(Duration::MAX).attach(&cell).unwrap());
+    cell.set(1);
+    persisted.as_ref().unwrap().flush().unwrap();
+    until_asleep("dogpile-persist");
+    let text = in_child(&alone, || {
+        cell.set(2);
+        let error = persisted.as_ref().unwrap().flush().unwrap_err().to_string();
+        drop(persisted.take());
+        error
+    });
+    assert!(text.ends_with("it is written by the process that this one was forked from"), "{text}");
+    assert!(std::fs::read_to_string(&path).unwrap().ends_with("\n1"));
+    // The parent's goes on.
+    cell.set(3);
+    drop(persisted);
+    assert!(std::fs::read_to_string(&path).unwrap().ends_with("\n3"));
 }
