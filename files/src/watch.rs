@@ -382,8 +382,7 @@ fn watch(shared: &Shared, refresher: &Weak<Refresher>, is_to_be_asked: bool, pol
             if wake == Wake::Stop {
                 return Err(Stopped);
             }
-            let (was_waiting, check) =
-                shared.read(|reading| (reading.is_waiting(), reading.check(wake == Wake::Forced)));
+            let (was_waiting, check) = shared.read(|reading| (reading.is_waiting(), reading.check()));
             let check = check?;
             if matches!(check, Check::AskForBuild) {
                 // It is there until this thread has been joined.

@@ -33,8 +33,6 @@ struct State {
 pub(super) enum Wake {
     /// There is a change that no read covers.
     Changed,
-    /// It was called for by `reload_now`.
-    Forced,
     /// The time is over.
     TimeOver,
     Stop,
@@ -89,9 +87,12 @@ impl Changes {
         self.state.lock().count
     }
 
-    pub(super) fn cover(&self, count: u64) {
+    /// Returns whether a call of `reload_now` is among the changes that are covered now, and were not before.
+    pub(super) fn cover(&self, count: u64) -> bool {
         let mut state = self.state.lock();
+        let is_forced = (state.covered + 1..=count).contains(&state.forced);
         state.covered = state.covered.max(count);
+        is_forced
     }
 
     pub(super) fn are_covered(&self) -> bool {
@@ -111,7 +112,7 @@ impl Changes {
                 return Wake::Stop;
             }
             if state.count > state.covered {
-                return if state.forced > state.covered { Wake::Forced } else { Wake::Changed };
+                return Wake::Changed;
             }
             let Some(deadline) = deadline else {
                 self.condvar.wait(&mut state);

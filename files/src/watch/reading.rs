@@ -55,6 +55,8 @@ pub(super) struct State {
     prints: Vec<Print>,
     pub(super) digest: u64,
     pub(super) files: Files,
+    /// It was read because of a call of `reload_now`, among other things.
+    is_forced: bool,
 }
 
 /// What is remembered of the last read.
@@ -166,8 +168,9 @@ impl Reading {
         self.ready.is_some()
     }
 
-    /// By the watching thread: has anything changed? `forced`: a state that could not be parsed is to be tried again.
-    pub(super) fn check(&mut self, forced: bool) -> Result<Check, Stopped> {
+    /// By the watching thread: has anything changed? After a call of `reload_now`, a state that could not be parsed is tried
+    /// again.
+    pub(super) fn check(&mut self) -> Result<Check, Stopped> {
         if self.changes.are_covered()
             && let Some(known) = &self.known
             && known.is_confirmed
@@ -181,8 +184,8 @@ impl Reading {
         match self.read() {
             Ok(state) => {
                 let given = *self.given.lock();
-                let is_given =
-                    given.is_some_and(|given| given.digest == state.digest && (given.is_good || !forced));
+                let is_given = given
+                    .is_some_and(|given| given.digest == state.digest && (given.is_good || !state.is_forced));
                 if is_given {
                     // Also if it has gone there and back since the last build.
                     self.ready = None;
@@ -241,14 +244,14 @@ impl Reading {
             };
             let again = self.notifier.look();
             if again == prints {
-                self.changes.cover(count);
+                let is_forced = self.changes.cover(count);
                 let digest = self.digest(&files, &prints);
                 let now = Instant::now();
                 let former = self.known.as_ref().filter(|known| known.prints == prints);
                 let since = former.map_or(now, |known| known.since);
                 let is_confirmed = now.duration_since(since) >= STAMP;
                 self.known = Some(Known { prints: prints.clone(), since, is_confirmed, digest });
-                return Ok(State { prints, digest, files });
+                return Ok(State { prints, digest, files, is_forced });
             }
             if end.is_some_and(|end| Instant::now() >= end) {
                 late += 1;
@@ -384,6 +387,7 @@ fn check_type(kind: FileType) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::changes::Wake;
     use super::*;
     use std::fs;
 
@@ -398,7 +402,7 @@ mod tests {
     impl Reading {
         #[track_caller]
         fn asks(&mut self) -> bool {
-            matches!(self.check(false), Ok(Check::AskForBuild))
+            matches!(self.check(), Ok(Check::AskForBuild))
         }
 
         #[track_caller]
@@ -450,5 +454,25 @@ mod tests {
         fs::write(&path, "first").unwrap();
         assert!(!reading.asks() && !reading.is_waiting());
         assert!(matches!(reading.for_build(Some(first)), Ok(ForBuild::NotModified)));
+    }
+    /// As long as a read waits for quiet, changes are covered by it that came after it began.
+    #[test]
+    fn a_call_of_reload_now_while_a_change_is_read_is_not_lost() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().canonicalize().unwrap().join("file");
+        fs::write(&path, "bad").unwrap();
+        let mut reading = reading(&path);
+        let Ok(ForBuild::Parse(_)) = reading.for_build(None) else { panic!("there is nothing to be parsed") };
+        // The parser fails. A touch is no reason to try it again; that it is called for is.
+        reading.changes.add();
+        assert!(!reading.asks());
+        reading.changes.add();
+        assert_eq!(reading.changes.wait(Some(Instant::now())), Wake::Changed);
+        reading.changes.force();
+        assert!(reading.asks());
+        // Once.
+        let Ok(ForBuild::Parse(_)) = reading.for_build(None) else { panic!("there is nothing to be parsed") };
+        reading.changes.add();
+        assert!(!reading.asks());
     }
 }
