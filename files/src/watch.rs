@@ -22,7 +22,7 @@ mod trail;
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use dogpile::{BoxError, Freshness, Handle, Refreshed, Refresher, SharedError};
@@ -362,14 +362,21 @@ impl WatchOptions {
         let (of_thread, asks) = (Arc::clone(&shared), Arc::downgrade(&refresher));
         let thread = OwnThread::spawn("dogpile-files", move || {
             // It ends when it is stopped.
-            let Stopped = watch(&of_thread, &asks, is_to_be_asked, self.poll_every);
+            // The refresher is there until this thread has been joined.
+            let ask = || asks.upgrade().map(|refresher| refresher.refresh_now()).ok_or(Stopped);
+            let Stopped = watch(&of_thread, ask, is_to_be_asked, self.poll_every);
         })?;
         Ok(Watch { shared, _thread: thread, refresher })
     }
 }
 
-/// The watching thread.
-fn watch(shared: &Shared, refresher: &Weak<Refresher>, is_to_be_asked: bool, poll_every: Duration) -> Stopped {
+/// The watching thread. `ask` asks for a build.
+fn watch(
+    shared: &Shared,
+    ask: impl Fn() -> Result<(), Stopped>,
+    is_to_be_asked: bool,
+    poll_every: Duration,
+) -> Stopped {
     let run = || -> Result<std::convert::Infallible, Stopped> {
         if !is_to_be_asked {
             // The refresher has found the cell empty, and is about to build: no need to ask for it. Unless another caller
@@ -385,8 +392,7 @@ fn watch(shared: &Shared, refresher: &Weak<Refresher>, is_to_be_asked: bool, pol
             let (was_waiting, check) = shared.read(|reading| (reading.is_waiting(), reading.check()));
             let check = check?;
             if matches!(check, Check::AskForBuild) {
-                // It is there until this thread has been joined.
-                refresher.upgrade().ok_or(Stopped)?.refresh_now();
+                ask()?;
             }
             ask_again = if was_waiting { ask_again.saturating_mul(2).min(poll_every) } else { ASK_AGAIN };
             shared.changes.sleep_until(Instant::now() + PAUSE)?;
@@ -555,5 +561,40 @@ impl Drop for Watch {
 impl fmt::Debug for Watch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Watch").field("path", &self.shared.path).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc;
+    use std::thread;
+
+    /// The refresher takes any publication for the answer to a request, one of `set` too.
+    #[test]
+    fn a_request_that_is_answered_by_another_publication_is_made_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        std::fs::write(&path, "first").unwrap();
+        let changes = Arc::new(Changes::default());
+        let notifier = Notifier::new(vec![path.clone()], false, Arc::clone(&changes));
+        let limits = Limits { debounce: Duration::ZERO, max_size: 100, only_open: false };
+        let reading = Reading::new(vec![path.clone()], notifier, Arc::clone(&changes), &limits);
+        let (failure, warns) = (Mutex::default(), false);
+        let shared = Arc::new(Shared { changes, reading: Mutex::new(reading), failure, warns, path });
+
+        let (asked, requests) = mpsc::channel();
+        let of_thread = Arc::clone(&shared);
+        let thread = thread::spawn(move || {
+            watch(&of_thread, || asked.send(()).map_err(|_| Stopped), true, Duration::MAX)
+        });
+        // Nothing changes meanwhile, and nothing is polled.
+        for _ in 0..3 {
+            requests.recv_timeout(Duration::from_secs(60)).unwrap();
+        }
+        assert!(matches!(shared.read(|reading| reading.for_build(None)), Ok(ForBuild::Parse(_))));
+        assert!(!shared.reading.lock().is_waiting(), "it goes on asking");
+        shared.changes.stop();
+        let Stopped = thread.join().unwrap();
     }
 }

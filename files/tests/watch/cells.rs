@@ -2,8 +2,7 @@
 
 use std::fs;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, mpsc};
-use std::thread;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use dogpile::{DogpileCell, Drain, Freshness, LazyDogpile, ManualClock, Policy, Refreshed, SyncReaderCell};
@@ -47,36 +46,6 @@ fn a_fresh_value_that_was_there_before_gives_way_to_that_of_the_files() {
     let watch = options(&file).spawn(&cell, parse).unwrap();
     let bench = Bench { folder, file, cell, watch };
     bench.shows("first");
-}
-
-#[test]
-fn a_request_that_is_answered_by_another_publication_is_made_again() {
-    let folder = tempfile::tempdir().unwrap();
-    let file = folder.path().join("file");
-    fs::write(&file, "first.").unwrap();
-    let cell = super::cell();
-    let (go_on, wait) = mpsc::channel::<()>();
-    let watch = options(&file)
-        .spawn(&cell, move |files: &Files| {
-            let text = parse(files)?;
-            if text == "slow" {
-                wait.recv().unwrap();
-            }
-            Ok::<_, FileError>(text)
-        })
-        .unwrap();
-    let bench = Bench { folder, file, cell, watch };
-    bench.shows("first");
-    fs::write(&bench.file, "slow.").unwrap();
-    eventually("the build", || bench.cell.is_refreshing());
-    // While that build runs, the next change is read and the next build asked for: in about a tenth of a second. If it takes
-    // longer than a second, this test shows nothing, but does not fail.
-    fs::write(&bench.file, "second.").unwrap();
-    thread::sleep(Duration::from_secs(1));
-    // The refresher takes this for the answer.
-    bench.cell.set("by hand".to_owned());
-    go_on.send(()).unwrap();
-    bench.shows("second");
 }
 
 #[test]
