@@ -31,7 +31,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use dogpile::{Freshness, Handle};
+use dogpile::{BoxError, Freshness, Handle};
 use parking_lot::{Condvar, Mutex};
 
 use crate::Cell;
@@ -495,11 +495,11 @@ impl Shared {
             }
             // Flushes that are asked for from now on may be about a later value.
             let asked = self.state.lock().asked;
-            let mut result = writer.step();
+            let mut result = writer.contained_step();
             let end = Instant::now() + PATIENCE;
             while news != News::Look && result.as_ref().is_err_and(is_busy) && Instant::now() < end {
                 thread::sleep(SHORTEST);
-                result = writer.step();
+                result = writer.contained_step();
             }
             if !matches!(result, Ok(false)) {
                 latest = Some(Instant::now());
@@ -613,7 +613,7 @@ impl<K: Cell, C: Codec<K::Value>, W: WallClock> Writer<K, C, W> {
             );
             return Restored::Ignored(PersistError::new(&self.path, PersistErrorKind::Foreign, text));
         }
-        let value = match contained(|| self.codec.decode(&bytes)) {
+        let value = match contained("the codec", || self.codec.decode(&bytes)) {
             Ok(value) => value,
             Err(error) => {
                 return Restored::Ignored(PersistError::new(&self.path, PersistErrorKind::Codec, error));
@@ -625,6 +625,14 @@ impl<K: Cell, C: Codec<K::Value>, W: WallClock> Writer<K, C, W> {
         self.on_file = Some(OnFile { generation, made, is_stale, is_restored: true, checksum });
         self.sight = Some((generation, made));
         Restored::Value { age }
+    }
+
+    /// As [`step`](Writer::step). A panic of the user's code is an error, and the thread goes on.
+    fn contained_step(&mut self) -> Result<bool, PersistError> {
+        contained("the wall clock, or the drop of the value,", || Ok(self.step())).unwrap_or_else(|error| {
+            // It may have come before anything was written, or after.
+            Err(PersistError::new(&self.path, PersistErrorKind::Codec, error))
+        })
     }
 
     /// Looks at the cell, and writes what there is to be written. Returns whether it has written.
@@ -656,7 +664,7 @@ impl<K: Cell, C: Codec<K::Value>, W: WallClock> Writer<K, C, W> {
         {
             return Ok(false);
         }
-        let bytes = contained(|| self.codec.encode(K::value(&seen.value)));
+        let bytes = contained("the codec", || self.codec.encode(K::value(&seen.value)));
         // Before the write, which may take long: of a `SyncReaderCell` this is a reader.
         drop(seen);
         let bytes = bytes.map_err(|error| PersistError::new(&self.path, PersistErrorKind::Codec, error))?;
@@ -691,13 +699,13 @@ impl<K: Cell, C: Codec<K::Value>, W: WallClock> Writer<K, C, W> {
     }
 }
 
-/// What the codec returns; a panic, which the hook has reported, as an error.
-fn contained<R>(codec: impl FnOnce() -> Result<R, dogpile::BoxError>) -> Result<R, dogpile::BoxError> {
-    catch_unwind(AssertUnwindSafe(codec)).unwrap_or_else(|panic| {
+/// What the user's code returns; a panic, which the hook has reported, as an error.
+fn contained<R>(whose: &str, code: impl FnOnce() -> Result<R, BoxError>) -> Result<R, BoxError> {
+    catch_unwind(AssertUnwindSafe(code)).unwrap_or_else(|panic| {
         let text = text_of(&*panic);
         // It may panic in turn.
         let _ = catch_unwind(AssertUnwindSafe(|| drop(panic)));
-        Err(format!("the codec panicked: {text}").into())
+        Err(format!("{whose} panicked: {text}").into())
     })
 }
 

@@ -28,7 +28,7 @@ pub enum PersistErrorKind {
     Foreign,
     /// The file was written by a later version of this crate.
     Newer,
-    /// The codec could not encode the value or decode the bytes, or it panicked.
+    /// The codec could not encode the value or decode the bytes, or it panicked. So did the wall clock, or the value's `drop`.
     Codec,
     /// The operating system reports an error: [`source`](Error::source) is an [`io::Error`].
     Io,

@@ -3,14 +3,16 @@
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, mpsc};
 use std::time::{Duration, Instant};
 
 use dogpile::{BoxError, DogpileCell, LazyDogpile, Policy, SyncReaderCell};
-use dogpile_files::{Codec, Persist, PersistErrorKind, Persisted, Restored};
+use dogpile_files::{
+    Codec, Moment, Persist, PersistErrorKind, Persisted, Restored, SystemWallClock, WallClock,
+};
 use serde::{Deserialize, Serialize};
 
-use super::support::eventually;
+use super::support::{PATIENCE, eventually};
 use super::{HOUR, NEVER, Place, cell, next_run};
 
 #[test]
@@ -267,6 +269,81 @@ fn a_codec_that_fails_or_panics_leaves_the_old_file() {
     let Restored::Ignored(error) = next.restored() else { panic!("{next:?}") };
     assert_eq!(error.kind(), PersistErrorKind::Codec);
     assert_eq!(cell.get(), None);
+}
+
+/// Panics at its second look.
+struct BrokenClock(AtomicU64);
+
+impl WallClock for BrokenClock {
+    fn now(&self) -> Moment {
+        assert!(self.0.fetch_add(1, Ordering::SeqCst) != 1, "this panic is part of the test");
+        SystemWallClock.now()
+    }
+}
+
+#[test]
+fn a_wall_clock_that_panics_is_an_error_and_ends_nothing() {
+    let place = Place::new();
+    let cell = cell();
+    let persisted = place.persist().wall_clock(BrokenClock(AtomicU64::new(0))).attach(&cell).unwrap();
+    cell.set("value".to_owned());
+    let error = persisted.flush().unwrap_err();
+    assert!(error.to_string().ends_with("panicked: this panic is part of the test"), "{error}");
+    assert_eq!(error.kind(), PersistErrorKind::Codec);
+    assert!(!place.path.exists());
+    persisted.flush().unwrap();
+    assert_eq!(next_run(&place.path).1.unwrap(), "value");
+    drop(persisted);
+}
+
+/// Panics when it is dropped, if it says so.
+struct Fragile(bool);
+
+impl Drop for Fragile {
+    fn drop(&mut self) {
+        assert!(!self.0, "this panic is part of the test");
+    }
+}
+
+/// Says when it begins to encode a fragile value, and waits.
+struct Slow(mpsc::Sender<()>, mpsc::Receiver<()>);
+
+impl Codec<Fragile> for Slow {
+    fn name(&self) -> &'static str {
+        "slow"
+    }
+    fn encode(&self, value: &Fragile) -> Result<Vec<u8>, BoxError> {
+        if value.0 {
+            self.0.send(())?;
+            self.1.recv_timeout(PATIENCE)?;
+        }
+        Ok(vec![u8::from(value.0)])
+    }
+    fn decode(&self, _: &[u8]) -> Result<Fragile, BoxError> {
+        Ok(Fragile(false))
+    }
+}
+
+#[test]
+fn a_value_that_panics_when_the_writer_drops_it_is_an_error_and_ends_nothing() {
+    let place = Place::new();
+    let cell = Arc::new(DogpileCell::new(HOUR));
+    let ((begun, begins), (go_on, wait)) = (mpsc::channel(), mpsc::channel());
+    let codec = Slow(begun, wait);
+    let persisted = Persist::with_codec(&place.path, codec).interval(NEVER).attach(&cell).unwrap();
+    cell.set(Fragile(true));
+    std::thread::scope(|scope| {
+        let flush = scope.spawn(|| persisted.flush());
+        begins.recv_timeout(PATIENCE).unwrap();
+        // From now on the writer has the only reference to the old one.
+        cell.set(Fragile(false));
+        go_on.send(()).unwrap();
+        let error = flush.join().unwrap().unwrap_err();
+        assert!(error.to_string().ends_with("panicked: this panic is part of the test"), "{error}");
+    });
+    persisted.flush().unwrap();
+    assert!(place.bytes().ends_with(b"\n\0"));
+    drop(persisted);
 }
 
 #[test]
