@@ -100,14 +100,14 @@ const PATIENCE: Duration = Duration::from_secs(1);
 ///
 /// # let folder = tempfile::tempdir()?;
 /// # let path = folder.path().join("state/rates.json");
-/// let rates = Arc::new(DogpileCell::<Vec<f64>>::new(Duration::from_secs(60)));
+/// let rates = Arc::new(DogpileCell::<Vec<f64>>::new(Duration::from_secs(5)));
 /// let persisted = Persist::json(&path).attach(&rates)?;
 /// assert!(rates.get().is_none()); // the first run
 /// rates.get_or_refresh(|| vec![1.0, 0.87]);
 /// drop(persisted);
 ///
 /// // The next run.
-/// let rates = Arc::new(DogpileCell::<Vec<f64>>::new(Duration::from_secs(60)));
+/// let rates = Arc::new(DogpileCell::<Vec<f64>>::new(Duration::from_secs(5)));
 /// let persisted = Persist::json(&path).attach(&rates)?;
 /// assert_eq!(*rates.get().unwrap(), [1.0, 0.87]);
 /// # drop(persisted);
@@ -163,11 +163,11 @@ impl<C, W: WallClock> Persist<C, W> {
     /// use dogpile_files::Persist;
     /// use std::time::Duration;
     ///
-    /// static LIMIT: DogpileCell<u32> = DogpileCell::new(Duration::from_secs(60));
+    /// static LIMIT: DogpileCell<u32> = DogpileCell::new(Duration::from_secs(5));
     ///
     /// # let folder = tempfile::tempdir()?;
     /// # let path = folder.path().join("limit.json");
-    /// let persisted = Persist::json(&path).interval(Duration::from_secs(60)).attach(&LIMIT)?;
+    /// let persisted = Persist::json(&path).interval(Duration::from_secs(5)).attach(&LIMIT)?;
     /// LIMIT.set(7);
     /// drop(persisted); // does not wait for the interval
     /// assert!(path.exists());
@@ -190,7 +190,7 @@ impl<C, W: WallClock> Persist<C, W> {
     /// use dogpile_files::{Persist, PersistErrorKind, Restored};
     /// use std::time::Duration;
     ///
-    /// static LIMIT: DogpileCell<u32> = DogpileCell::new(Duration::from_secs(60));
+    /// static LIMIT: DogpileCell<u32> = DogpileCell::new(Duration::from_secs(5));
     ///
     /// # let folder = tempfile::tempdir()?;
     /// # let path = folder.path().join("limit.json");
@@ -291,7 +291,7 @@ impl Persisted {
     /// use dogpile_files::{Persist, Restored};
     /// use std::time::Duration;
     ///
-    /// static LIMIT: DogpileCell<u32> = DogpileCell::new(Duration::from_secs(60));
+    /// static LIMIT: DogpileCell<u32> = DogpileCell::new(Duration::from_secs(5));
     ///
     /// # let folder = tempfile::tempdir()?;
     /// # let path = folder.path().join("limit.json");
@@ -315,7 +315,7 @@ impl Persisted {
     /// use dogpile_files::{Persist, PersistErrorKind};
     /// use std::time::Duration;
     ///
-    /// static LIMIT: DogpileCell<u32> = DogpileCell::new(Duration::from_secs(60));
+    /// static LIMIT: DogpileCell<u32> = DogpileCell::new(Duration::from_secs(5));
     ///
     /// # let folder = tempfile::tempdir()?;
     /// # let path = folder.path().join("limit.json");
@@ -342,7 +342,7 @@ impl Persisted {
     /// use dogpile_files::Persist;
     /// use std::time::Duration;
     ///
-    /// static LIMIT: DogpileCell<u32> = DogpileCell::new(Duration::from_secs(60));
+    /// static LIMIT: DogpileCell<u32> = DogpileCell::new(Duration::from_secs(5));
     ///
     /// # let folder = tempfile::tempdir()?;
     /// # let path = folder.path().join("limit.json");
@@ -377,7 +377,7 @@ impl Persisted {
     /// use dogpile_files::Persist;
     /// use std::time::Duration;
     ///
-    /// static LIMIT: DogpileCell<u32> = DogpileCell::new(Duration::from_secs(60));
+    /// static LIMIT: DogpileCell<u32> = DogpileCell::new(Duration::from_secs(5));
     ///
     /// # let folder = tempfile::tempdir()?;
     /// # let path = folder.path().join("limit.json");
@@ -488,6 +488,7 @@ impl Shared {
     ) {
         let _ended = Ended(self);
         let mut latest: Option<Instant> = None;
+        let mut warnings = Warnings::default();
         loop {
             let news = self.wait_for_news(interval);
             if news == News::Look && latest.is_some_and(|latest| latest.elapsed() < interval) {
@@ -501,39 +502,29 @@ impl Shared {
                 thread::sleep(SHORTEST);
                 result = writer.contained_step();
             }
-            if !matches!(result, Ok(false)) {
+            // Where another process was in the way, the next look is another try.
+            if !matches!(result, Ok(false)) && !result.as_ref().is_err_and(is_busy) {
                 latest = Some(Instant::now());
             }
-            self.note(result, asked, &writer.path);
+            if let Some(text) = warnings.of(result.as_ref().err()) {
+                trace::warn(&writer.path, &format!("the value could not be written: {text}"));
+            }
+            self.note(result, asked);
             if news == News::Stop {
                 return;
             }
         }
     }
 
-    fn note(&self, result: Result<bool, PersistError>, asked: u64, path: &Path) {
+    fn note(&self, result: Result<bool, PersistError>, asked: u64) {
         let mut state = self.state.lock();
         state.answered = asked;
-        let mut warning = None;
-        match result {
-            Ok(has_written) => {
-                state.writes += u64::from(has_written);
-                state.last_error = None;
-            }
-            // Another process writes: as long as the next try succeeds, nothing is wrong.
-            Err(error) => {
-                let text = error.to_string();
-                if state.last_error.as_ref().is_none_or(|former| former.to_string() != text) {
-                    warning = Some(text);
-                }
-                state.last_error = Some(error);
-            }
-        }
+        state.writes += u64::from(matches!(result, Ok(true)));
+        let former = std::mem::replace(&mut state.last_error, result.err());
         drop(state);
         self.condvar.notify_all();
-        if let Some(text) = warning {
-            trace::warn(path, &format!("the value could not be written: {text}"));
-        }
+        // Not under the lock: it may be an error of the codec's.
+        drop(former);
     }
 
     fn flush(&self) -> Result<(), PersistError> {
@@ -548,10 +539,33 @@ impl Shared {
     }
 }
 
+/// Another process, or another writer of this one, holds the lock.
 fn is_busy(error: &PersistError) -> bool {
-    std::error::Error::source(error)
-        .and_then(|source| source.downcast_ref::<io::Error>())
-        .is_some_and(|error| error.kind() == io::ErrorKind::WouldBlock)
+    error.kind() == PersistErrorKind::Io
+        && std::error::Error::source(error)
+            .and_then(|source| source.downcast_ref::<io::Error>())
+            .is_some_and(|error| error.kind() == io::ErrorKind::WouldBlock)
+}
+
+/// Which errors are warned of: each once, as long as it lasts. That another process is writing is warned of if it still is at
+/// the next look.
+#[derive(Default)]
+struct Warnings {
+    former: Option<String>,
+    is_warned: bool,
+}
+
+impl Warnings {
+    fn of(&mut self, error: Option<&PersistError>) -> Option<String> {
+        let text = error.map(ToString::to_string);
+        let is_new = text != self.former;
+        self.former.clone_from(&text);
+        self.is_warned &= !is_new;
+        let is_due = !self.is_warned && !(is_new && error.is_some_and(is_busy));
+        let warning = text.filter(|_| is_due);
+        self.is_warned |= warning.is_some();
+        warning
+    }
 }
 
 /// On drop, marks the thread as ended, so that no flush waits for it.
@@ -712,4 +726,30 @@ fn contained<R>(whose: &str, code: impl FnOnce() -> Result<R, BoxError>) -> Resu
 fn text_of(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
     text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "with no text".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_is_warned_of_once_and_another_process_that_writes_if_it_goes_on() {
+        let full = PersistError::io(Path::new("file"), io::ErrorKind::StorageFull.into());
+        let busy = PersistError::io(Path::new("file"), io::ErrorKind::WouldBlock.into());
+        let mut warnings = Warnings::default();
+        for (error, is_warned) in [
+            (Some(&full), true),
+            (Some(&full), false),
+            (None, false),
+            (Some(&full), true),
+            (Some(&busy), false),
+            (None, false),
+            (Some(&busy), false),
+            (Some(&busy), true),
+            (Some(&busy), false),
+            (Some(&full), true),
+        ] {
+            assert_eq!(warnings.of(error).is_some(), is_warned, "{error:?}");
+        }
+    }
 }

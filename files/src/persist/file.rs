@@ -174,7 +174,7 @@ impl Place {
             Ok(()) => Ok(file),
             Err(fs4::TryLockError::WouldBlock) => Err(io::Error::new(
                 io::ErrorKind::WouldBlock,
-                "another process is writing the file at this moment",
+                "the file is being written by another process, or another `Persist`",
             )),
             Err(error) => Err(error.into()),
         }

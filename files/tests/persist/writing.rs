@@ -206,6 +206,76 @@ fn serde_values_of_any_size() {
     }
 }
 
+#[test]
+fn a_write_that_another_process_was_in_the_way_of_does_not_wait_for_a_long_interval() {
+    let place = Place::new();
+    let cell = cell();
+    let persisted = Persist::json(&place.path).interval(HOUR).attach(&cell).unwrap();
+    let lock = fs::File::create(place.beside("state.json.lock")).unwrap();
+    rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    cell.set("value".to_owned());
+    eventually("it has been tried", || persisted.last_error().is_some());
+    let error = persisted.last_error().unwrap().to_string();
+    assert!(error.ends_with("the file is being written by another process, or another `Persist`"), "{error}");
+    drop(lock);
+    eventually("it is written", || persisted.writes() == 1);
+    assert!(persisted.last_error().is_none());
+    drop(persisted);
+}
+
+/// Looks at its own writer when it is displayed, and when it is dropped.
+#[derive(Debug)]
+struct Curious(Arc<OnceLock<Persisted>>);
+
+impl std::fmt::Display for Curious {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "after {} writes", self.0.get().unwrap().writes())
+    }
+}
+
+impl std::error::Error for Curious {}
+
+impl Drop for Curious {
+    fn drop(&mut self) {
+        let _ = self.0.get().unwrap().writes();
+    }
+}
+
+impl Codec<String> for Curious {
+    fn name(&self) -> &'static str {
+        "curious"
+    }
+    fn encode(&self, value: &String) -> Result<Vec<u8>, BoxError> {
+        if value == "good" { Ok(value.clone().into()) } else { Err(Curious(Arc::clone(&self.0)).into()) }
+    }
+    fn decode(&self, _: &[u8]) -> Result<String, BoxError> {
+        Err("it is not decoded".into())
+    }
+}
+
+#[test]
+fn the_codecs_errors_are_displayed_and_dropped_under_no_lock() {
+    let place = Place::new();
+    let cell = cell();
+    let own = Arc::new(OnceLock::new());
+    let codec = Curious(Arc::clone(&own));
+    let persisted = Persist::with_codec(&place.path, codec).interval(NEVER).attach(&cell).unwrap();
+    own.set(persisted).unwrap();
+    let (done, end) = mpsc::channel();
+    let of_thread = Arc::clone(&own);
+    std::thread::spawn(move || {
+        let persisted = of_thread.get().unwrap();
+        for value in ["bad", "worse", "good"] {
+            cell.set(value.to_owned());
+            let result = persisted.flush();
+            assert_eq!(result.is_ok(), value == "good");
+        }
+        done.send(()).unwrap();
+    });
+    end.recv_timeout(PATIENCE).unwrap();
+    assert_eq!(own.get().unwrap().writes(), 1);
+}
+
 /// Fails, panics, or asks for a flush of its own writer, as the value says.
 #[derive(Default)]
 struct Naughty {
