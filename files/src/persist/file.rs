@@ -12,7 +12,7 @@
 //! | 4. write all bytes to it | the old file, a new one that may be cut off |
 //! | 5. `fsync` it | the old file, a new one that is whole on the disk too |
 //! | 6. rename it to `rates.json` | the new file; after a crash of the host the old one or the new one |
-//! | 7. `fsync` the folder | the new file, after a crash of the host too |
+//! | 7. `fsync` the folder, if it may be read | the new file, after a crash of the host too |
 //! | 8. unlock | the new file |
 //!
 //! A file that is left behind as `rates.json.new` is never read. If another process holds the lock, the write fails at once,
@@ -25,6 +25,11 @@ use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
 use super::format::{LONGEST_LINE, Line, Unreadable};
+
+#[cfg(unix)]
+const EACCES: i32 = rustix::io::Errno::ACCESS.raw_os_error();
+#[cfg(unix)]
+const EINVAL: i32 = rustix::io::Errno::INVAL.raw_os_error();
 
 #[derive(Clone, Debug)]
 pub(super) struct Place {
@@ -145,9 +150,12 @@ impl Place {
     fn sync_folder(&self) -> io::Result<()> {
         // Windows has no such thing.
         #[cfg(unix)]
-        File::open(&self.folder)?.sync_all()?;
+        return match File::open(&self.folder).and_then(|folder| folder.sync_all()) {
+            // A folder that may not be read, and a file system that cannot flush folders: it is written sooner or later.
+            Err(error) if matches!(error.raw_os_error(), Some(EACCES | EINVAL)) => Ok(()),
+            result => result,
+        };
         #[cfg(not(unix))]
-        let _ = &self.folder;
         Ok(())
     }
 

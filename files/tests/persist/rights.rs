@@ -35,6 +35,13 @@ fn child_in_a_read_only_folder() {
     persisted.flush().unwrap();
     assert!(persisted.last_error().is_none());
     assert_eq!(next_run(&path).1.unwrap(), "second");
+
+    // A folder that may not be read cannot be flushed. That is no reason to write the file again and again.
+    chmod(0o300);
+    cell.set("third".to_owned());
+    persisted.flush().unwrap();
+    persisted.flush().unwrap();
+    assert_eq!((persisted.writes(), next_run(&path).1.unwrap()), (3, "third".to_owned()));
 }
 
 #[test]

@@ -5,6 +5,7 @@
 mod cells;
 mod lifetime;
 mod pairs;
+mod places;
 mod polling;
 mod replacing;
 mod special;
