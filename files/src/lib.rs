@@ -66,6 +66,7 @@
 //! |---|---|
 //! | `watch` (default) | `Watch`, with the crate `notify` |
 //! | `json`, `postcard` | `Persist::json`, `Persist::postcard`, by serde |
+//! | `async` | `Watch::wait_ready_async` |
 //! | `tracing` | warnings, and `dogpile`'s spans and events |
 //!
 //! [`Persist::with_codec`] needs no feature. Linux, macOS, Windows; tested on Linux. Rust 1.88.
@@ -91,7 +92,7 @@ pub use persist::{
 pub use watch::{FileError, Files, Watch, WatchOptions};
 
 /// The examples of the README and of the pages are compiled and run.
-#[cfg(all(doctest, feature = "watch"))]
+#[cfg(all(doctest, feature = "watch", feature = "json"))]
 mod pages {
     #[doc = include_str!("../README.md")]
     struct Readme;

@@ -83,11 +83,15 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// folder that is missing is made, with mode 0700. Two more files are beside it, with the extensions
 /// `.lock` and `.new`.
 ///
-/// Two processes may use one file. The newest value wins. Do not use one file for two cells.
+/// Two processes may use one file. The newest value wins. Do not use one file for two cells: it would hold the value of either,
+/// and be refused by the other one if that has another type.
 ///
 /// # Dropping
 ///
 /// Dropping the [`Persisted`] writes what has not been written yet, and joins the thread. Until then it keeps the cell alive.
+///
+/// In a process that was forked there is no thread of the parent's. The copy of the `Persisted` writes nothing there, and
+/// dropping it waits for nothing. Attach the cell to a file of the child's own.
 ///
 /// # Examples
 ///
@@ -126,6 +130,9 @@ pub struct Persist<C, W = SystemWallClock> {
 #[cfg(feature = "json")]
 impl Persist<Json> {
     /// The value as JSON, by serde (feature `json`).
+    ///
+    /// JSON has no numbers that are infinite or NaN: serde writes `null`, which the next run refuses to read as a number. Maps
+    /// whose keys are neither strings nor numbers are an error when they are written.
     pub fn json(path: impl AsRef<Path>) -> Self {
         Self::with_codec(path, Json)
     }
@@ -363,7 +370,7 @@ impl Persisted {
     ///
     /// # Errors
     ///
-    /// Why it could not be written.
+    /// Why it could not be written; in a process that was forked, always.
     ///
     /// # Deadlocks
     ///
@@ -561,8 +568,8 @@ impl Warnings {
         let is_new = text != self.former;
         self.former.clone_from(&text);
         self.is_warned &= !is_new;
-        let is_due = !self.is_warned && !(is_new && error.is_some_and(is_busy));
-        let warning = text.filter(|_| is_due);
+        let may_pass = is_new && error.is_some_and(is_busy);
+        let warning = text.filter(|_| !self.is_warned && !may_pass);
         self.is_warned |= warning.is_some();
         warning
     }

@@ -74,8 +74,12 @@ const FIRST_BUILD: Duration = Duration::from_secs(1);
 ///
 /// The operating system notifies of changes, by the crate `notify`. Where that cannot be had (a limit on watches is reached, a
 /// folder cannot be read) or does not work (a network file system that is changed on another host, a file that is mounted into
-/// a container by itself), changes are found by looking at the files every [`poll_every`](WatchOptions::poll_every).
-/// [`polls_because`](Watch::polls_because) shows the former, and the feature `tracing` warns of it.
+/// a container by itself, a file that is written through another hard link), changes are found by looking at the files every
+/// [`poll_every`](WatchOptions::poll_every). [`polls_because`](Watch::polls_because) shows the former, and the feature
+/// `tracing` warns of it.
+///
+/// On Linux each `Watch` takes one of the user's inotify instances, of which there are 128 unless
+/// `fs.inotify.max_user_instances` is raised. Files that are read together need one `Watch`, however many they are.
 ///
 /// # Threads
 ///
@@ -85,7 +89,10 @@ const FIRST_BUILD: Duration = Duration::from_secs(1);
 /// # Dropping
 ///
 /// Stops it and joins its threads, but for `notify`'s, which ends by itself at once. A closure that runs is waited for, and
-/// its value published. The cell keeps its value. Given an `Arc`, it does not keep the cell alive.
+/// its value published; in a task, drop it by `spawn_blocking` if the closure is slow. The cell keeps its value. Given an `Arc`, it does not keep the cell alive.
+///
+/// In a process that was forked there are no threads of the parent's. Dropping the copy of the `Watch` there waits for nothing;
+/// spawn another one.
 ///
 /// # Examples
 ///
@@ -276,7 +283,8 @@ impl WatchOptions {
     ///
     /// Returns at once, perhaps before the files have been read: see [`wait_ready`](Watch::wait_ready). `parse` makes the
     /// value, on a thread of its own, one call at a time. It may return a value, or a [`Refreshed`]. If it panics, that is an
-    /// error like others.
+    /// error like others. A closure has to name the type of the value, which a function does by its return type:
+    /// `|files| files.parse(0, toml::from_str::<Config>)`.
     ///
     /// # Errors
     ///
@@ -522,6 +530,33 @@ impl Watch {
     #[must_use]
     pub fn wait_ready(&self, time: Duration) -> bool {
         self.refresher.wait_ready(time)
+    }
+
+    /// Like [`wait_ready`](Watch::wait_ready), but suspends the task instead of blocking the thread. The future can be dropped
+    /// at any point.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::DogpileCell;
+    /// use dogpile_files::{Files, Watch};
+    /// use std::time::Duration;
+    ///
+    /// static MOTD: DogpileCell<String> = DogpileCell::new(Duration::from_secs(60));
+    ///
+    /// # tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async {
+    /// let folder = tempfile::tempdir()?;
+    /// let path = folder.path().join("motd");
+    /// std::fs::write(&path, "hello")?;
+    /// let watch = Watch::file(&path).spawn(&MOTD, |files: &Files| files.text(0).map(str::to_owned))?;
+    /// assert!(watch.wait_ready_async(Duration::from_secs(10)).await);
+    /// assert_eq!(*MOTD.get().unwrap(), "hello");
+    /// # Ok::<(), std::io::Error>(())
+    /// # }).unwrap();
+    /// ```
+    #[cfg(feature = "async")]
+    pub async fn wait_ready_async(&self, time: Duration) -> bool {
+        self.refresher.wait_ready_async(time).await
     }
 
     /// Why changes are found by polling only; `None` if the operating system notifies of them, or the files have not been

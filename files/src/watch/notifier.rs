@@ -13,7 +13,7 @@
 //! are events.
 
 use std::collections::{HashMap, HashSet};
-use std::fmt::Write as _;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -159,10 +159,27 @@ impl Notifier {
             Some(folder) => format!("{} cannot be watched: {error}", folder.display()),
             None => format!("nothing can be watched: {error}"),
         };
-        if matches!(error.kind, notify::ErrorKind::MaxFilesWatch) {
-            let _ = write!(text, " (fs.inotify.max_user_watches)");
+        match &error.kind {
+            notify::ErrorKind::MaxFilesWatch => text += " (fs.inotify.max_user_watches)",
+            // Those of the process, or of inotify: they have the same error.
+            notify::ErrorKind::Io(error) if folder.is_none() && is_too_many(error) => {
+                text += " (fs.inotify.max_user_instances, or ulimit -n)";
+            }
+            _ => {}
         }
         self.failure.get_or_insert(text);
+    }
+}
+
+fn is_too_many(error: &io::Error) -> bool {
+    #[cfg(target_os = "linux")]
+    {
+        error.raw_os_error() == Some(rustix::io::Errno::MFILE.raw_os_error())
+    }
+    #[cfg(not(target_os = "linux"))]
+    {
+        let _ = error;
+        false
     }
 }
 

@@ -68,6 +68,23 @@ fn it_does_not_keep_the_cell_alive() {
     assert!(!watch.wait_ready(Duration::ZERO));
 }
 
+#[cfg(feature = "async")]
+#[test]
+fn a_task_that_waits_does_not_block_its_thread() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("file");
+    let cell = cell();
+    let watch = options(&file).spawn(&cell, parse).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let ready = runtime.block_on(async {
+        let write = async { fs::write(&file, "first.").unwrap() };
+        assert!(!watch.wait_ready_async(Duration::ZERO).await);
+        tokio::join!(watch.wait_ready_async(PATIENCE), write).0
+    });
+    assert!(ready);
+    assert_eq!(*cell.get().unwrap(), "first");
+}
+
 #[test]
 fn what_makes_no_sense_is_an_error() {
     let cell = cell();

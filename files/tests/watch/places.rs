@@ -16,7 +16,10 @@ use super::{Bench, cell, options, parse};
 
 #[test]
 fn on_a_tmpfs() {
-    run_with_mounts("places::child_with_a_file_system", "mkdir here && mount -t tmpfs none here && echo first. > here/file");
+    run_with_mounts(
+        "places::child_with_a_file_system",
+        "mkdir here && mount -t tmpfs none here && echo first. > here/file",
+    );
 }
 
 /// As the files of an image are in a container: a file that is written is copied first.
@@ -140,7 +143,9 @@ fn a_thousand_files_in_as_many_folders() {
         .debounce(Duration::from_millis(50))
         .poll_every(Duration::MAX)
         .spawn(&sum, |files: &Files| {
-            (0..files.len()).map(|number| files.parse(number, str::parse::<u32>)).sum::<Result<u32, FileError>>()
+            (0..files.len())
+                .map(|number| files.parse(number, str::parse::<u32>))
+                .sum::<Result<u32, FileError>>()
         })
         .unwrap();
     eventually("the sum", || sum.get().is_some_and(|sum| *sum == 1000));

@@ -89,6 +89,7 @@ fn child_without_watches() {
     bench.shows("first");
     let reason = bench.watch.polls_because().unwrap();
     assert!(reason.starts_with("nothing can be watched: "), "{reason}");
+    assert!(reason.contains("fs.inotify.max_user_instances"), "it does not say what to do: {reason}");
     fs::write(&bench.file, "second.").unwrap();
     bench.shows("second");
     if cfg!(feature = "tracing") {
