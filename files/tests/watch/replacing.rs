@@ -202,3 +202,27 @@ fn a_link_to_another_folder_is_followed_there() {
     fs::write(&bench.file, "third.").unwrap();
     bench.shows("third");
 }
+
+#[test]
+fn a_folder_further_up_is_replaced_and_found_by_a_poll_and_watched_from_then_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let make = |outer: &str, text: &str| {
+        fs::create_dir_all(folder.path().join(outer).join("inner/deep")).unwrap();
+        fs::write(folder.path().join(outer).join("inner/deep/file"), text).unwrap();
+    };
+    make("outer", "first.");
+    make("next", "second.");
+    let path = |name: &str| folder.path().join(name);
+    let (outer, old, next) = (path("outer"), path("old"), path("next"));
+    let bench = Bench::of(folder, "outer/inner/deep/file", |_| {});
+    bench.shows("first");
+    fs::rename(&outer, &old).unwrap();
+    fs::rename(&next, &outer).unwrap();
+    // As a poll.
+    bench.watch.reload_now();
+    bench.shows("second");
+    // By notifications, and of the file that is there now.
+    fs::write(old.join("inner/deep/file"), "of no concern.").unwrap();
+    fs::write(&bench.file, "third.").unwrap();
+    bench.shows("third");
+}
