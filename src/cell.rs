@@ -608,6 +608,28 @@ impl<T, C: Clock> DogpileCell<T, C> {
         self.machine.snapshot().map(|seen| Snapshot::new(seen, |value| value))
     }
 
+    /// Like [`snapshot`](DogpileCell::snapshot), but does not count as a read: a refresher that
+    /// [rests](crate::RefresherOptions::rest_when_unused) while the value is not read goes on resting.
+    ///
+    /// For code that observes the cell and does not use its value: metrics, health checks, a copy on disk.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::DogpileCell;
+    /// use std::time::Duration;
+    ///
+    /// let cell = DogpileCell::new(Duration::from_secs(60));
+    /// assert!(cell.peek().is_none());
+    /// cell.set(7);
+    /// let seen = cell.peek().unwrap();
+    /// assert_eq!((*seen.value, seen.generation), (7, 1));
+    /// ```
+    #[must_use]
+    pub fn peek(&self) -> Option<Snapshot<T>> {
+        self.machine.peek().map(|seen| Snapshot::new(seen, |value| value))
+    }
+
     /// Returns what a read would find now: no value, a fresh, a stale or an expired one.
     ///
     /// # Examples

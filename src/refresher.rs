@@ -198,6 +198,8 @@ impl RefresherOptions {
     /// The next reader is served that value, fresh or stale, as far as the policy allows, and wakes the refresher. The
     /// first read after each publication is slightly slower, since it leaves a mark. Later reads are not.
     ///
+    /// [`snapshot`](crate::DogpileCell::snapshot) is a read too; [`peek`](crate::DogpileCell::peek) is none.
+    ///
     /// # Examples
     ///
     /// ```

@@ -702,6 +702,26 @@ impl<T: Send + Sync + 'static, C: Clock> SyncReaderCell<T, C> {
         self.machine().snapshot().map(|seen| Snapshot::new(seen, ReaderArc))
     }
 
+    /// Like [`snapshot`](SyncReaderCell::snapshot), but does not count as a read: a refresher that
+    /// [rests](crate::RefresherOptions::rest_when_unused) while the value is not read goes on resting.
+    ///
+    /// It counts as a reader all the same, as long as it lives: the value is not finalised.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::SyncReaderCell;
+    /// use std::time::Duration;
+    ///
+    /// let cell = SyncReaderCell::new(Duration::from_secs(60), |_old: u32| {});
+    /// cell.set(7);
+    /// assert_eq!((*cell.peek().unwrap().value, cell.readers()), (7, 0));
+    /// ```
+    #[must_use]
+    pub fn peek(&self) -> Option<Snapshot<T, ReaderArc<T>>> {
+        self.machine().peek().map(|seen| Snapshot::new(seen, ReaderArc))
+    }
+
     /// Returns what a read would find now: no value, a fresh, a stale or an expired one.
     ///
     /// # Examples

@@ -51,7 +51,8 @@ macro_rules! cell {
         }
 
         fn look(&$self) -> Option<Seen<Self::Shared>> {
-            $cell.snapshot().map(|seen| Seen {
+            // No read: a refresher that rests is to go on resting.
+            $cell.peek().map(|seen| Seen {
                 value: seen.value,
                 generation: seen.generation,
                 age: seen.age,
@@ -71,7 +72,7 @@ macro_rules! cell {
                 // Only this value: one that was published meanwhile is newer.
                 $cell.invalidate_if_current(&restored);
             }
-            let seen = $cell.snapshot();
+            let seen = $cell.peek();
             match seen {
                 Some(seen) if std::ptr::eq::<Self::Value>(&*seen.value, &*restored) => seen.generation,
                 // Another one has been published since, and is to be written.

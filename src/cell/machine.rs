@@ -288,6 +288,11 @@ impl<T, C: Clock> Machine<T, C> {
     pub(crate) fn snapshot(&self) -> Option<Seen<T>> {
         // It is a read; a refresher may wait for that.
         self.mark_read(self.slot.quiet_end());
+        self.peek()
+    }
+
+    /// As [`snapshot`](Machine::snapshot), but does not count as a read.
+    pub(crate) fn peek(&self) -> Option<Seen<T>> {
         let reading = self.read_with_quiet_end();
         let now = self.now();
         let freshness = self.classify(&reading, |tick| now < tick);

@@ -75,7 +75,7 @@ async fn healthz<C: Clock + 'static>(State(reports): State<Reports<C>>) -> Respo
         start_build(&reports).await;
     }
     let cell = reports.cell();
-    let (stats, snapshot) = (cell.stats(), cell.snapshot());
+    let (stats, snapshot) = (cell.stats(), cell.peek());
     let freshness = snapshot.as_ref().map_or(Freshness::Empty, |snapshot| snapshot.freshness);
     let code = match freshness {
         Freshness::Fresh | Freshness::Stale => StatusCode::OK,

@@ -10,7 +10,7 @@ pub use errors::export_errors;
 /// Exports the counters and the state of a cell. It does not build and does not wait.
 pub fn export<T, C: Clock>(name: &'static str, cell: &DogpileCell<T, C>) {
     export_stats(name, &cell.stats());
-    let snapshot = cell.snapshot();
+    let snapshot = cell.peek();
     // NaN if there is no value: no alert compares with it.
     let age = snapshot.as_ref().map_or(f64::NAN, |snapshot| snapshot.age.as_secs_f64());
     gauge!("dogpile_age_seconds", "cell" => name).set(age);

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, mpsc};
 use std::time::{Duration, Instant};
 
-use dogpile::{BoxError, DogpileCell, LazyDogpile, Policy, SyncReaderCell};
+use dogpile::{BoxError, DogpileCell, LazyDogpile, ManualClock, Policy, Refresher, SyncReaderCell};
 use dogpile_files::{
     Codec, Moment, Persist, PersistErrorKind, Persisted, Restored, SystemWallClock, WallClock,
 };
@@ -220,6 +220,28 @@ fn a_write_that_another_process_was_in_the_way_of_does_not_wait_for_a_long_inter
     drop(lock);
     eventually("it is written", || persisted.writes() == 1);
     assert!(persisted.last_error().is_none());
+    drop(persisted);
+}
+
+/// A refresher that rests while its value is not read. Another one, which does not rest, tells when its time has come.
+#[test]
+fn a_value_that_is_written_does_not_count_as_read() {
+    let place = Place::new();
+    let clock = ManualClock::new();
+    let cells = [(); 2].map(|()| Arc::new(DogpileCell::with_clock(Policy::ttl(HOUR), clock.clone())));
+    let build = |previous: Option<Arc<u64>>| previous.map_or(1, |number| *number + 1);
+    let rests = Refresher::options().rest_when_unused().spawn(&cells[0], HOUR / 10, build).unwrap();
+    let works = Refresher::spawn(&cells[1], HOUR / 10, build).unwrap();
+    assert!(rests.wait_ready(PATIENCE) && works.wait_ready(PATIENCE));
+    let persisted = Persist::json(&place.path).interval(NEVER).attach(&cells[0]).unwrap();
+    for round in 2..8 {
+        persisted.flush().unwrap();
+        clock.advance(HOUR);
+        persisted.flush().unwrap();
+        eventually("the next build", || cells[1].generation() == round);
+    }
+    drop((rests, works));
+    assert_eq!((cells[0].generation(), persisted.writes()), (1, 1));
     drop(persisted);
 }
 

@@ -45,6 +45,25 @@ fn a_value_that_is_not_read_is_not_rebuilt() {
 }
 
 #[test]
+fn a_peek_is_no_read_and_a_snapshot_is_one() {
+    let rig = at_rest(Policy::ttl(TTL));
+    rig.advance(TTL);
+    let seen = rig.cell.peek().unwrap();
+    assert_eq!((*seen.value, seen.generation, seen.freshness), (1, 1, Freshness::Stale));
+    rests(&rig);
+    rig.builds.none();
+    assert_eq!(*rig.cell.snapshot().unwrap().value, 1);
+    rig.builds.begins(Some(1));
+    rig.builds.ends(Ok(Refreshed::New(2)));
+    rig.clock.sleeps_until(rig.clock.time() + DUE);
+    // Nor is one before it is due.
+    assert_eq!(rig.cell.peek().unwrap().generation, 2);
+    rig.advance(DUE);
+    rests(&rig);
+    rig.builds.none();
+}
+
+#[test]
 fn a_value_that_is_read_is_rebuilt_ahead_of_its_end() {
     let rig = Rig::asleep_with(Refresher::options().rest_when_unused(), Policy::ttl(TTL));
     for value in 1..=3 {
