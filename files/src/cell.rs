@@ -21,6 +21,12 @@ pub trait Cell: Refreshable<Clock: Clone> {
     fn published(&self) -> u64;
     #[doc(hidden)]
     fn look(&self) -> Option<Seen<Self::Shared>>;
+    /// Whether a cell that seems to be empty may hold a value that a writer has taken out, and that comes back if its build
+    /// fails.
+    #[doc(hidden)]
+    fn may_be_withheld(&self) -> bool {
+        false
+    }
     #[doc(hidden)]
     fn value(shared: &Self::Shared) -> &Self::Value;
     /// Restores a value; declares it stale if `stale`. Returns the generation of that publication.
@@ -94,4 +100,8 @@ impl<T: Send + Sync + 'static, F: Send + Sync + 'static, C: Clock + Clone + 'sta
 
 impl<T: Send + Sync + 'static, C: Clock + Clone + 'static> Cell for SyncReaderCell<T, C> {
     cell!(self: self);
+
+    fn may_be_withheld(&self) -> bool {
+        self.is_refreshing()
+    }
 }

@@ -12,6 +12,7 @@
 //! | ... which was declared stale since | is written, and says so |
 //! | holds another one, or the same one renewed | is written, with the moment at which that was made |
 //! | is empty, and held what is in the file: it was cleared | is removed |
+//! | ... while a build runs that may have taken the value out (`SyncReaderCell`) | stays until that has ended |
 //! | is empty, and held nothing yet | stays, whatever it is |
 //!
 //! The codec and the wall clock are code of the user's. They run on that thread, or in `attach`, and under no lock.
@@ -663,7 +664,13 @@ impl<K: Cell, C: Codec<K::Value>, W: WallClock> Writer<K, C, W> {
         // The cell's clock stands still while the host is suspended.
         let suspended = now.elapsed_since(moment).unwrap_or_default().saturating_sub(instant.elapsed());
 
-        let Some(seen) = self.cell.look() else { return self.remove().map(|()| false) };
+        let seen = match self.cell.look() {
+            None if self.cell.may_be_withheld() => return Ok(false),
+            // A writer may have put it back since.
+            None => self.cell.look(),
+            seen => seen,
+        };
+        let Some(seen) = seen else { return self.remove().map(|()| false) };
         let generation = seen.generation;
         let made = match self.sight {
             Some((of, made)) if of == generation => made.corrected(now),

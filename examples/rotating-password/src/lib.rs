@@ -49,10 +49,10 @@ pub struct Database {
 
 impl Database {
     /// With the credentials of a file, which must be there.
-    pub fn open(file: &Path, port: u16) -> anyhow::Result<Self> {
+    pub async fn open(file: &Path, port: u16) -> anyhow::Result<Self> {
         let credentials = Arc::new(DogpileCell::with_policy(Policy::never_expires()));
         let watch = Watch::files([file]).debounce(Duration::from_millis(50)).spawn(&credentials, parse)?;
-        anyhow::ensure!(watch.wait_ready(PATIENCE), "no credentials: {:?}", watch.last_error());
+        anyhow::ensure!(watch.wait_ready_async(PATIENCE).await, "no credentials: {:?}", watch.last_error());
         Ok(Self { credentials, watch, port, refused: AtomicU64::new(0) })
     }
 

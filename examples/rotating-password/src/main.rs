@@ -16,7 +16,7 @@ async fn main() -> anyhow::Result<()> {
     let folder = tempfile::tempdir()?;
     let file = folder.path().join("credentials");
     server.rotate("password-0", &file).await?;
-    let database = Arc::new(Database::open(&file, server.port)?);
+    let database = Arc::new(Database::open(&file, server.port).await?);
     let stop = Arc::new(AtomicBool::new(false));
     let clients: Vec<_> = (0..4)
         .map(|_| {

@@ -24,7 +24,7 @@ async fn queries_go_on_while_the_password_is_changed() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("credentials");
     server.rotate("password-0", &file).await.unwrap();
-    let database = Arc::new(Database::open(&file, server.port).unwrap());
+    let database = Arc::new(Database::open(&file, server.port).await.unwrap());
     let (stop, queries) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
     let clients: Vec<_> = (0..2)
         .map(|_| {

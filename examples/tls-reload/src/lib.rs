@@ -13,8 +13,8 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::routing::get;
-use dogpile::{BoxError, DogpileCell, Policy};
-use dogpile_files::{Files, Watch};
+use dogpile::{DogpileCell, Policy};
+use dogpile_files::{FileError, Files, Watch};
 use hyper_util::rt::TokioIo;
 use hyper_util::service::TowerToHyperService;
 use rustls::ServerConfig;
@@ -45,12 +45,12 @@ pub fn watch(identity: &Arc<Identity>, folder: &Path) -> anyhow::Result<Watch> {
     Ok(watch)
 }
 
-fn parse(files: &Files) -> Result<CertifiedKey, BoxError> {
+fn parse(files: &Files) -> Result<CertifiedKey, FileError> {
     let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(files.read(0)?).collect();
     let chain = chain.map_err(|error| files.error(0, error))?;
     let key = PrivateKeyDer::from_pem_slice(files.read(1)?).map_err(|error| files.error(1, error))?;
     // Refuses a key that is not the certificate's.
-    Ok(CertifiedKey::from_der(chain, key, &default_provider())?)
+    CertifiedKey::from_der(chain, key, &default_provider()).map_err(|error| files.error(1, error))
 }
 
 #[derive(Debug)]

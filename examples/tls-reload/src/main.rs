@@ -19,7 +19,11 @@ async fn run(folder: &Path, seconds: u32) -> anyhow::Result<()> {
     authority.rotate(folder)?;
     let identity = identity();
     let watch = watch(&identity, folder)?;
-    ensure!(watch.wait_ready(Duration::from_secs(10)), "no certificate: {:?}", watch.last_error());
+    ensure!(
+        watch.wait_ready_async(Duration::from_secs(10)).await,
+        "no certificate: {:?}",
+        watch.last_error()
+    );
     let address = start(identity.clone()).await?;
     let load = Load::start(&authority, address, 4)?;
 

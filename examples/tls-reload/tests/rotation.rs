@@ -29,7 +29,7 @@ async fn certificates_are_replaced_under_load_without_a_failed_handshake() {
     let first = authority.rotate(folder.path()).unwrap();
     let identity = identity();
     let watch = watch(&identity, folder.path()).unwrap();
-    assert!(watch.wait_ready(PATIENCE), "{:?}", watch.last_error());
+    assert!(watch.wait_ready_async(PATIENCE).await, "{:?}", watch.last_error());
     let address = start(identity.clone()).await.unwrap();
     let load = Load::start(&authority, address, 2).unwrap();
     eventually("the first certificate", || load.report().first_seen.contains_key(&first)).await;
@@ -44,7 +44,7 @@ async fn certificates_are_replaced_under_load_without_a_failed_handshake() {
     fs::write(folder.path().join("cert.pem"), certificate).unwrap();
     eventually("it is refused", || watch.last_error().is_some()).await;
     let error = watch.last_error().unwrap().to_string();
-    assert!(error.to_lowercase().contains("mismatch"), "{error}");
+    assert!(error.contains("key.pem: ") && error.to_lowercase().contains("mismatch"), "{error}");
     // Half a certificate.
     fs::write(folder.path().join("cert.pem"), "-----BEGIN CERTIFICATE-----\nMIIB").unwrap();
     eventually("it is refused too", || {

@@ -117,6 +117,31 @@ fn a_cell_that_is_cleared_loses_its_file() {
     assert!(matches!(next_run(&place.path), (Restored::Nothing, None)));
 }
 
+/// For as long as a writer is inside, the cell seems to be empty.
+#[test]
+fn a_value_that_is_taken_out_for_a_writer_keeps_its_file() {
+    let place = Place::new();
+    let cell = Arc::new(SyncReaderCell::new(HOUR, drop::<String>));
+    let persisted = place.persist().attach(&cell).unwrap();
+    cell.set("value".to_owned());
+    persisted.flush().unwrap();
+    let result = cell.request().no_cache().try_get_with_writer(|writer| {
+        let mut lock = writer.acquire_write_lock();
+        assert_eq!(lock.old().unwrap(), "value");
+        persisted.flush().unwrap();
+        Err::<String, _>("this error is part of the test")
+    });
+    assert!(result.is_err());
+    assert_eq!(next_run(&place.path).1.unwrap(), "value");
+    persisted.flush().unwrap();
+    assert_eq!(persisted.writes(), 1);
+    // A cleared one does not.
+    cell.clear();
+    persisted.flush().unwrap();
+    assert!(!place.path.exists());
+    drop(persisted);
+}
+
 #[test]
 fn a_file_that_another_cell_has_written_since_is_not_removed() {
     let place = Place::new();
