@@ -16,7 +16,7 @@ use dogpile::BoxError;
 ///
 /// # Panics
 ///
-/// All methods panic if there is no file of that number.
+/// All methods that are given a number panic if there is no file of that number.
 #[derive(Debug)]
 pub struct Files {
     pub(super) entries: Vec<Entry>,

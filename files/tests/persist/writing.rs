@@ -248,6 +248,30 @@ fn a_write_that_another_process_was_in_the_way_of_does_not_wait_for_a_long_inter
     drop(persisted);
 }
 
+#[test]
+fn what_json_cannot_hold_is_an_error_or_is_refused_by_the_next_run() {
+    let place = Place::new();
+    let cell = Arc::new(DogpileCell::new(HOUR));
+    let persisted = place.persist().attach(&cell).unwrap();
+    cell.set(vec![1.0, f64::NAN]);
+    persisted.flush().unwrap();
+    drop(persisted);
+    let cell = Arc::new(DogpileCell::<Vec<f64>>::new(HOUR));
+    let persisted = place.persist().attach(&cell).unwrap();
+    let Restored::Ignored(error) = persisted.restored() else { panic!("{persisted:?}") };
+    assert_eq!(error.kind(), PersistErrorKind::Codec);
+    assert!(error.to_string().contains("invalid type: null, expected f64"), "{error}");
+
+    let path = place.beside("map");
+    let cell = Arc::new(DogpileCell::new(HOUR));
+    let persisted = Persist::json(&path).interval(NEVER).attach(&cell).unwrap();
+    cell.set(std::collections::BTreeMap::from([((1, 2), 3)]));
+    let error = persisted.flush().unwrap_err();
+    assert!(error.to_string().ends_with("key must be a string"), "{error}");
+    assert!(!path.exists());
+    drop(persisted);
+}
+
 /// A refresher that rests while its value is not read. Another one, which does not rest, tells when its time has come.
 #[test]
 fn a_value_that_is_written_does_not_count_as_read() {
