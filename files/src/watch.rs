@@ -64,7 +64,8 @@ const FIRST_BUILD: Duration = Duration::from_secs(1);
 ///
 /// The same bytes lead to no build and no publication: a `touch`, a `chmod`, a file written anew with the same content. While
 /// the cell holds a fresh value, a state that the closure refuses is tried again only when it changes, or by
-/// [`reload_now`](Watch::reload_now). If the cell is empty, or its value stale, the policy's retry pauses apply as well.
+/// [`reload_now`](Watch::reload_now). A file that could not be read, for want of descriptors for example, is read again by each
+/// poll. If the cell is empty, or its value stale, the policy's retry pauses apply as well.
 ///
 /// The cell's ttl is not what finds changes, and need not be short: [`Policy::never_expires`](dogpile::Policy::never_expires)
 /// will do. A cell with a ttl is renewed by a look at the files, at the latest a tenth of its ttl, or a second, before it ends.

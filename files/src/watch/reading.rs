@@ -18,6 +18,7 @@
 //! - After a change that no read covers (see [`super::changes`]).
 //! - At a poll, if the prints differ from those of the last read; and at each poll until the same prints have been read again
 //!   two seconds later, since a change within one step of the file system's clock leaves the same prints.
+//! - At each poll, as long as a file could not be read for a reason that can pass without a change of the file.
 //! - By a build that needs the content, because there is no value, or the last one was made from other content.
 //!
 //! # Not modified
@@ -64,7 +65,8 @@ struct Known {
     prints: Vec<Print>,
     /// When these prints were first read.
     since: Instant,
-    /// They were read once more, [`STAMP`] later: a change since then has left other prints.
+    /// They were read once more, [`STAMP`] later: a change since then has left other prints. Not if there was an error that can
+    /// pass without a change.
     is_confirmed: bool,
     digest: u64,
 }
@@ -249,7 +251,7 @@ impl Reading {
                 let now = Instant::now();
                 let former = self.known.as_ref().filter(|known| known.prints == prints);
                 let since = former.map_or(now, |known| known.since);
-                let is_confirmed = now.duration_since(since) >= STAMP;
+                let is_confirmed = now.duration_since(since) >= STAMP && !can_pass(&files);
                 self.known = Some(Known { prints: prints.clone(), since, is_confirmed, digest });
                 return Ok(State { prints, digest, files, is_forced });
             }
@@ -340,6 +342,13 @@ impl Reading {
     }
 }
 
+/// Whether a file had an error that says nothing about the file: too many descriptors, an input/output error.
+fn can_pass(files: &Files) -> bool {
+    use io::ErrorKind::{FileTooLarge, InvalidInput, NotFound};
+    let errors = files.entries.iter().filter_map(|entry| entry.content.as_ref().err());
+    errors.filter_map(FileError::kind).any(|kind| !matches!(kind, NotFound | InvalidInput | FileTooLarge))
+}
+
 /// Opens a regular file, and nothing else: to open a FIFO would wait for a writer, to open a device may do anything.
 fn open(path: &Path, stat: Option<&Stat>) -> io::Result<(File, u64)> {
     let metadata = fs::metadata(path)?;
@@ -391,7 +400,7 @@ mod tests {
     use super::*;
     use std::fs;
 
-    fn reading(path: &Path) -> Reading {
+    fn reading_of(path: &Path) -> Reading {
         let changes = Arc::new(Changes::default());
         let paths = vec![path.to_owned()];
         let notifier = Notifier::new(paths.clone(), false, Arc::clone(&changes));
@@ -421,7 +430,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().canonicalize().unwrap().join("file");
         fs::write(&path, "first").unwrap();
-        let mut reading = reading(&path);
+        let mut reading = reading_of(&path);
         assert_eq!(reading.build().files.read(0).unwrap(), b"first");
         assert!(!reading.asks());
 
@@ -447,7 +456,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().canonicalize().unwrap().join("file");
         fs::write(&path, "first").unwrap();
-        let mut reading = reading(&path);
+        let mut reading = reading_of(&path);
         let first = reading.build().digest;
         fs::write(&path, "second").unwrap();
         assert!(reading.asks() && reading.is_waiting());
@@ -461,7 +470,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().canonicalize().unwrap().join("file");
         fs::write(&path, "bad").unwrap();
-        let mut reading = reading(&path);
+        let mut reading = reading_of(&path);
         let Ok(ForBuild::Parse(_)) = reading.for_build(None) else { panic!("there is nothing to be parsed") };
         // The parser fails. A touch is no reason to try it again; that it is called for is.
         reading.changes.add();
@@ -474,5 +483,27 @@ mod tests {
         let Ok(ForBuild::Parse(_)) = reading.for_build(None) else { panic!("there is nothing to be parsed") };
         reading.changes.add();
         assert!(!reading.asks());
+    }
+    /// An error that comes and goes leaves no other prints, as when the process has no more descriptors.
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn what_could_not_be_read_is_read_again_at_each_poll() {
+        // At its beginning there is nothing that could be read.
+        let mut reading = reading_of(Path::new("/proc/self/mem"));
+        let state = reading.build();
+        let error = state.files.read(0).unwrap_err();
+        assert_eq!(error.to_string(), "/proc/self/mem: Input/output error (os error 5)");
+        reading.known.as_mut().unwrap().since = Instant::now().checked_sub(STAMP).unwrap();
+        assert!(!reading.asks());
+        assert!(!reading.known.as_ref().unwrap().is_confirmed, "the next poll reads it no more");
+
+        // A file that is missing is found by its print.
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().canonicalize().unwrap().join("file");
+        let mut missing = reading_of(&path);
+        assert!(missing.build().files.read(0).is_err());
+        missing.known.as_mut().unwrap().since = Instant::now().checked_sub(STAMP).unwrap();
+        assert!(!missing.asks());
+        assert!(missing.known.as_ref().unwrap().is_confirmed);
     }
 }
