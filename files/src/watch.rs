@@ -90,7 +90,8 @@ const FIRST_BUILD: Duration = Duration::from_secs(1);
 /// # Dropping
 ///
 /// Stops it and joins its threads, but for `notify`'s, which ends by itself at once. A closure that runs is waited for, and
-/// its value published; in a task, drop it by `spawn_blocking` if the closure is slow. The cell keeps its value. Given an `Arc`, it does not keep the cell alive.
+/// its value published; in a task, drop it by `spawn_blocking` if the closure is slow. The cell keeps its value. Given an
+/// `Arc`, it does not keep the cell alive.
 ///
 /// In a process that was forked there are no threads of the parent's. Dropping the copy of the `Watch` there waits for nothing;
 /// spawn another one.
