@@ -661,8 +661,10 @@ impl<K: Cell, C: Codec<K::Value>, W: WallClock> Writer<K, C, W> {
     fn step(&mut self) -> Result<bool, PersistError> {
         let now = self.clock.now();
         let (instant, moment) = std::mem::replace(&mut self.tick, (Instant::now(), now));
-        // The cell's clock stands still while the host is suspended.
-        let suspended = now.elapsed_since(moment).unwrap_or_default().saturating_sub(instant.elapsed());
+        // The cell's clock stands still while the host is suspended. Where only the time of day can tell, a clock that was set
+        // looks the same, and makes the value older.
+        let elapsed = now.elapsed_since(moment).or_else(|| now.wall.duration_since(moment.wall).ok());
+        let suspended = elapsed.unwrap_or_default().saturating_sub(instant.elapsed());
 
         let seen = match self.cell.look() {
             None if self.cell.may_be_withheld() => return Ok(false),

@@ -8,6 +8,9 @@
 //! - The value is also at least as old as the time of day says, if that is later than the time in the file.
 //! - If the time of day is earlier, and the host was restarted, the age is unknown, and is taken as unlimited.
 //!
+//! A host that is suspended between a publication and its write makes the cell's clock show too little. Elsewhere than on Linux
+//! the time of day tells, so a clock that is set forward in that second makes the value older.
+//!
 //! If the time of day was wrong when the value was made, and is corrected while the same process runs, that process writes the
 //! corrected time. One case is not noticed: the clock was ahead, it was corrected while the process did not run, the host was
 //! restarted, and the time in the file has passed by now. Then the value is taken for younger by as much as the clock was

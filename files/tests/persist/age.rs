@@ -120,16 +120,19 @@ fn age_of_fresh(place: &Place, wall: u32, boot: Option<(u64, u32)>) -> Option<u6
 
 #[test]
 fn a_suspended_host_does_not_make_a_value_younger() {
-    let place = Place::new();
-    let cell = cell();
-    let wall = HandClock::new(1000, Some((1, 10)));
-    let persisted = place.persist().wall_clock(wall.clone()).attach(&cell).unwrap();
-    cell.set("value".to_owned());
-    // The cell's clock stands still meanwhile.
-    wall.set(1008, Some((1, 18)));
-    persisted.flush().unwrap();
-    drop(persisted);
-    assert_eq!(age(&place, 1009, Some((1, 19))), Some(9));
+    for has_boot in [true, false] {
+        let boot = |hours| has_boot.then_some((1, hours));
+        let place = Place::new();
+        let cell = cell();
+        let wall = HandClock::new(1000, boot(10));
+        let persisted = place.persist().wall_clock(wall.clone()).attach(&cell).unwrap();
+        cell.set("value".to_owned());
+        // The cell's clock stands still meanwhile.
+        wall.set(1008, boot(18));
+        persisted.flush().unwrap();
+        drop(persisted);
+        assert_eq!(age(&place, 1009, boot(19)), Some(9), "{has_boot}");
+    }
 }
 
 #[test]
