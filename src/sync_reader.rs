@@ -715,7 +715,8 @@ impl<T: Send + Sync + 'static, C: Clock> SyncReaderCell<T, C> {
     ///
     /// let cell = SyncReaderCell::new(Duration::from_secs(60), |_old: u32| {});
     /// cell.set(7);
-    /// assert_eq!((*cell.peek().unwrap().value, cell.readers()), (7, 0));
+    /// let seen = cell.peek().unwrap();
+    /// assert_eq!((*seen.value, cell.readers()), (7, 1));
     /// ```
     #[must_use]
     pub fn peek(&self) -> Option<Snapshot<T, ReaderArc<T>>> {
