@@ -203,6 +203,27 @@ impl WatchOptions {
     /// How often the files are looked at, besides after notifications. Default: 30 s.
     ///
     /// A look asks for the times and sizes of the files, and reads them only if these have changed. [`Duration::MAX`]: never.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::DogpileCell;
+    /// use dogpile_files::{Files, Watch};
+    /// use std::time::Duration;
+    ///
+    /// static MOTD: DogpileCell<String> = DogpileCell::new(Duration::from_secs(60));
+    ///
+    /// let folder = tempfile::tempdir()?;
+    /// let path = folder.path().join("motd");
+    /// let watch = Watch::file(&path)
+    ///     .only_poll()
+    ///     .poll_every(Duration::from_millis(50))
+    ///     .spawn(&MOTD, |files: &Files| files.text(0).map(str::to_owned))?;
+    /// std::fs::write(&path, "hello")?;
+    /// assert!(watch.wait_ready(Duration::from_secs(10)));
+    /// assert_eq!(*MOTD.get().unwrap(), "hello");
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
     pub fn poll_every(mut self, interval: Duration) -> Self {
         self.poll_every = interval;
         self
@@ -440,6 +461,27 @@ impl Watch {
     }
 
     /// The files of one value. They are numbered in [`Files`] as they are here. See [`WatchOptions::spawn`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::DogpileCell;
+    /// use dogpile_files::{FileError, Files, Watch};
+    /// use std::time::Duration;
+    ///
+    /// static PAIR: DogpileCell<[String; 2]> = DogpileCell::new(Duration::from_secs(60));
+    ///
+    /// let folder = tempfile::tempdir()?;
+    /// let paths = ["first", "second"].map(|name| folder.path().join(name));
+    /// std::fs::write(&paths[0], "1")?;
+    /// std::fs::write(&paths[1], "2")?;
+    /// let watch = Watch::files(&paths).spawn(&PAIR, |files: &Files| {
+    ///     Ok::<_, FileError>([files.text(0)?.to_owned(), files.text(1)?.to_owned()])
+    /// })?;
+    /// assert!(watch.wait_ready(Duration::from_secs(10)), "{:?}", watch.last_error());
+    /// assert_eq!(*PAIR.get().unwrap(), ["1", "2"]);
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
     pub fn files<P: AsRef<Path>>(paths: impl IntoIterator<Item = P>) -> WatchOptions {
         WatchOptions {
             paths: paths.into_iter().map(|path| path.as_ref().to_owned()).collect(),

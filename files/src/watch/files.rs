@@ -44,6 +44,31 @@ impl Files {
     }
 
     /// How many files there are.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::DogpileCell;
+    /// use dogpile_files::{FileError, Files, Watch};
+    /// use std::time::Duration;
+    ///
+    /// static TOTAL: DogpileCell<usize> = DogpileCell::new(Duration::from_secs(60));
+    ///
+    /// /// The bytes of all of them.
+    /// fn total(files: &Files) -> Result<usize, FileError> {
+    ///     (0..files.len()).map(|number| files.read(number).map(<[u8]>::len)).sum()
+    /// }
+    ///
+    /// let folder = tempfile::tempdir()?;
+    /// let paths = ["one", "two", "three"].map(|name| folder.path().join(name));
+    /// for path in &paths {
+    ///     std::fs::write(path, "12345")?;
+    /// }
+    /// let watch = Watch::files(&paths).spawn(&TOTAL, total)?;
+    /// assert!(watch.wait_ready(Duration::from_secs(10)), "{:?}", watch.last_error());
+    /// assert_eq!(*TOTAL.get().unwrap(), 15);
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
     #[must_use]
     pub fn len(&self) -> usize {
         self.entries.len()
@@ -56,6 +81,24 @@ impl Files {
     }
 
     /// The path of a file, as it was given.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::DogpileCell;
+    /// use dogpile_files::{Files, Watch};
+    /// use std::convert::Infallible;
+    /// use std::path::PathBuf;
+    /// use std::time::Duration;
+    ///
+    /// static PATH: DogpileCell<PathBuf> = DogpileCell::new(Duration::from_secs(60));
+    ///
+    /// // It need not be there.
+    /// let watch = Watch::file("some/file").spawn(&PATH, |files: &Files| Ok::<_, Infallible>(files.path(0).to_owned()))?;
+    /// assert!(watch.wait_ready(Duration::from_secs(10)));
+    /// assert_eq!(PATH.get().unwrap().to_str(), Some("some/file"));
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
     #[track_caller]
     #[must_use]
     pub fn path(&self, number: usize) -> &Path {
@@ -110,6 +153,24 @@ impl Files {
     /// # Errors
     ///
     /// As [`read`](Files::read), and if it is not UTF-8.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::DogpileCell;
+    /// use dogpile_files::{Files, Watch};
+    /// use std::time::Duration;
+    ///
+    /// static MOTD: DogpileCell<String> = DogpileCell::new(Duration::from_secs(60));
+    ///
+    /// let folder = tempfile::tempdir()?;
+    /// let path = folder.path().join("motd");
+    /// std::fs::write(&path, "hello\n")?;
+    /// let watch = Watch::file(&path).spawn(&MOTD, |files: &Files| files.text(0).map(|text| text.trim().to_owned()))?;
+    /// assert!(watch.wait_ready(Duration::from_secs(10)), "{:?}", watch.last_error());
+    /// assert_eq!(*MOTD.get().unwrap(), "hello");
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
     #[track_caller]
     pub fn text(&self, number: usize) -> Result<&str, FileError> {
         let bytes = self.read(number)?;
@@ -159,6 +220,30 @@ impl Files {
     /// # Errors
     ///
     /// The file is missing, is no regular file, cannot be opened, or was read instead.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::DogpileCell;
+    /// use dogpile_files::{FileError, Files, Watch};
+    /// use std::io::{BufRead, BufReader};
+    /// use std::time::Duration;
+    ///
+    /// static LINES: DogpileCell<usize> = DogpileCell::new(Duration::from_secs(60));
+    ///
+    /// /// Counts without having all of them in memory.
+    /// fn count(files: &Files) -> Result<usize, FileError> {
+    ///     Ok(BufReader::new(files.open(0)?).lines().count())
+    /// }
+    ///
+    /// let folder = tempfile::tempdir()?;
+    /// let path = folder.path().join("list");
+    /// std::fs::write(&path, "one\ntwo\n")?;
+    /// let watch = Watch::file(&path).only_open().spawn(&LINES, count)?;
+    /// assert!(watch.wait_ready(Duration::from_secs(10)), "{:?}", watch.last_error());
+    /// assert_eq!(*LINES.get().unwrap(), 2);
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
     #[track_caller]
     pub fn open(&self, number: usize) -> Result<&File, FileError> {
         let entry = self.entry(number);
@@ -225,6 +310,25 @@ impl FileError {
     }
 
     /// The path, as it was given.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::DogpileCell;
+    /// use dogpile_files::{FileError, Files, Watch};
+    /// use std::time::Duration;
+    ///
+    /// static MOTD: DogpileCell<String> = DogpileCell::new(Duration::from_secs(60));
+    ///
+    /// let watch = Watch::file("/no/such/file").spawn(&MOTD, |files: &Files| files.text(0).map(str::to_owned))?;
+    /// # let start = std::time::Instant::now();
+    /// # while watch.last_error().is_none() && start.elapsed().as_secs() < 60 { std::thread::yield_now() }
+    /// // As soon as it has been looked for:
+    /// let error = watch.last_error().unwrap();
+    /// let path = error.downcast_ref::<FileError>().map(FileError::path);
+    /// assert_eq!(path.and_then(|path| path.to_str()), Some("/no/such/file"));
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
@@ -239,6 +343,30 @@ impl FileError {
     /// | `FileTooLarge` | larger than [`max_size`](crate::WatchOptions::max_size) |
     /// | `ResourceBusy` | it went on changing while it was read |
     /// | others | as the operating system says |
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::DogpileCell;
+    /// use dogpile_files::{FileError, Files, Watch};
+    /// use std::io::ErrorKind;
+    /// use std::time::Duration;
+    ///
+    /// static LOCAL: DogpileCell<String> = DogpileCell::new(Duration::from_secs(60));
+    ///
+    /// /// Need not be there, but must be readable if it is.
+    /// fn optional(files: &Files) -> Result<String, FileError> {
+    ///     match files.text(0) {
+    ///         Err(error) if error.kind() == Some(ErrorKind::NotFound) => Ok("defaults".to_owned()),
+    ///         text => text.map(str::to_owned),
+    ///     }
+    /// }
+    ///
+    /// let watch = Watch::file("/no/such/file").spawn(&LOCAL, optional)?;
+    /// assert!(watch.wait_ready(Duration::from_secs(10)), "{:?}", watch.last_error());
+    /// assert_eq!(*LOCAL.get().unwrap(), "defaults");
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
     #[must_use]
     pub fn kind(&self) -> Option<io::ErrorKind> {
         self.error.downcast_ref().map(io::Error::kind)
