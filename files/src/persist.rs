@@ -134,6 +134,27 @@ impl Persist<Json> {
     ///
     /// JSON has no numbers that are infinite or NaN: serde writes `null`, which the next run refuses to read as a number. Maps
     /// whose keys are neither strings nor numbers are an error when they are written.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # #[cfg(feature = "json")] {
+    /// use dogpile::DogpileCell;
+    /// use dogpile_files::Persist;
+    /// use std::time::Duration;
+    ///
+    /// static NAMES: DogpileCell<Vec<String>> = DogpileCell::new(Duration::from_secs(60));
+    ///
+    /// # let folder = tempfile::tempdir()?;
+    /// # let path = folder.path().join("names.json");
+    /// let persisted = Persist::json(&path).attach(&NAMES)?;
+    /// NAMES.set(vec!["Ada".to_owned()]);
+    /// persisted.flush()?;
+    /// // After a line that says how old it is.
+    /// assert!(std::fs::read_to_string(&path)?.ends_with(r#"["Ada"]"#));
+    /// # }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn json(path: impl AsRef<Path>) -> Self {
         Self::with_codec(path, Json)
     }
@@ -143,6 +164,28 @@ impl Persist<Json> {
 impl Persist<Postcard> {
     /// The value as postcard, by serde (feature `postcard`): compact, but it does not describe itself. Change the
     /// [`schema`](Persist::schema) with the type.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # #[cfg(feature = "postcard")] {
+    /// use dogpile::DogpileCell;
+    /// use dogpile_files::Persist;
+    /// use std::time::Duration;
+    ///
+    /// static LIMITS: DogpileCell<(u32, f64)> = DogpileCell::new(Duration::from_secs(60));
+    ///
+    /// # let folder = tempfile::tempdir()?;
+    /// # let path = folder.path().join("limits");
+    /// let persisted = Persist::postcard(&path).attach(&LIMITS)?;
+    /// LIMITS.set((7, f64::INFINITY));
+    /// drop(persisted);
+    /// LIMITS.clear(); // stands for the end of the program
+    /// let persisted = Persist::postcard(&path).attach(&LIMITS)?;
+    /// assert_eq!(*LIMITS.get().unwrap(), (7, f64::INFINITY));
+    /// # }
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
     pub fn postcard(path: impl AsRef<Path>) -> Self {
         Self::with_codec(path, Postcard)
     }
@@ -218,6 +261,37 @@ impl<C, W: WallClock> Persist<C, W> {
     }
 
     /// With another clock, for tests.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # #[cfg(feature = "json")] {
+    /// use dogpile::{DogpileCell, Freshness};
+    /// use dogpile_files::{Moment, Persist, SystemWallClock, WallClock};
+    /// use std::time::Duration;
+    ///
+    /// const HOUR: Duration = Duration::from_secs(3600);
+    ///
+    /// struct InAnHour;
+    ///
+    /// impl WallClock for InAnHour {
+    ///     fn now(&self) -> Moment {
+    ///         Moment { wall: SystemWallClock.now().wall + HOUR, boot: None }
+    ///     }
+    /// }
+    ///
+    /// static LIMIT: DogpileCell<u32> = DogpileCell::new(Duration::from_secs(60));
+    ///
+    /// # let folder = tempfile::tempdir()?;
+    /// # let path = folder.path().join("limit.json");
+    /// LIMIT.set(7);
+    /// drop(Persist::json(&path).attach(&LIMIT)?);
+    /// LIMIT.clear(); // stands for the end of the program
+    /// let persisted = Persist::json(&path).wall_clock(InAnHour).attach(&LIMIT)?;
+    /// assert_eq!((LIMIT.get().as_deref(), LIMIT.freshness()), (Some(&7), Freshness::Stale));
+    /// # }
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
     pub fn wall_clock<V: WallClock>(self, clock: V) -> Persist<C, V> {
         let Self { path, codec, interval, schema, .. } = self;
         Persist { path, codec, clock, interval, schema }
@@ -233,6 +307,33 @@ impl<C, W: WallClock> Persist<C, W> {
     ///
     /// [`io::ErrorKind::InvalidInput`] if the path names no file, or the codec's name cannot stand in it. An error of the
     /// operating system if the thread cannot be started. A file that cannot be read, or not be written, is no error here.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # #[cfg(feature = "json")] {
+    /// use dogpile::{DogpileCell, Policy};
+    /// use dogpile_files::{Persist, Restored};
+    /// use std::time::Duration;
+    ///
+    /// const DAY: Duration = Duration::from_secs(86_400);
+    ///
+    /// static RATES: DogpileCell<f64> =
+    ///     DogpileCell::with_policy(Policy::ttl(Duration::from_secs(60)).stale_while_refresh(DAY));
+    ///
+    /// # let folder = tempfile::tempdir()?;
+    /// # let path = folder.path().join("rates.json");
+    /// # RATES.set(0.87);
+    /// # drop(Persist::json(&path).attach(&RATES)?);
+    /// # RATES.clear();
+    /// let persisted = Persist::json(&path).attach(&RATES)?;
+    /// assert!(matches!(persisted.restored(), Restored::Value { .. })); // of the last run
+    /// RATES.invalidate();
+    /// let rates = RATES.try_get_or_refresh(|| Err("the source is down"))?;
+    /// assert_eq!(*rates, 0.87);
+    /// # }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn attach<K>(self, cell: impl Into<Handle<'static, K>>) -> io::Result<Persisted>
     where
         K: Cell,

@@ -55,12 +55,52 @@ impl PersistError {
     }
 
     /// The file.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # #[cfg(feature = "json")] {
+    /// use dogpile::DogpileCell;
+    /// use dogpile_files::{Persist, Restored};
+    /// use std::time::Duration;
+    ///
+    /// static LIMIT: DogpileCell<u32> = DogpileCell::new(Duration::from_secs(60));
+    ///
+    /// # let folder = tempfile::tempdir()?;
+    /// # let path = folder.path().join("limit.json");
+    /// std::fs::write(&path, "7")?;
+    /// let persisted = Persist::json(&path).attach(&LIMIT)?;
+    /// let Restored::Ignored(error) = persisted.restored() else { unreachable!() };
+    /// assert_eq!(error.path(), path);
+    /// # }
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
     }
 
     /// What is wrong.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # #[cfg(feature = "json")] {
+    /// use dogpile::DogpileCell;
+    /// use dogpile_files::{Persist, PersistErrorKind, Restored};
+    /// use std::time::Duration;
+    ///
+    /// static LIMIT: DogpileCell<u32> = DogpileCell::new(Duration::from_secs(60));
+    ///
+    /// # let folder = tempfile::tempdir()?;
+    /// # let path = folder.path().join("limit.json");
+    /// std::fs::write(&path, "7")?;
+    /// let persisted = Persist::json(&path).attach(&LIMIT)?;
+    /// let Restored::Ignored(error) = persisted.restored() else { unreachable!() };
+    /// assert_eq!(error.kind(), PersistErrorKind::Foreign);
+    /// # }
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
     #[must_use]
     pub fn kind(&self) -> PersistErrorKind {
         self.kind
