@@ -17,6 +17,9 @@ fn count(what: &str) -> usize {
     fs::read_dir(format!("/proc/self/{what}")).unwrap().count()
 }
 
+/// How many folders are watched.
+const WATCHES: usize = 2;
+
 /// Watches of inotify.
 fn watches() -> usize {
     let is_watch = |text: String| text.lines().filter(|line| line.starts_with("inotify wd:")).count();
@@ -92,14 +95,14 @@ fn threads_descriptors_and_memory_are_constant() {
     assert!(more < 1024, "{more} pages more");
 
     // Folders that are moved away take no watch along.
-    let watched = watches();
     for number in 1..=20 {
         fs::rename(path("sub"), path(&format!("sub{number}"))).unwrap();
         fs::create_dir(path("sub")).unwrap();
         fs::write(path("sub/file"), (last + number).to_string()).unwrap();
         seen(last + number);
     }
-    eventually("no watch is left behind", || watches() == watched);
+    // Those of the folder of the file, and of the folder that this is in. A value may be seen a moment before they are.
+    eventually("no watch is left behind, and none is missing", || watches() == WATCHES);
 
     drop((watch, persisted));
     // notify's thread is not joined.
