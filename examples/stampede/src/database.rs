@@ -4,6 +4,7 @@
 //! measurements are about the same work. Every client has a connection of its own: nothing of the database is
 //! shared between clients but the file.
 
+use crate::report;
 use anyhow::{Context, bail, ensure};
 use indicatif::ProgressBar;
 use rusqlite::types::ValueRef;
@@ -12,7 +13,9 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread;
+use std::time::{Duration, Instant};
 
 /// Raised when the content or the schema changes, so that no older file is taken for the new one.
 const VERSION: u32 = 1;
@@ -151,11 +154,25 @@ impl Database {
         }))
     }
 
-    /// Runs the query once, to know that it works before anything is measured.
-    pub(crate) fn check(&self) -> anyhow::Result<Report> {
-        let mut query = self.connect(&Arc::new(AtomicBool::new(false)))?;
-        match query() {
+    /// Runs the query once, to know that it works and ends before anything is measured.
+    pub(crate) fn check(&self, timeout: Duration) -> anyhow::Result<Report> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let mut query = self.connect(&stop)?;
+        let (ended, wait) = mpsc::channel::<()>();
+        let timer = thread::spawn(move || {
+            if wait.recv_timeout(timeout) == Err(RecvTimeoutError::Timeout) {
+                stop.store(true, Ordering::Relaxed);
+            }
+        });
+        let outcome = query();
+        drop(ended);
+        timer.join().expect("it does not panic");
+        match outcome {
             Ok(rows) => Ok(Report { rows, made: Instant::now() }),
+            Err(Failure::Stopped) => bail!(
+                "the query has not ended within {}: give it a limit, or raise --query-timeout",
+                report::time(timeout)
+            ),
             Err(failure) => bail!("the query failed: {failure}"),
         }
     }
@@ -230,6 +247,12 @@ fn dice(throw: u64) -> u64 {
 mod tests {
     use super::*;
 
+    /// A hang guard.
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    const ENDLESS: &str =
+        "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n";
+
     fn made(orders: u32, sql: Option<&str>) -> (tempfile::TempDir, Database) {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let database =
@@ -242,15 +265,15 @@ mod tests {
         let sql = "SELECT count(*), sum(quantity * price), min(country), max(placed) FROM orders";
         let (_first, one) = made(1000, Some(sql));
         let (_second, other) = made(1000, Some(sql));
-        let rows = one.check().expect("a report").rows;
-        assert_eq!(rows, other.check().expect("a report").rows);
+        let rows = one.check(HOUR).expect("a report").rows;
+        assert_eq!(rows, other.check(HOUR).expect("a report").rows);
         assert_eq!(rows, [["1000", "50148481", "AT", "1700030969"]]);
     }
 
     #[test]
     fn the_report_counts_every_order_once() {
         let (_folder, database) = made(5000, None);
-        let rows = database.check().expect("a report").rows;
+        let rows = database.check(HOUR).expect("a report").rows;
         assert_eq!(rows.len(), COUNTRIES.len());
         let orders: u32 = rows.iter().map(|row| row[1].parse::<u32>().expect("a number")).sum();
         assert_eq!(orders, 5000);
@@ -269,20 +292,25 @@ mod tests {
     #[test]
     fn nothing_can_be_written() {
         let (_folder, database) = made(10, Some("DELETE FROM orders RETURNING id"));
-        let error = database.check().expect_err("the database is read-only");
+        let error = database.check(HOUR).expect_err("the database is read-only");
         assert!(error.to_string().contains("readonly"), "{error}");
     }
 
     #[test]
     fn a_query_is_cut_off_when_the_run_is_over() {
-        let endless =
-            "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n";
-        let (_folder, database) = made(10, Some(endless));
+        let (_folder, database) = made(10, Some(ENDLESS));
         let stop = Arc::new(AtomicBool::new(false));
         let mut query = database.connect(&stop).expect("a connection");
-        let running = std::thread::spawn(move || (query(), query()));
+        let running = thread::spawn(move || (query(), query()));
         stop.store(true, Ordering::Relaxed);
         let outcome = running.join().expect("no panic");
         assert_eq!(outcome, (Err(Failure::Stopped), Err(Failure::Stopped)));
+    }
+
+    #[test]
+    fn a_query_that_does_not_end_is_given_up() {
+        let (_folder, database) = made(10, Some(ENDLESS));
+        let error = database.check(Duration::from_millis(20)).expect_err("it never ends").to_string();
+        assert!(error.contains("within 20 ms") && error.contains("--query-timeout"), "{error}");
     }
 }

@@ -4,8 +4,9 @@
 //! that is late asks for what is overdue without a pause. Latency counts from the moment when the request was due, so
 //! a client that is held up for a second has a second's worth of late requests, not one.
 //!
-//! Nothing is left out at the end either. A request that was due within the window and has no answer when it closes
-//! counts with the time that it has waited until then: less than it would have had to wait, never nothing.
+//! Nothing is left out at the end either. No request falls due after the window, but the run goes on until those that
+//! did have their answers, for a limited time. A request without an answer when that is over counts with the time that
+//! it has waited until then: less than it would have had to wait, never nothing.
 //!
 //! A client sleeps until its request is due; it does not spin. It writes down what happened into memory of its own;
 //! what the progress bar shows comes from one counter for each client.
@@ -20,16 +21,24 @@ use std::time::{Duration, Instant};
 /// How often the progress is shown, and how late at most a failure ends the run.
 const TICK: Duration = Duration::from_millis(100);
 
-/// Who asks, how often, and for how long.
+/// The number of clients, how often they ask, and for how long.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Plan {
     pub(crate) clients: u32,
     /// Requests per second of each client.
     pub(crate) rate: f64,
+    /// Requests fall due for so long.
     pub(crate) window: Duration,
+    /// For so long after the window at most, requests that were due in it are still answered.
+    pub(crate) grace: Duration,
 }
 
 impl Plan {
+    /// When the run ends at the latest.
+    pub(crate) fn end(self) -> Duration {
+        self.window + self.grace
+    }
+
     /// The times at which one client's requests are due; the clients take turns within the interval.
     fn due_times(self, client: u32) -> impl Iterator<Item = Duration> {
         let interval = 1.0 / self.rate;
@@ -44,9 +53,9 @@ impl Plan {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Request {
     pub(crate) due: Duration,
-    /// When the client asked; `None` if it had not come to it when the window closed.
+    /// When the client asked; `None` if it had not come to it when the run ended.
     pub(crate) asked: Option<Duration>,
-    /// When the answer was there, if that was within the window.
+    /// When the answer was there, if that was before the run ended.
     pub(crate) answered: Option<Duration>,
     /// How long before that the answer's query had ended.
     pub(crate) age: Duration,
@@ -56,12 +65,20 @@ pub(crate) struct Request {
     pub(crate) ran_query: bool,
 }
 
-/// What one client did.
+/// What one client did, or a strategy in the background.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Trace {
     /// In the order in which they fell due.
     pub(crate) requests: Vec<Request>,
     pub(crate) runs: Vec<QueryRun>,
+}
+
+/// What a run leaves behind.
+#[derive(Debug)]
+pub(crate) struct Record {
+    /// What all times count from.
+    pub(crate) start: Instant,
+    pub(crate) traces: Vec<Trace>,
 }
 
 /// How far a run has come.
@@ -83,7 +100,14 @@ impl Progress {
 #[derive(Default)]
 struct Counter(AtomicU64);
 
-/// Lets one client for each of `queries` ask `strategy` for the report, until the window closes or a query fails.
+/// Asks for the report once, before the load, so that the load begins with one. Returns when that was made.
+pub(crate) fn warm_up(strategy: &dyn Strategy, query: Query) -> Result<Instant, Failure> {
+    let mut asker = Asker::new(0, Instant::now(), query);
+    strategy.report(&mut asker).map(|report| report.made)
+}
+
+/// Lets one client for each of `queries` ask `strategy` for the report, until all have their answers, the time is over
+/// or a query fails.
 ///
 /// The queries are expected to end early once `stop` is set.
 pub(crate) fn run(
@@ -92,7 +116,7 @@ pub(crate) fn run(
     queries: Vec<Query>,
     stop: &AtomicBool,
     mut show: impl FnMut(Progress),
-) -> Result<Vec<Trace>, Failure> {
+) -> Result<Record, Failure> {
     assert_eq!(queries.len(), plan.clients as usize, "one query for each client");
     let counters: Vec<Counter> = queries.iter().map(|_| Counter::default()).collect();
     let failure = OnceLock::new();
@@ -129,22 +153,24 @@ pub(crate) fn run(
             let elapsed = Instant::now().saturating_duration_since(start);
             let answered = counters.iter().map(|counter| counter.0.load(Ordering::Relaxed)).sum();
             show(Progress { elapsed: elapsed.min(plan.window), answered });
-            let left = (start + plan.window).saturating_duration_since(Instant::now());
-            if left.is_zero() {
+            let left = (start + plan.end()).saturating_duration_since(Instant::now());
+            if left.is_zero() || threads.iter().all(ScopedJoinHandle::is_finished) {
                 stop.store(true, Ordering::Relaxed);
             }
             thread::sleep(left.min(TICK));
         }
-        // Those who sleep until a request is due need not.
+        // Clients that sleep until a request is due end at once.
         for thread in &threads {
             thread.thread().unpark();
         }
+        let background = Trace { requests: Vec::new(), runs: strategy.background_runs(start) };
         threads
             .into_iter()
             .map(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+            .chain(std::iter::once(background))
             .collect()
     });
-    failure.into_inner().map_or(Ok(traces), Err)
+    failure.into_inner().map_or(Ok(Record { start, traces }), Err)
 }
 
 struct Client<'a> {
@@ -189,7 +215,7 @@ impl Client<'_> {
             // Not `sleep`: a run that has failed must not wait for clients that ask once a minute.
             thread::park_timeout(left);
         };
-        if asked >= self.plan.window || self.stop.load(Ordering::Relaxed) {
+        if asked >= self.plan.end() || self.stop.load(Ordering::Relaxed) {
             return Ok(request);
         }
         request.asked = Some(asked);
@@ -206,7 +232,7 @@ impl Client<'_> {
                 {
                     run.answered = Some(since_start);
                 }
-                if since_start <= self.plan.window {
+                if since_start <= self.plan.end() {
                     request.answered = Some(since_start);
                     request.age = answered.saturating_duration_since(report.made);
                     // Relaxed: a number for the progress bar. One writer, so no read-modify-write.
@@ -215,7 +241,7 @@ impl Client<'_> {
                 }
                 Ok(request)
             }
-            // Cut off when the window closed: the request stays without an answer.
+            // Cut off when the run ended: the request stays without an answer.
             Err(Failure::Stopped) => Ok(request),
             Err(failure) => Err(failure),
         }
@@ -226,12 +252,15 @@ impl Client<'_> {
 mod tests {
     use super::*;
     use crate::report::{Expiries, Summary};
-    use crate::strategies::{Dogpile, MutexedCache, Unprotected};
-    use std::sync::Arc;
+    use crate::strategies::{Dogpile, MutexedCache, Refreshed, TimedCache};
+    use dogpile::Policy;
     use std::sync::atomic::AtomicUsize;
+    use std::sync::{Arc, Barrier};
+
+    const HOUR: Duration = Duration::from_secs(3600);
 
     fn plan(clients: u32, rate: f64, millis: u64) -> Plan {
-        Plan { clients, rate, window: Duration::from_millis(millis) }
+        Plan { clients, rate, window: Duration::from_millis(millis), grace: Duration::from_millis(millis) }
     }
 
     fn queries(clients: u32, query: impl Fn() -> Result<(), Failure> + Clone + Send + 'static) -> Vec<Query> {
@@ -265,9 +294,9 @@ mod tests {
             }
             Err(Failure::Stopped)
         };
-        let traces =
-            run(&Unprotected, plan, queries(2, endless), &stop, |_| {}).expect("cut off is no failure");
-        for (client, trace) in (0..).zip(&traces) {
+        let record = run(&TimedCache::new(HOUR), plan, queries(2, endless), &stop, |_| {})
+            .expect("cut off is no failure");
+        for (client, trace) in (0..2).zip(&record.traces) {
             let due: Vec<u128> = trace.requests.iter().map(|request| request.due.as_micros()).collect();
             assert_eq!(due, due_times(plan, client));
             assert!(trace.requests.iter().all(|request| request.answered.is_none()));
@@ -283,7 +312,8 @@ mod tests {
             _ => Ok(()),
         };
         let hour = plan(4, 50.0, 3_600_000);
-        let outcome = run(&Unprotected, hour, queries(4, third), &AtomicBool::new(false), |_| {});
+        let outcome =
+            run(&TimedCache::new(Duration::ZERO), hour, queries(4, third), &AtomicBool::new(false), |_| {});
         assert_eq!(outcome.map(|_| ()), Err(Failure::Database("no such table: orders".into())));
     }
 
@@ -293,7 +323,8 @@ mod tests {
         // The first request is due at once, the second one after 250 s.
         let seldom = plan(4, 0.001, 3_600_000);
         let began = Instant::now();
-        let outcome = run(&Unprotected, seldom, queries(4, fails), &AtomicBool::new(false), |_| {});
+        let outcome =
+            run(&TimedCache::new(Duration::ZERO), seldom, queries(4, fails), &AtomicBool::new(false), |_| {});
         assert!(outcome.is_err());
         assert!(began.elapsed() < Duration::from_secs(200), "it waited for the next request");
     }
@@ -303,37 +334,110 @@ mod tests {
     fn a_first_build_that_fails_ends_the_run_for_those_who_wait_for_it_too() {
         let fails = || Err(Failure::Database("disk I/O error".into()));
         let hour = plan(4, 50.0, 3_600_000);
-        let dogpile = Dogpile::new(Duration::from_secs(1));
+        let dogpile = Dogpile::new(Policy::ttl(Duration::from_secs(1)).stale_if_error(Duration::ZERO));
         let outcome = run(&dogpile, hour, queries(4, fails), &AtomicBool::new(false), |_| {});
         assert_eq!(outcome.map(|_| ()), Err(Failure::Database("disk I/O error".into())));
     }
 
     /// A short run of eight clients, judged like one whose answers are good for `ttl`.
-    fn short_run(strategy: &dyn Strategy, ttl: Duration) -> (Summary, Expiries) {
+    fn short_run(
+        strategy: &dyn Strategy,
+        ttl: Duration,
+        query: impl Fn() -> Result<(), Failure> + Clone + Send + 'static,
+    ) -> (Summary, Expiries) {
         let plan = plan(8, 500.0, 1000);
-        let traces = run(strategy, plan, queries(8, || Ok(())), &AtomicBool::new(false), |_| {});
-        let summary = Summary::new(strategy.name(), plan, Some(ttl), &traces.expect("nothing fails"));
+        let traces = run(strategy, plan, queries(8, query), &AtomicBool::new(false), |_| {});
+        // It begins with nothing: the first request finds no value, as if it had expired.
+        let none = Duration::ZERO;
+        let summary = Summary::new(strategy, plan, Some((none, ttl)), &traces.expect("nothing fails").traces);
         let expiries = summary.expiries.clone().expect("it has a ttl");
         (summary, expiries)
     }
 
-    /// Both ways to protect the query run it once at first and once after each expiry.
+    /// Both ways to protect the query run it once after each expiry.
     #[test]
     fn the_protected_runs_query_once_per_expiry() {
         let ttl = Duration::from_millis(10);
-        for strategy in [&Dogpile::new(ttl) as &dyn Strategy, &MutexedCache::new(ttl)] {
-            let (summary, expiries) = short_run(strategy, ttl);
+        let dogpile = Dogpile::new(Policy::ttl(ttl));
+        for strategy in [&dogpile as &dyn Strategy, &MutexedCache::new(ttl)] {
+            let (summary, expiries) = short_run(strategy, ttl, || Ok(()));
             let name = strategy.name();
-            assert!(!expiries.at.is_empty(), "{name}: a hundred times the ttl");
+            assert!(expiries.at.len() > 1, "{name}: a hundred times the ttl");
             assert_eq!(expiries.needless, 0, "{name}: {expiries:?}");
-            assert_eq!(Some(summary.query_runs), summary.expected_runs(), "{name}: {expiries:?}");
+            assert_eq!(summary.query_runs, expiries.at.len(), "{name}: {expiries:?}");
         }
     }
 
-    /// What the test above rests on: that it would notice.
+    /// What the test above rests on: that it would notice. The query ends when all eight clients run it.
     #[test]
-    fn the_unprotected_run_queries_more_often_than_values_expire() {
-        let (summary, expiries) = short_run(&Unprotected, Duration::from_secs(60));
-        assert_eq!((summary.expected_runs(), expiries.needless), (Some(1), summary.query_runs - 1));
+    fn without_protection_each_client_runs_the_query() {
+        let all = Arc::new(Barrier::new(8));
+        let query = move || {
+            all.wait();
+            Ok(())
+        };
+        let (summary, expiries) = short_run(&TimedCache::new(HOUR), HOUR, query);
+        assert_eq!((summary.query_runs, expiries.at.len(), expiries.needless), (8, 1, 7));
+    }
+
+    #[test]
+    fn a_load_that_has_a_report_already_runs_no_query() {
+        for strategy in [
+            &TimedCache::new(HOUR) as &dyn Strategy,
+            &MutexedCache::new(HOUR),
+            &Dogpile::new(Policy::ttl(HOUR)),
+        ] {
+            let made = warm_up(strategy, queries(1, || Ok(())).remove(0)).expect("a report");
+            let client = || panic!("a client ran the query");
+            let record =
+                run(strategy, plan(2, 100.0, 50), queries(2, client), &AtomicBool::new(false), |_| {});
+            let record = record.expect("nothing fails");
+            assert!(made <= record.start);
+            let requests = record.traces.iter().flat_map(|trace| &trace.requests);
+            assert_eq!(requests.filter(|request| request.answered.is_some()).count(), 10);
+        }
+    }
+
+    #[test]
+    fn beside_a_refresher_no_client_runs_the_query() {
+        let background = queries(1, || Ok(())).remove(0);
+        let refreshed = Refreshed::start(Duration::from_millis(50), background, true).expect("a thread");
+        assert!(refreshed.wait_ready(HOUR));
+        let client = || panic!("a client ran the query");
+        let plan = plan(4, 200.0, 300);
+        let traces = run(&refreshed, plan, queries(4, client), &AtomicBool::new(false), |_| {});
+        let traces = traces.expect("nothing fails").traces;
+        let (background, clients) = traces.split_last().expect("one for each client and one more");
+        assert!(clients.iter().all(|trace| trace.requests.iter().all(|request| request.answered.is_some())));
+        assert!(background.runs.len() > 1, "{:?}: six times the ttl", background.runs);
+    }
+
+    #[test]
+    fn a_query_that_fails_in_the_refresher_ends_the_run() {
+        let fails = || Err(Failure::Database("disk I/O error".into()));
+        let refreshed = Refreshed::start(HOUR, queries(1, fails).remove(0), true).expect("a thread");
+        assert!(refreshed.wait_ready(HOUR));
+        let hour = plan(4, 50.0, 3_600_000);
+        let outcome = run(&refreshed, hour, queries(4, || Ok(())), &AtomicBool::new(false), |_| {});
+        assert_eq!(outcome.map(|_| ()), Err(Failure::Database("disk I/O error".into())));
+    }
+
+    /// No request is cut off because the window closed: the slow ones at the end are as slow as those before.
+    #[test]
+    fn what_is_due_in_the_window_is_answered_after_it() {
+        let plan = Plan { clients: 1, rate: 1000.0, window: Duration::from_millis(20), grace: HOUR };
+        let window = plan.window;
+        let begun = Instant::now();
+        let past_the_window = move || {
+            while begun.elapsed() < 10 * window {
+                thread::yield_now();
+            }
+            Ok(())
+        };
+        let cache = TimedCache::new(HOUR);
+        let traces = run(&cache, plan, queries(1, past_the_window), &AtomicBool::new(false), |_| {});
+        let requests = &traces.expect("nothing fails").traces[0].requests;
+        assert_eq!(requests.len(), 20);
+        assert!(requests.iter().all(|request| request.answered.is_some_and(|answered| answered > window)));
     }
 }

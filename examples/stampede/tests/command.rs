@@ -1,7 +1,7 @@
 //! The program as one calls it: what it leaves behind when all is well, and the one line that it says when not.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 /// A database and a load so small that a run takes a moment.
@@ -19,13 +19,16 @@ fn folder() -> tempfile::TempDir {
     tempfile::tempdir().expect("a temporary folder")
 }
 
-/// The one line on standard error of a call that must fail.
+/// The one line on standard error of a call that must fail, after those that told of the progress.
 fn complaint(folder: &Path, words: &[&str]) -> String {
     let output = stampede(folder, words);
     let said = String::from_utf8(output.stderr).expect("text");
     assert!(!output.status.success(), "{words:?} succeeded");
     assert!(output.status.code().is_some(), "{words:?} was killed: {}", output.status);
-    assert_eq!(said.lines().count(), 1, "one line, not: {said}");
+    let is_progress = |line: &&str| line.contains(" of 5, ");
+    let said: Vec<&str> = said.lines().skip_while(is_progress).collect();
+    assert_eq!(said.len(), 1, "one line, not: {said:?}");
+    let said = said[0].to_owned();
     assert!(said.starts_with("stampede: "), "{said}");
     assert!(!said.contains("panicked"), "{said}");
     assert!(output.stdout.is_empty(), "no half a result");
@@ -77,8 +80,21 @@ fn a_query_that_fails_during_the_load_ends_it_with_one_line() {
     let folder = folder();
     // One run of it in a hundred overflows: the trial at the beginning is over by then.
     let query = "SELECT abs(-9223372036854775807 - (abs(random() % 100) = 7))";
-    // The window is a hang guard.
-    let load = ["--clients", "8", "--rate", "1000", "--seconds", "300", "--rows", "100", "--query", query];
+    // The window is a hang guard; with this ttl nearly every request runs the query.
+    let load = [
+        "--clients",
+        "8",
+        "--rate",
+        "1000",
+        "--seconds",
+        "300",
+        "--ttl",
+        "0.001",
+        "--rows",
+        "100",
+        "--query",
+        query,
+    ];
     let said = complaint(folder.path(), &load);
     assert!(said.contains("overflow"), "{said}");
 }
@@ -86,34 +102,140 @@ fn a_query_that_fails_during_the_load_ends_it_with_one_line() {
 #[test]
 fn a_picture_that_cannot_be_saved_gets_one_line_before_the_work() {
     let folder = folder();
-    let said = complaint(folder.path(), &["--svg", "no/such/folder.svg"]);
+    let said = complaint(folder.path(), &["--save", "no/such/folder.svg"]);
     assert!(said.contains("no/such"), "{said}");
 }
 
+/// Nothing is written but the database beside the program.
 #[test]
-fn a_run_prints_the_table_and_saves_it_with_the_picture() {
+fn a_run_prints_the_results_first_and_leaves_no_files() {
     let folder = folder();
+    fs::create_dir(folder.path().join("docs")).expect("a folder");
     let output = stampede(folder.path(), &[SMALL, &["--rows", "2000"]].concat());
     let said = String::from_utf8(output.stdout).expect("text");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    for part in [
-        "no protection",
-        "mutex",
-        "DogpileCell",
-        "nothing shared",
-        "requests/s",
-        "query runs",
-        "p99.9",
-        "cores",
-    ] {
+    let lines: Vec<&str> = said.lines().collect();
+    for (line, part) in lines.iter().zip(["60 requests: the query runs", "99 of 100", "Refresher"]) {
+        assert!(line.contains(part), "{part} is missing in: {line}");
+    }
+    assert_eq!(lines[3], "");
+    assert!(lines[4].starts_with('|'), "the table comes after the results: {}", lines[4]);
+    for part in ["nothing", "mutex", "cell", "refresher", "baseline", "query runs", "p99.9", "cores"] {
         assert!(said.contains(part), "{part} is missing in: {said}");
     }
-    let saved = fs::read_to_string(folder.path().join("stampede.md")).expect("the table");
-    let table = said.split("\nSaved").next().expect("a text");
+    let command = format!("`cargo run --release -p stampede -- {} --rows 2000`", SMALL.join(" "));
+    assert!(said.contains(&command), "{said}");
+    for line in lines.iter().filter(|line| !line.starts_with('`')) {
+        assert!(line.chars().count() <= 80, "{line}");
+    }
+    let left: Vec<_> = walk(folder.path());
+    assert_eq!(left, [folder.path().join("docs")]);
+}
+
+/// All that is in a folder and below.
+fn walk(folder: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).expect("a folder").map(|entry| entry.expect("an entry").path());
+    entries
+        .flat_map(|path| if path.is_dir() { [vec![path.clone()], walk(&path)].concat() } else { vec![path] })
+        .collect()
+}
+
+#[test]
+fn where_there_is_no_terminal_each_run_is_a_line() {
+    let folder = folder();
+    let output = stampede(folder.path(), &[SMALL, &["--rows", "100"]].concat());
+    let said = String::from_utf8(output.stderr).expect("text");
+    let lines: Vec<&str> = said.lines().collect();
+    assert_eq!(lines.len(), 5, "{said}");
+    assert_eq!(lines[2], "3 of 5, DogpileCell: 300 ms");
+}
+
+#[test]
+fn a_command_is_quoted_as_a_shell_needs_it() {
+    let folder = folder();
+    let output =
+        stampede(folder.path(), &[SMALL, &["--rows", "100", "--query", "SELECT 'it''s', 1"]].concat());
+    let said = String::from_utf8(output.stdout).expect("text");
+    let command = said.lines().find(|line| line.starts_with('`')).expect("the command").trim_matches('`');
+    let words =
+        Command::new("sh").arg("-c").arg(format!("printf '%s\n' {command}")).output().expect("a shell");
+    let words = String::from_utf8(words.stdout).expect("text");
+    assert_eq!(words.lines().last(), Some("SELECT 'it''s', 1"), "{command}");
+}
+
+#[test]
+fn a_window_in_which_nothing_expires_gets_a_note() {
+    let folder = folder();
+    let run = |ttl| {
+        let load = ["--clients", "1", "--rate", "50", "--seconds", "0.3", "--rows", "100", "--ttl", ttl];
+        let output = stampede(folder.path(), &load);
+        assert!(output.status.success());
+        String::from_utf8(output.stderr).expect("text")
+    };
+    let said = run("2");
     assert!(
-        saved.ends_with(table) && saved.contains("(stampede.svg)"),
+        said.starts_with("note: no report expires within --seconds 0.3") && said.contains("--ttl is 2 s"),
+        "{said}"
+    );
+    assert!(!run("0.05").contains("note:"));
+}
+
+#[test]
+fn an_endless_query_gets_one_line() {
+    let folder = folder();
+    let endless = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n";
+    let words = ["--rows", "100", "--query-timeout", "0.05", "--query", endless];
+    let said = complaint(folder.path(), &words);
+    assert!(said.contains("within 50 ms") && said.contains("--query-timeout"), "{said}");
+}
+
+/// There is nothing to divide by.
+#[test]
+fn a_load_that_is_never_answered_has_its_results_too() {
+    let folder = folder();
+    // Some hundred milliseconds on any machine, and the run ends after twenty.
+    let slow = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 3000000) SELECT count(*) FROM n";
+    let load = [
+        "--clients",
+        "2",
+        "--rate",
+        "100",
+        "--seconds",
+        "0.01",
+        "--ttl",
+        "0.001",
+        "--rows",
+        "100",
+        "--query",
+        slow,
+    ];
+    let output = stampede(folder.path(), &load);
+    let said = String::from_utf8(output.stdout).expect("text");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let lines: Vec<&str> = said.lines().collect();
+    assert_eq!(lines[1].matches("> ").count(), 3, "{said}");
+    let answered = lines.iter().find(|line| line.starts_with("| answered")).expect("a line of the table");
+    let answered: Vec<&str> = answered.split('|').map(str::trim).collect();
+    // The cell still has an old report for the client that does not build.
+    assert_eq!(answered[2..4], ["0", "0"], "{said}");
+    assert!(!said.contains("NaN") && !said.contains("inf"), "{said}");
+}
+
+#[test]
+fn what_is_asked_for_is_saved() {
+    let folder = folder();
+    let output = stampede(folder.path(), &[SMALL, &["--rows", "2000", "--save"]].concat());
+    let said = String::from_utf8(output.stdout).expect("text");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let saved = fs::read_to_string(folder.path().join("stampede.md")).expect("the page");
+    let (results, table) = said.split_once("\n\n").expect("results and table");
+    let table = table.split("\nSaved").next().expect("a text");
+    assert!(
+        saved.contains(table) && saved.contains("(stampede.svg)"),
         "what is printed is what is saved: {saved}"
     );
+    let words = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(words(&saved).contains(&words(results)), "{saved}");
     let svg = fs::read_to_string(folder.path().join("stampede.svg")).expect("the picture");
     assert!(svg.starts_with("<svg"), "{svg:.80}");
 }
@@ -122,7 +244,7 @@ fn a_run_prints_the_table_and_saves_it_with_the_picture() {
 fn where_there_is_a_folder_docs_the_picture_goes_there() {
     let folder = folder();
     fs::create_dir(folder.path().join("docs")).expect("a folder");
-    let output = stampede(folder.path(), &[SMALL, &["--rows", "100"]].concat());
+    let output = stampede(folder.path(), &[SMALL, &["--rows", "100", "--save"]].concat());
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     assert!(folder.path().join("docs/stampede.svg").is_file());
     assert!(folder.path().join("docs/stampede.md").is_file());
@@ -141,7 +263,7 @@ fn a_database_of_ones_own_is_read_and_left_as_it_was() {
         "own.sqlite",
         "--query",
         "SELECT n, n * 0.5, 'text', x'00ff', NULL FROM t",
-        "--svg",
+        "--save",
         "own.svg",
     ];
     let output = stampede(folder.path(), &[SMALL, &words].concat());
