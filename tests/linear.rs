@@ -6,8 +6,8 @@
 //! [`model`], a cell without threads, gives. If there is none, two threads have seen two stories.
 //!
 //! So this checks what the promises G1, G3 and G4 say of sets, publications, invalidations, clears and reads *together*, not
-//! each on its own. Time does not pass in it, and nobody waits: that is what `tests/stress.rs` and the state machine tests
-//! are for. Since the counter orders the threads more than they would be otherwise, it finds errors of the protocol, not of
+//! each on its own. In the rounds of [`subscribers`], some threads only follow the cell, and wait for what is published next.
+//! Time does not pass in it, and no caller waits for a build: that is what `tests/stress.rs` and the state machine tests are for. Since the counter orders the threads more than they would be otherwise, it finds errors of the protocol, not of
 //! memory orderings.
 //!
 //! `DOGPILE_SEED` and `DOGPILE_STRESS` as in `tests/stress.rs`.
@@ -21,3 +21,5 @@ mod harness;
 mod model;
 #[path = "linear/rounds.rs"]
 mod rounds;
+#[path = "linear/subscribers.rs"]
+mod subscribers;

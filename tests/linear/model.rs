@@ -103,6 +103,19 @@ pub(crate) enum Operation {
     },
     /// The lease comes back without a value: it was dropped, or the build failed.
     GiveBack(u64),
+    /// A subscription has returned a value, and its generation. `seen`: the generation that it had returned before.
+    Changed {
+        seen: u64,
+        value: u64,
+        generation: u64,
+    },
+    /// Nothing has been published since this generation that is still there.
+    NothingNewer(u64),
+    /// `has_changed`, and the generation that the subscription has returned.
+    HasChanged {
+        seen: u64,
+        changed: bool,
+    },
 }
 
 impl State {
@@ -123,6 +136,10 @@ impl State {
             Some((_, true)) => Freshness::Fresh,
             Some((_, false)) => Freshness::Stale,
         }
+    }
+
+    fn has_newer_than(&self, generation: u64) -> bool {
+        self.value.is_some() && self.generation > generation
     }
 
     fn publish(self, value: u64, is_fresh: bool) -> Self {
@@ -231,6 +248,11 @@ impl Model for State {
                 here.conclude(id, previous, served, here.number(), here.number() != Some(previous))
             }
             Operation::GiveBack(id) => Some(here.released(id)),
+            Operation::Changed { seen, value, generation } => unchanged_if(
+                here.has_newer_than(seen) && here.generation == generation && here.number() == Some(value),
+            ),
+            Operation::NothingNewer(seen) => unchanged_if(!here.has_newer_than(seen)),
+            Operation::HasChanged { seen, changed } => unchanged_if(changed == here.has_newer_than(seen)),
         }
     }
 
@@ -241,6 +263,7 @@ impl Model for State {
             | Operation::Generation(_)
             | Operation::Looks(_)
             | Operation::Refreshing(_)
+            | Operation::HasChanged { .. }
             | Operation::Fresh(_) => false,
             Operation::Set(_)
             | Operation::Restore(_)
@@ -260,6 +283,8 @@ impl Model for State {
             | Operation::GiveBack(_)
             // They may look under the lock, which is contention too.
             | Operation::Fenced { .. }
+            | Operation::Changed { .. }
+            | Operation::NothingNewer(_)
             | Operation::Stale(_)
             | Operation::Served(_)
             | Operation::Pending
@@ -461,6 +486,34 @@ mod tests {
         let set = [(1, 2, Set(1))];
         impossible(&[&set, &[(3, 6, Clear(Some(1)))], &[(4, 5, Clear(Some(1)))]]);
         possible(&[&set, &[(3, 6, Clear(Some(1)))], &[(4, 5, Clear(None))]]);
+    }
+
+    #[test]
+    fn a_subscription_misses_nothing_that_is_there() {
+        let set = [(1, 2, Set(1))];
+        impossible(&[&set, &[(3, 4, NothingNewer(0))]]);
+        impossible(&[&set, &[(3, 4, HasChanged { seen: 0, changed: false })]]);
+        possible(&[&set, &[(3, 4, HasChanged { seen: 1, changed: false })]]);
+        possible(&[&[(1, 4, Set(1))], &[(2, 3, NothingNewer(0))]]);
+        // What was taken away is not there.
+        possible(&[&[(1, 2, Set(1)), (3, 4, Clear(Some(1))), (5, 6, NothingNewer(0))]]);
+        // It waited, and was served something that had been replaced before the call.
+        let changed = |value| Changed { seen: 0, value, generation: value };
+        impossible(&[&[(1, 2, Set(1)), (3, 4, Set(2))], &[(5, 6, changed(1))]]);
+        possible(&[&[(1, 2, Set(1)), (3, 6, Set(2))], &[(4, 5, changed(1))]]);
+        // It waited for a value that was published during the call.
+        possible(&[&[(2, 3, Set(1))], &[(1, 4, changed(1))]]);
+    }
+
+    #[test]
+    fn a_subscription_returns_each_publication_once_and_none_that_there_was_not() {
+        let sets = [(1, 2, Set(1)), (3, 4, Set(2))];
+        let changed = |seen, value, generation| [(5, 6, Changed { seen, value, generation })];
+        possible(&[&sets, &changed(0, 2, 2)]);
+        possible(&[&sets, &changed(1, 2, 2)]);
+        for wrong in [changed(2, 2, 2), changed(0, 2, 1), changed(1, 3, 2), changed(0, 1, 1), changed(2, 2, 3)] {
+            impossible(&[&sets, &wrong]);
+        }
     }
 
     #[test]

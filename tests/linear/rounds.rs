@@ -16,17 +16,17 @@ use crate::checker::{Event, check};
 use crate::harness::{Member, Random, alone, lock, scaled, seed, task, together};
 use crate::model::{Operation, State};
 
-const THREADS: usize = if cfg!(miri) { 3 } else { 4 };
+pub(crate) const THREADS: usize = if cfg!(miri) { 3 } else { 4 };
 const STEPS: usize = if cfg!(miri) { 5 } else { 8 };
 /// Rounds between two starts of the threads.
 const BATCH: usize = if cfg!(miri) { 3 } else { 100 };
 
-type TestCell = DogpileCell<u64, Interrupter>;
-type TestReaderCell = SyncReaderCell<u64, Interrupter>;
+pub(crate) type TestCell = DogpileCell<u64, Interrupter>;
+pub(crate) type TestReaderCell = SyncReaderCell<u64, Interrupter>;
 
 /// A clock that stands still, and lets others run when it is looked at: which is in the middle of an election, of a
 /// publication, of an invalidation. So operations overlap on any number of processors.
-struct Interrupter;
+pub(crate) struct Interrupter;
 
 thread_local! {
     /// When this thread lets others run. Not in the clock, where it would order those who look.
@@ -82,8 +82,8 @@ impl Times {
 }
 
 /// What one thread notes in one round.
-struct Notes<'a> {
-    thread: usize,
+pub(crate) struct Notes<'a> {
+    pub(crate) thread: usize,
     times: &'a Times,
     events: Vec<Event<Operation>>,
     /// Of the values that this thread makes in this round.
@@ -102,7 +102,7 @@ impl Notes<'_> {
     }
 
     /// Does something and notes it.
-    fn note<R>(&mut self, call: impl FnOnce() -> R, operation: impl FnOnce(&R) -> Operation) -> R {
+    pub(crate) fn note<R>(&mut self, call: impl FnOnce() -> R, operation: impl FnOnce(&R) -> Operation) -> R {
         let called = self.times.now();
         let result = call();
         let returned = self.times.now();
@@ -112,7 +112,7 @@ impl Notes<'_> {
 }
 
 /// A cell that the rounds use.
-trait Subject: Sync {
+pub(crate) trait Subject: Sync {
     /// A call whose build was published returns what was published after it, if anything was.
     const RETURNS_NEWEST: bool = false;
 
@@ -120,8 +120,8 @@ trait Subject: Sync {
     fn set(&self, value: u64);
     fn invalidate(&self);
 
-    /// All that a thread does in a round.
-    fn act(&self, me: &mut Member<'_>, notes: &mut Notes<'_>);
+    /// All that a thread does in a round: so many steps.
+    fn act(&self, me: &mut Member<'_>, notes: &mut Notes<'_>, steps: usize);
 
     fn at(state: State) -> Self
     where
@@ -138,7 +138,7 @@ trait Subject: Sync {
     }
 }
 
-fn rounds<S: Subject>(usual: u64, in_miri: u64) {
+pub(crate) fn rounds<S: Subject>(usual: u64, in_miri: u64) {
     let _alone = alone();
     let seed = seed();
     Interrupter::seed(seed);
@@ -171,7 +171,7 @@ fn rounds<S: Subject>(usual: u64, in_miri: u64) {
                 }
                 me.doing("a round");
                 let mut notes = Notes { thread, times: &times, events: Vec::new(), numbers: 0 };
-                cell.act(me, &mut notes);
+                cell.act(me, &mut notes, STEPS);
                 lock(&histories[round]).extend(notes.events);
             }
         };
@@ -245,10 +245,10 @@ impl Subject for TestCell {
         TestCell::invalidate(self);
     }
 
-    fn act(&self, me: &mut Member<'_>, notes: &mut Notes<'_>) {
+    fn act(&self, me: &mut Member<'_>, notes: &mut Notes<'_>, steps: usize) {
         let mut handle = self.reader();
         let mut lease: Option<Granted<'_>> = None;
-        for _ in 0..STEPS {
+        for _ in 0..steps {
             if let Some(held) = lease.take_if(|_| me.random.one_in(2)) {
                 end(me, notes, held);
                 continue;
@@ -470,8 +470,8 @@ impl Subject for TestReaderCell {
         TestReaderCell::invalidate(self);
     }
 
-    fn act(&self, me: &mut Member<'_>, notes: &mut Notes<'_>) {
-        for _ in 0..STEPS {
+    fn act(&self, me: &mut Member<'_>, notes: &mut Notes<'_>, steps: usize) {
+        for _ in 0..steps {
             match me.random.below(22) {
                 0..3 => drop(notes.note(|| self.get(), |value| Operation::Get(value.as_deref().copied()))),
                 3..5 => drop(notes.note(|| self.load(), |value| Operation::Get(value.as_deref().copied()))),
