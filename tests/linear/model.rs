@@ -511,7 +511,9 @@ mod tests {
         let changed = |seen, value, generation| [(5, 6, Changed { seen, value, generation })];
         possible(&[&sets, &changed(0, 2, 2)]);
         possible(&[&sets, &changed(1, 2, 2)]);
-        for wrong in [changed(2, 2, 2), changed(0, 2, 1), changed(1, 3, 2), changed(0, 1, 1), changed(2, 2, 3)] {
+        for wrong in
+            [changed(2, 2, 2), changed(0, 2, 1), changed(1, 3, 2), changed(0, 1, 1), changed(2, 2, 3)]
+        {
             impossible(&[&sets, &wrong]);
         }
     }
