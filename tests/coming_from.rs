@@ -13,8 +13,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use dogpile::{
-    Clock, DogpileCell, Drain, Freshness, Job, LazyDogpile, Lease, Lookup, ManualClock, Policy, RefreshError,
-    Refreshed, Refresher, SyncReaderCell,
+    Change, Clock, Derived, DogpileCell, Drain, Freshness, Hook, Job, LazyDogpile, Lease, Lookup,
+    ManualClock, Policy, RefreshError, Refreshed, Refresher, SyncReaderCell,
 };
 
 const TTL: Duration = Duration::from_secs(10);
@@ -111,6 +111,23 @@ fn after_a_panic(cell: &Cell<u32>, number: usize, read: impl Fn() -> u32 + Send 
 }
 
 #[track_caller]
+/// What the cell's hook is called with.
+fn changes(cell: &Cell<u32>) -> (Hook, Arc<Mutex<Vec<String>>>) {
+    let changes = Arc::new(Mutex::new(Vec::new()));
+    let hook = cell.on_change({
+        let changes = Arc::clone(&changes);
+        move |change| {
+            changes.lock().unwrap().push(match change {
+                Change::Published(snapshot) => snapshot.value.to_string(),
+                Change::Invalidated => "invalidated".to_owned(),
+                Change::Cleared => "cleared".to_owned(),
+                _ => "something else".to_owned(),
+            });
+        }
+    });
+    (hook, changes)
+}
+
 fn assert_build_error<T: Debug>(result: Result<T, RefreshError>, text: &str) -> RefreshError {
     let error = result.unwrap_err();
     assert!(matches!(error, RefreshError::Build(_)), "{error:?}");
@@ -308,6 +325,16 @@ mod singleflight {
         let got = waiting(&cell, times(3, read), || assert!(cell.revoke()));
         assert_eq!(got, [10; 3]);
         drop(revoked);
+    }
+
+    // singleflight | `DoChan`, to hear of a result that others ask for
+    #[test]
+    fn a_subscription_gets_what_another_caller_has_built() {
+        let (cell, _clock) = cell_with(DO);
+        let got = waiting(&cell, vec![Box::new(|| *cell.subscribe().wait_changed())], || {
+            cell.get_or_refresh(|| 1);
+        });
+        assert_eq!((got, cell.stats().builds), (vec![1], 1));
     }
 
     // singleflight | `shared`
@@ -522,6 +549,19 @@ mod moka {
         }
         assert_eq!(finalized.recv_timeout(PATIENCE), Ok(1));
     }
+
+    // moka | ... which also hears of `insert` and `invalidate`
+    #[test]
+    fn a_hook_is_called_for_each_change() {
+        let (cell, _clock) = cell();
+        let (hook, changes) = changes(&cell);
+        cell.set(1);
+        cell.invalidate();
+        cell.get_or_refresh(|| 2);
+        cell.clear();
+        assert_eq!(*changes.lock().unwrap(), ["1", "invalidated", "2", "cleared"]);
+        drop(hook);
+    }
 }
 
 mod caffeine {
@@ -686,6 +726,29 @@ mod caffeine {
         assert_eq!((cell.get().as_deref(), cell.freshness()), (Some(&2), Freshness::Stale));
     }
 
+    // caffeine | `removalListener(...)`
+    // caffeine | a `CompletableFuture` of `refresh(key)`, to act when it is there
+    #[test]
+    fn a_reload_is_reported_to_hooks_and_subscriptions() {
+        let (cell, _clock) = stale_cell(1);
+        let mut subscription = cell.subscribe();
+        assert_eq!(*subscription.wait_changed(), 1);
+        let (hook, changes) = changes(&cell);
+        let (_, job) = reload(&cell, 2);
+        assert!(!subscription.has_changed());
+        let waiter = thread::spawn({
+            let mut subscription = cell.subscribe_owned();
+            move || while *subscription.wait_changed() != 2 {}
+        });
+        job();
+        waiter.join().unwrap();
+        assert_eq!(*subscription.wait_changed(), 2);
+        cell.clear();
+        assert_eq!(*changes.lock().unwrap(), ["2", "cleared"]);
+        assert_eq!(cell.stats().builds, 1, "a subscription builds nothing");
+        drop(hook);
+    }
+
     // caffeine | `recordStats()`
     #[test]
     fn what_happened_is_counted_without_being_asked_for() {
@@ -764,6 +827,22 @@ mod cached {
         assert_eq!(lazy.cell().stats().failed, 2);
     }
 
+    // cached | a function that calls another cached one: each is out of date by itself
+    #[test]
+    fn a_derived_value_is_out_of_date_when_its_source_is() {
+        let (rates, clock) = cell();
+        let doubled = Derived::with_clock(Policy::never_expires(), clock.clone(), {
+            let rates = Arc::clone(&rates);
+            move |cx| Ok::<_, RefreshError>(*cx.get(&rates) * 2)
+        });
+        rates.set(1);
+        assert_eq!((*doubled.get(), doubled.cell().freshness()), (2, Freshness::Fresh));
+        clock.advance(TTL + TICK);
+        assert_eq!(doubled.cell().freshness(), Freshness::Stale);
+        rates.get_or_refresh(|| 2);
+        assert_eq!(*doubled.get(), 4);
+    }
+
     // cached | `rates_prime_cache()`
     #[test]
     fn priming_builds_although_the_value_is_fresh() {
@@ -782,6 +861,33 @@ mod cached {
 
 mod rwlock {
     use super::*;
+
+    // rwlock | a `Condvar` beside it, for threads that wait for the next value
+    #[test]
+    fn a_thread_waits_for_the_next_value() {
+        let (cell, _clock) = cell();
+        let got = waiting(&cell, vec![Box::new(|| *cell.subscribe().wait_changed())], || drop(cell.set(1)));
+        assert_eq!(got, [1]);
+        assert_eq!(cell.stats().builds, 0);
+    }
+
+    // rwlock | a second lock with something that is made from the value
+    #[test]
+    fn what_is_made_from_the_value_changes_with_it() {
+        let (cell, clock) = cell();
+        let words = Derived::with_clock(Policy::never_expires(), clock, {
+            let cell = Arc::clone(&cell);
+            move |cx| {
+                let report: Arc<String> = cx.get(&cell);
+                Ok::<_, RefreshError>((report.split(' ').count(), report))
+            }
+        });
+        for (report, count) in [("one", 1), ("two words", 2)] {
+            cell.set(report.to_owned());
+            let words = words.get();
+            assert_eq!((words.0, words.1.as_str()), (count, report));
+        }
+    }
 
     // rwlock | a read without building
     #[test]
@@ -886,6 +992,17 @@ mod python_dogpile {
         assert_eq!(*cell.request().newer_than(seen).get(unbuildable), "usable", "a late one too");
         cell.clear();
         assert!(cell.get().is_none());
+    }
+
+    // python_dogpile | ... a `ProxyBackend` whose `set` and `delete` are noted
+    #[test]
+    fn hooks_are_called_and_subscriptions_wait_for_what_is_set() {
+        let (cell, _clock) = cell();
+        let (hook, changes) = changes(&cell);
+        let got = waiting(&cell, vec![Box::new(|| *cell.subscribe().wait_changed())], || drop(cell.set(1)));
+        cell.clear();
+        assert_eq!((got, changes.lock().unwrap().join(", ")), (vec![1], "1, cleared".to_owned()));
+        drop(hook);
     }
 
     // python_dogpile | `dogpile.is_expired`, `has_value`, `createdtime`
@@ -1098,6 +1215,7 @@ mod watch {
     use super::*;
 
     // watch | `channel(initial)`
+    // watch | `receiver_count()`, `closed()`: whether anything listens
     // watch | `sender.send(value)` fails without receivers
     // watch | `receiver.has_changed()`
     // watch | a new receiver has seen the current value
@@ -1110,6 +1228,27 @@ mod watch {
         assert!(subscription.has_changed());
         assert_eq!(*subscription.wait_changed(), 2);
         assert!(!subscription.has_changed());
+    }
+
+    // watch | `send_modify(f)` changes the value in place
+    #[test]
+    fn a_value_that_is_held_stays_what_it_is() {
+        let (cell, _clock) = cell();
+        let held = cell.set(vec![1]);
+        cell.set(held.iter().copied().chain([2]).collect());
+        assert_eq!((held.as_slice(), cell.get().unwrap().as_slice()), (&[1][..], &[1, 2][..]));
+    }
+
+    // watch | `receiver.mark_unchanged()`
+    #[test]
+    fn what_is_there_can_be_taken_without_waiting() {
+        let (cell, _clock) = cell();
+        cell.set(1);
+        let mut subscription = cell.subscribe();
+        let _ = subscription.wait_changed_timeout(Duration::ZERO);
+        assert!(!subscription.has_changed());
+        cell.set(2);
+        assert_eq!(*subscription.wait_changed(), 2);
     }
 
     // watch | `send_if_modified`
@@ -1205,7 +1344,6 @@ mod watch {
 
 mod observer {
     use super::*;
-    use dogpile::Derived;
 
     fn made<T: Send + Sync + 'static>(
         clock: &ManualClock,
@@ -1245,6 +1383,24 @@ mod observer {
         source.set(3);
         while *subscription.wait_changed() != 6 {}
         drop(refresher);
+    }
+
+    // observer | `ObserverManager::waitForAllUpdates()`
+    #[test]
+    fn a_read_of_a_chain_is_made_from_what_has_been_set() {
+        let (source, clock) = cell();
+        let twice = made(&clock, {
+            let source = Arc::clone(&source);
+            move |cx| *cx.get(&source) * 2
+        });
+        let fourfold = made(&clock, {
+            let twice = twice.clone();
+            move |cx| *cx.get(&twice) * 2
+        });
+        for value in 1..4 {
+            source.set(value);
+            assert_eq!(*fourfold.get(), 4 * value);
+        }
     }
 
     // observer | a snapshot never mixes two versions
