@@ -88,6 +88,53 @@ use crate::time::{Clock, SystemClock};
 /// ```
 pub struct Derived<T, C = SystemClock, B = InThread<T>>(Arc<Node<T, C, B>>);
 
+/// A [`Derived`] value whose closure returns a future: what [`Derived::new_async`] makes, by a name that fits into a struct.
+///
+/// # Examples
+///
+/// ```
+/// # smol::block_on(async {
+/// use dogpile::{AsyncDerived, Derived, DogpileCell, RefreshError};
+/// use std::time::Duration;
+///
+/// static HOST: DogpileCell<String> = DogpileCell::new(Duration::from_secs(60));
+///
+/// struct App {
+///     client: AsyncDerived<String>,
+/// }
+///
+/// let client = Derived::new_async(|cx| async move { Ok::<_, RefreshError>(format!("client of {}", cx.try_get(&HOST)?)) });
+/// let app = App { client };
+/// HOST.set("alpha".to_owned());
+/// assert_eq!(*app.client.get_async().await, "client of alpha");
+/// # });
+/// ```
+#[cfg(feature = "async")]
+pub type AsyncDerived<T, C = SystemClock> = Derived<T, C, InTask<T>>;
+
+/// What [`Derived::subscribe`] returns, by a name that fits into a struct.
+///
+/// # Examples
+///
+/// ```
+/// use dogpile::{Derived, DerivedSubscription, DogpileCell};
+/// use std::time::Duration;
+///
+/// static NUMBER: DogpileCell<u32> = DogpileCell::new(Duration::from_secs(60));
+///
+/// struct Follower {
+///     doubles: DerivedSubscription<u32>,
+/// }
+///
+/// let double = Derived::new(|cx| *cx.get(&NUMBER) * 2);
+/// let mut follower = Follower { doubles: double.subscribe() };
+/// NUMBER.set(1);
+/// double.get();
+/// assert_eq!(*follower.doubles.wait_changed(), 2);
+/// ```
+pub type DerivedSubscription<T, C = SystemClock, B = InThread<T>> =
+    Subscription<'static, T, C, Node<T, C, B>>;
+
 // As for a cell; what its closure looks like after a panic is the closure's own affair.
 impl<T: RefUnwindSafe, C: RefUnwindSafe, B> UnwindSafe for Derived<T, C, B> {}
 impl<T: RefUnwindSafe, C: RefUnwindSafe, B> RefUnwindSafe for Derived<T, C, B> {}
@@ -287,6 +334,9 @@ impl<T: Send + Sync + 'static, C: Clock + Send + Sync + 'static> Derived<T, C> {
     }
 
     /// Starts a [`Refresher`] that makes the value again at each change of a source, on a thread of its own, until it is dropped.
+    ///
+    /// It makes the value at once. If a source may still be empty then, use [`try_new`](Derived::try_new) and [`Cx::try_get`]:
+    /// [`Cx::get`] would panic on that thread, which the panic hook reports, and the value would be made when the source has one.
     ///
     /// After a failure it waits for 100 ms at least (the default [`min_interval`](crate::RefresherOptions::min_interval)), even if a
     /// source publishes meanwhile. While a source is stale without a newer value, it looks every 100 ms.
@@ -527,11 +577,12 @@ where
     /// # drop(refresher);
     /// # Ok::<(), std::io::Error>(())
     /// ```
-    pub fn subscribe(&self) -> Subscription<'static, T, C, Node<T, C, B>> {
+    pub fn subscribe(&self) -> DerivedSubscription<T, C, B> {
         Subscription::new(Handle::Shared(Arc::clone(&self.0)))
     }
 
-    /// As [`DogpileCell::on_publish`].
+    /// As [`DogpileCell::on_publish`]. A derived value is made, and the callback called, when a caller reads it; with a
+    /// [`Refresher`] at each change of a source.
     ///
     /// # Examples
     ///
@@ -618,6 +669,12 @@ impl<T, C, B> From<&Derived<T, C, B>> for Handle<'static, Node<T, C, B>> {
     }
 }
 
+impl<T, C, B> From<Derived<T, C, B>> for Handle<'static, Node<T, C, B>> {
+    fn from(derived: Derived<T, C, B>) -> Self {
+        Self::Shared(derived.0)
+    }
+}
+
 impl<T, C, B> fmt::Debug for Derived<T, C, B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Derived").field("cell", self.0.cell()).finish_non_exhaustive()
@@ -669,9 +726,19 @@ impl<T: Send + Sync + 'static, C: Clock + Send + Sync + 'static> DerivedReader<'
     #[inline]
     #[track_caller]
     pub fn get(&mut self) -> &Arc<T> {
-        match self.try_get() {
-            Ok(value) => value,
-            Err(error) => cannot(&error),
+        if !self.reader.is_current() {
+            self.reload();
+        }
+        self.reader.at_hand()
+    }
+
+    #[cold]
+    #[inline(never)]
+    #[track_caller]
+    fn reload(&mut self) {
+        let node = self.node;
+        if let Err(error) = self.reader.try_reload(|| node.refresh()) {
+            cannot(&error);
         }
     }
 

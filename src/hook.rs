@@ -77,7 +77,8 @@ impl<T, S> fmt::Debug for Change<T, S> {
 /// # Dropping
 ///
 /// Detaches the callback, and waits until it has returned if another thread is running it. If the hook is dropped inside its
-/// own callback, that is the last call. It does not keep the cell alive; if the cell is gone, nothing is called.
+/// own callback, that is the last call. It does not keep the cell alive; if the cell is gone, nothing is called. One that is to be
+/// called for as long as the cell lives is given to [`std::mem::forget`].
 ///
 /// # Examples
 ///

@@ -233,7 +233,9 @@ pub use cell::{
     BuildResult, DogpileCell, Guard, Handle, Job, Lease, Lookup, Owned, Pending, PublishOutcome, Published,
     Reader, Refreshable, Refreshed, Request, Snapshot, Waited,
 };
-pub use derived::{Cx, Derived, DerivedReader, Source};
+#[cfg(feature = "async")]
+pub use derived::AsyncDerived;
+pub use derived::{Cx, Derived, DerivedReader, DerivedSubscription, Source};
 pub use error::{BoxError, RefreshError, SharedError};
 pub use hook::{Change, Hook};
 pub use lazy::{LazyDogpile, LazyReader};

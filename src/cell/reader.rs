@@ -136,10 +136,7 @@ impl<T, C: Clock> Reader<'_, T, C> {
         if !self.is_current() {
             self.reload(build);
         }
-        match &self.value {
-            Some(value) => value,
-            None => unreachable!("a current reader has a value"),
-        }
+        self.at_hand()
     }
 
     /// Returns the value, rebuilding it if it is out of date, with a build that may fail.
@@ -183,8 +180,14 @@ impl<T, C: Clock> Reader<'_, T, C> {
         if !self.is_current() {
             self.try_reload(refresh)?;
         }
+        Ok(self.at_hand())
+    }
+
+    /// The value that the handle keeps, if it [is current](Reader::is_current).
+    #[inline]
+    pub(crate) fn at_hand(&self) -> &Arc<T> {
         match &self.value {
-            Some(value) => Ok(value),
+            Some(value) => value,
             None => unreachable!("a current reader has a value"),
         }
     }
@@ -318,7 +321,7 @@ impl<T, C: Clock> Reader<'_, T, C> {
     /// is: a read between the two stores goes by the old tick.) If this thread has seen a newer value in another way, the
     /// version has changed, because that happens before the value is swapped (G3).
     #[inline]
-    fn is_current(&self) -> bool {
+    pub(crate) fn is_current(&self) -> bool {
         let version = self.cell.machine.version();
         version == self.timeless || (version == self.version && self.is_early())
     }
@@ -351,7 +354,7 @@ impl<T, C: Clock> Reader<'_, T, C> {
 
     #[cold]
     #[inline(never)]
-    fn try_reload<E>(&mut self, refresh: impl FnOnce() -> Result<Arc<T>, E>) -> Result<(), E> {
+    pub(crate) fn try_reload<E>(&mut self, refresh: impl FnOnce() -> Result<Arc<T>, E>) -> Result<(), E> {
         self.forget();
         let value = match self.cell.machine.serve() {
             Some(value) => value,

@@ -799,3 +799,20 @@ fn a_value_that_fails_because_a_source_pauses_is_made_when_that_ones_source_publ
     a.set(1);
     assert_eq!(*outer.try_get().unwrap(), 3);
 }
+
+#[test]
+fn a_derived_value_is_asked_for_by_reference_and_by_value() {
+    let ([source], clock) = cells();
+    source.set(1);
+    let (first, _) = derived(&clock, {
+        let source = Arc::clone(&source);
+        move |cx| *cx.get(Arc::clone(&source))
+    });
+    let (second, _) = derived(&clock, {
+        let first = first.clone();
+        move |cx| *cx.get(&first) + *cx.get(first.clone())
+    });
+    assert_eq!(*second.get(), 2);
+    source.set(2);
+    assert_eq!(*second.get(), 4);
+}

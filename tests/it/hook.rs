@@ -362,3 +362,19 @@ fn a_hook_of_a_static_cell() {
     CELL.set(4);
     assert_eq!(LATEST.load(Ordering::Relaxed), 3);
 }
+
+#[test]
+fn a_hook_that_is_forgotten_is_called_for_as_long_as_the_cell_lives() {
+    let calls = Arc::new(AtomicU32::new(0));
+    let cell = DogpileCell::new(Duration::from_secs(60));
+    std::mem::forget(cell.on_publish({
+        let calls = Arc::clone(&calls);
+        move |_| {
+            calls.fetch_add(1, Ordering::Relaxed);
+        }
+    }));
+    cell.set(1);
+    cell.set(2);
+    assert_eq!(calls.load(Ordering::Relaxed), 2);
+    drop(cell);
+}
