@@ -29,7 +29,7 @@ use {
 impl<T, C> DogpileCell<T, C> {
     /// Follows the cell's publications, without ever building one. See [`Subscription`].
     ///
-    /// Of a cell in a `static` it is a `Subscription<'static, _, _>`; of one in an [`Arc`] see
+    /// Of a cell in a `static` it is a `Subscription<'static, _, _>`. Of one in an [`Arc`], for a thread or a task that is spawned, see
     /// [`subscribe_owned`](DogpileCell::subscribe_owned).
     ///
     /// # Examples
@@ -83,6 +83,9 @@ impl<T, C> DogpileCell<T, C> {
 ///
 /// With the feature `async` it is also a `Stream`, which never ends.
 ///
+/// In a struct it is a `Subscription<'static, T>` if the cell is a `DogpileCell<T>`. The last parameter is the kind of cell:
+/// `Subscription<'static, T, SystemClock, LazyDogpile<T>>`, or [`DerivedSubscription<T>`](crate::DerivedSubscription).
+///
 /// # What is a publication
 ///
 /// A build that succeeds, [`set`](crate::DogpileCell::set), [`restore`](crate::DogpileCell::restore), and a renewal (the same value
@@ -128,7 +131,7 @@ pub struct Subscription<'a, T, C = SystemClock, K: Kind = DogpileCell<T, C>> {
     seen: u64,
     /// While the slot is at this version, there is nothing newer.
     version: Version,
-    /// The place in the queue of a poll that was pending.
+    /// What the latest poll that was pending has waited for, and its place in the queue until it is given up.
     #[cfg(feature = "async")]
     waiting: Option<Entry<Arc<Attempt<()>>>>,
     cell: PhantomData<fn() -> (T, C)>,
@@ -263,6 +266,9 @@ impl<'a, T, C, K: Kind> Subscription<'a, T, C, K> {
         let machine = self.handle.machine();
         // Before the value: if it is settled, and the same at a later look, nothing has changed in between.
         let version = machine.version();
+        if version == self.version {
+            return None;
+        }
         let found = machine.newer_than(self.seen);
         self.version = if version.is_settled() { version } else { Version::NEVER };
         let (value, record) = found?;
@@ -398,10 +404,16 @@ impl<T, C, K: Kind> Subscription<'_, T, C, K> {
 
         impl<T, C, K: Kind> Drop for Changed<'_, '_, T, C, K> {
             fn drop(&mut self) {
-                self.0.waiting = None;
+                // What it has waited for stays, for the next call: a loop around a `select!` waits for the same change again.
+                if let Some(waiting) = &mut self.0.waiting {
+                    waiting.leave();
+                }
             }
         }
 
+        if let Some(value) = self.take_newer() {
+            return value;
+        }
         let changed = Changed(self);
         poll_fn(|cx| changed.0.poll_changed(cx)).await
     }
@@ -414,15 +426,11 @@ impl<T, C, K: Kind> Subscription<'_, T, C, K> {
             }
             let machine = self.handle.machine();
             match &mut self.waiting {
-                None => {
-                    if is_building(machine) {
-                        would_wait_for_itself("changed");
-                    }
-                    // And looks again, now that no change is missed.
-                    self.waiting = Some(Entry::new(machine.next_change()));
-                }
-                Some(waiting) => {
+                Some(waiting) if waiting.has_joined() || has_settled(waiting.point()).is_none() => {
                     if !waiting.has_joined() {
+                        if is_building(machine) {
+                            would_wait_for_itself("changed");
+                        }
                         machine.counters.waits.count();
                     }
                     if waiting.poll((), &machine.clock, FOREVER, cx, has_settled).is_pending() {
@@ -430,6 +438,8 @@ impl<T, C, K: Kind> Subscription<'_, T, C, K> {
                     }
                     self.waiting = None;
                 }
+                // And looks again, now that no change is missed.
+                waiting => *waiting = Some(Entry::new(machine.next_change())),
             }
         }
     }

@@ -75,7 +75,8 @@ impl<P: Deref<Target: WaitPoint>> Entry<P> {
         result
     }
 
-    fn leave(&mut self) {
+    /// Ends a wait, if there is one; another one can begin.
+    pub(crate) fn leave(&mut self) {
         if let Some(number) = self.number.take() {
             self.point.leave(number);
         }

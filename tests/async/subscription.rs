@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
-use dogpile::{DogpileCell, LazyDogpile, ManualClock, Policy, SyncReaderCell};
+use dogpile::{DogpileCell, LazyDogpile, ManualClock, Policy, Subscription, SyncReaderCell};
 use futures_lite::StreamExt;
 
 const TTL: Duration = Duration::from_secs(10);
@@ -68,6 +68,37 @@ fn a_wait_that_is_dropped_loses_nothing_and_is_not_woken() {
     assert_eq!(Arc::strong_count(&count), 1, "no waker is kept");
 }
 
+/// A wait that is given up leaves behind what it has waited for; the next one begins with that.
+#[test]
+fn waits_that_are_given_up_before_and_after_publications_miss_none() {
+    let (cell, count) = (cell(), Arc::new(Count::default()));
+    let mut subscription = cell.subscribe();
+    let give_up = |subscription: &mut Subscription<'_, usize, ManualClock>| {
+        assert!(poll(pin!(subscription.changed()), &count).is_pending());
+    };
+    for round in 0..3 {
+        give_up(&mut subscription);
+        cell.invalidate();
+        give_up(&mut subscription);
+        // Published while it is given up: not woken, and not missed.
+        cell.set(2 * round);
+        assert_eq!(poll(pin!(subscription.changed()), &count).map(|value| *value), Poll::Ready(2 * round));
+        give_up(&mut subscription);
+        cell.clear();
+        give_up(&mut subscription);
+        // Published while it waits: woken.
+        {
+            let mut changed = pin!(subscription.changed());
+            assert!(poll(changed.as_mut(), &count).is_pending());
+            assert_eq!(count.0.load(Ordering::Relaxed), round);
+            cell.set(2 * round + 1);
+            assert_eq!(count.0.load(Ordering::Relaxed), round + 1);
+            assert_eq!(poll(changed, &count).map(|value| *value), Poll::Ready(2 * round + 1));
+        }
+    }
+    assert_eq!(cell.stats().waits, 15, "each wait is counted once");
+}
+
 #[test]
 fn the_latest_waker_is_woken() {
     let cell = cell();
@@ -108,6 +139,18 @@ fn g10_a_build_does_not_wait_for_itself() {
     let cell = cell::<u32>();
     let message = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
         smol::block_on(cell.get_or_refresh_async(|| async { *cell.subscribe().changed().await }))
+    }))
+    .unwrap_err();
+    assert!(message.downcast_ref::<String>().unwrap().contains("inside a build of the same cell"));
+
+    // Nor does it go on with a wait that was given up outside.
+    let mut subscription = cell.subscribe();
+    assert!(poll(pin!(subscription.changed()), &Arc::default()).is_pending());
+    let message = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        cell.get_or_refresh(|| match poll(pin!(subscription.changed()), &Arc::default()) {
+            Poll::Ready(value) => *value,
+            Poll::Pending => panic!("it waits for itself"),
+        })
     }))
     .unwrap_err();
     assert!(message.downcast_ref::<String>().unwrap().contains("inside a build of the same cell"));
