@@ -67,8 +67,15 @@ fn run(args: &Args) -> anyhow::Result<()> {
     let page = report::page(&tables);
     let page_file = folder.join("benchmarks.md");
     std::fs::write(&page_file, &page).with_context(|| format!("cannot write {}", page_file.display()))?;
+    let mut printed = page;
+    if let Some((_, table)) = tables.iter().find(|(part, _)| *part == Part::Notify) {
+        let page = report::notify::page(table);
+        let page_file = beside.join(report::notify::FILE);
+        std::fs::write(&page_file, &page).with_context(|| format!("cannot write {}", page_file.display()))?;
+        printed += &page;
+    }
     report::draw(&tables, &beside)?;
-    write!(stdout(), "{page}\nSaved {} and {}.\n", page_file.display(), beside.display())
+    write!(stdout(), "{printed}\nSaved {} and {}.\n", page_file.display(), beside.display())
         .context("cannot print the page")
 }
 

@@ -3,6 +3,7 @@
 mod building;
 mod fresh;
 pub(crate) mod keyed;
+pub(crate) mod notify;
 mod ratios;
 mod refresh;
 mod stampede;
@@ -39,11 +40,21 @@ pub(crate) enum Part {
     Stampede,
     /// Caches of many keys
     Keyed,
+    /// Subscriptions beside tokio's watch, and derived values
+    Notify,
 }
 
 impl Part {
-    pub(crate) const ALL: [Self; 7] =
-        [Self::Ratios, Self::Wakeup, Self::Fresh, Self::Building, Self::Refresh, Self::Stampede, Self::Keyed];
+    pub(crate) const ALL: [Self; 8] = [
+        Self::Ratios,
+        Self::Wakeup,
+        Self::Fresh,
+        Self::Building,
+        Self::Refresh,
+        Self::Stampede,
+        Self::Keyed,
+        Self::Notify,
+    ];
 
     /// As it is called on the command line, and its files.
     pub(crate) const fn name(self) -> &'static str {
@@ -55,6 +66,7 @@ impl Part {
             Self::Refresh => "refresh",
             Self::Stampede => "stampede",
             Self::Keyed => "keyed",
+            Self::Notify => "notify",
         }
     }
 
@@ -67,6 +79,7 @@ impl Part {
             Self::Refresh => Ok(refresh::measure(quick)),
             Self::Stampede => stampede::measure(quick),
             Self::Keyed => keyed::measure(quick),
+            Self::Notify => notify::measure(quick),
         }
     }
 }

@@ -1,5 +1,7 @@
 //! The page: what was measured, what it was measured on, and what each table means.
 
+pub(crate) mod notify;
+
 use crate::contest::{Builds, Card, Large, Meanwhile, Small, Value};
 use crate::contestants;
 use crate::data::{Spread, Table, median, quantile, readable};
@@ -30,6 +32,10 @@ pub(crate) fn page(tables: &[(Part, Table)]) -> String {
     page += &of(Part::Refresh).map(refresh).unwrap_or_default();
     page += &of(Part::Stampede).map(stampede).unwrap_or_default();
     page += &of(Part::Keyed).map(many_keys).unwrap_or_default();
+    if of(Part::Notify).is_some() {
+        page += "## Notifications\n\nSubscriptions beside tokio's `watch`, and derived values: \
+                 [a page of its own](benchmarks/notify.md).\n\n";
+    }
     page += &participants();
     page
 }
@@ -576,6 +582,9 @@ pub(crate) fn draw(tables: &[(Part, Table)], beside: &Path) -> anyhow::Result<()
             rows: ratio_lines(ratios, table(tables, Part::Wakeup)),
         }
         .save(&beside.join("ratios.svg"))?;
+    }
+    if let Some(notify) = table(tables, Part::Notify) {
+        notify::draw(notify, beside)?;
     }
     Ok(())
 }

@@ -55,6 +55,16 @@ fn a_quick_run_leaves_a_page_with_its_pictures_and_its_raw_data() {
         assert!(page.contains(name), "{name} is missing in: {page}");
     }
     assert!(!page.contains("unknown") && !page.contains("NaN") && !page.contains("inf"), "{page}");
+    let notify = fs::read_to_string(docs.join("benchmarks/notify.md")).expect("its page");
+    assert!(
+        page.contains("(benchmarks/notify.md)") && !notify.contains("NaN") && !notify.contains("inf"),
+        "{notify}"
+    );
+    for row in
+        ["| Reader::get |", "| set; 100 tasks asleep |", "| until 100 threads have it |", "| Derived::get |"]
+    {
+        assert!(notify.contains(row), "{row} is missing in: {notify}");
+    }
     // Everybody is in every table, or left out of it on purpose.
     for (name, tables) in [("**Reader**", 7), ("arc_swap load; exact clock", 7), ("once_cell; no expiry", 6)]
     {
@@ -62,12 +72,14 @@ fn a_quick_run_leaves_a_page_with_its_pictures_and_its_raw_data() {
         assert_eq!(rows, tables, "tables with {name}");
     }
 
-    for picture in ["ratios", "fresh", "building", "refresh"] {
-        assert!(page.contains(&format!("(benchmarks/{picture}.svg)")), "the page shows {picture}");
+    for picture in ["ratios", "fresh", "building", "refresh", "notify"] {
+        let page = if picture == "notify" { &notify } else { &page };
+        let folder = if picture == "notify" { "" } else { "benchmarks/" };
+        assert!(page.contains(&format!("({folder}{picture}.svg)")), "the page shows {picture}");
         let svg = fs::read_to_string(docs.join(format!("benchmarks/{picture}.svg"))).expect("a picture");
         assert!(svg.starts_with("<svg") && svg.matches("<circle").count() > 10, "{picture}: {svg:.200}");
     }
-    for part in ["ratios", "wakeup", "fresh", "building", "refresh", "stampede", "keyed"] {
+    for part in ["ratios", "wakeup", "fresh", "building", "refresh", "stampede", "keyed", "notify"] {
         assert!(docs.join(format!("benchmarks/{part}.csv")).is_file(), "{part}");
     }
 

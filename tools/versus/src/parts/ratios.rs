@@ -47,21 +47,21 @@ impl Row {
     }
 }
 
-struct Side {
-    entry: Box<dyn Entry<Small>>,
+pub(super) struct Side {
+    pub(super) entry: Box<dyn Entry<Small>>,
     threads: usize,
 }
 
-fn one(contestant: impl Contestant<Small> + 'static) -> Side {
+pub(super) fn one(contestant: impl Contestant<Small> + 'static) -> Side {
     Side { entry: enter(contestant), threads: 1 }
 }
 
-fn two(contestant: impl Contestant<Small> + 'static) -> Side {
+pub(super) fn two(contestant: impl Contestant<Small> + 'static) -> Side {
     Side { entry: enter(contestant), threads: 2 }
 }
 
 /// A contestant with a value that stays up to date.
-fn fresh<K: Contestant<Small>>() -> K {
+pub(super) fn fresh<K: Contestant<Small>>() -> K {
     K::new(LONG, Source::idle())
 }
 
@@ -266,7 +266,7 @@ pub(super) fn measure(quick: bool) -> Table {
 }
 
 /// How many operations take about as long as `turn`, for the slowest of the sides.
-fn operations(sides: &[Side], turn: Duration) -> u32 {
+pub(super) fn operations(sides: &[Side], turn: Duration) -> u32 {
     const TRIAL: u32 = 20 * STRIDE;
     let mut patience = Duration::ZERO;
     let mut trial = |side: &Side| side.nanos(0, TRIAL, &mut patience);
@@ -281,7 +281,7 @@ fn operations(sides: &[Side], turn: Duration) -> u32 {
 impl Side {
     /// Nanoseconds per operation. Spends up to `patience` on catching two threads at the same time: a figure of threads
     /// that took turns is not what it is taken for.
-    fn nanos(&self, variant: usize, operations: u32, patience: &mut Duration) -> f64 {
+    pub(super) fn nanos(&self, variant: usize, operations: u32, patience: &mut Duration) -> f64 {
         if self.threads == 1 {
             let mut runner = self.entry.runner();
             runner.run(variant, 4 * STRIDE);
