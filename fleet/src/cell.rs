@@ -1,38 +1,44 @@
 //! `FleetCell`: thin methods over the local cell and the node.
 //!
 //! ```text
-//! build     what a build is given and returns
-//! node      elections, takings-over, ends of builds: what talks to the store
-//! reply     an answer from the worker
-//! worker    the thread that talks to the store where no caller should have to
-//! cell      this file
+//! build          what a build is given and returns
+//! node           elections, takings-over, ends of builds: what talks to the store
+//! reply          an answer from the worker
+//! worker         the thread that talks to the store where no caller should have to
+//! search         the loop around a look, for threads and for tasks
+//! cell           this file
 //! asynchronous   the same for tasks (feature `async`)
+//! spawned        reads whose builds run elsewhere
+//! refresher      rebuilds ahead of expiry
 //! ```
 
 #[cfg(feature = "async")]
 mod asynchronous;
 mod build;
 mod node;
+mod refresher;
 mod reply;
+mod search;
+mod spawned;
 mod worker;
 
 pub use build::{BuildContext, Built};
+pub use refresher::FleetRefresher;
+pub use spawned::FleetSpawn;
 
 use std::fmt;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-use dogpile::{
-    BoxError, Clock, DogpileCell, Freshness, Guard, Lookup, Reader, SharedError, SystemClock, Waited,
-};
+use dogpile::{BoxError, Clock, DogpileCell, Freshness, Guard, Reader, SystemClock};
 
 use crate::breaker::Kind;
 use crate::codec::Codec;
-use crate::error::{Backoff, FleetError};
+use crate::error::FleetError;
 use crate::policy::FleetPolicy;
 use crate::stats::FleetStats;
 use crate::store::{Invalidation, RefreshStore, StoreError, Version};
-use node::{Caller, Node, Step};
+use node::{Caller, Node};
 use worker::Signals;
 
 /// A [`DogpileCell`] whose builds are shared by all processes that use the same store.
@@ -290,7 +296,7 @@ where
     fn build(&self, build: impl FnOnce() -> T) -> Arc<T> {
         let mut build = Some(build);
         loop {
-            let outcome = self.look::<std::convert::Infallible, _>(Caller::Insists, |_| {
+            let outcome = self.node.search::<std::convert::Infallible, _>(Caller::Insists, |_| {
                 let build = build.take().unwrap_or_else(|| unreachable!("built at most once"));
                 Ok(build().into())
             });
@@ -302,7 +308,7 @@ where
                      `FleetError::Reentrant`"
                 ),
                 // A caller that has to return a value shares no error: it looks again.
-                Err(FleetError::Build(_) | FleetError::Backoff { .. }) => {}
+                Err(_) => {}
             }
         }
     }
@@ -314,76 +320,7 @@ where
         E: Into<BoxError>,
         F: FnOnce(&BuildContext<'_, T>) -> Result<Built<T>, E>,
     {
-        self.look(Caller::Tries, build)
-    }
-
-    fn look<E, F>(&self, caller: Caller, build: F) -> Result<Arc<T>, FleetError>
-    where
-        E: Into<BoxError>,
-        F: FnOnce(&BuildContext<'_, T>) -> Result<Built<T>, E>,
-    {
-        let node = &self.node;
-        loop {
-            let error = match self.local.lookup_owned() {
-                Lookup::Fresh(value) | Lookup::Stale(value) => return Ok(value),
-                Lookup::Failed(error) => error,
-                Lookup::Pending(pending) => {
-                    if node.is_building_here() {
-                        return Err(FleetError::Reentrant);
-                    }
-                    node.worker.kick(node);
-                    match pending.wait() {
-                        Waited::Published(value) => return Ok(value),
-                        Waited::Failed(error) => error,
-                        Waited::Reentrant => return Err(FleetError::Reentrant),
-                        // It ended without a result.
-                        _ => continue,
-                    }
-                }
-                Lookup::Elected(lease) => {
-                    let step = match node.elected_here(lease, caller) {
-                        Ok(step) => step,
-                        Err(lease) if node.can_serve() => {
-                            let patience = node.policy.patience;
-                            node.worker.elected(node, lease, caller, patience).unwrap_or_else(|| {
-                                node.counters.impatient.count();
-                                Step::Again
-                            })
-                        }
-                        Err(lease) => node.acquire(lease, caller),
-                    };
-                    match step {
-                        Step::Again => match self.local.get() {
-                            Some(value) => return Ok(value),
-                            None => continue,
-                        },
-                        Step::Backoff(backoff) => return Err(backoff.into()),
-                        Step::Build(ticket) => {
-                            return node.build(ticket, build).or_else(|error| self.instead_of(error));
-                        }
-                    }
-                }
-            };
-            if let Some(outcome) = self.weigh(error, caller) {
-                return outcome;
-            }
-        }
-    }
-
-    /// What the caller makes of the error of a build that it waited for. `None`: it looks again.
-    fn weigh(&self, error: SharedError, caller: Caller) -> Option<Result<Arc<T>, FleetError>> {
-        match (caller, error.downcast_ref::<Backoff>()) {
-            (Caller::Insists, _) => None,
-            (Caller::Tries, Some(backoff)) => Some(Err((*backoff).into())),
-            (Caller::Tries, None) => Some(self.instead_of(error)),
-        }
-    }
-
-    /// What the callers of a build that failed get.
-    fn instead_of(&self, error: SharedError) -> Result<Arc<T>, FleetError> {
-        let late = self.node.clock.now().saturating_duration_since(self.node.known().soft_end);
-        let stale = self.local.get().filter(|_| late <= self.node.policy.stale_if_error);
-        stale.filter(|_| !self.node.policy.stale_if_error.is_zero()).ok_or(FleetError::Build(error))
+        self.node.search(Caller::Tries, build)
     }
 
     /// What may be served now, fresh or stale. Never builds, never blocks, never talks to the store.

@@ -60,7 +60,7 @@ impl Subject<'_> {
     }
 
     fn acquire(&self, lease: Duration, known: Option<Version>) -> Acquire {
-        self.store.acquire(self.name, &Request { lease, known, refuse: None, seen: None }).expect("acquire")
+        self.store.acquire(self.name, &Request { known, ..Request::new(lease) }).expect("acquire")
     }
 
     fn win(&self, lease: Duration) -> Token {
@@ -308,7 +308,7 @@ const CHECKS: &[(&str, Check)] = &[
     }),
     ("refused-version", |s| {
         let version = s.store(b"damaged", HOUR, HOUR);
-        let request = |refuse| Request { lease: HOUR, known: None, refuse, seen: None };
+        let request = |refuse| Request { refuse, ..Request::new(HOUR) };
         let older = Version { number: version.number - 1, ..version };
         assert!(matches!(s.store.acquire(s.name, &request(Some(older))).unwrap(), Acquire::Fresh(_)));
         assert!(matches!(s.store.acquire(s.name, &request(Some(version))).unwrap(), Acquire::Won { .. }));
@@ -325,17 +325,32 @@ const CHECKS: &[(&str, Check)] = &[
         assert_ne!(token.fence.incarnation, version.incarnation);
         assert!(s.stored(s.publish(&token, b"new", HOUR, HOUR)).number > lost.number);
     }),
+    ("ahead", |s| {
+        let version = s.store(b"value", HOUR, 2 * HOUR);
+        let request = |ahead| Request { ahead, known: Some(version), ..Request::new(HOUR) };
+        let acquire = |ahead| s.store.acquire(s.name, &request(ahead)).expect("acquire");
+        assert!(matches!(acquire(HOUR / 2), Acquire::Fresh(Current::Same { .. })), "{}: not due yet", s.name);
+        let token = match acquire(HOUR) {
+            Acquire::Won { token, current: Current::Same { soft_left, .. }, .. } => {
+                assert!(soft_left > HOUR / 2, "{}: it is fresh all the same", s.name);
+                token
+            }
+            other => differs!(s, other),
+        };
+        // To a node that is content with it, it is fresh; to another one that refreshes ahead, it is being built.
+        assert!(matches!(s.acquire(HOUR, Some(version)), Acquire::Fresh(Current::Same { .. })));
+        assert!(matches!(acquire(HOUR), Acquire::Busy { current: Current::Same { .. }, .. }));
+        let newer = s.stored(s.publish(&token, b"newer", 3 * HOUR, 3 * HOUR));
+        assert_eq!(newer.number, version.number + 1);
+        assert!(matches!(acquire(HOUR), Acquire::Fresh(Current::Newer(_))));
+    }),
     ("an-epoch-that-has-gone-back", |s| {
         let version = s.store(b"value", HOUR, HOUR);
         let epoch = s.poll(None).epoch;
         let seen = |epochs, versions| {
             let epoch = Epoch { number: epoch.number + epochs, ..epoch };
-            Request {
-                lease: HOUR,
-                known: None,
-                refuse: None,
-                seen: Some(Seen { epoch, version: version.number + versions }),
-            }
+            let seen = Some(Seen { epoch, version: version.number + versions });
+            Request { seen, ..Request::new(HOUR) }
         };
         assert!(matches!(s.store.acquire(s.name, &seen(0, 0)).unwrap(), Acquire::Fresh(_)));
         let token = match s.store.acquire(s.name, &seen(7, 0)).unwrap() {
@@ -349,7 +364,7 @@ const CHECKS: &[(&str, Check)] = &[
         // Of an incarnation that is gone it says nothing.
         assert!(matches!(s.store.acquire(s.name, &seen(9, 9)).unwrap(), Acquire::Fresh(_)));
         let seen = Seen { epoch: token.epoch(), version: newer.number + 5 };
-        let request = Request { lease: HOUR, known: None, refuse: None, seen: Some(seen) };
+        let request = Request { seen: Some(seen), ..Request::new(HOUR) };
         let token = match s.store.acquire(s.name, &request).unwrap() {
             Acquire::Won { token, .. } => token,
             other => differs!(s, other),
@@ -389,6 +404,8 @@ pub enum Operation {
         refuse: Option<usize>,
         /// Of which token the incarnation and the epoch were seen, how much further the epoch was, and which version.
         seen: Option<(usize, u64, u64)>,
+        /// How long ahead of expiry a value counts as due.
+        ahead: Duration,
     },
     /// [`RefreshStore::publish`].
     Publish {
@@ -519,19 +536,19 @@ impl Replay {
                     Answer::Poll(expected),
                 )
             }
-            Operation::Acquire { lease, known, refuse, seen } => {
-                let seen = seen.map(|(token, ahead, version)| {
+            Operation::Acquire { lease, known, refuse, seen, ahead } => {
+                let seen = seen.map(|(token, later, version)| {
                     let (theirs, ours) = pair(&token);
                     let seen = |token: Token| {
                         let Epoch { incarnation, number } = token.epoch();
-                        Seen { epoch: Epoch { incarnation, number: number + ahead }, version }
+                        Seen { epoch: Epoch { incarnation, number: number + later }, version }
                     };
                     (seen(theirs), seen(ours))
                 });
                 let (their_seen, our_seen) = seen.unzip();
                 let ((theirs, ours), (their_refuse, our_refuse)) = (version(known), version(refuse));
-                let request =
-                    Request { lease: *lease, known: theirs, refuse: their_refuse, seen: their_seen };
+                let (lease, ahead) = (*lease, *ahead);
+                let request = Request { lease, known: theirs, refuse: their_refuse, seen: their_seen, ahead };
                 let got = store.acquire(name, &request).expect("acquire");
                 let request = Request { known: ours, refuse: our_refuse, seen: our_seen, ..request };
                 let expected = self.entry.acquire(now, &request, draw);

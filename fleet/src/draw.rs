@@ -16,7 +16,6 @@ pub(crate) fn number() -> u64 {
 }
 
 /// Uniform from 0 up to 1.
-#[cfg(any(feature = "redis", feature = "postgres"))]
 pub(crate) fn share() -> f64 {
     f64::from(u32::try_from(number() >> 32).unwrap_or(0)) / (f64::from(u32::MAX) + 1.0)
 }

@@ -41,6 +41,12 @@ pub enum FleetError {
     },
     /// Called from inside the build of the same cell, with nothing to serve.
     Reentrant,
+    /// The time that the call was to wait at most is over; the build goes on. See
+    /// [`FleetSpawn::wait_at_most`](crate::FleetSpawn::wait_at_most).
+    WaitTimeout,
+    /// The spawner has dropped the build, or the build has panicked there. See
+    /// [`FleetCell::spawn_with`](crate::FleetCell::spawn_with).
+    Abandoned,
 }
 
 impl FleetError {
@@ -97,6 +103,10 @@ impl fmt::Display for FleetError {
             Self::Backoff { left } => fmt::Display::fmt(&Backoff { left: *left }, f),
             Self::Reentrant => {
                 f.write_str("the caller would wait for itself, as it is inside the build of the same cell")
+            }
+            Self::WaitTimeout => f.write_str("there was no value within the time that the caller could wait"),
+            Self::Abandoned => {
+                f.write_str("the spawner has dropped the build, or the build has panicked: see its message")
             }
         }
     }

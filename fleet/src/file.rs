@@ -60,7 +60,7 @@ use crate::store::{
 ///
 /// let directory = tempfile::tempdir()?;
 /// let store = FileStore::open(directory.path())?;
-/// let request = Request { lease: Duration::from_secs(5), known: None, refuse: None, seen: None };
+/// let request = Request::new(Duration::from_secs(5));
 /// assert!(matches!(store.acquire("rates", &request)?, Acquire::Won { .. }));
 ///
 /// let another_process = FileStore::open(directory.path())?;

@@ -25,6 +25,8 @@
 //! | the value | [`FleetCell`] |
 //! | how long it is fresh, how long it is served while the store is down, leases | [`FleetPolicy`] |
 //! | a build that fails, finds nothing changed, or makes files | [`FleetCell::try_get_or_refresh`], [`BuildContext`] |
+//! | a value that is rebuilt before it expires, so that no caller builds | [`FleetRefresher`] |
+//! | builds that run on a pool, not in the caller | [`FleetCell::spawn_with`] |
 //! | the processes of one host, without a server | [`FileStore`] |
 //! | many hosts | `RedisStore` (feature `redis`), `PostgresStore` (feature `postgres`) |
 //! | tests | [`MemoryStore`] |
@@ -75,7 +77,7 @@ mod store;
 mod trace;
 
 pub use breaker::Breaker;
-pub use cell::{BuildContext, Built, FleetCell, FleetReader, FleetSnapshot};
+pub use cell::{BuildContext, Built, FleetCell, FleetReader, FleetRefresher, FleetSnapshot, FleetSpawn};
 #[cfg(feature = "json")]
 pub use codec::Json;
 #[cfg(feature = "postcard")]

@@ -25,7 +25,7 @@ use crate::store::{
 /// use std::time::Duration;
 ///
 /// let store = MemoryStore::new();
-/// let request = Request { lease: Duration::from_secs(5), known: None, refuse: None, seen: None };
+/// let request = Request::new(Duration::from_secs(5));
 /// assert!(matches!(store.acquire("rates", &request)?, Acquire::Won { .. }));
 /// assert!(matches!(store.acquire("rates", &request)?, Acquire::Busy { .. }));
 /// # Ok::<(), dogpile_fleet::StoreError>(())

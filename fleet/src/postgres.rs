@@ -520,7 +520,7 @@ const POLL: &str =
     concat!("SELECT pg_is_in_recovery() AS standby, ", columns!(), " FROM dogpile_fleet WHERE name = $1");
 
 /// `$5`: the lease; `$6`, `$7`: the version that is refused; `$8`: a random number; `$9`, `$10`, `$11`: the incarnation, epoch
-/// and version that were seen. The row is changed only if the lease is granted; if not, it is returned as the statement found
+/// and version that were seen; `$12`: how long ahead of expiry. The row is changed only if the lease is granted; if not, it is returned as the statement found
 /// it.
 fn acquire_statement() -> String {
     let back = "coalesce(incarnation = $3 AND version < $4 OR incarnation = $9 AND (epoch < $10 OR version < $11), false)";
@@ -545,7 +545,7 @@ fn acquire_statement() -> String {
                 elected = {now},
                 lease_until = {now} + $5
             WHERE name = $1 AND ({back} OR (
-                (payload IS NULL OR soft_until <= {now} OR {refused}) AND lease_until <= {now} AND retry_at <= {now}
+                (payload IS NULL OR soft_until <= {now} + $12 OR {refused}) AND lease_until <= {now} AND retry_at <= {now}
             ))
             RETURNING {columns}
         )
@@ -619,6 +619,7 @@ impl RefreshStore for PostgresStore {
                     int(seen[0]),
                     int(seen[1]),
                     int(seen[2]),
+                    int(signed(micros(request.ahead))),
                 ],
             )?;
             let Some(row) = rows.first() else {

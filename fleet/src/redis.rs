@@ -353,7 +353,7 @@ return current({incarnation, whole(epoch), left(lease), left(retry)}, ARGV[2], A
 ";
 
 /// lease, known incarnation, known version, refused incarnation, refused version, a random number, seen incarnation, seen
-/// epoch, seen version
+/// epoch, seen version, ahead
 const ACQUIRE: &str = r"
 local known, known_version = ARGV[3], ARGV[4]
 local seen_epoch, seen_version = tonumber(ARGV[9]), tonumber(ARGV[10])
@@ -372,7 +372,7 @@ elseif gone_back(known, known_version) or seen_back then
     'version', whole(version))
 end
 local refused = has_value and ARGV[5] == incarnation and tonumber(ARGV[6]) == version
-local fresh = has_value and soft > now and not gone_back(known, known_version)
+local fresh = has_value and soft > now + tonumber(ARGV[11]) and not gone_back(known, known_version)
 if fresh and not refused then return current({'fresh'}, known, known_version) end
 if lease > now then return current({'busy', left(lease)}, known, known_version) end
 if retry > now then return current({'backoff', left(retry), incarnation, whole(epoch)}, known, known_version) end
@@ -507,6 +507,7 @@ impl RefreshStore for RedisStore {
                 Some(seen) => arguments.arg(seen.epoch.incarnation).arg(seen.epoch.number).arg(seen.version),
                 None => arguments.arg("").arg(0).arg(0),
             };
+            arguments.arg(micros(request.ahead));
         })?;
         match &*reply.word()? {
             "fresh" => Ok(Acquire::Fresh(reply.current()?)),

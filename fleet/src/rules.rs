@@ -5,7 +5,8 @@
 //!
 //! # Rules
 //!
-//! * A lease is granted if the value is due, no lease is live and no pause runs. Each grant has the next *fence*.
+//! * A lease is granted if the value is due (or will be before long, and that is asked for), no lease is live and no pause runs.
+//!   Each grant has the next *fence*.
 //! * A publication is accepted if its fence is the **newest that was granted** and its *epoch* is the present one. That
 //!   the lease has lapsed meanwhile does not matter: a builder that is slower than its lease, but alone, succeeds.
 //! * An invalidation begins a new epoch and voids the lease, so that a build which may have read what is no longer true
@@ -104,7 +105,7 @@ impl Entry {
         }
         let refused = request.refuse.is_some() && request.refuse == self.value_version();
         let current = self.current(now, request.known);
-        if current.soft_left() > Duration::ZERO && !refused {
+        if micros(current.soft_left()) > micros(request.ahead) && !refused {
             return Acquire::Fresh(current);
         }
         if self.lease_until > now {

@@ -166,6 +166,26 @@ pub struct Request {
     /// The latest that the node has come across. An entry of the same incarnation that is behind it has gone back in time,
     /// and becomes a new incarnation.
     pub seen: Option<Seen>,
+    /// A value that is fresh for no longer than this counts as due: a node that refreshes ahead of expiry.
+    pub ahead: Duration,
+}
+
+impl Request {
+    /// A request for a lease, of a node that has nothing and has seen nothing.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile_fleet::Request;
+    /// use std::time::Duration;
+    ///
+    /// let request = Request { ahead: Duration::from_secs(10), ..Request::new(Duration::from_secs(5)) };
+    /// assert_eq!((request.lease, request.known), (Duration::from_secs(5), None));
+    /// ```
+    #[must_use]
+    pub const fn new(lease: Duration) -> Self {
+        Self { lease, known: None, refuse: None, seen: None, ahead: Duration::ZERO }
+    }
 }
 
 /// The latest state of an entry that a node has come across, whether it has kept the value or not.
@@ -360,7 +380,8 @@ pub trait RefreshStore: Send + Sync {
     /// What there is. Changes nothing.
     fn poll(&self, name: &str, known: Option<Version>) -> Result<Poll, StoreError>;
 
-    /// Asks for the right to build. Granted only if the value is due, no lease is live and no pause runs.
+    /// Asks for the right to build. Granted only if the value is due (or will be within the
+    /// request's [`ahead`](Request::ahead)), no lease is live and no pause runs.
     fn acquire(&self, name: &str, request: &Request) -> Result<Acquire, StoreError>;
 
     /// Publishes a value. Accepted only if the token is the newest that was granted and nothing was invalidated since.

@@ -168,7 +168,7 @@ fn successors(world: &World, recipe: Recipe, invalidates: bool, limits: Limits) 
                     continue;
                 }
                 let mut elected = world.clone();
-                let request = Request { lease: LONG, known: None, refuse: None, seen: None };
+                let request = Request::new(LONG);
                 if let Acquire::Won { token, .. } = elected.entry.acquire(NOW, &request, world.losses + 1) {
                     let entry = elected.entry;
                     step(format!("P{number} is elected, fence {}", token.fence.number), &|world| {

@@ -8,10 +8,10 @@ use std::convert::Infallible;
 use std::future::Future;
 use std::sync::Arc;
 
-use dogpile::{BoxError, Clock, Lookup, Waited};
+use dogpile::{BoxError, Clock};
 
 use super::build::{BuildContext, Built};
-use super::node::{Caller, Step};
+use super::node::Caller;
 use super::{FleetCell, FleetError};
 use crate::store::{Invalidation, StoreError};
 
@@ -51,9 +51,14 @@ where
             return value;
         }
         let build = async |_: &BuildContext<'_, T>| Ok::<_, Infallible>(build().await.into());
-        match self.look_async(Caller::Insists, build).await {
+        match self.node.search_async(Caller::Insists, build).await {
             Ok(value) => value,
-            Err(FleetError::Build(_) | FleetError::Backoff { .. }) => {
+            Err(
+                FleetError::Build(_)
+                | FleetError::Backoff { .. }
+                | FleetError::WaitTimeout
+                | FleetError::Abandoned,
+            ) => {
                 unreachable!("a caller that has to return a value gets no error of a build")
             }
             Err(FleetError::Reentrant) => panic!(
@@ -94,7 +99,7 @@ where
     {
         match self.local.get_unless_due() {
             Some(value) => Ok(value),
-            None => self.look_async(Caller::Tries, build).await,
+            None => self.node.search_async(Caller::Tries, build).await,
         }
     }
 
@@ -137,60 +142,5 @@ where
     /// ```
     pub async fn check_async(&self) -> Result<(), Arc<StoreError>> {
         self.node.worker.run(&self.node, |node| node.check()).await
-    }
-
-    async fn look_async<E, F>(&self, caller: Caller, build: F) -> Result<Arc<T>, FleetError>
-    where
-        E: Into<BoxError>,
-        F: AsyncFnOnce(&BuildContext<'_, T>) -> Result<Built<T>, E>,
-    {
-        let node = &self.node;
-        loop {
-            let error = match self.local.lookup_owned() {
-                Lookup::Fresh(value) | Lookup::Stale(value) => return Ok(value),
-                Lookup::Failed(error) => error,
-                Lookup::Pending(pending) => {
-                    if node.is_building_here() {
-                        return Err(FleetError::Reentrant);
-                    }
-                    node.worker.kick(node);
-                    match pending.await {
-                        Waited::Published(value) => return Ok(value),
-                        Waited::Failed(error) => error,
-                        Waited::Reentrant => return Err(FleetError::Reentrant),
-                        // It ended without a result.
-                        _ => continue,
-                    }
-                }
-                Lookup::Elected(lease) => {
-                    let step = match node.elected_here(lease, caller) {
-                        Ok(step) => step,
-                        Err(lease) => {
-                            let patience = node.can_serve().then_some(node.policy.patience);
-                            let step = node.worker.elected_async(node, lease, caller, patience).await;
-                            step.unwrap_or_else(|| {
-                                node.counters.impatient.count();
-                                Step::Again
-                            })
-                        }
-                    };
-                    match step {
-                        Step::Again => match self.local.get() {
-                            Some(value) => return Ok(value),
-                            None => continue,
-                        },
-                        Step::Backoff(_) if caller == Caller::Insists => continue,
-                        Step::Backoff(backoff) => return Err(backoff.into()),
-                        Step::Build(ticket) => {
-                            let outcome = node.build_async(ticket, build).await;
-                            return outcome.or_else(|error| self.instead_of(error));
-                        }
-                    }
-                }
-            };
-            if let Some(outcome) = self.weigh(error, caller) {
-                return outcome;
-            }
-        }
     }
 }

@@ -53,6 +53,8 @@
 
 #![allow(clippy::result_large_err)] // with dogpile's feature `tracing`: a lease that comes back
 
+mod ahead;
+
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
@@ -74,6 +76,8 @@ use crate::store::{
     StoreError, Token, Value, Version,
 };
 use crate::trace;
+
+pub(crate) use ahead::Ahead;
 
 pub(crate) struct Node<T: 'static, C: Clock + 'static> {
     pub(crate) local: Arc<DogpileCell<T, C>>,
@@ -248,7 +252,7 @@ pub(crate) enum Step<T: 'static, C: Clock + 'static> {
 }
 
 /// An error that no lease ends with.
-fn shared(error: BoxError) -> SharedError {
+pub(crate) fn shared(error: BoxError) -> SharedError {
     let cell = DogpileCell::<()>::new(Duration::ZERO);
     match cell.lookup() {
         Lookup::Elected(lease) => lease.fail(error),
@@ -505,13 +509,17 @@ where
         if self.open_until(Kind::Change, now).is_some() {
             return Ok(self.without_store(lease));
         }
-        // Relaxed: only a hint that saves a question.
-        let backoff_until = Tick::from_nanos(self.backoff_until.load(Ordering::Relaxed));
-        if now < backoff_until {
-            let left = backoff_until.saturating_duration_since(now);
+        let left = self.backoff_left(now);
+        if !left.is_zero() {
             return Ok(self.back_off(Some(lease), left, caller));
         }
         Err(lease)
+    }
+
+    /// How long the pause after a failed build lasts, as far as it is known here.
+    pub(crate) fn backoff_left(&self, now: Tick) -> Duration {
+        // Relaxed: only a hint that saves a question.
+        Tick::from_nanos(self.backoff_until.load(Ordering::Relaxed)).saturating_duration_since(now)
     }
 
     pub(crate) fn acquire(self: &Arc<Self>, mut lease: Lease<'static, T, C>, caller: Caller) -> Step<T, C> {
@@ -522,7 +530,7 @@ where
             self.counters.acquires.count();
             let known = self.known();
             let (known_version, seen) = (known.to_store(), self.seen());
-            let request = Request { lease: self.policy.lease, known: known_version, refuse, seen };
+            let request = Request { known: known_version, refuse, seen, ..Request::new(self.policy.lease) };
             let answer = self.ask(Operation::Acquire, |store, name| store.acquire(name, &request));
             let Some(answer) = answer else {
                 return self.without_store(lease);
@@ -1211,15 +1219,17 @@ where
             Current::Newer(value)
                 if self.known().version != Some(value.version) && !self.is_older(&value, asked) =>
             {
-                self.outdated(snapshot.generation);
+                // Elected also if the value is fresh here: until the newer one is there, no caller is to ask for it.
                 if value.hard_left > self.since(asked)
-                    && let Some(lease) = self.elect()
+                    && let Lookup::Elected(lease) = self.local.request_owned().no_cache().lookup()
                     // Else the answer may be from before an invalidation, and the lease is from after it.
                     && self.invalidations() == invalidations
+                    && let Taken::Over(_) = self.take_over(lease, &value, asked)
                 {
-                    // If it cannot be read, the next caller finds that out too, and builds.
-                    drop(self.take_over(lease, &value, asked));
+                    return;
                 }
+                // If it cannot be read, the next caller finds that out too, and builds.
+                self.outdated(snapshot.generation);
             }
             _ if has_missed && is_fresh => self.outdated(snapshot.generation),
             _ => {}

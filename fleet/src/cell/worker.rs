@@ -82,6 +82,47 @@ pub(crate) struct Signals {
     thread: Mutex<Option<(u32, Thread)>>,
     hinted: AtomicBool,
     closed: AtomicBool,
+    /// What else is to be woken when the cell ends: its refreshers.
+    ends: Mutex<Vec<Weak<Wake>>>,
+}
+
+/// What wakes a thread that sleeps by the cell's clock.
+#[derive(Debug, Default)]
+pub(crate) struct Wake {
+    thread: Mutex<Option<Thread>>,
+    notified: AtomicBool,
+}
+
+impl Wake {
+    pub(crate) fn notify(&self) {
+        // Release: pairs with the Acquire in `take`: what the thread is woken for has happened.
+        self.notified.store(true, Ordering::Release);
+        if let Some(thread) = &*self.thread.lock().unwrap_or_else(PoisonError::into_inner) {
+            thread.unpark();
+        }
+    }
+
+    /// From now on this thread is the one that is woken.
+    pub(crate) fn wakes_this_thread(&self) {
+        *self.thread.lock().unwrap_or_else(PoisonError::into_inner) = Some(std::thread::current());
+    }
+
+    fn take(&self) -> bool {
+        // Acquire: pairs with the Release in `notify`.
+        self.notified.swap(false, Ordering::Acquire)
+    }
+
+    /// Sleeps until it is notified, or until `until`.
+    pub(crate) fn sleep<C: Clock>(&self, clock: &C, until: Option<Tick>) {
+        while !self.take() {
+            let now = clock.now();
+            match until {
+                None => std::thread::park(),
+                Some(until) if until <= now => return,
+                Some(until) => clock.park_until(until, now),
+            }
+        }
+    }
 }
 
 impl Signals {
@@ -96,9 +137,26 @@ impl Signals {
     }
 
     pub(crate) fn close(&self) {
-        // Release: pairs with the Acquire in `run`.
+        // Release: pairs with the Acquire in `run` and in `is_closed`.
         self.closed.store(true, Ordering::Release);
         self.wake();
+        for end in self.ends.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
+            if let Some(end) = end.upgrade() {
+                end.notify();
+            }
+        }
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        // Acquire: pairs with the Release in `close`.
+        self.closed.load(Ordering::Acquire)
+    }
+
+    /// Has the end of the cell wake a thread.
+    pub(crate) fn wakes_at_end(&self, wake: &Arc<Wake>) {
+        let mut ends = self.ends.lock().unwrap_or_else(PoisonError::into_inner);
+        ends.retain(|end| end.strong_count() > 0);
+        ends.push(Arc::downgrade(wake));
     }
 }
 

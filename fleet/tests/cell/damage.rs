@@ -8,7 +8,7 @@ use crate::support::*;
 
 /// Somebody publishes these bytes.
 fn publish(fleet: &Fleet, payload: &[u8]) {
-    let request = Request { lease: SECOND, known: None, refuse: None, seen: None };
+    let request = Request::new(SECOND);
     let Acquire::Won { token, .. } = fleet.store.acquire(NAME, &request).unwrap() else { panic!("not won") };
     let publication = Publication { payload, tag: Some("tag"), soft: 10 * SECOND, hard: 100 * SECOND };
     let answer = fleet.store.publish(NAME, &token, &publication).unwrap();

@@ -4,8 +4,10 @@ mod damage;
 mod down;
 mod failure;
 mod fence;
+mod refresher;
 mod regressions;
 mod sharing;
+mod spawned;
 mod support;
 #[cfg(feature = "async")]
 mod tasks;

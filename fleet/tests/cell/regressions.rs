@@ -322,7 +322,7 @@ fn a_value_was_served_past_its_bound_while_an_operation_hung() {
     builder.get_or_refresh(|| text("old"));
     fleet.clock.advance(60 * SECOND);
     // Another one builds for a long time.
-    let request = Request { lease: Duration::from_secs(3600), known: None, refuse: None, seen: None };
+    let request = Request::new(Duration::from_secs(3600));
     let won = fleet.store.acquire(NAME, &request).unwrap();
     assert!(matches!(won, Acquire::Won { .. }), "{won:?}");
     let (node, way) = fleet.disturbed(POLICY.poll(SECOND));

@@ -9,7 +9,7 @@ use dogpile_fleet::{Acquire, FileStore, Invalidation, Publication, RefreshStore,
 
 use crate::{HOUR, at_once};
 
-const REQUEST: Request = Request { lease: HOUR, known: None, refuse: None, seen: None };
+const REQUEST: Request = Request::new(HOUR);
 
 fn win(store: &FileStore) -> Token {
     match store.acquire("name", &REQUEST).unwrap() {

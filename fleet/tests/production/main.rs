@@ -6,6 +6,7 @@
 
 #![cfg(all(feature = "file", feature = "redis", feature = "postgres", feature = "async"))]
 
+mod ahead;
 mod bounds;
 mod connections;
 mod files;

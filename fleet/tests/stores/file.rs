@@ -12,7 +12,7 @@ use proptest::prelude::*;
 use crate::operations::operations;
 
 const HOUR: Duration = Duration::from_secs(3600);
-const REQUEST: Request = Request { lease: HOUR, known: None, refuse: None, seen: None };
+const REQUEST: Request = Request::new(HOUR);
 
 #[test]
 fn it_conforms() {

@@ -27,8 +27,9 @@ fn operation(lose: u32) -> impl Strategy<Value = Operation> {
     prop_oneof![
         6 => (0u64..60).prop_map(|by| Operation::Advance(Duration::from_micros(by))),
         2 => known().prop_map(|known| Operation::Poll { known }),
-        8 => (duration(), known(), prop::option::weighted(0.2, index()), prop::option::weighted(0.3, (index(), 0u64..3, 0u64..4)))
-            .prop_map(|(lease, known, refuse, seen)| Operation::Acquire { lease, known, refuse, seen }),
+        8 => (duration(), known(), prop::option::weighted(0.2, index()), prop::option::weighted(0.3, (index(), 0u64..3, 0u64..4)),
+              prop_oneof![3 => Just(Duration::ZERO), 1 => duration()])
+            .prop_map(|(lease, known, refuse, seen, ahead)| Operation::Acquire { lease, known, refuse, seen, ahead }),
         6 => (index(), payload, tag, duration(), duration())
             .prop_map(|(token, payload, tag, soft, hard)| Operation::Publish { token, payload, tag, soft, hard }),
         2 => (index(), duration(), duration())

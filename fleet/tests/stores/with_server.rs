@@ -17,7 +17,7 @@ use crate::operations::operations;
 use crate::servers::{Kind, Server, certificate, free_port, query, redis_command, server_or_skip, skip};
 
 const HOUR: Duration = Duration::from_secs(3600);
-const REQUEST: Request = Request { lease: HOUR, known: None, refuse: None, seen: None };
+const REQUEST: Request = Request::new(HOUR);
 
 fn store(server: &Server, kind: Kind) -> Arc<dyn RefreshStore> {
     match kind {

@@ -1,0 +1,80 @@
+//! Elections ahead of expiry, for a [`FleetRefresher`](crate::FleetRefresher).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use dogpile::{Clock, Lookup, Tick};
+
+use super::{Kind, Node, Operation, Taken, Ticket};
+use crate::store::{Acquire, Request};
+
+/// What an election ahead of expiry has come to.
+#[allow(clippy::large_enum_variant)] // handed on at once, never kept
+pub(crate) enum Ahead<T: 'static, C: Clock + 'static> {
+    Build(Ticket<T, C>),
+    /// The value has been taken over, or found unchanged.
+    TakenOver,
+    /// Another node builds, a pause runs, or the store does not work. To be asked again after this time.
+    Later(Duration),
+}
+
+/// While a caller of this node deals with the value.
+const SOON: Duration = Duration::from_millis(20);
+
+impl<T, C> Node<T, C>
+where
+    T: Send + Sync + 'static,
+    C: Clock + Clone + 'static,
+{
+    /// Asks for the right to replace a value that is fresh for no longer than `ahead`. Nothing becomes of the value here unless
+    /// there is another one to take its place.
+    pub(crate) fn elected_ahead(self: &Arc<Self>, ahead: Duration) -> Ahead<T, C> {
+        let now = self.clock.now();
+        if let Some(left) = self.leaves_alone(now) {
+            return Ahead::Later(left);
+        }
+        let left = self.backoff_left(now);
+        if !left.is_zero() {
+            return Ahead::Later(left);
+        }
+        let Lookup::Elected(lease) = self.local.request_owned().no_cache().lookup() else {
+            return Ahead::Later(SOON);
+        };
+        let asked = self.clock.now();
+        self.counters.acquires.count();
+        let known = self.known();
+        let request =
+            Request { known: known.to_store(), seen: self.seen(), ahead, ..Request::new(self.policy.lease) };
+        let Some(answer) = self.ask(Operation::Acquire, |store, name| store.acquire(name, &request)) else {
+            let left = self.leaves_alone(self.clock.now());
+            return Ahead::Later(left.unwrap_or(self.policy.breaker.0));
+        };
+        match answer {
+            Acquire::Won { token, tag, failures, current } => {
+                Ahead::Build(self.won(lease, token, tag, failures, current, asked))
+            }
+            Acquire::Busy { left, .. } => {
+                self.counters.busy.count();
+                Ahead::Later(left)
+            }
+            Acquire::Backoff { left, epoch, .. } => {
+                self.counters.backoffs.count();
+                self.is_epoch(epoch);
+                self.set_backoff(left);
+                Ahead::Later(left)
+            }
+            Acquire::Fresh(current) => match self.take_fresh(lease, current, known, asked) {
+                Taken::Over(_) => Ahead::TakenOver,
+                // What the store has is of no use here: for whoever comes when the value has expired.
+                Taken::Older(_) | Taken::Damaged(_) | Taken::Foreign(..) => {
+                    Ahead::Later(self.local.snapshot().map_or(SOON, |snapshot| snapshot.fresh_for).max(SOON))
+                }
+            },
+        }
+    }
+
+    /// For how long the store is to be left alone, if it is.
+    fn leaves_alone(&self, now: Tick) -> Option<Duration> {
+        Some(self.open_until(Kind::Change, now)?.saturating_duration_since(now))
+    }
+}

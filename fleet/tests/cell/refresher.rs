@@ -1,0 +1,220 @@
+//! Values that are rebuilt ahead of expiry.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::mpsc::channel;
+use std::time::Duration;
+
+use dogpile::{Freshness, ManualClock};
+use dogpile_fleet::{BuildContext, Built, FleetPolicy, FleetRefresher};
+
+use crate::support::*;
+
+/// Three seconds ahead: due from 7 s to 7.75 s after the publication.
+const AHEAD: Duration = Duration::from_secs(3);
+
+/// A build that counts.
+fn numbered(
+    builds: &Arc<AtomicU32>,
+) -> impl FnMut(&BuildContext<'_, String>) -> io::Result<Built<String>> + Send + 'static {
+    let builds = Arc::clone(builds);
+    move |_| Ok(Built::from(format!("build {}", builds.fetch_add(1, Ordering::SeqCst) + 1)))
+}
+
+fn start(node: &Node, builds: &Arc<AtomicU32>) -> FleetRefresher {
+    let refresher = FleetRefresher::spawn(node, AHEAD, numbered(builds)).unwrap();
+    assert!(refresher.wait_ready(Duration::from_secs(60)));
+    refresher
+}
+
+#[test]
+fn no_caller_builds_or_waits_and_the_fleet_builds_once_per_expiry() {
+    let fleet = Fleet::new();
+    let builds = Arc::new(AtomicU32::new(0));
+    let nodes: Vec<Node> = (0..4).map(|_| fleet.node(POLICY)).collect();
+    let _refreshers: Vec<FleetRefresher> = nodes.iter().map(|node| start(node, &builds)).collect();
+    for round in 1..6 {
+        assert_eq!(builds.load(Ordering::SeqCst), round, "one build in the whole fleet");
+        for node in &nodes {
+            let value = format!("build {round}");
+            eventually("each node has it", || node.get().is_some_and(|held| *held == value));
+            assert_eq!((node.freshness(), served(node)), (Freshness::Fresh, value));
+        }
+        fleet.clock.advance(Duration::from_millis(7800));
+        eventually("it is rebuilt ahead of expiry", || builds.load(Ordering::SeqCst) > round);
+    }
+    for node in &nodes {
+        assert_eq!((node.stats().store_errors, node.stats().local_builds), (0, 0), "{:?}", node.stats());
+        assert!(node.snapshot().unwrap().version.is_some());
+    }
+}
+
+#[test]
+fn nothing_is_built_before_it_is_due() {
+    let fleet = Fleet::new();
+    let builds = Arc::new(AtomicU32::new(0));
+    let node = fleet.node(POLICY);
+    let _refresher = start(&node, &builds);
+    // It has planned for the value when it asks the clock for a wake-up; a change makes it plan anew.
+    fleet.clock.advance(Duration::from_millis(6900));
+    let acquires = node.stats().acquires;
+    for _ in 0..1000 {
+        std::thread::yield_now();
+    }
+    assert_eq!((builds.load(Ordering::SeqCst), node.stats().acquires), (1, acquires));
+}
+
+#[test]
+fn readers_are_served_the_fresh_value_while_it_is_rebuilt_and_then_the_stale_one() {
+    let fleet = Fleet::new();
+    let node = fleet.node(POLICY);
+    let (begun, has_begun) = channel();
+    let (go_on, may_go_on) = channel::<()>();
+    let build = move |context: &BuildContext<'_, String>| {
+        if context.previous().is_some() {
+            begun.send(context.fence().is_some()).unwrap();
+            let _ = may_go_on.recv();
+            return Ok::<_, io::Error>(Built::from(text("second")));
+        }
+        Ok(Built::from(text("first")))
+    };
+    let refresher = FleetRefresher::spawn(&node, AHEAD, build).unwrap();
+    assert!(refresher.wait_ready(Duration::from_secs(60)));
+    fleet.clock.advance(Duration::from_millis(7800));
+    assert!(has_begun.recv().unwrap(), "it has the right to build of the whole fleet");
+    assert_eq!((served(&node), node.freshness()), (text("first"), Freshness::Fresh));
+    fleet.clock.advance(Duration::from_secs(4));
+    assert_eq!((served(&node), node.freshness()), (text("first"), Freshness::Stale));
+    go_on.send(()).unwrap();
+    eventually("the second", || served(&node) == "second");
+    assert_eq!(node.freshness(), Freshness::Fresh);
+}
+
+#[test]
+fn an_invalidation_elsewhere_is_rebuilt_at_once() {
+    let fleet = Fleet::new();
+    let builds = Arc::new(AtomicU32::new(0));
+    let (node, other) = (fleet.node(POLICY), fleet.node(POLICY));
+    let _refresher = start(&node, &builds);
+    other.invalidate().unwrap();
+    eventually("rebuilt", || *node.get().unwrap() == "build 2");
+    other.clear().unwrap();
+    eventually("rebuilt", || node.get().is_some_and(|value| *value == "build 3"));
+}
+
+#[test]
+fn a_build_that_fails_or_panics_leaves_the_value_and_is_tried_again() {
+    let fleet = Fleet::new();
+    let node = fleet.node(POLICY);
+    let (fails, panics) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+    let attempts = Arc::new(AtomicU32::new(0));
+    let build = {
+        let (fails, panics, attempts) = (Arc::clone(&fails), Arc::clone(&panics), Arc::clone(&attempts));
+        move |_: &BuildContext<'_, String>| {
+            attempts.fetch_add(1, Ordering::SeqCst);
+            assert!(!panics.load(Ordering::SeqCst), "as planned");
+            if fails.load(Ordering::SeqCst) {
+                Err(io::Error::other("no"))
+            } else {
+                Ok(Built::from(text("value")))
+            }
+        }
+    };
+    let refresher = FleetRefresher::spawn(&node, AHEAD, build).unwrap();
+    assert!(refresher.wait_ready(Duration::from_secs(60)));
+
+    fails.store(true, Ordering::SeqCst);
+    fleet.clock.advance(Duration::from_millis(7800));
+    eventually("it has failed", || refresher.last_error().is_some_and(|error| error.to_string() == "no"));
+    assert_eq!((served(&node), node.freshness()), (text("value"), Freshness::Fresh));
+    assert_eq!(attempts.load(Ordering::SeqCst), 2, "not before a pause");
+
+    fails.store(false, Ordering::SeqCst);
+    panics.store(true, Ordering::SeqCst);
+    eventually("it has panicked", || {
+        fleet.clock.advance(Duration::from_millis(10));
+        refresher.last_error().is_some_and(|error| error.to_string() == "the build panicked: as planned")
+    });
+    assert_eq!(served(&node), "value");
+
+    panics.store(false, Ordering::SeqCst);
+    eventually("it has succeeded", || {
+        fleet.clock.advance(Duration::from_millis(10));
+        refresher.last_error().is_none()
+    });
+    assert_eq!(node.freshness(), Freshness::Fresh);
+}
+
+#[test]
+fn when_the_builder_dies_another_node_builds_ahead_of_expiry() {
+    let fleet = Fleet::new();
+    let builds = Arc::new(AtomicU32::new(0));
+    let (node, dies) = (fleet.node(POLICY.lease(SECOND)), fleet.quiet(POLICY.lease(SECOND)));
+    let _refresher = start(&node, &builds);
+    served(&dies);
+    // As if the other node had been elected, and killed.
+    let request = dogpile_fleet::Request { ahead: 10 * SECOND, ..dogpile_fleet::Request::new(SECOND) };
+    let won = dogpile_fleet::RefreshStore::acquire(&*fleet.store, NAME, &request).unwrap();
+    assert!(matches!(won, dogpile_fleet::Acquire::Won { .. }));
+    eventually("the lease has ended", || {
+        fleet.clock.advance(Duration::from_millis(50));
+        builds.load(Ordering::SeqCst) == 2
+    });
+    eventually("it is published", || *node.get().unwrap() == "build 2");
+    assert_eq!(node.freshness(), Freshness::Fresh);
+}
+
+#[test]
+fn it_goes_on_without_the_store_as_callers_do_and_returns_to_it() {
+    let fleet = Fleet::new();
+    let (node, way) = fleet.disturbed(POLICY.stale_while_refresh(SECOND));
+    let builds = Arc::new(AtomicU32::new(0));
+    let _refresher = start(&node, &builds);
+    way.down.store(true, Ordering::SeqCst);
+    eventually("it is too old to be served, and built for this node alone", || {
+        fleet.clock.advance(SECOND / 10);
+        node.stats().local_builds > 0
+    });
+    way.down.store(false, Ordering::SeqCst);
+    eventually("it is shared again", || {
+        fleet.clock.advance(SECOND / 10);
+        node.snapshot().is_some_and(|snapshot| snapshot.version.is_some())
+    });
+}
+
+#[test]
+fn it_ends_with_the_cell_and_when_it_is_dropped() {
+    let fleet = Fleet::new();
+    let builds = Arc::new(AtomicU32::new(0));
+    let node = fleet.node(POLICY);
+    let (build, alive) = {
+        let alive = Arc::new(());
+        let (weak, mut build) = (Arc::downgrade(&alive), numbered(&builds));
+        (
+            move |context: &BuildContext<'_, String>| {
+                let _ = &alive;
+                build(context)
+            },
+            weak,
+        )
+    };
+    let refresher = FleetRefresher::spawn(&node, AHEAD, build).unwrap();
+    assert!(refresher.wait_ready(Duration::from_secs(60)));
+    drop(node);
+    eventually("it has ended", || alive.strong_count() == 0);
+    drop(refresher);
+
+    let node = fleet.node(POLICY);
+    drop(start(&node, &builds));
+    fleet.clock.advance(Duration::from_secs(9));
+    assert_eq!(builds.load(Ordering::SeqCst), 1, "nothing refreshes it any more");
+}
+
+#[test]
+fn ahead_must_be_shorter_than_the_ttl() {
+    let fleet = Fleet::new();
+    let node: dogpile_fleet::FleetCell<String, ManualClock> = fleet.node(FleetPolicy::ttl(SECOND));
+    let error = FleetRefresher::spawn(&node, SECOND, numbered(&Arc::default())).unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
+}
