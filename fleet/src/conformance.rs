@@ -325,6 +325,23 @@ const CHECKS: &[(&str, Check)] = &[
         assert_ne!(token.fence.incarnation, version.incarnation);
         assert!(s.stored(s.publish(&token, b"new", HOUR, HOUR)).number > lost.number);
     }),
+    ("delete", |s| {
+        let version = s.store(b"value", HOUR, HOUR);
+        let token =
+            match s.store.acquire(s.name, &Request { ahead: HOUR, ..Request::new(HOUR) }).expect("acquire") {
+                Acquire::Won { token, .. } => token,
+                other => differs!(s, other),
+            };
+        s.store.delete(s.name).expect("delete");
+        assert!(
+            matches!(s.poll(Some(version)).current, Current::Nothing { .. }),
+            "{}: it is still there",
+            s.name
+        );
+        assert_eq!(s.publish(&token, b"late", HOUR, HOUR), Publish::Invalidated, "{}: begun before", s.name);
+        s.store.delete(s.name).expect("delete what is deleted");
+        assert_ne!(s.store(b"new", HOUR, HOUR), version, "{}: another value of the same version", s.name);
+    }),
     ("ahead", |s| {
         let version = s.store(b"value", HOUR, 2 * HOUR);
         let request = |ahead| Request { ahead, known: Some(version), ..Request::new(HOUR) };

@@ -551,6 +551,22 @@ impl<C: Clock> RefreshStore for FileStore<C> {
         Ok(lives)
     }
 
+    /// The lock's file stays, and is empty: another process may have opened it already.
+    fn delete(&self, name: &str) -> Result<(), StoreError> {
+        let lock = self.lock(name)?;
+        for extension in ["state", "lease", "damaged"] {
+            let path = self.path(name, extension);
+            match fs::remove_file(&path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(StoreError::new(of(&path, &error)));
+                }
+                _ => {}
+            }
+        }
+        drop(lock);
+        Ok(())
+    }
+
     fn invalidate(&self, name: &str, how: Invalidation) -> Result<(), StoreError> {
         self.change(name, |entry, now| {
             entry.invalidate(now, how, draw::incarnation());

@@ -136,6 +136,12 @@ impl<C: Clock> RefreshStore for MemoryStore<C> {
         Ok(())
     }
 
+    fn delete(&self, name: &str) -> Result<(), StoreError> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
+        self.tell(name);
+        Ok(())
+    }
+
     fn subscribe(&self, name: &str, hint: Hint) -> Option<Subscription> {
         let hint = Arc::new(hint);
         let listener = (name.to_owned(), Arc::downgrade(&hint));

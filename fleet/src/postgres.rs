@@ -271,6 +271,35 @@ impl PostgresStore {
         invalidation(how, NOW)
     }
 
+    /// Removes the entries of names that are not used any more: those that nobody has been elected for within `unused`, and whose
+    /// value is not fresh any more. Returns how many there were. See [`delete`](RefreshStore::delete) for what that is to a node
+    /// that comes later. To be called now and then, by one process.
+    ///
+    /// # Errors
+    ///
+    /// As operations of the store; also if the user has no right to `DELETE`.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// use dogpile_fleet::PostgresStore;
+    /// use std::time::Duration;
+    ///
+    /// let store = PostgresStore::new("postgres://fleet@db.example/")?;
+    /// let removed = store.delete_unused(Duration::from_secs(30 * 24 * 3600))?;
+    /// # Ok::<(), dogpile_fleet::StoreError>(())
+    /// ```
+    pub fn delete_unused(&self, unused: Duration) -> Result<usize, StoreError> {
+        let statement = format!(
+            "DELETE FROM dogpile_fleet
+            WHERE greatest(elected, lease_until, retry_at, CASE WHEN payload IS NOT NULL THEN soft_until END) < {NOW_OR_1} - $2
+            RETURNING 1 AS done"
+        );
+        let rows =
+            self.query(self.limit(), statement, vec![int(self.time()), int(signed(micros(unused)))])?;
+        Ok(rows.len())
+    }
+
     fn time(&self) -> Option<i64> {
         self.clock.as_ref().map(|clock| signed(clock.now().as_nanos() / 1000))
     }
@@ -501,6 +530,8 @@ impl Drop for Used<'_> {
 
 /// The time in microseconds: `$2`, or the server's.
 const GIVEN_NOW: &str = "coalesce($2::bigint, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint)";
+/// The same, where the time is `$1`.
+const NOW_OR_1: &str = "coalesce($1::bigint, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint)";
 /// The server's.
 const NOW: &str = "(extract(epoch FROM clock_timestamp()) * 1000000)::bigint";
 
@@ -745,6 +776,11 @@ impl RefreshStore for PostgresStore {
             statement,
             vec![text(name), int(time), int(incarnation), int(fence), int(epoch), int(lease)],
         )
+    }
+
+    fn delete(&self, name: &str) -> Result<(), StoreError> {
+        let statement = told("DELETE FROM dogpile_fleet WHERE name = $1 RETURNING 1 AS done", "done");
+        self.query(self.limit(), statement, vec![text(name)]).map(drop)
     }
 
     fn invalidate(&self, name: &str, how: Invalidation) -> Result<(), StoreError> {

@@ -51,7 +51,8 @@ use crate::store::{
 ///
 /// # Rights
 ///
-/// A user needs `+eval +evalsha +script|load +hmget +hset +hdel +hexists +hget +del +time +ping` on the keys `dogpile:*`, and for
+/// A user needs `+eval +evalsha +script|load +hmget +hset +hdel +hexists +hget +del +pexpire +pttl +time +ping` on the
+/// keys `dogpile:*`, and for
 /// hints `+publish +subscribe +unsubscribe` on the channels `dogpile:*`. Without the latter the nodes poll.
 /// [`FleetCell::check`](crate::FleetCell::check) tells what is missing.
 pub struct RedisStore {
@@ -60,6 +61,7 @@ pub struct RedisStore {
     spread: Duration,
     prefix: String,
     largest: usize,
+    unused: Option<Duration>,
     shared: PerProcess<Arc<Shared>>,
     breaker: Breaker,
     /// For tests; else the server's.
@@ -105,6 +107,7 @@ impl RedisStore {
             spread: Duration::from_millis(50),
             prefix: "dogpile:".to_owned(),
             largest: 64 << 20,
+            unused: Some(Duration::from_secs(30 * 24 * 3600)),
             shared: PerProcess::new(),
             breaker: Breaker::new(),
             clock: None,
@@ -161,6 +164,27 @@ impl RedisStore {
         self
     }
 
+    /// Has the server remove the entry of a name when no node has built, failed, or invalidated for so long: the key has a time to
+    /// live, which each of these sets anew. `None`: keys stay for ever. Default: 30 days.
+    ///
+    /// For a node that comes later the entry is lost: what the node has is stale, and is built once more. So it should be several
+    /// times as long as the policy's ttl, or values that are still fresh are built again at that pace.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile_fleet::RedisStore;
+    /// use std::time::Duration;
+    ///
+    /// let store = RedisStore::new("redis://cache.example/")?.expire_unused(Some(Duration::from_secs(24 * 3600)));
+    /// # Ok::<(), dogpile_fleet::StoreError>(())
+    /// ```
+    #[must_use]
+    pub fn expire_unused(mut self, after: Option<Duration>) -> Self {
+        self.unused = after;
+        self
+    }
+
     /// Goes by a clock of the client's instead of the server's: for tests, in which all clients share it.
     #[must_use]
     pub fn with_clock(mut self, clock: impl Clock + 'static) -> Self {
@@ -196,6 +220,8 @@ impl RedisStore {
         let now = self.clock.as_ref().map_or(-1, |clock| clock.now().as_nanos().cast_signed() / 1000);
         invocation.key(self.key(name)).arg(now);
         arguments(&mut invocation);
+        // Zero: never. A part of a millisecond is one.
+        invocation.arg(self.unused.map_or(0, |unused| micros(unused).div_ceil(1000).max(1)));
         let (shared, timeout) = (self.shared(), self.timeout);
         let strings = io::run(timeout, move |deadline| async move {
             let answer = timeout_at(deadline, shared.invoke(&invocation, deadline)).await;
@@ -337,8 +363,15 @@ end
 local function is_newest(of_incarnation, of_fence)
   return incarnation ~= '0' and of_incarnation == incarnation and tonumber(of_fence) == fence
 end
+-- An entry that is not used any more goes by itself.
+local function keep()
+  if tonumber(ARGV[#ARGV]) > 0 then redis.call('PEXPIRE', key, ARGV[#ARGV]) end
+end
 -- Without the right to publish the change counts all the same: the nodes poll.
-local function tell() redis.pcall('PUBLISH', key, '') end
+local function tell()
+  keep()
+  redis.pcall('PUBLISH', key, '')
+end
 ";
 
 /// known incarnation, known version
@@ -378,6 +411,7 @@ if lease > now then return current({'busy', left(lease)}, known, known_version) 
 if retry > now then return current({'backoff', left(retry), incarnation, whole(epoch)}, known, known_version) end
 fence = fence + 1
 redis.call('HSET', key, 'fence', whole(fence), 'elected', whole(now), 'lease', whole(now + tonumber(ARGV[2])))
+keep()
 local tag = has_value and redis.call('HGET', key, 'tag')
 return current({'won', incarnation, whole(fence), whole(epoch), tag and '1' or '0', tag or '', whole(failures)},
   known, known_version)
@@ -420,6 +454,7 @@ return {'1'}
 const RENEW: &str = r"
 if not is_newest(ARGV[2], ARGV[3]) or tonumber(ARGV[4]) ~= epoch or lease == 0 then return {'0'} end
 redis.call('HSET', key, 'lease', whole(now + tonumber(ARGV[5])))
+keep()
 return {'1'}
 ";
 
@@ -440,11 +475,19 @@ tell()
 return {'1'}
 ";
 
+const DELETE: &str = r"
+redis.call('DEL', key)
+redis.pcall('PUBLISH', key, '')
+return {'1'}
+";
+
 /// Uses each right that the others need, and leaves everything as it was.
 const CHECK: &str = r"
+local lives = redis.call('PTTL', key)
 redis.call('HEXISTS', key, 'payload')
 redis.call('HSET', key, 'check', '1')
 redis.call('HGET', key, 'check')
+if lives > 0 then redis.call('PEXPIRE', key, lives) elseif lives == -2 then keep() end
 redis.call('HDEL', key, 'check')
 redis.call('PUBLISH', key, '')
 return {'1'}
@@ -460,6 +503,7 @@ struct Scripts {
     renew: Script,
     invalidate: Script,
     check: Script,
+    delete: Script,
 }
 
 static SCRIPTS: std::sync::LazyLock<Scripts> = std::sync::LazyLock::new(|| {
@@ -473,6 +517,7 @@ static SCRIPTS: std::sync::LazyLock<Scripts> = std::sync::LazyLock::new(|| {
         renew: script(RENEW),
         invalidate: script(INVALIDATE),
         check: script(CHECK),
+        delete: script(DELETE),
     }
 });
 
@@ -580,6 +625,10 @@ impl RefreshStore for RedisStore {
             arguments.arg(how).arg(draw);
         })?;
         Ok(())
+    }
+
+    fn delete(&self, name: &str) -> Result<(), StoreError> {
+        self.run(name, &SCRIPTS.delete, |_| ()).map(drop)
     }
 
     fn subscribe(&self, name: &str, hint: Hint) -> Option<Subscription> {

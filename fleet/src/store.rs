@@ -414,6 +414,30 @@ pub trait RefreshStore: Send + Sync {
     /// will not be accepted any more.
     fn invalidate(&self, name: &str, how: Invalidation) -> Result<(), StoreError>;
 
+    /// Removes all that the store has of a name that is not used any more. For a node that still uses it, that is the loss of the
+    /// entry: what it has is stale, what it builds at the moment is refused, and the next build begins a new incarnation.
+    /// Default: a hard invalidation, which leaves the entry without its value.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile_fleet::{FleetCell, FleetPolicy, MemoryStore, Plain, RefreshStore};
+    /// use std::sync::Arc;
+    /// use std::time::Duration;
+    ///
+    /// let store = Arc::new(MemoryStore::new());
+    /// let page = FleetCell::new("page 2024", Arc::clone(&store), Plain, FleetPolicy::ttl(Duration::from_secs(60)));
+    /// page.get_or_refresh(|| String::from("<html>"));
+    /// drop(page);
+    ///
+    /// store.delete("page 2024")?;
+    /// assert_eq!(store.entry("page 2024").value, None);
+    /// # Ok::<(), dogpile_fleet::StoreError>(())
+    /// ```
+    fn delete(&self, name: &str) -> Result<(), StoreError> {
+        self.invalidate(name, Invalidation::Hard)
+    }
+
     /// Asks for hints on changes, if the store has such a thing. A hint makes a node poll earlier, nothing else; it may
     /// come late, twice or never.
     fn subscribe(&self, name: &str, hint: Hint) -> Option<Subscription> {
@@ -469,6 +493,9 @@ macro_rules! pointers {
             }
             fn invalidate(&self, name: &str, how: Invalidation) -> Result<(), StoreError> {
                 (**self).invalidate(name, how)
+            }
+            fn delete(&self, name: &str) -> Result<(), StoreError> {
+                (**self).delete(name)
             }
             fn subscribe(&self, name: &str, hint: Hint) -> Option<Subscription> {
                 (**self).subscribe(name, hint)

@@ -201,6 +201,10 @@ fn it_ends_with_the_cell_and_when_it_is_dropped() {
     };
     let refresher = FleetRefresher::spawn(&node, AHEAD, build).unwrap();
     assert!(refresher.wait_ready(Duration::from_secs(60)));
+    // Most likely it sleeps by then; it has to end in any case.
+    for _ in 0..1000 {
+        std::thread::yield_now();
+    }
     drop(node);
     eventually("it has ended", || alive.strong_count() == 0);
     drop(refresher);

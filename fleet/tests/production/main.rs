@@ -11,6 +11,7 @@ mod bounds;
 mod connections;
 mod files;
 mod fork;
+mod housekeeping;
 #[path = "../support/servers.rs"]
 mod servers;
 mod snapshots;

@@ -31,7 +31,7 @@ fn redis_a_user_without_channels_stored_and_was_told_that_it_had_failed() {
 #[test]
 fn redis_the_rights_that_the_documentation_names_are_enough() {
     let server = server_or_skip!(Kind::Redis);
-    let rights = "+eval +evalsha +script|load +hmget +hset +hdel +hexists +hget +del +time +ping \
+    let rights = "+eval +evalsha +script|load +hmget +hset +hdel +hexists +hget +del +pexpire +pttl +time +ping \
                   +publish +subscribe +unsubscribe";
     let rules: Vec<&str> =
         ["~dogpile:*", "resetchannels", "&dogpile:*"].into_iter().chain(rights.split(' ')).collect();
