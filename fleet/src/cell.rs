@@ -27,7 +27,7 @@ pub use refresher::FleetRefresher;
 pub use spawned::FleetSpawn;
 
 use std::fmt;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use dogpile::{BoxError, Clock, DogpileCell, Freshness, Guard, Reader, SystemClock};
@@ -194,7 +194,7 @@ where
     /// ```
     #[must_use]
     pub fn on_error(self, report: impl Fn(&Arc<StoreError>) + Send + Sync + 'static) -> Self {
-        let _ = self.node.on_error.set(Box::new(report));
+        self.node.access.on_error(Box::new(report));
         self
     }
 
@@ -419,13 +419,13 @@ where
     /// What this node has done so far.
     #[must_use]
     pub fn stats(&self) -> FleetStats {
-        self.node.counters.read()
+        self.node.access.counters.read()
     }
 
     /// The latest error of the store.
     #[must_use]
     pub fn last_store_error(&self) -> Option<Arc<StoreError>> {
-        self.node.last_error.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.node.access.last_error()
     }
 
     /// Whether the store is left alone at the moment because it has failed.

@@ -53,6 +53,7 @@
 //! * Times are measured by the store's clock. The clocks of two nodes are never compared.
 #![cfg_attr(docsrs, feature(doc_cfg), doc(auto_cfg(hide(doc, doctest))))]
 
+mod access;
 mod breaker;
 mod cell;
 mod codec;

@@ -33,7 +33,7 @@ use crate::store::{
 /// or version notices that the entry has gone back, and begins a new incarnation. What no living node has seen is lost.
 ///
 /// Meant for values up to some hundred kilobytes: a script that copies a value keeps all other clients of the server
-/// waiting. The server should not evict the keys (`maxmemory-policy noeviction` or `volatile-*`); if it does, the value
+/// waiting. The server should not evict the keys (`maxmemory-policy noeviction` or `volatile-ttl`); if it does, the value
 /// is rebuilt.
 ///
 /// # Connections

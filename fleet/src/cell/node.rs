@@ -56,7 +56,7 @@
 mod ahead;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use dogpile::{
@@ -66,16 +66,15 @@ use dogpile::{
 use super::build::{BuildContext, Building, Built};
 use super::reply::NoAnswer;
 use super::worker::{Beat, Watch, Worker};
-use crate::breaker::{Breaker, Kind};
+use crate::access::{Access, Operation};
+use crate::breaker::Kind;
 use crate::codec::{Codec, Opened, open, seal};
 use crate::error::Backoff;
 use crate::policy::FleetPolicy;
-use crate::stats::Counters;
 use crate::store::{
     Acquire, Current, Epoch, Invalidation, LONGEST, Poll, Publication, Publish, RefreshStore, Request, Seen,
     StoreError, Token, Value, Version,
 };
-use crate::trace;
 
 pub(crate) use ahead::Ahead;
 
@@ -83,12 +82,9 @@ pub(crate) struct Node<T: 'static, C: Clock + 'static> {
     pub(crate) local: Arc<DogpileCell<T, C>>,
     pub(crate) clock: C,
     pub(crate) name: String,
-    pub(crate) store: Arc<dyn RefreshStore>,
+    pub(crate) access: Access<C>,
     pub(crate) codec: Box<dyn Codec<T>>,
     pub(crate) policy: FleetPolicy,
-    /// For what fails in this cell alone, and for stores that have none of their own.
-    breaker: Breaker,
-    pub(crate) counters: Counters,
     pub(crate) worker: Worker<T, C>,
     known: Mutex<Known>,
     /// A right to build whose caller had no patience.
@@ -103,11 +99,7 @@ pub(crate) struct Node<T: 'static, C: Clock + 'static> {
     owed: Mutex<Owed>,
     /// Whose turn it is to deliver what is owed. The others wait, as they would have to deliver it too.
     turn: Mutex<()>,
-    pub(crate) last_error: Mutex<Option<Arc<StoreError>>>,
-    pub(crate) on_error: OnceLock<OnError>,
 }
-
-pub(crate) type OnError = Box<dyn Fn(&Arc<StoreError>) + Send + Sync>;
 
 /// Invalidations that the store has not acknowledged yet. One stands for several: a hard one for soft ones too.
 #[derive(Debug, Default)]
@@ -117,41 +109,6 @@ struct Owed {
     number: u64,
     /// How many callers of `invalidate` are delivering: what they find here when they come back they make stale themselves.
     delivering: u32,
-}
-
-/// An operation of the store.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Operation {
-    Poll,
-    Acquire,
-    Publish,
-    Fail,
-    Renew,
-    Invalidate,
-    Check,
-}
-
-impl Operation {
-    fn kind(self) -> Kind {
-        if self == Self::Poll { Kind::Look } else { Kind::Change }
-    }
-
-    /// Whether it is left out while the breaker is open. The others are called for by something that has happened already.
-    fn is_gated(self) -> bool {
-        matches!(self, Self::Poll | Self::Acquire)
-    }
-
-    fn name(self) -> &'static str {
-        match self {
-            Self::Poll => "poll",
-            Self::Acquire => "acquire",
-            Self::Publish => "publish",
-            Self::Fail => "fail",
-            Self::Renew => "renew",
-            Self::Invalidate => "invalidate",
-            Self::Check => "check",
-        }
-    }
 }
 
 /// A publication, for the worker.
@@ -294,13 +251,11 @@ where
     ) -> Self {
         Self {
             local: Arc::new(DogpileCell::with_clock(policy.local(), clock.clone())),
+            access: Access::new(store, policy.breaker, clock.clone()),
             clock,
             name,
-            store,
             codec,
             policy,
-            breaker: Breaker::new(),
-            counters: Counters::default(),
             worker: Worker::new(),
             known: Mutex::default(),
             stash: Mutex::new(None),
@@ -310,8 +265,6 @@ where
             seen: Mutex::new(None),
             owed: Mutex::default(),
             turn: Mutex::new(()),
-            last_error: Mutex::new(None),
-            on_error: OnceLock::new(),
         }
     }
 
@@ -374,22 +327,17 @@ where
 
     /// Until when the store is to be left alone, if it is.
     pub(crate) fn open_until(&self, kind: Kind, now: Tick) -> Option<Tick> {
-        let shared = self.store.breaker().and_then(|breaker| breaker.open_until(kind, now));
-        shared.max(self.breaker.open_until(kind, now))
+        self.access.open_until(kind, now)
     }
 
-    /// An operation of the store, with all that is to be noted about its outcome. `None` too if the store is left alone.
+    /// An operation of the store. `None` too if the store is left alone.
     pub(crate) fn ask<R>(
         &self,
         operation: Operation,
         run: impl FnOnce(&dyn RefreshStore, &str) -> Result<R, StoreError>,
     ) -> Option<R> {
-        if operation.is_gated() {
-            let (now, first) = (self.clock.now(), self.policy.breaker.0);
-            let enters = |breaker: &Breaker| breaker.enter(operation.kind(), now, first);
-            if !enters(&self.breaker) || !self.store.breaker().is_none_or(enters) {
-                return None;
-            }
+        if !self.access.admits(operation) {
+            return None;
         }
         if self.is_owing() {
             self.deliver().ok()?;
@@ -402,41 +350,18 @@ where
         operation: Operation,
         run: impl FnOnce(&dyn RefreshStore, &str) -> Result<R, StoreError>,
     ) -> Result<R, Arc<StoreError>> {
-        self.counters.store_operations.count();
-        let kind = operation.kind();
-        match trace::operation(operation.name(), &self.name, || run(&*self.store, &self.name)) {
-            Ok(answer) => {
-                let shared = self.store.breaker().is_some_and(|breaker| breaker.succeeded(kind));
-                if self.breaker.succeeded(kind) || shared {
-                    trace::breaker_closed(&self.name, kind == Kind::Change);
-                }
-                Ok(answer)
-            }
-            Err(error) => {
-                self.counters.store_errors.count();
-                let shared = self.store.breaker().filter(|_| !error.is_busy());
-                let breaker = shared.unwrap_or(&self.breaker);
-                let pause = breaker.failed(kind, self.clock.now(), self.policy.breaker);
-                trace::breaker_opened(&self.name, pause, kind == Kind::Change, &error);
-                let error = Arc::new(error);
-                *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&error));
-                if let Some(on_error) = self.on_error.get() {
-                    on_error(&error);
-                }
-                Err(error)
-            }
-        }
+        self.access.run(operation, &self.name, run)
     }
 
     pub(crate) fn poll(&self, known: Option<Version>) -> Option<Poll> {
-        self.counters.polls.count();
+        self.access.counters.polls.count();
         let mut poll = self.ask(Operation::Poll, |store, name| store.poll(name, known))?;
         let version = poll.current.newer().map(|value| value.version).or(match poll.current {
             Current::Same { .. } => known,
             _ => None,
         });
         if self.has_gone_back(poll.epoch, version) {
-            self.counters.gone_back.count();
+            self.access.counters.gone_back.count();
             poll.current = Current::Nothing { cleared: false };
         } else {
             self.sees(poll.epoch, version);
@@ -527,7 +452,7 @@ where
         // A second time only if the payload turns out to be of no use, and a third time if the next one is as well.
         for _ in 0..3 {
             let asked = self.clock.now();
-            self.counters.acquires.count();
+            self.access.counters.acquires.count();
             let known = self.known();
             let (known_version, seen) = (known.to_store(), self.seen());
             let request = Request { known: known_version, refuse, seen, ..Request::new(self.policy.lease) };
@@ -540,14 +465,14 @@ where
                     return Step::Build(self.won(lease, token, tag, failures, current, asked));
                 }
                 Acquire::Busy { left, current } => {
-                    self.counters.busy.count();
+                    self.access.counters.busy.count();
                     if let Some(lease) = self.take_stale(lease, current, None, asked) {
                         self.watch(lease, left, false);
                     }
                     return Step::Again;
                 }
                 Acquire::Backoff { left, epoch, current } => {
-                    self.counters.backoffs.count();
+                    self.access.counters.backoffs.count();
                     self.is_epoch(epoch);
                     let lease = self.take_stale(lease, current, Some(epoch), asked);
                     self.set_backoff(left);
@@ -609,7 +534,7 @@ where
         soft_left: Duration,
         hard_left: Duration,
     ) -> Arc<T> {
-        self.counters.adopted.count();
+        self.access.counters.adopted.count();
         let soft_end = asked.saturating_add(soft_left);
         let hard_end = self.bound(soft_left, hard_left, asked);
         let known = Known { version, soft_end, hard_end, ..Known::default() };
@@ -627,7 +552,7 @@ where
         current: Current,
         asked: Tick,
     ) -> Ticket<T, C> {
-        self.counters.fleet_builds.count();
+        self.access.counters.fleet_builds.count();
         self.is_epoch(token.epoch());
         self.sees(token.epoch(), current.newer().map(|value| value.version));
         let mut won =
@@ -673,8 +598,8 @@ where
         let opened = open(&*self.codec, &value.payload);
         match opened {
             Opened::Value(_) => {}
-            Opened::Damaged => self.counters.damaged.count(),
-            Opened::Foreign => self.counters.foreign.count(),
+            Opened::Damaged => self.access.counters.damaged.count(),
+            Opened::Foreign => self.access.counters.foreign.count(),
         }
         opened
     }
@@ -705,7 +630,7 @@ where
         match self.open(value) {
             Opened::Value(opened) => {
                 if value.soft_left <= self.since(asked) {
-                    self.counters.adopted.count();
+                    self.access.counters.adopted.count();
                     return Taken::Over(self.publish_stale(lease, opened, value, asked).0);
                 }
                 let Value { version, soft_left, hard_left, .. } = *value;
@@ -770,7 +695,7 @@ where
                     return Some(lease);
                 }
                 let Opened::Value(opened) = self.open(&value) else { return Some(lease) };
-                self.counters.adopted.count();
+                self.access.counters.adopted.count();
                 self.publish_stale(lease, opened, &value, asked).1
             }
             Current::Nothing { cleared: true } if self.concerns(epoch) => {
@@ -946,7 +871,7 @@ where
     }
 
     fn fail(&self, ticket: Ticket<T, C>, error: BoxError) -> SharedError {
-        self.counters.failed.count();
+        self.access.counters.failed.count();
         match ticket.lease {
             Some(lease) => lease.fail(error),
             None => shared(error),
@@ -976,7 +901,7 @@ where
             match seal(&*self.codec, &*value) {
                 Ok(payload) => Some((payload, tag)),
                 Err(_) => {
-                    self.counters.not_encoded.count();
+                    self.access.counters.not_encoded.count();
                     let ended = self.worker.end(self, won.token, Duration::ZERO);
                     if !is_task {
                         let _ = ended.wait(self.policy.patience);
@@ -1011,14 +936,14 @@ where
         let mut instead = None;
         match &answer {
             Ok(Publish::Stored(version)) => {
-                self.counters.published.count();
+                self.access.counters.published.count();
                 self.backoff_until.store(0, Ordering::Relaxed);
                 self.sees(token.epoch(), Some(*version));
             }
             Ok(Publish::Superseded | Publish::Invalidated) => {
                 match answer {
-                    Ok(Publish::Superseded) => self.counters.superseded.count(),
-                    _ => self.counters.invalidated.count(),
+                    Ok(Publish::Superseded) => self.access.counters.superseded.count(),
+                    _ => self.access.counters.invalidated.count(),
                 }
                 let asked = self.clock.now();
                 instead = self.poll(self.known().to_store()).map(|poll| (poll.current, asked));
@@ -1045,7 +970,7 @@ where
         match delivered {
             Ok(Delivered { answer: Ok(Publish::Stored(version)), asked, .. }) => {
                 if is_unchanged {
-                    self.counters.unchanged.count();
+                    self.access.counters.unchanged.count();
                 }
                 let soft_end = asked.saturating_add(self.policy.ttl);
                 let known = Known { version: Some(version), soft_end, ..Known::default() };
@@ -1056,7 +981,7 @@ where
                 self.publish_locally(lease, value, None, began)
             }
             Err(NoAnswer::TooLate) => {
-                self.counters.early.count();
+                self.access.counters.early.count();
                 let now = self.clock.now();
                 let soft_end = now.saturating_add(self.policy.ttl);
                 let known = Known { soft_end, ..began.alone(now) };
@@ -1098,7 +1023,7 @@ where
                 }
             }
             Ok(Publish::Superseded | Publish::Invalidated) => self.outdated(generation),
-            Err(_) => self.counters.local_builds.count(),
+            Err(_) => self.access.counters.local_builds.count(),
         }
     }
 
@@ -1176,7 +1101,7 @@ where
         foreign: Option<(Version, Duration)>,
         began: Began,
     ) -> Arc<T> {
-        self.counters.local_builds.count();
+        self.access.counters.local_builds.count();
         // Up to a quarter shorter, so that the nodes of a fleet without a store do not build at the same time.
         let ttl = crate::draw::around(self.policy.ttl.mul_f64(0.875), 12);
         let ttl = foreign.map_or(ttl, |(_, left)| left.min(self.policy.ttl));
@@ -1282,7 +1207,7 @@ where
             return Ok(());
         }
         self.deliver_owed()?;
-        self.counters.redelivered.count();
+        self.access.counters.redelivered.count();
         Ok(())
     }
 
@@ -1518,7 +1443,7 @@ where
         self.stop_beat();
         if let Some(ticket) = self.ticket.take() {
             if std::thread::panicking() {
-                self.node.counters.panicked.count();
+                self.node.access.counters.panicked.count();
             }
             if self.is_task {
                 // The worker tells the store: a task does not wait for it here.

@@ -42,7 +42,7 @@ where
                         Err(lease) if self.can_serve() => {
                             let patience = self.policy.patience;
                             self.worker.elected(self, lease, caller, patience).unwrap_or_else(|| {
-                                self.counters.impatient.count();
+                                self.access.counters.impatient.count();
                                 Step::Again
                             })
                         }
@@ -121,7 +121,7 @@ where
                             let patience = self.can_serve().then_some(self.policy.patience);
                             let step = self.worker.elected_async(self, lease, caller, patience).await;
                             step.unwrap_or_else(|| {
-                                self.counters.impatient.count();
+                                self.access.counters.impatient.count();
                                 Step::Again
                             })
                         }

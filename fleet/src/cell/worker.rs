@@ -12,8 +12,9 @@ use std::time::Duration;
 
 use dogpile::{Clock, Lease, Tick};
 
-use super::node::{Caller, Delivered, Delivery, Late, Node, Operation, Step};
+use super::node::{Caller, Delivered, Delivery, Late, Node, Step};
 use super::reply::{Awaited, NoAnswer, Reply, reply};
+use crate::access::Operation;
 use crate::breaker::Kind;
 use crate::draw;
 use crate::store::{RefreshStore, Subscription, Token};
@@ -394,7 +395,7 @@ where
             signals.wake();
         })
     };
-    let subscription = node.store.subscribe(&node.name, hint);
+    let subscription = node.access.store.subscribe(&node.name, hint);
     // What happened before the store began to give hints.
     let mut unhinted = subscription.is_some();
     let mut state =
@@ -410,7 +411,7 @@ where
         // Acquire: pairs with the Release in the hint.
         let hinted = signals.hinted.swap(false, Ordering::Acquire);
         if hinted {
-            node.counters.hints.count();
+            node.access.counters.hints.count();
         }
         // Acquire: pairs with the Release in `close`.
         if signals.closed.load(Ordering::Acquire) {

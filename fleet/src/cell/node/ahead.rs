@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use dogpile::{Clock, Lookup, Tick};
 
-use super::{Kind, Node, Operation, Taken, Ticket};
+use super::{Node, Taken, Ticket};
+use crate::access::Operation;
+use crate::breaker::Kind;
 use crate::store::{Acquire, Request};
 
 /// What an election ahead of expiry has come to.
@@ -41,7 +43,7 @@ where
             return Ahead::Later(SOON);
         };
         let asked = self.clock.now();
-        self.counters.acquires.count();
+        self.access.counters.acquires.count();
         let known = self.known();
         let request =
             Request { known: known.to_store(), seen: self.seen(), ahead, ..Request::new(self.policy.lease) };
@@ -54,11 +56,11 @@ where
                 Ahead::Build(self.won(lease, token, tag, failures, current, asked))
             }
             Acquire::Busy { left, .. } => {
-                self.counters.busy.count();
+                self.access.counters.busy.count();
                 Ahead::Later(left)
             }
             Acquire::Backoff { left, epoch, .. } => {
-                self.counters.backoffs.count();
+                self.access.counters.backoffs.count();
                 self.is_epoch(epoch);
                 self.set_backoff(left);
                 Ahead::Later(left)

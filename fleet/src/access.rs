@@ -1,0 +1,137 @@
+//! How a store is asked: its breakers, what is counted and reported.
+
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
+
+use dogpile::{Clock, Tick};
+
+use crate::breaker::{Breaker, Kind};
+use crate::stats::Counters;
+use crate::store::{RefreshStore, StoreError};
+use crate::trace;
+
+/// An operation of the store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Operation {
+    Poll,
+    Acquire,
+    Publish,
+    Fail,
+    Renew,
+    Invalidate,
+    Check,
+}
+
+impl Operation {
+    fn kind(self) -> Kind {
+        if self == Self::Poll { Kind::Look } else { Kind::Change }
+    }
+
+    /// Whether it is left out while the breaker is open. The others are called for by something that has happened already.
+    fn is_gated(self) -> bool {
+        matches!(self, Self::Poll | Self::Acquire)
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Poll => "poll",
+            Self::Acquire => "acquire",
+            Self::Publish => "publish",
+            Self::Fail => "fail",
+            Self::Renew => "renew",
+            Self::Invalidate => "invalidate",
+            Self::Check => "check",
+        }
+    }
+}
+
+pub(crate) type OnError = Box<dyn Fn(&Arc<StoreError>) + Send + Sync>;
+
+/// A store, and what its user has found out about it.
+pub(crate) struct Access<C> {
+    pub(crate) store: Arc<dyn RefreshStore>,
+    /// For what fails with this user alone, and for stores that have none of their own.
+    breaker: Breaker,
+    /// The first pause of the breaker, and the longest.
+    pauses: (Duration, Duration),
+    clock: C,
+    pub(crate) counters: Counters,
+    last_error: Mutex<Option<Arc<StoreError>>>,
+    on_error: OnceLock<OnError>,
+}
+
+impl<C: Clock> Access<C> {
+    pub(crate) fn new(store: Arc<dyn RefreshStore>, pauses: (Duration, Duration), clock: C) -> Self {
+        Self {
+            store,
+            breaker: Breaker::new(),
+            pauses,
+            clock,
+            counters: Counters::default(),
+            last_error: Mutex::new(None),
+            on_error: OnceLock::new(),
+        }
+    }
+
+    /// Of several the first one stays.
+    pub(crate) fn on_error(&self, report: OnError) {
+        let _ = self.on_error.set(report);
+    }
+
+    pub(crate) fn last_error(&self) -> Option<Arc<StoreError>> {
+        self.last_error.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Until when the store is to be left alone, if it is.
+    pub(crate) fn open_until(&self, kind: Kind, now: Tick) -> Option<Tick> {
+        let shared = self.store.breaker().and_then(|breaker| breaker.open_until(kind, now));
+        shared.max(self.breaker.open_until(kind, now))
+    }
+
+    /// Whether an operation may begin.
+    pub(crate) fn admits(&self, operation: Operation) -> bool {
+        if !operation.is_gated() {
+            return true;
+        }
+        let (now, first) = (self.clock.now(), self.pauses.0);
+        let enters = |breaker: &Breaker| breaker.enter(operation.kind(), now, first);
+        enters(&self.breaker) && self.store.breaker().is_none_or(enters)
+    }
+
+    /// Runs an operation, with all that is to be noted about its outcome.
+    pub(crate) fn run<R>(
+        &self,
+        operation: Operation,
+        name: &str,
+        run: impl FnOnce(&dyn RefreshStore, &str) -> Result<R, StoreError>,
+    ) -> Result<R, Arc<StoreError>> {
+        self.counters.store_operations.count();
+        let kind = operation.kind();
+        match trace::operation(operation.name(), name, || run(&*self.store, name)) {
+            Ok(answer) => {
+                let shared = self.store.breaker().is_some_and(|breaker| breaker.succeeded(kind));
+                if self.breaker.succeeded(kind) || shared {
+                    trace::breaker_closed(name, kind == Kind::Change);
+                }
+                Ok(answer)
+            }
+            Err(error) => {
+                let shared = self.store.breaker().filter(|_| !error.is_busy());
+                let breaker = shared.unwrap_or(&self.breaker);
+                let pause = breaker.failed(kind, self.clock.now(), self.pauses);
+                trace::breaker_opened(name, pause, kind == Kind::Change, &error);
+                Err(self.report(error))
+            }
+        }
+    }
+
+    pub(crate) fn report(&self, error: StoreError) -> Arc<StoreError> {
+        self.counters.store_errors.count();
+        let error = Arc::new(error);
+        *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&error));
+        if let Some(on_error) = self.on_error.get() {
+            on_error(&error);
+        }
+        error
+    }
+}
