@@ -39,6 +39,12 @@ pub enum FleetError {
         /// How long the pause lasts from now.
         left: Duration,
     },
+    /// Another node builds, or the store does not work, and there is an old value to serve meanwhile. Only
+    /// [`FleetKeys::load`](crate::FleetKeys::load) returns it, for the map to serve that value.
+    Busy {
+        /// How long the other node's lease lasts from now, at least.
+        left: Duration,
+    },
     /// Called from inside the build of the same cell, with nothing to serve.
     Reentrant,
     /// The time that the call was to wait at most is over; the build goes on. See
@@ -101,6 +107,7 @@ impl fmt::Display for FleetError {
         match self {
             Self::Build(error) => fmt::Display::fmt(error, f),
             Self::Backoff { left } => fmt::Display::fmt(&Backoff { left: *left }, f),
+            Self::Busy { .. } => f.write_str("another node builds the value, or the store does not work"),
             Self::Reentrant => {
                 f.write_str("the caller would wait for itself, as it is inside the build of the same cell")
             }

@@ -27,6 +27,7 @@
 //! | a build that fails, finds nothing changed, or makes files | [`FleetCell::try_get_or_refresh`], [`BuildContext`] |
 //! | a value that is rebuilt before it expires, so that no caller builds | [`FleetRefresher`] |
 //! | builds that run on a pool, not in the caller | [`FleetCell::spawn_with`] |
+//! | many keys, kept by a `DogpileMap` of `dogpile-map` | [`FleetKeys`] |
 //! | the processes of one host, without a server | [`FileStore`] |
 //! | many hosts | `RedisStore` (feature `redis`), `PostgresStore` (feature `postgres`) |
 //! | tests | [`MemoryStore`] |
@@ -66,6 +67,7 @@ mod file;
 mod hub;
 #[cfg(any(feature = "redis", feature = "postgres"))]
 mod io;
+mod keys;
 mod memory;
 mod policy;
 #[cfg(feature = "postgres")]
@@ -87,6 +89,7 @@ pub use codec::{Codec, CodecError, Functions, Plain};
 pub use error::FleetError;
 #[cfg(feature = "file")]
 pub use file::{FileStore, HostClock};
+pub use keys::{FleetKeys, FleetValue};
 pub use memory::MemoryStore;
 pub use policy::FleetPolicy;
 #[cfg(feature = "postgres")]
@@ -108,6 +111,8 @@ mod pages {
     struct Policy;
     #[doc = include_str!("../docs/stores.md")]
     struct Stores;
+    #[doc = include_str!("../docs/keys.md")]
+    struct Keys;
     #[doc = include_str!("../docs/recipes.md")]
     struct Recipes;
     #[cfg(all(feature = "redis", feature = "postgres"))]

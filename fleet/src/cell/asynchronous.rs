@@ -53,19 +53,12 @@ where
         let build = async |_: &BuildContext<'_, T>| Ok::<_, Infallible>(build().await.into());
         match self.node.search_async(Caller::Insists, build).await {
             Ok(value) => value,
-            Err(
-                FleetError::Build(_)
-                | FleetError::Backoff { .. }
-                | FleetError::WaitTimeout
-                | FleetError::Abandoned,
-            ) => {
-                unreachable!("a caller that has to return a value gets no error of a build")
-            }
             Err(FleetError::Reentrant) => panic!(
                 "get_or_refresh_async was awaited inside the build of the same cell, which must not wait for a value of \
                  that cell; inside a build use `get`, or `try_get_or_refresh_async`, which returns \
                  `FleetError::Reentrant`"
             ),
+            Err(_) => unreachable!("a caller that has to return a value gets no error of a build"),
         }
     }
 

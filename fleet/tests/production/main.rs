@@ -12,6 +12,7 @@ mod connections;
 mod files;
 mod fork;
 mod housekeeping;
+mod keys;
 #[path = "../support/servers.rs"]
 mod servers;
 mod snapshots;

@@ -1,0 +1,120 @@
+//! Many keys on real servers: how many connections and threads that takes, and how soon waiters have the value.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::mpsc::channel;
+
+use dogpile_fleet::{
+    BuildContext, Built, FleetKeys, FleetPolicy, FleetValue, Plain, PostgresStore, RedisStore, RefreshStore,
+};
+use dogpile_map::DogpileMap;
+
+use crate::servers::{Kind, number, server_or_skip};
+use crate::{HANG, HOUR, SECOND, eventually, text};
+
+const KEYS: u64 = 300;
+
+struct Node {
+    keys: FleetKeys<String>,
+    map: DogpileMap<u64, FleetValue<String>>,
+}
+
+impl Node {
+    fn new(store: impl RefreshStore + 'static) -> Self {
+        let keys = FleetKeys::new("users", store, Plain, FleetPolicy::ttl(HOUR).poll(HOUR));
+        let map = DogpileMap::builder(keys.policy()).max_entries(10_000).build();
+        Self { keys, map }
+    }
+
+    fn read(&self, id: u64, build: impl FnOnce() -> String) -> Arc<FleetValue<String>> {
+        let build = |_: &BuildContext<'_, String>| Ok::<_, io::Error>(Built::from(build()));
+        let load = |id: &u64, previous: Option<Arc<FleetValue<String>>>| {
+            self.keys.load(&id.to_string(), previous.as_deref(), build)
+        };
+        self.map.request(&id).try_get_with(load).unwrap()
+    }
+}
+
+/// The threads of this process that are called `dogpile-fleet`, with all that follows.
+fn threads() -> Vec<String> {
+    let tasks = std::fs::read_dir("/proc/self/task").unwrap().flatten();
+    let names = tasks.filter_map(|task| std::fs::read_to_string(task.path().join("comm")).ok());
+    names.filter(|name| name.starts_with("dogpile-fleet-k")).collect()
+}
+
+fn many_keys(stores: [Arc<dyn RefreshStore>; 2], connections: impl Fn() -> usize) {
+    let nodes = stores.map(Node::new);
+    let builds = AtomicU32::new(0);
+    std::thread::scope(|scope| {
+        for thread in 0..4 {
+            let (nodes, builds) = (&nodes, &builds);
+            scope.spawn(move || {
+                for id in 0..KEYS {
+                    let node = &nodes[(thread + usize::try_from(id).unwrap()) % 2];
+                    let build = || {
+                        builds.fetch_add(1, Ordering::SeqCst);
+                        format!("user {id}")
+                    };
+                    assert_eq!(***node.read(id, build), format!("user {id}"));
+                }
+            });
+        }
+    });
+    assert_eq!(u64::from(builds.load(Ordering::SeqCst)), KEYS, "one build per key in the whole fleet");
+    for node in &nodes {
+        let stats = node.keys.stats();
+        assert_eq!((stats.store_errors, stats.local_builds), (0, 0), "{stats:?}");
+        assert_eq!(stats.published, stats.fleet_builds);
+    }
+    // A caller with nothing to serve waits for the other node's build, and is woken by a hint.
+    let (begun, has_begun) = channel();
+    let (end, may_end) = channel::<()>();
+    std::thread::scope(|scope| {
+        let [a, b] = &nodes;
+        scope.spawn(move || {
+            a.read(KEYS, || {
+                begun.send(()).unwrap();
+                may_end.recv().unwrap();
+                text("late")
+            })
+        });
+        has_begun.recv().unwrap();
+        let waiter = scope.spawn(|| b.read(KEYS, || panic!("the other node builds")));
+        eventually("it waits", || b.keys.stats().busy >= 2);
+        end.send(()).unwrap();
+        assert_eq!(**waiter.join().unwrap(), "late");
+    });
+    let connections = connections();
+    println!("{KEYS} keys, 2 nodes: {connections} connections, threads: {:?}", threads());
+    // Two stores.
+    assert!(connections <= 4, "{connections} connections");
+    assert!(threads().len() <= 4, "{:?}", threads());
+}
+
+#[test]
+fn redis_many_keys_share_their_connections() {
+    let server = server_or_skip!(Kind::Redis);
+    let store =
+        || -> Arc<dyn RefreshStore> { Arc::new(RedisStore::new(&server.address()).unwrap().timeout(HANG)) };
+    many_keys([store(), store()], || {
+        let mut connection = redis::Client::open(server.address()).unwrap().get_connection().unwrap();
+        let list: String = redis::cmd("CLIENT").arg("LIST").query(&mut connection).unwrap();
+        list.lines().count() - 1
+    });
+}
+
+#[test]
+fn postgres_many_keys_share_their_connections() {
+    let server = server_or_skip!(Kind::Postgres);
+    let store = || -> Arc<dyn RefreshStore> {
+        Arc::new(PostgresStore::new(&server.address()).unwrap().timeout(30 * SECOND))
+    };
+    many_keys([store(), store()], || {
+        // One for hints and one for operations of each; up to three more while operations wait for each other.
+        let count = "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()";
+        let all = usize::try_from(number(&server.address(), count).unwrap()).unwrap();
+        assert!(all <= 10, "{all}");
+        4
+    });
+}
