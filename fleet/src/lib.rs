@@ -95,7 +95,7 @@ pub use policy::FleetPolicy;
 #[cfg(feature = "postgres")]
 pub use postgres::PostgresStore;
 #[cfg(feature = "redis")]
-pub use redis::RedisStore;
+pub use redis::{RedisConnect, RedisConnection, RedisStore};
 pub use stats::FleetStats;
 pub use store::{
     Acquire, Current, Epoch, Fence, Hint, Invalidation, LONGEST, Poll, Publication, Publish, RefreshStore,

@@ -13,7 +13,7 @@ use crate::{HOUR, SECOND, another_process, at_once, cell, eventually, library, t
 fn store(kind: Kind, port: u16, timeout: Duration) -> Arc<dyn RefreshStore> {
     let address = address(kind, port);
     match kind {
-        Kind::Redis => Arc::new(RedisStore::new(&address).unwrap().timeout(timeout)),
+        Kind::Redis | Kind::Valkey => Arc::new(RedisStore::new(&address).unwrap().timeout(timeout)),
         Kind::Postgres => Arc::new(PostgresStore::new(&address).unwrap().timeout(timeout)),
     }
 }

@@ -8,11 +8,15 @@
 
 mod ahead;
 mod bounds;
+#[cfg(feature = "redis-cluster")]
+mod cluster;
 mod connections;
 mod files;
 mod fork;
 mod housekeeping;
 mod keys;
+#[cfg(feature = "redis-sentinel")]
+mod sentinel;
 #[path = "../support/servers.rs"]
 mod servers;
 mod snapshots;

@@ -21,7 +21,9 @@ const REQUEST: Request = Request::new(HOUR);
 
 fn store(server: &Server, kind: Kind) -> Arc<dyn RefreshStore> {
     match kind {
-        Kind::Redis => Arc::new(RedisStore::new(&server.address()).unwrap().timeout(Duration::from_secs(30))),
+        Kind::Redis | Kind::Valkey => {
+            Arc::new(RedisStore::new(&server.address()).unwrap().timeout(Duration::from_secs(30)))
+        }
         Kind::Postgres => {
             Arc::new(PostgresStore::new(&server.address()).unwrap().timeout(Duration::from_secs(30)))
         }
@@ -61,9 +63,7 @@ fn redis_conforms() {
     conformance::check(&*store(&server, Kind::Redis), std::thread::sleep);
 }
 
-#[test]
-fn redis_answers_as_the_rules_do() {
-    let server = server_or_skip!(Kind::Redis);
+fn answers_as_the_rules_do(server: &Server) {
     random_operations(200, |name, operations| {
         let clock = ManualClock::new();
         // About now: numbers of this size must not lose a digit.
@@ -73,6 +73,19 @@ fn redis_answers_as_the_rules_do() {
         conformance::replay(&store, name, &clock, lose, operations);
         Ok(())
     });
+}
+
+#[test]
+fn redis_answers_as_the_rules_do() {
+    answers_as_the_rules_do(&server_or_skip!(Kind::Redis));
+}
+
+#[test]
+fn valkey_conforms_and_answers_as_the_rules_do() {
+    let server = server_or_skip!(Kind::Valkey);
+    conformance::check(&*store(&server, Kind::Valkey), std::thread::sleep);
+    gives_a_hint(&*store(&server, Kind::Valkey));
+    answers_as_the_rules_do(&server);
 }
 
 #[test]
@@ -166,7 +179,9 @@ fn postgres_survives_a_restart() {
 fn gives_hints(kind: Kind, server: &mut Server) {
     const HANG: Duration = Duration::from_secs(60);
     let store = match kind {
-        Kind::Redis => Arc::new(RedisStore::new(&server.address()).unwrap()) as Arc<dyn RefreshStore>,
+        Kind::Redis | Kind::Valkey => {
+            Arc::new(RedisStore::new(&server.address()).unwrap()) as Arc<dyn RefreshStore>
+        }
         Kind::Postgres => Arc::new(PostgresStore::new(&server.address()).unwrap()),
     };
     store.invalidate("other", Invalidation::Soft).unwrap();

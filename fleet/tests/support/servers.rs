@@ -21,7 +21,19 @@ const HANG: Duration = Duration::from_secs(60);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     Redis,
+    /// Speaks the protocol of Redis. Not every distribution has it.
+    Valkey,
     Postgres,
+}
+
+impl Kind {
+    pub(crate) fn program(self) -> &'static str {
+        match self {
+            Self::Redis => "redis-server",
+            Self::Valkey => "valkey-server",
+            Self::Postgres => "postgres",
+        }
+    }
 }
 
 /// A running server.
@@ -50,7 +62,8 @@ pub(crate) use server_or_skip;
 
 /// Says so where it is seen: what a test prints is shown only if it fails.
 pub(crate) fn skip(kind: Kind, reason: &str) {
-    assert!(std::env::var("CI").as_deref() != Ok("true"), "no {kind:?} server: {reason}");
+    let is_optional = kind == Kind::Valkey || std::env::var("CI").as_deref() != Ok("true");
+    assert!(is_optional, "no {kind:?} server: {reason}");
     let test = std::thread::current().name().unwrap_or_default().to_owned();
     let _ = writeln!(std::io::stderr(), "SKIPPED: {test}: no {kind:?} server: {reason}");
 }
@@ -80,7 +93,7 @@ impl Server {
             let arguments = arguments(directory.path())?;
             let mut server = Self { kind, port: free_port(), directory, process: None, arguments };
             let started = match kind {
-                Kind::Redis => server.run(),
+                Kind::Redis | Kind::Valkey => server.run(),
                 Kind::Postgres => copy_database(&server.data()).and_then(|()| server.run()),
             };
             match started {
@@ -101,8 +114,8 @@ impl Server {
     pub(crate) fn run(&mut self) -> Result<(), String> {
         let port = self.port.to_string();
         let mut command = match self.kind {
-            Kind::Redis => {
-                let mut command = Command::new("redis-server");
+            Kind::Redis | Kind::Valkey => {
+                let mut command = Command::new(self.kind.program());
                 command.args(["--port", &port, "--bind", "127.0.0.1", "--appendonly", "yes"]);
                 command.args(["--appendfsync", "everysec", "--save", "", "--dir"]).arg(self.directory.path());
                 command
@@ -138,7 +151,7 @@ impl Server {
     fn is_ready(&self) -> bool {
         let address = self.address();
         match self.kind {
-            Kind::Redis => redis::Client::open(&*address)
+            Kind::Redis | Kind::Valkey => redis::Client::open(&*address)
                 .and_then(|client| client.get_connection_with_timeout(Duration::from_millis(500)))
                 .and_then(|mut connection| redis::cmd("PING").query::<String>(&mut connection))
                 .is_ok(),
@@ -161,7 +174,7 @@ impl Server {
     pub(crate) fn kill(&mut self) {
         if let Some(mut process) = self.process.take() {
             match self.kind {
-                Kind::Redis => {
+                Kind::Redis | Kind::Valkey => {
                     let _ = process.kill();
                 }
                 // Killed, the postmaster would leave its children behind.
@@ -183,7 +196,7 @@ impl Server {
     /// Loses everything that it has stored.
     pub(crate) fn flush(&self) {
         match self.kind {
-            Kind::Redis => redis_command(&self.address(), &["FLUSHALL"]),
+            Kind::Redis | Kind::Valkey => redis_command(&self.address(), &["FLUSHALL"]),
             Kind::Postgres => query(&self.address(), "TRUNCATE dogpile_fleet").expect("truncated"),
         }
     }
@@ -191,7 +204,7 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        if self.kind == Kind::Redis && self.process.is_some() {
+        if self.kind != Kind::Postgres && self.process.is_some() {
             self.go_on();
         }
         self.kill();
@@ -200,7 +213,7 @@ impl Drop for Server {
 
 pub(crate) fn address(kind: Kind, port: u16) -> String {
     match kind {
-        Kind::Redis => format!("redis://127.0.0.1:{port}/"),
+        Kind::Redis | Kind::Valkey => format!("redis://127.0.0.1:{port}/"),
         Kind::Postgres => format!("postgres://postgres@127.0.0.1:{port}/postgres"),
     }
 }
