@@ -36,7 +36,8 @@ use std::time::{Duration, Instant};
 use dogpile::{Clock, Tick};
 
 use crate::draw;
-use crate::rules::{Entry, Micros, Stored};
+use crate::entry::Header;
+use crate::rules::{Entry, Micros};
 use crate::store::{
     Acquire, Invalidation, Poll, Publication, Publish, RefreshStore, Request, StoreError, Token, Version,
 };
@@ -585,20 +586,6 @@ fn hex(digit: u8) -> char {
     char::from(b"0123456789abcdef"[usize::from(digit)])
 }
 
-/// The beginning of a state file. All numbers are little-endian.
-struct Header {
-    /// Era, incarnation, epoch, fence, version, lease, pause, elected, began, soft, hard, length of the payload.
-    numbers: [u64; 12],
-    failures: u32,
-    has_value: bool,
-    has_tag: bool,
-    cleared: bool,
-    tag_length: u32,
-    body_checksum: u32,
-}
-
-const MAGIC: &[u8; 8] = b"dogpile1";
-
 /// What a heart-beat writes: until when the lease of a fence lasts.
 struct Prolonged {
     era: u64,
@@ -630,110 +617,5 @@ impl Prolonged {
 
     fn is_of(&self, header: &Header) -> bool {
         [self.era, self.incarnation, self.fence] == [header.numbers[0], header.numbers[1], header.numbers[3]]
-    }
-}
-
-impl Header {
-    /// Among the numbers.
-    const LEASE: usize = 5;
-    const NUMBERS: usize = 8 + 12 * 8;
-    const LENGTH: usize = Self::NUMBERS + 5 * 4;
-
-    fn encode(entry: &Entry, era: u64) -> Vec<u8> {
-        let value = entry.value.as_ref();
-        let tag = value.and_then(|value| value.tag.as_deref());
-        let payload = value.map_or(&[][..], |value| &value.payload);
-        let numbers = [
-            era,
-            entry.incarnation,
-            entry.epoch,
-            entry.fence,
-            entry.version,
-            entry.lease_until,
-            entry.retry_at,
-            entry.elected,
-            value.map_or(0, |value| value.began),
-            value.map_or(0, |value| value.soft_until),
-            value.map_or(0, |value| value.hard_until),
-            payload.len() as u64,
-        ];
-        let flags =
-            u32::from(value.is_some()) | u32::from(tag.is_some()) << 1 | u32::from(entry.cleared) << 2;
-        let tag = tag.unwrap_or_default().as_bytes();
-        let mut checksum = crc32fast::Hasher::new();
-        checksum.update(tag);
-        checksum.update(payload);
-        let mut bytes = MAGIC.to_vec();
-        for number in numbers {
-            bytes.extend(number.to_le_bytes());
-        }
-        let tag_length = u32::try_from(tag.len()).unwrap_or(u32::MAX);
-        for number in [entry.failures, flags, tag_length, checksum.finalize()] {
-            bytes.extend(number.to_le_bytes());
-        }
-        bytes.extend(crc32fast::hash(&bytes).to_le_bytes());
-        bytes
-    }
-
-    /// `None` if it is damaged.
-    fn decode(bytes: &[u8]) -> Option<Self> {
-        let (bytes, rest) = bytes.get(..Self::LENGTH)?.split_at(Self::LENGTH - 4);
-        if !bytes.starts_with(MAGIC) || crc32fast::hash(bytes).to_le_bytes() != rest {
-            return None;
-        }
-        let mut numbers = [0; 12];
-        for (number, bytes) in numbers.iter_mut().zip(bytes[8..Self::NUMBERS].chunks_exact(8)) {
-            *number = u64::from_le_bytes(bytes.try_into().ok()?);
-        }
-        let mut small = [0; 4];
-        for (number, bytes) in small.iter_mut().zip(bytes[Self::NUMBERS..].chunks_exact(4)) {
-            *number = u32::from_le_bytes(bytes.try_into().ok()?);
-        }
-        let [failures, flags, tag_length, body_checksum] = small;
-        Some(Self {
-            numbers,
-            failures,
-            has_value: flags & 1 != 0,
-            has_tag: flags & 2 != 0,
-            cleared: flags & 4 != 0,
-            tag_length,
-            body_checksum,
-        })
-    }
-
-    /// Tag and payload. `None` if they are damaged.
-    fn body(&self, bytes: &[u8]) -> Option<(String, Vec<u8>)> {
-        let length = u64::from(self.tag_length).checked_add(self.numbers[11])?;
-        if bytes.len() as u64 != length || crc32fast::hash(bytes) != self.body_checksum {
-            return None;
-        }
-        let (tag, payload) = bytes.split_at(self.tag_length as usize);
-        Some((String::from_utf8(tag.to_vec()).ok()?, payload.to_vec()))
-    }
-
-    fn entry(&self, body: Option<(String, Vec<u8>)>, now_era: u64) -> Entry {
-        let [era, incarnation, epoch, fence, version, lease_until, retry_at, elected, began, soft, hard, _] =
-            self.numbers;
-        // Times of another era say nothing.
-        let time = |time: Micros| if era == now_era { time } else { 0 };
-        let value = body.filter(|_| self.has_value).map(|(tag, payload)| Stored {
-            payload,
-            tag: self.has_tag.then_some(tag),
-            began: time(began),
-            soft_until: time(soft),
-            hard_until: time(hard),
-        });
-        Entry {
-            incarnation,
-            epoch,
-            fence,
-            elected: time(elected),
-            version,
-            value,
-            cleared: self.cleared,
-            lease_until: time(lease_until),
-            retry_at: time(retry_at),
-            failures: self.failures,
-        }
     }
 }

@@ -33,6 +33,7 @@
 //! | tests | [`MemoryStore`] |
 //! | tasks | `FleetCell::get_or_refresh_async`, `FleetCell::invalidate_async` (feature `async`) |
 //! | the value as bytes | [`Plain`], [`Functions`], `Json` (feature `json`), `Postcard` (feature `postcard`), [`Codec`] |
+//! | a client or a database of one's own | [`SwapStore`], `RedisConnect` |
 //! | a store of one's own | [`RefreshStore`], [`rules`], [`conformance`] |
 //!
 //! # Promises
@@ -60,6 +61,7 @@ mod cell;
 mod codec;
 pub mod conformance;
 mod draw;
+mod entry;
 mod error;
 #[cfg(feature = "file")]
 mod file;
@@ -77,6 +79,7 @@ mod redis;
 pub mod rules;
 mod stats;
 mod store;
+mod swap;
 mod trace;
 
 pub use breaker::Breaker;
@@ -101,6 +104,7 @@ pub use store::{
     Acquire, Current, Epoch, Fence, Hint, Invalidation, LONGEST, Poll, Publication, Publish, RefreshStore,
     Request, Seen, StoreError, Subscription, Token, Value, Version,
 };
+pub use swap::{Row, SwapEntry, SwapStore};
 
 /// The examples of the README and of the guide are compiled and run.
 #[cfg(all(doctest, feature = "file"))]

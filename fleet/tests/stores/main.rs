@@ -8,4 +8,6 @@ mod operations;
 #[path = "../support/servers.rs"]
 mod servers;
 #[cfg(all(feature = "redis", feature = "postgres"))]
+mod swap;
+#[cfg(all(feature = "redis", feature = "postgres"))]
 mod with_server;
