@@ -25,7 +25,7 @@ use crate::store::{
 
 /// What a database has to offer for a [`SwapStore`]: with a client of the user's own, in some fifty lines.
 ///
-/// A row has a name of up to 64 bytes, a revision and some bytes. How it is written for PostgreSQL, with a client and a runtime
+/// A row has a name of up to 64 bytes, a revision and some bytes. How it is written for `PostgreSQL`, with a client and a runtime
 /// that the program has already: `examples/own_client.rs`.
 ///
 /// Both operations have to come back within bounded time.

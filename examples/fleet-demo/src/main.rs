@@ -1,5 +1,5 @@
 //! Eight processes that need the same value, first each for itself, then as a fleet, then as a fleet in which the
-//! process that builds is killed again and again.
+//! process that builds is killed again and again, then as a fleet whose Redis fails over to another server.
 //!
 //! ```sh
 //! cargo run --release -p fleet-demo
@@ -7,6 +7,7 @@
 //! cargo run --release -p fleet-demo -- --store postgres://user@127.0.0.1/database
 //! ```
 
+mod failover;
 mod log;
 mod node;
 
@@ -76,6 +77,14 @@ fn show(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
         "{:34} {:>8} {:>7} {:>18} {:>7} {:>14}",
         "", "expiries", "builds", "builds per expiry", "killed", "oldest read"
     );
+    let row = |title: &str, log: &Log, killed: usize| {
+        let (expiries, builds) = (log.expiries(node::TTL), log.builds());
+        println!(
+            "{title:34} {expiries:>8} {builds:>7} {:>18.2} {killed:>7} {:>11} ms",
+            log::ratio(builds, expiries),
+            log.oldest_read().as_millis()
+        );
+    };
     for (title, mode, kills) in [
         ("each process for itself", Mode::Alone, false),
         ("as a fleet", Mode::Fleet, false),
@@ -83,19 +92,47 @@ fn show(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     ] {
         let log = directory.path().join(if kills { "kills" } else { mode.name() });
         let killed = run(&store, mode, &log, kills, Duration::from_secs(arguments.seconds))?;
-        let log = Log::read(&log)?;
-        let (expiries, builds) = (log.expiries(node::TTL), log.builds());
-        let per_expiry = log::ratio(builds, expiries);
-        println!(
-            "{title:34} {expiries:>8} {builds:>7} {per_expiry:>18.2} {killed:>7} {:>11} ms",
-            log.oldest_read().as_millis()
-        );
+        row(title, &Log::read(&log)?, killed);
     }
+    let outcome = if failover::is_installed() {
+        let log = directory.path().join("fail-over");
+        let outcome = fail_over(&log, Duration::from_secs(arguments.seconds))?;
+        row("as a fleet, its Redis fails over", &Log::read(&log)?, 1);
+        Some(outcome)
+    } else {
+        None
+    };
     println!(
         "\nAn expiry is a build together with all others that begin while its value would still be fresh. The oldest \
          read:\nhow long ago the value that a thread was given had been read from its source, at most."
     );
+    match outcome {
+        Some(outcome) => println!(
+            "\nThe Redis of the last part is two servers of its own behind one address. In the middle the first one is killed, \
+             and\nthe second one takes over {} ms later. The first value that it stored came {} ms after that.",
+            outcome.without.as_millis(),
+            outcome.until_stored.as_millis()
+        ),
+        None => println!("\nThere is no `redis-server` here, so that no fail-over is shown."),
+    }
     Ok(())
+}
+
+/// Runs the processes on a Redis that fails over in the middle.
+fn fail_over(log: &Path, duration: Duration) -> Result<failover::Outcome, Box<dyn Error>> {
+    let mut servers = failover::Pair::start()?;
+    let name = format!("fleet-demo-{}", std::process::id());
+    let settings =
+        Settings { store: servers.store(), mode: Mode::Fleet, log: log.to_owned(), name: name.clone() };
+    let mut fleet = Fleet { settings, processes: Vec::new() };
+    for _ in 0..PROCESSES {
+        fleet.start()?;
+    }
+    std::thread::sleep(duration / 2);
+    // Longer than a value is fresh: they have to do without the store.
+    let outcome = servers.fail_over(&name, 2 * node::TTL)?;
+    std::thread::sleep(duration / 2);
+    Ok(outcome)
 }
 
 /// Runs the processes for a while. Returns how many of them were killed on the way.

@@ -20,6 +20,16 @@ fn eight_processes_build_once_for_each_expiry_and_only_as_a_fleet() {
     // A build that took so long that its successor began within the ttl would be counted as a second one; nothing else.
     assert!(fleet[1] <= fleet[0] * 1.5, "{text}");
     assert!(killed[3] >= 1.0, "{text}");
+    if text.contains("There is no `redis-server` here") {
+        assert!(std::env::var("CI").as_deref() != Ok("true"), "{text}");
+        eprintln!("SKIPPED: the fail-over: no redis-server");
+        return;
+    }
+    // A few builds more than expiries, at most: each process may build for itself while there is no store, but has an old value
+    // to serve instead.
+    let fails_over = part("as a fleet, its Redis fails over ");
+    assert!(fails_over[0] >= 3.0 && fails_over[1] <= fails_over[0] * 1.5, "{text}");
+    assert!(text.contains("takes over 800 ms later. The first value that it stored came"), "{text}");
 }
 
 #[test]
