@@ -358,3 +358,43 @@ fn fences_differ_and_only_grow() {
     assert!(fences.windows(2).all(|pair| pair[0].incarnation == pair[1].incarnation));
     assert!(fences[0].to_string().ends_with("-1"), "{}", fences[0]);
 }
+
+/// It was made stale first, so that a reader in that moment was elected, and asked the store.
+#[test]
+fn a_fresh_value_is_fresh_until_the_newer_one_of_another_node_is_there() {
+    use dogpile_fleet::{
+        Acquire, CodecError, FleetCell, Functions, Publication, Publish, RefreshStore, Request,
+    };
+    use std::sync::{Arc, Mutex, OnceLock};
+
+    let fleet = Fleet::new();
+    // What is decoded is about to be taken over.
+    let node: Arc<OnceLock<Node>> = Arc::default();
+    let found = Arc::new(Mutex::new(Vec::new()));
+    let codec = {
+        let (node, found) = (Arc::downgrade(&node), Arc::clone(&found));
+        let decode = move |bytes: &[u8]| {
+            let node = node.upgrade().ok_or_else(|| CodecError::new("no node"))?;
+            found.lock().unwrap().extend(node.get().map(FleetCell::freshness));
+            String::from_utf8(bytes.to_vec()).map_err(CodecError::new)
+        };
+        Functions::new(|value: &String| Ok(value.as_bytes().to_vec()), decode)
+    };
+    let made = FleetCell::with_clock(NAME, Arc::clone(&fleet.store), codec, POLICY, fleet.clock.clone());
+    let node = {
+        node.set(made).unwrap();
+        node
+    };
+    let cell = node.get().unwrap();
+    cell.get_or_refresh(|| text("value"));
+    let payload = fleet.store.entry(NAME).value.unwrap().payload;
+    let request = Request { ahead: 100 * SECOND, ..Request::new(SECOND) };
+    let Acquire::Won { token, .. } = fleet.store.acquire(NAME, &request).unwrap() else {
+        panic!("not elected")
+    };
+    let publication = Publication { payload: &payload, tag: None, soft: 10 * SECOND, hard: 10 * SECOND };
+    let published = fleet.store.publish(NAME, &token, &publication).unwrap();
+    let Publish::Stored(version) = published else { panic!("{published:?}") };
+    eventually("it is taken over", || cell.snapshot().unwrap().version == Some(version));
+    assert_eq!(*found.lock().unwrap(), [Freshness::Fresh]);
+}

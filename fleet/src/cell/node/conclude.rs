@@ -1,0 +1,285 @@
+//! How builds end. See the table at the head of the [module](super).
+
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use dogpile::{Clock, Lease, Tick};
+
+use super::run::Began;
+use super::{Delivered, Delivery, Known, Late, Meeting, Node, Taken, Ticket};
+use crate::access::Operation;
+use crate::breaker::Kind;
+use crate::cell::build::Built;
+use crate::cell::reply::NoAnswer;
+use crate::codec::seal;
+use crate::store::{Current, Publication, Publish, Token, Version};
+
+impl<T, C> Node<T, C>
+where
+    T: Send + Sync + 'static,
+    C: Clock + Clone + 'static,
+{
+    /// A build has brought something: what is to be told to the store?
+    pub(super) fn prepare(
+        self: &Arc<Self>,
+        ticket: Ticket<T, C>,
+        built: Built<T>,
+        began: Began,
+        is_task: bool,
+    ) -> Prepared<T, C> {
+        let Ticket { lease, won, foreign } = ticket;
+        let is_unchanged = matches!(built, Built::Unchanged);
+        let Some(won) = won else {
+            let previous = lease.as_ref().and_then(|lease| lease.previous().cloned());
+            let value = value(built, previous).0;
+            return Prepared::Published(self.publish_locally(lease, value, foreign, began));
+        };
+        let (value, tag) = value(built, won.previous);
+        let payload = if is_unchanged && won.has_value {
+            None
+        } else {
+            let tag = if is_unchanged { won.tag } else { tag };
+            match seal(&*self.codec, &*value) {
+                Ok(payload) => Some((payload, tag)),
+                Err(_) => {
+                    self.access.counters.not_encoded.count();
+                    let ended = self.worker.end(self, won.token, Duration::ZERO);
+                    if !is_task {
+                        let _ = ended.wait(self.policy.patience);
+                    }
+                    return Prepared::Published(self.publish_locally(lease, value, None, began));
+                }
+            }
+        };
+        let concluding = Concluding { lease, value, began, is_unchanged, late: Arc::default() };
+        Prepared::Deliver(concluding, Delivery { token: won.token, payload })
+    }
+
+    /// Publishes, for the worker: what the store says to what a build has brought.
+    pub(crate) fn deliver_build(&self, delivery: &Delivery) -> Delivered {
+        let (soft, hard) = (self.policy.ttl, self.policy.hard());
+        let token = &delivery.token;
+        let asked = self.clock.now();
+        let publish = || {
+            if self.is_owing() {
+                self.deliver()?;
+            }
+            self.try_ask(Operation::Publish, |store, name| match &delivery.payload {
+                None => store.unchanged(name, token, soft, hard),
+                Some((payload, tag)) => {
+                    let publication = Publication { payload, tag: tag.as_deref(), soft, hard };
+                    store.publish(name, token, &publication)
+                }
+            })
+        };
+        // Once more if it fails: whether it has taken effect is not known, and it may be repeated.
+        let answer = publish().or_else(|_| publish());
+        let mut instead = None;
+        match &answer {
+            Ok(Publish::Stored(version)) => {
+                self.access.counters.published.count();
+                self.backoff_until.store(0, Ordering::Relaxed);
+                self.sees(token.epoch(), Some(*version));
+            }
+            Ok(Publish::Superseded | Publish::Invalidated) => {
+                match answer {
+                    Ok(Publish::Superseded) => self.access.counters.superseded.count(),
+                    _ => self.access.counters.invalidated.count(),
+                }
+                let asked = self.clock.now();
+                instead = self.poll(self.known().to_store()).map(|poll| (poll.current, asked));
+            }
+            Err(_) => self.orphaned(*token),
+        }
+        Delivered { answer, asked, instead }
+    }
+
+    /// The end of a build, for the worker.
+    pub(crate) fn end_build(&self, token: Token, pause: Duration) {
+        if self.ask(Operation::Fail, |store, name| store.fail(name, &token, pause)).is_none() {
+            self.orphaned(token);
+        }
+    }
+
+    /// A build has brought something, and the store has said something to that, or not in time.
+    pub(super) fn conclude(
+        self: &Arc<Self>,
+        concluding: Concluding<T, C>,
+        delivered: Result<Delivered, NoAnswer>,
+    ) -> Arc<T> {
+        let Concluding { lease, value, began, is_unchanged, late } = concluding;
+        match delivered {
+            Ok(Delivered { answer: Ok(Publish::Stored(version)), asked, .. }) => {
+                if is_unchanged {
+                    self.access.counters.unchanged.count();
+                }
+                let soft_end = asked.saturating_add(self.policy.ttl);
+                let known = Known { version: Some(version), soft_end, ..Known::default() };
+                self.publish_stored(lease, value, known, asked)
+            }
+            Ok(Delivered { answer: Ok(_), instead, .. }) => self.refused(lease, value, instead),
+            Ok(Delivered { answer: Err(_), .. }) | Err(NoAnswer::Lost) => {
+                self.publish_locally(lease, value, None, began)
+            }
+            Err(NoAnswer::TooLate) => {
+                self.access.counters.early.count();
+                let now = self.clock.now();
+                let soft_end = now.saturating_add(self.policy.ttl);
+                let known = Known { soft_end, ..began.alone(now) };
+                let Some(lease) = lease.or_else(|| self.elect()) else { return value };
+                let published = lease.publish_snapshot(value, Some(self.policy.ttl));
+                if let Some(generation) = self.register(&published, known) {
+                    self.meets(&late, Meeting::Served(generation));
+                }
+                published.value
+            }
+        }
+    }
+
+    /// The store's answer to a publication whose caller has gone.
+    pub(crate) fn answered_late(&self, late: &Late, delivered: Delivered) {
+        self.meets(late, Meeting::Answered(delivered));
+    }
+
+    pub(super) fn meets(&self, late: &Late, arriving: Meeting) {
+        let mut meeting = late.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match (std::mem::take(&mut *meeting), arriving) {
+            (Meeting::Served(generation), Meeting::Answered(delivered))
+            | (Meeting::Answered(delivered), Meeting::Served(generation)) => {
+                drop(meeting);
+                self.settle(generation, &delivered);
+            }
+            (_, arriving) => *meeting = arriving,
+        }
+    }
+
+    /// What is served as `generation` has been answered to by the store.
+    pub(super) fn settle(&self, generation: u64, delivered: &Delivered) {
+        match delivered.answer {
+            Ok(Publish::Stored(version)) => {
+                let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+                if known.generation == generation {
+                    let soft_end = known.soft_end;
+                    *known = Known { generation, version: Some(version), soft_end, ..Known::default() };
+                }
+            }
+            Ok(Publish::Superseded | Publish::Invalidated) => self.outdated(generation),
+            Err(_) => self.access.counters.local_builds.count(),
+        }
+    }
+
+    /// The store could not be told that a build has ended. It will be, when it works again.
+    pub(super) fn orphaned(&self, token: Token) {
+        self.orphans.lock().unwrap_or_else(PoisonError::into_inner).push(token);
+        self.worker.start(self);
+        self.worker.kick(self);
+    }
+
+    /// Gives back what could not be given back before. Returns when to try again.
+    pub(crate) fn tidy_orphans(&self, now: Tick) -> Option<Tick> {
+        let mut orphans = self.orphans.lock().unwrap_or_else(PoisonError::into_inner);
+        if orphans.is_empty() {
+            return None;
+        }
+        if let Some(until) = self.open_until(Kind::Change, now) {
+            return Some(until);
+        }
+        let tokens = std::mem::take(&mut *orphans);
+        drop(orphans);
+        let mut failed = Vec::new();
+        for token in tokens {
+            if self.ask(Operation::Fail, |store, name| store.fail(name, &token, Duration::ZERO)).is_none() {
+                failed.push(token);
+            }
+        }
+        self.orphans.lock().unwrap_or_else(PoisonError::into_inner).extend(failed);
+        self.open_until(Kind::Change, self.clock.now())
+    }
+
+    /// The store has accepted `value`. Without a lease it is only for the caller: another thread of this process is elected,
+    /// and will find the value in the store.
+    pub(super) fn publish_stored(
+        &self,
+        lease: Option<Lease<'static, T, C>>,
+        value: Arc<T>,
+        known: Known,
+        asked: Tick,
+    ) -> Arc<T> {
+        match lease.or_else(|| self.elect()) {
+            Some(lease) => {
+                self.publish(lease, value, self.policy.ttl.saturating_sub(self.since(asked)), known)
+            }
+            None => value,
+        }
+    }
+
+    /// The store does not take what was built. See the module's documentation.
+    pub(super) fn refused(
+        self: &Arc<Self>,
+        lease: Option<Lease<'static, T, C>>,
+        own: Arc<T>,
+        instead: Option<(Current, Tick)>,
+    ) -> Arc<T> {
+        match (instead, lease.or_else(|| self.elect())) {
+            (Some((Current::Newer(value), asked)), Some(lease)) if value.hard_left > self.since(asked) => {
+                if let Taken::Over(served) = self.take_over(lease, &value, asked) {
+                    return served;
+                }
+            }
+            (Some((Current::Nothing { cleared: true }, _)), _) if self.concerns(self.epoch()) => {
+                drop(self.local.clear());
+            }
+            (_, lease) => drop(lease),
+        }
+        self.local.get().unwrap_or(own)
+    }
+
+    /// For this node alone.
+    pub(super) fn publish_locally(
+        &self,
+        lease: Option<Lease<'static, T, C>>,
+        value: Arc<T>,
+        foreign: Option<(Version, Duration)>,
+        began: Began,
+    ) -> Arc<T> {
+        self.access.counters.local_builds.count();
+        // Up to a quarter shorter, so that the nodes of a fleet without a store do not build at the same time.
+        let ttl = crate::draw::around(self.policy.ttl.mul_f64(0.875), 12);
+        let ttl = foreign.map_or(ttl, |(_, left)| left.min(self.policy.ttl));
+        let now = self.clock.now();
+        let foreign = foreign.map(|(version, _)| version);
+        let known = Known { foreign, soft_end: now.saturating_add(ttl), ..began.alone(now) };
+        match lease.or_else(|| self.elect()) {
+            Some(lease) => self.publish(lease, value, ttl, known),
+            None => value,
+        }
+    }
+}
+
+/// A build that is over, while the store is told.
+pub(super) struct Concluding<T: 'static, C: Clock + 'static> {
+    lease: Option<Lease<'static, T, C>>,
+    value: Arc<T>,
+    began: Began,
+    is_unchanged: bool,
+    pub(super) late: Arc<Late>,
+}
+
+#[allow(clippy::large_enum_variant)] // handed on at once, never kept
+pub(super) enum Prepared<T: 'static, C: Clock + 'static> {
+    /// It does not concern the store.
+    Published(Arc<T>),
+    Deliver(Concluding<T, C>, Delivery),
+}
+
+/// What a build has brought, or found unchanged, and the builder's note.
+fn value<T>(built: Built<T>, previous: Option<Arc<T>>) -> (Arc<T>, Option<String>) {
+    match (built, previous) {
+        (Built::New { value, tag }, _) => (Arc::new(value), tag),
+        (Built::Unchanged, Some(previous)) => (previous, None),
+        (Built::Unchanged, None) => unreachable!("{NOTHING_UNCHANGED}"),
+    }
+}
+
+const NOTHING_UNCHANGED: &str = "an unchanged value has a previous one, as was asserted after the build";

@@ -1,0 +1,116 @@
+//! Looks without an election: at a value that is fresh here, and while the worker holds the lease.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use dogpile::{Clock, Freshness, Lookup};
+
+use super::{Node, Taken};
+use crate::breaker::Kind;
+use crate::cell::worker::Watch;
+use crate::store::{Current, Poll};
+
+impl<T, C> Node<T, C>
+where
+    T: Send + Sync + 'static,
+    C: Clock + Clone + 'static,
+{
+    /// A look at the store while there is no election, because other nodes may have invalidated or rebuilt the value.
+    pub(crate) fn look(self: &Arc<Self>) {
+        let Some(snapshot) = self.local.snapshot() else { return };
+        let invalidations = self.invalidations();
+        let known = self.known();
+        let asked = self.clock.now();
+        let Some(poll) = self.poll(known.to_store()) else { return };
+        // The look may have delivered an invalidation that was owed, which is older than what was built here since.
+        let known = if self.local.generation() == snapshot.generation { self.known() } else { known };
+        let has_missed = known.has_missed(poll.epoch);
+        let is_fresh = snapshot.freshness == Freshness::Fresh;
+        match poll.current {
+            // Also while this node builds: what it builds from before will be refused.
+            Current::Nothing { cleared: true }
+                if (has_missed || !known.is_alone()) && self.local.generation() == snapshot.generation =>
+            {
+                drop(self.local.clear());
+            }
+            // All else its build will find out.
+            _ if self.local.is_refreshing() => {}
+            Current::Same { soft_left, .. } if soft_left.is_zero() && is_fresh => {
+                self.outdated(snapshot.generation);
+            }
+            Current::Nothing { cleared: false } if known.to_store().is_some() && is_fresh => {
+                self.outdated(snapshot.generation);
+            }
+            // Unless it came by another way, and what is known about it has only been noted down since.
+            Current::Newer(value)
+                if self.known().version != Some(value.version) && !self.is_older(&value, asked) =>
+            {
+                // Elected also if the value is fresh here: until the newer one is there, no caller is to ask for it.
+                if value.hard_left > self.since(asked)
+                    && let Lookup::Elected(lease) = self.local.request_owned().no_cache().lookup()
+                    // Else the answer may be from before an invalidation, and the lease is from after it.
+                    && self.invalidations() == invalidations
+                    && let Taken::Over(_) = self.take_over(lease, &value, asked)
+                {
+                    return;
+                }
+                // If it cannot be read, the next caller finds that out too, and builds.
+                self.outdated(snapshot.generation);
+            }
+            _ if has_missed && is_fresh => self.outdated(snapshot.generation),
+            _ => {}
+        }
+    }
+
+    /// One look of the worker, which holds the lease because another node builds, a pause runs or the store is down.
+    /// Returns what is left to watch.
+    pub(crate) fn watch_on(self: &Arc<Self>, mut watch: Watch<T, C>) -> Option<Watch<T, C>> {
+        if watch.lease.is_fenced() {
+            // The value was cleared: the next caller is elected.
+            return None;
+        }
+        let now = self.clock.now();
+        if self.known().hard_end.is_some_and(|end| end <= now) {
+            drop(self.local.clear());
+            return None;
+        }
+        let longest = self.policy.poll.unwrap_or(Duration::from_secs(1));
+        if let Some(until) = self.open_until(Kind::Look, now) {
+            // A caller that finds nothing to serve builds.
+            return self.can_serve().then(|| {
+                watch.next = until.min(now.saturating_add(longest));
+                watch
+            });
+        }
+        let known = self.known();
+        let Some(Poll { current, epoch, lease_left, retry_left }) = self.poll(known.to_store()) else {
+            watch.next = now.saturating_add(longest);
+            return Some(watch).filter(|_| self.can_serve());
+        };
+        let mut lease = watch.lease;
+        if current.soft_left() > Duration::ZERO {
+            match self.take_fresh(lease, current, known, now) {
+                Taken::Older(returned) if self.can_serve() => lease = returned,
+                // What cannot be used is for the next caller to deal with.
+                _ => return None,
+            }
+        } else {
+            lease = self.take_stale(lease, current, Some(epoch), now)?;
+            let is_paused = !retry_left.is_zero() && lease_left.is_zero();
+            if self.open_until(Kind::Change, now).is_some() && self.can_serve() {
+                // It answers looks, and is asked for no changes: there may be a value of another node.
+                return Some(Watch { lease, next: now.saturating_add(longest), ..watch });
+            }
+            if (lease_left.is_zero() && !is_paused) || (is_paused && !self.can_serve()) {
+                // The next caller is elected, and gets the right to build.
+                if is_paused {
+                    self.set_backoff(retry_left);
+                }
+                return None;
+            }
+        }
+        let left = if lease_left.is_zero() { retry_left } else { lease_left };
+        let left = if left.is_zero() { longest } else { left };
+        Some(Watch { lease, next: now, is_idle: lease_left.is_zero(), ..watch }.later(now, left.min(longest)))
+    }
+}

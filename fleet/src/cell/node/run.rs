@@ -1,0 +1,227 @@
+//! How builds run: with a heart-beat, and with a lease that is given back if they panic or are dropped.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use dogpile::{BoxError, Clock, Lease, SharedError, Tick};
+
+use super::conclude::Prepared;
+use super::{Known, Node, Ticket, shared};
+use crate::cell::build::{BuildContext, Building, Built};
+use crate::cell::worker::Beat;
+use crate::store::Epoch;
+
+impl<T, C> Node<T, C>
+where
+    T: Send + Sync + 'static,
+    C: Clock + Clone + 'static,
+{
+    /// Runs a build.
+    pub(crate) fn build<E: Into<BoxError>>(
+        self: &Arc<Self>,
+        ticket: Ticket<T, C>,
+        build: impl FnOnce(&BuildContext<'_, T>) -> Result<Built<T>, E>,
+    ) -> Result<Arc<T>, SharedError> {
+        let mut running = Running::new(self, ticket, false);
+        let result = running.run(build);
+        let Some(ticket) = running.ticket.take() else { unreachable!("taken only here") };
+        running.stop_beat();
+        match result {
+            Ok(result) => Ok(match self.prepare(ticket, result, running.began, false) {
+                Prepared::Published(value) => value,
+                Prepared::Deliver(concluding, delivery) => {
+                    let delivered = self.worker.deliver(self, delivery, &concluding.late);
+                    self.conclude(concluding, delivered.wait(self.policy.patience))
+                }
+            }),
+            Err(error) => {
+                let pause = self.pauses(&ticket);
+                if let Some(won) = &ticket.won {
+                    let _ = self.worker.end(self, won.token, pause).wait(self.policy.patience);
+                }
+                Err(self.fail(ticket, error.into()))
+            }
+        }
+    }
+
+    /// The same, with a build that is a future.
+    #[cfg(feature = "async")]
+    pub(crate) async fn build_async<E, F>(
+        self: &Arc<Self>,
+        ticket: Ticket<T, C>,
+        build: F,
+    ) -> Result<Arc<T>, SharedError>
+    where
+        E: Into<BoxError>,
+        F: AsyncFnOnce(&BuildContext<'_, T>) -> Result<Built<T>, E>,
+    {
+        let mut running = Running::new(self, ticket, true);
+        let result = {
+            let context = running.context();
+            let address = self.address();
+            let mut build = std::pin::pin!(build(&context));
+            let result = std::future::poll_fn(|task| {
+                // Each time it is polled, and only then, this thread builds.
+                let _building = Building::of(address);
+                build.as_mut().poll(task)
+            })
+            .await;
+            context.check(&result);
+            result
+        };
+        let Some(ticket) = running.ticket.take() else { unreachable!("taken only here") };
+        running.stop_beat();
+        let began = running.began;
+        match result {
+            Ok(result) => match self.prepare(ticket, result, began, true) {
+                Prepared::Published(value) => Ok(value),
+                Prepared::Deliver(concluding, delivery) => {
+                    let delivered = self.worker.deliver(self, delivery, &concluding.late);
+                    let answer = delivered.wait_async(self.policy.patience).await;
+                    Ok(self.conclude(concluding, answer))
+                }
+            },
+            Err(error) => {
+                let error = error.into();
+                let pause = self.pauses(&ticket);
+                if let Some(won) = &ticket.won {
+                    let ended = self.worker.end(self, won.token, pause);
+                    let _ = ended.wait_async(self.policy.patience).await;
+                }
+                Err(self.fail(ticket, error))
+            }
+        }
+    }
+
+    /// The pause after a build that has failed. It runs here from now on.
+    pub(super) fn pauses(&self, ticket: &Ticket<T, C>) -> Duration {
+        let pause = self.policy.pause(ticket.won.as_ref().map_or(1, |won| won.failures.saturating_add(1)));
+        self.set_backoff(pause);
+        pause
+    }
+
+    pub(super) fn fail(&self, ticket: Ticket<T, C>, error: BoxError) -> SharedError {
+        self.access.counters.failed.count();
+        match ticket.lease {
+            Some(lease) => lease.fail(error),
+            None => shared(error),
+        }
+    }
+}
+
+/// What was known of invalidations when a build began.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Began {
+    pub(super) epoch: Option<Epoch>,
+    /// How many this node had begun.
+    pub(super) after: u64,
+}
+
+impl Began {
+    /// Of a value that is this node's alone, and whose build has ended `now`.
+    pub(super) fn alone(self, now: Tick) -> Known {
+        Known { local_until: Some(now), local_epoch: self.epoch, local_after: self.after, ..Known::default() }
+    }
+}
+
+/// A build that runs. If it panics, the store is told and the lease given back.
+struct Running<'a, T, C>
+where
+    T: Send + Sync + 'static,
+    C: Clock + Clone + 'static,
+{
+    node: &'a Arc<Node<T, C>>,
+    ticket: Option<Ticket<T, C>>,
+    began: Began,
+    done: Arc<AtomicBool>,
+    lost: Arc<AtomicBool>,
+    /// Not a thread, which may be kept waiting.
+    is_task: bool,
+}
+
+impl<'a, T, C> Running<'a, T, C>
+where
+    T: Send + Sync + 'static,
+    C: Clock + Clone + 'static,
+{
+    fn new(node: &'a Arc<Node<T, C>>, ticket: Ticket<T, C>, is_task: bool) -> Self {
+        let began = node.clock.now();
+        let won = ticket.won.as_ref().map(|won| won.token.epoch());
+        let running = Self {
+            node,
+            began: Began { epoch: won.or_else(|| node.epoch()), after: node.invalidations() },
+            ticket: Some(ticket),
+            done: Arc::new(AtomicBool::new(false)),
+            lost: Arc::new(AtomicBool::new(false)),
+            is_task,
+        };
+        if let Some(won) = running.ticket.as_ref().and_then(|ticket| ticket.won.as_ref()) {
+            let policy = &node.policy;
+            node.worker.beat(
+                node,
+                Beat {
+                    token: won.token,
+                    next: began.saturating_add(policy.lease / 3),
+                    stop: began.saturating_add(policy.build_limit),
+                    done: Arc::clone(&running.done),
+                    lost: Arc::clone(&running.lost),
+                },
+            );
+        }
+        running
+    }
+
+    fn context(&self) -> BuildContext<'_, T> {
+        let ticket = self.ticket.as_ref();
+        let won = ticket.and_then(|ticket| ticket.won.as_ref());
+        let local = ticket.and_then(|ticket| ticket.lease.as_ref()).and_then(Lease::previous);
+        BuildContext {
+            fence: won.map(|won| won.token.fence),
+            previous: won.map_or(local, |won| won.previous.as_ref()),
+            tag: won.and_then(|won| won.tag.as_deref()),
+            lost: &self.lost,
+        }
+    }
+
+    fn run<E>(&self, build: impl FnOnce(&BuildContext<'_, T>) -> Result<Built<T>, E>) -> Result<Built<T>, E> {
+        let context = self.context();
+        let result = {
+            let _building = Building::of(self.node.address());
+            build(&context)
+        };
+        context.check(&result);
+        result
+    }
+
+    fn stop_beat(&self) {
+        // Relaxed: it carries nothing; a beat too many is refused or does no harm.
+        self.done.store(true, Ordering::Relaxed);
+    }
+}
+
+impl<T, C> Drop for Running<'_, T, C>
+where
+    T: Send + Sync + 'static,
+    C: Clock + Clone + 'static,
+{
+    fn drop(&mut self) {
+        self.stop_beat();
+        if let Some(ticket) = self.ticket.take() {
+            if std::thread::panicking() {
+                self.node.access.counters.panicked.count();
+            }
+            if self.is_task {
+                // The worker tells the store: a task does not wait for it here.
+                if let Some(won) = ticket.won {
+                    self.node.orphaned(won.token);
+                }
+            } else {
+                let (node, pause) = (self.node, self.node.pauses(&ticket));
+                if let Some(won) = ticket.won {
+                    let _ = node.worker.end(node, won.token, pause).wait(node.policy.patience);
+                }
+            }
+        }
+    }
+}
