@@ -59,6 +59,7 @@ pub struct PostgresStore {
     timeout: Duration,
     spread: Duration,
     largest: usize,
+    table: String,
     shared: PerProcess<Arc<Shared>>,
     breaker: Breaker,
     /// For tests; else the server's.
@@ -67,6 +68,8 @@ pub struct PostgresStore {
 
 /// The connections of a store.
 struct Shared {
+    /// The statement that makes the table.
+    table: String,
     config: Config,
     connect: Arc<dyn Connect>,
     sessions: Mutex<Sessions>,
@@ -210,6 +213,7 @@ impl PostgresStore {
             timeout: Duration::from_secs(1),
             spread: Duration::from_millis(50),
             largest: 64 << 20,
+            table: DEFAULT_TABLE.to_owned(),
             shared: PerProcess::new(),
             breaker: Breaker::new(),
             clock: None,
@@ -230,6 +234,46 @@ impl PostgresStore {
     pub fn largest_payload(mut self, bytes: usize) -> Self {
         self.largest = bytes;
         self
+    }
+
+    /// The table, with its schema or without: `shop.fleet`. Default: `dogpile_fleet`. Its statements are those of
+    /// [`TABLE`](PostgresStore::TABLE) and [`invalidation`](PostgresStore::invalidation), with this name in place of `dogpile_fleet`.
+    /// A schema has to be there already.
+    ///
+    /// # Panics
+    ///
+    /// If it is not one or two names of small letters, digits and underscores.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile_fleet::{Invalidation, PostgresStore};
+    ///
+    /// let store = PostgresStore::new("postgres://fleet@db.example/")?.table("shop.fleet");
+    /// let invalidate = PostgresStore::invalidation(Invalidation::Soft).replace("dogpile_fleet", "shop.fleet");
+    /// assert!(invalidate.contains("INSERT INTO shop.fleet"));
+    /// # Ok::<(), dogpile_fleet::StoreError>(())
+    /// ```
+    #[must_use]
+    #[track_caller]
+    pub fn table(mut self, name: impl Into<String>) -> Self {
+        self.table = name.into();
+        let is_name = |name: &str| {
+            name.starts_with(|first: char| first.is_ascii_lowercase() || first == '_')
+                && name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_')
+        };
+        let parts: Vec<&str> = self.table.split('.').collect();
+        assert!(
+            parts.len() <= 2 && parts.into_iter().all(is_name),
+            "a table is one or two names of small letters, digits and underscores, such as `shop.fleet`: {:?}",
+            self.table
+        );
+        self
+    }
+
+    /// A statement about the table that this store uses.
+    fn of_table(&self, statement: &str) -> String {
+        statement.replace(DEFAULT_TABLE, &self.table)
     }
 
     /// How long an operation may take as a whole: name resolution, connecting, signing in, the row's lock, and the last byte of
@@ -313,6 +357,7 @@ impl PostgresStore {
     fn shared(&self) -> Arc<Shared> {
         self.shared.get(|| {
             Arc::new(Shared {
+                table: self.of_table(PostgresStore::TABLE),
                 config: self.config.clone(),
                 connect: Arc::clone(&self.connect),
                 sessions: Mutex::default(),
@@ -334,7 +379,7 @@ impl PostgresStore {
         statement: impl Into<String>,
         parameters: Vec<Parameter>,
     ) -> Result<Vec<Row>, StoreError> {
-        let (shared, statement) = (self.shared(), statement.into());
+        let (shared, statement) = (self.shared(), self.of_table(&statement.into()));
         let left = limit.deadline.saturating_duration_since(Instant::now());
         io::run(left, move |_| async move {
             let parameters: Vec<(&(dyn ToSql + Sync), Type)> = parameters
@@ -422,7 +467,7 @@ impl Shared {
         }
         if is(&answer, &SqlState::UNDEFINED_TABLE) {
             // Two that do this at the same time may get in each other's way; then it is there.
-            let _ = self.query_once(limit, PostgresStore::TABLE, &[]).await;
+            let _ = self.query_once(limit, &self.table, &[]).await;
             answer = self.query_once(limit, statement, parameters).await.0;
         }
         // Where transactions are isolated from each other by default, one of two that meet has to begin again.
@@ -527,6 +572,9 @@ impl Drop for Used<'_> {
         self.shared.returned.notify_one();
     }
 }
+
+/// What the statements call the table; in no other place of them.
+const DEFAULT_TABLE: &str = "dogpile_fleet";
 
 /// The time in microseconds: `$2`, or the server's.
 const GIVEN_NOW: &str = "coalesce($2::bigint, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint)";

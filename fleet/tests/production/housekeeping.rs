@@ -101,3 +101,55 @@ fn postgres_entries_of_names_that_nobody_uses_stayed_for_ever() {
     clock.advance(HOUR);
     assert_eq!(store.delete_unused(Duration::ZERO).unwrap(), 1);
 }
+
+#[test]
+fn redis_two_programs_share_a_server_by_their_prefixes() {
+    let server = server_or_skip!(Kind::Redis);
+    let store = |prefix: &str| RedisStore::new(&server.address()).unwrap().key_prefix(prefix);
+    let (shop, office) = (cell(store("shop:"), PATIENT), cell(store("office:"), PATIENT));
+    assert_eq!(*shop.get_or_refresh(|| text("shop")), "shop");
+    assert_eq!(*office.get_or_refresh(|| text("office")), "office");
+    let mut connection = redis::Client::open(server.address()).unwrap().get_connection().unwrap();
+    let mut keys: Vec<String> = redis::cmd("KEYS").arg("*").query(&mut connection).unwrap();
+    keys.sort();
+    assert_eq!(keys, ["office:name", "shop:name"]);
+    // Hints too.
+    eventually("each listens to its own", || {
+        let mut channels: Vec<String> =
+            redis::cmd("PUBSUB").arg("CHANNELS").arg("*").query(&mut connection).unwrap();
+        channels.sort();
+        channels == ["office:name", "shop:name"]
+    });
+    let hints = shop.stats().hints;
+    store("shop:").invalidate("name", dogpile_fleet::Invalidation::Soft).unwrap();
+    eventually("a hint", || shop.stats().hints > hints);
+}
+
+#[test]
+fn postgres_two_programs_share_a_database_by_their_tables() {
+    let server = server_or_skip!(Kind::Postgres);
+    crate::servers::query(&server.address(), "CREATE SCHEMA shop").unwrap();
+    let store =
+        |table: &str| PostgresStore::new(&server.address()).unwrap().timeout(30 * SECOND).table(table);
+    let (shop, office) = (cell(store("shop.fleet"), PATIENT), cell(store("office_fleet"), PATIENT));
+    shop.check().unwrap();
+    assert_eq!(*shop.get_or_refresh(|| text("shop")), "shop");
+    assert_eq!(*office.get_or_refresh(|| text("office")), "office");
+    let rows = "SELECT (SELECT count(*) FROM shop.fleet) * 10 + (SELECT count(*) FROM office_fleet)";
+    assert_eq!(number(&server.address(), rows).unwrap(), 11);
+    dogpile_fleet::conformance::check(&store("shop.fleet"), std::thread::sleep);
+    assert!(
+        number(&server.address(), "SELECT count(*) FROM dogpile_fleet").is_err(),
+        "there is no other table"
+    );
+
+    let invalidate =
+        PostgresStore::invalidation(dogpile_fleet::Invalidation::Soft).replace("dogpile_fleet", "shop.fleet");
+    crate::servers::query(&server.address(), &invalidate.replace("$1", "'name'")).unwrap();
+    eventually("it is rebuilt", || *shop.get_or_refresh(|| text("again")) == "again");
+    assert_eq!(*office.get_or_refresh(|| panic!("it is fresh")), "office");
+    for name in ["", "a.b.c", "shop; DROP TABLE x", "Shop", "1st"] {
+        let refused = std::panic::catch_unwind(|| PostgresStore::new(&server.address()).unwrap().table(name));
+        assert!(refused.is_err(), "{name}");
+    }
+}
