@@ -4,31 +4,36 @@
 //! `UPDATE`, whose condition `PostgreSQL` checks under the row's lock. What the condition decides is the rules' business;
 //! what the answer says is then worked out by the [rules](crate::rules) themselves from the row that came back.
 
-use std::collections::HashSet;
+mod listen;
+mod session;
+mod statements;
+
 use std::fmt;
-use std::future::{Future, poll_fn};
-use std::pin::{Pin, pin};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{self, Context};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use dogpile::Clock;
-use tokio::sync::{Notify, mpsc};
-use tokio::task::AbortHandle;
-use tokio::time::{Instant, timeout, timeout_at};
-use tokio_postgres::error::{Severity, SqlState};
+use tokio::sync::Notify;
+use tokio::time::Instant;
 use tokio_postgres::tls::{MakeTlsConnect, TlsConnect};
 use tokio_postgres::types::{ToSql, Type};
-use tokio_postgres::{AsyncMessage, CancelToken, Client, Config, NoTls, Row, Socket};
+use tokio_postgres::{Config, NoTls, Row, Socket};
 
 use crate::breaker::Breaker;
 use crate::draw;
-use crate::hub::{Hub, Listener, Settings, Source};
-use crate::io::{self, PerProcess};
+use crate::hub::{Hub, Settings};
+use crate::io;
+use crate::io::PerProcess;
 use crate::rules::{Entry, Micros, Stored, micros};
 use crate::store::{
     Acquire, Hint, Invalidation, Poll, Publication, Publish, RefreshStore, Request, StoreError, Subscription,
     Token, Version,
+};
+use listen::Channels;
+use session::{Connect, Failure, Limit, Shared};
+use statements::{
+    DEFAULT_TABLE, GIVEN_NOW, NOW, NOW_OR_1, POLL, Parameter, acquire_statement, bytes, int, invalidation,
+    known_parameters, optional_text, signed, text, token_parameters, told, unsigned,
 };
 
 /// A [`RefreshStore`] in `PostgreSQL`, version 12 or later.
@@ -64,100 +69,6 @@ pub struct PostgresStore {
     breaker: Breaker,
     /// For tests; else the server's.
     clock: Option<Box<dyn Clock>>,
-}
-
-/// The connections of a store.
-struct Shared {
-    /// The statement that makes the table.
-    table: String,
-    config: Config,
-    connect: Arc<dyn Connect>,
-    sessions: Mutex<Sessions>,
-    /// A session has come back, or ended.
-    returned: Notify,
-    hub: Arc<Hub>,
-}
-
-#[derive(Default)]
-struct Sessions {
-    idle: Vec<Session>,
-    /// Idle or not.
-    count: usize,
-}
-
-/// A connection. Dropped, it says good-bye to the server.
-struct Session {
-    client: Client,
-    driver: AbortHandle,
-}
-
-/// A session that is used. If it is dropped before it was brought back, the connection is cut off: what is still to come through
-/// it is not known.
-struct Used<'a> {
-    shared: &'a Shared,
-    session: Option<Session>,
-    is_new: bool,
-}
-
-/// The end of an operation.
-#[derive(Clone, Copy)]
-struct Limit {
-    timeout: Duration,
-    deadline: Instant,
-}
-
-type Parameter = (Box<dyn ToSql + Send + Sync>, Type);
-
-fn text(text: &str) -> Parameter {
-    (Box::new(text.to_owned()), Type::TEXT)
-}
-
-fn optional_text(text: Option<&str>) -> Parameter {
-    (Box::new(text.map(ToOwned::to_owned)), Type::TEXT)
-}
-
-fn int(number: impl Into<Option<i64>>) -> Parameter {
-    (Box::new(number.into()), Type::INT8)
-}
-
-fn bytes(bytes: &[u8]) -> Parameter {
-    (Box::new(bytes.to_vec()), Type::BYTEA)
-}
-
-/// A connection's messages; asking for them is what drives it.
-type Messages = Box<
-    dyn FnMut(&mut Context<'_>) -> task::Poll<Option<Result<AsyncMessage, tokio_postgres::Error>>> + Send,
->;
-
-type Connecting<R> = Pin<Box<dyn Future<Output = Result<R, tokio_postgres::Error>> + Send>>;
-
-/// How connections are made, with or without encryption.
-trait Connect: Send + Sync {
-    fn connect(&self, config: &Config) -> Connecting<(Client, Messages)>;
-    /// Has the server stop what it does for a connection.
-    fn cancel(&self, token: CancelToken) -> Connecting<()>;
-}
-
-impl<M> Connect for M
-where
-    M: MakeTlsConnect<Socket> + Clone + Send + Sync + 'static,
-    M::Stream: Send + 'static,
-    M::TlsConnect: Send,
-    <M::TlsConnect as TlsConnect<Socket>>::Future: Send,
-{
-    fn connect(&self, config: &Config) -> Connecting<(Client, Messages)> {
-        let (config, tls) = (config.clone(), self.clone());
-        Box::pin(async move {
-            let (client, mut connection) = config.connect(tls).await?;
-            let messages: Messages = Box::new(move |context| connection.poll_message(context));
-            Ok((client, messages))
-        })
-    }
-
-    fn cancel(&self, token: CancelToken) -> Connecting<()> {
-        let tls = self.clone();
-        Box::pin(async move { token.cancel_query(tls).await })
-    }
 }
 
 impl PostgresStore {
@@ -442,222 +353,6 @@ impl PostgresStore {
     }
 }
 
-impl Shared {
-    /// How many connections for operations there may be.
-    const MOST: usize = 4;
-    /// How long an operation waits for one that is there before it makes another.
-    const PATIENCE: Duration = Duration::from_millis(50);
-
-    fn lock(&self) -> MutexGuard<'_, Sessions> {
-        self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    async fn query(
-        &self,
-        limit: Limit,
-        statement: &str,
-        parameters: &[(&(dyn ToSql + Sync), Type)],
-    ) -> Result<Vec<Row>, Failure> {
-        let is = |answer: &Result<Vec<Row>, Failure>, state: &SqlState| matches!(answer, Err(Failure::Server(error)) if error.code() == Some(state));
-        let (mut answer, is_new) = self.query_once(limit, statement, parameters).await;
-        if !is_new && answer.as_ref().is_err_and(Failure::is_of_connection) {
-            // The server, or something on the way to it, has closed the connection while it was idle; or has become a
-            // standby.
-            answer = self.query_once(limit, statement, parameters).await.0;
-        }
-        if is(&answer, &SqlState::UNDEFINED_TABLE) {
-            // Two that do this at the same time may get in each other's way; then it is there.
-            let _ = self.query_once(limit, &self.table, &[]).await;
-            answer = self.query_once(limit, statement, parameters).await.0;
-        }
-        // Where transactions are isolated from each other by default, one of two that meet has to begin again.
-        while is(&answer, &SqlState::T_R_SERIALIZATION_FAILURE) && Instant::now() < limit.deadline {
-            answer = self.query_once(limit, statement, parameters).await.0;
-        }
-        answer
-    }
-
-    /// The answer, and whether it came by a new connection.
-    async fn query_once(
-        &self,
-        limit: Limit,
-        statement: &str,
-        parameters: &[(&(dyn ToSql + Sync), Type)],
-    ) -> (Result<Vec<Row>, Failure>, bool) {
-        let used = match timeout_at(limit.deadline, self.use_session()).await {
-            Ok(Ok(used)) => used,
-            Ok(Err(failure)) => return (Err(failure), true),
-            Err(_) => return (Err(Failure::Slow(limit.timeout)), true),
-        };
-        let is_new = used.is_new;
-        let (answer, is_clean) = {
-            let Some(Session { client, .. }) = &used.session else { unreachable!("taken at the end only") };
-            let token = client.cancel_token();
-            let mut query = pin!(client.query_typed(statement, parameters));
-            // The rest is for the server to stop.
-            let soon = limit.deadline - (limit.timeout / 4).min(Duration::from_millis(250));
-            match timeout_at(soon, &mut query).await {
-                Ok(answer) => (answer.map_err(Failure::Server), true),
-                Err(_) => {
-                    // Or it would wait for a lock for as long as that is held, and take effect then.
-                    let _ = timeout_at(limit.deadline, self.connect.cancel(token)).await;
-                    match timeout_at(limit.deadline, &mut query).await {
-                        Ok(Err(error)) if error.code() == Some(&SqlState::QUERY_CANCELED) => {
-                            (Err(Failure::Busy(limit.timeout)), true)
-                        }
-                        // The server may still stop what comes next.
-                        Ok(answer) => (answer.map_err(Failure::Server), false),
-                        Err(_) => (Err(Failure::Slow(limit.timeout)), false),
-                    }
-                }
-            }
-        };
-        let answer = answer.and_then(|rows| {
-            let is_standby = |row: &Row| row.try_get::<_, bool>("standby").unwrap_or(false);
-            if rows.first().is_some_and(is_standby) { Err(Failure::Standby) } else { Ok(rows) }
-        });
-        if answer.as_ref().is_err_and(Failure::is_standby) {
-            self.hub.reconnect();
-        }
-        if is_clean && !answer.as_ref().is_err_and(Failure::is_of_connection) {
-            used.bring_back();
-        }
-        (answer, is_new)
-    }
-
-    async fn use_session(&self) -> Result<Used<'_>, Failure> {
-        let mut waited = false;
-        loop {
-            let returned = self.returned.notified();
-            {
-                let mut sessions = self.lock();
-                while let Some(session) = sessions.idle.pop() {
-                    if !session.client.is_closed() {
-                        return Ok(Used { shared: self, session: Some(session), is_new: false });
-                    }
-                    sessions.count -= 1;
-                }
-                if sessions.count == 0 || (waited && sessions.count < Self::MOST) {
-                    sessions.count += 1;
-                    break;
-                }
-            }
-            waited |= timeout(Self::PATIENCE, returned).await.is_err();
-        }
-        // From here on it is counted, and no longer if this future is dropped.
-        let mut used = Used { shared: self, session: None, is_new: true };
-        let (client, mut messages) = self.connect.connect(&self.config).await.map_err(Failure::Server)?;
-        let driver = tokio::spawn(async move { while let Some(Ok(_)) = poll_fn(&mut messages).await {} });
-        used.session = Some(Session { client, driver: driver.abort_handle() });
-        Ok(used)
-    }
-}
-
-impl Used<'_> {
-    fn bring_back(mut self) {
-        if let Some(session) = self.session.take() {
-            self.shared.lock().idle.push(session);
-            self.shared.returned.notify_one();
-            std::mem::forget(self);
-        }
-    }
-}
-
-impl Drop for Used<'_> {
-    fn drop(&mut self) {
-        if let Some(session) = self.session.take() {
-            session.driver.abort();
-        }
-        self.shared.lock().count -= 1;
-        self.shared.returned.notify_one();
-    }
-}
-
-/// What the statements call the table; in no other place of them.
-const DEFAULT_TABLE: &str = "dogpile_fleet";
-
-/// The time in microseconds: `$2`, or the server's.
-const GIVEN_NOW: &str = "coalesce($2::bigint, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint)";
-/// The same, where the time is `$1`.
-const NOW_OR_1: &str = "coalesce($1::bigint, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint)";
-/// The server's.
-const NOW: &str = "(extract(epoch FROM clock_timestamp()) * 1000000)::bigint";
-
-/// The columns of an entry; `$3` and `$4` are the version that is known, whose payload need not be sent.
-macro_rules! columns {
-    () => {
-        concat!(
-            "incarnation, epoch, fence, elected, version, began, soft_until, hard_until, cleared, lease_until, retry_at, ",
-            "failures, tag, payload IS NOT NULL AS has_value, ",
-            "CASE WHEN incarnation = $3 AND version = $4 THEN NULL ELSE payload END AS payload, ",
-            "coalesce($2::bigint, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint) AS now"
-        )
-    };
-}
-
-const POLL: &str =
-    concat!("SELECT pg_is_in_recovery() AS standby, ", columns!(), " FROM dogpile_fleet WHERE name = $1");
-
-/// `$5`: the lease; `$6`, `$7`: the version that is refused; `$8`: a random number; `$9`, `$10`, `$11`: the incarnation, epoch
-/// and version that were seen; `$12`: how long ahead of expiry. The row is changed only if the lease is granted; if not, it is returned as the statement found
-/// it.
-fn acquire_statement() -> String {
-    let back = "coalesce(incarnation = $3 AND version < $4 OR incarnation = $9 AND (epoch < $10 OR version < $11), false)";
-    let known = "CASE WHEN incarnation = $3 THEN $4 END";
-    let seen = |what: &str| format!("CASE WHEN incarnation = $9 THEN {what} END");
-    let (seen_epoch, seen_version) = (seen("$10"), seen("$11"));
-    let refused = "coalesce(incarnation = $6 AND version = $7, false)";
-    let now = GIVEN_NOW;
-    let columns = columns!();
-    format!(
-        "WITH won AS (
-            UPDATE dogpile_fleet SET
-                incarnation = CASE WHEN {back} THEN $8 ELSE incarnation END,
-                epoch = CASE WHEN {back} THEN greatest(epoch, {seen_epoch}) + 1 ELSE epoch END,
-                version = CASE WHEN {back} THEN greatest(version, {known}, {seen_version}) ELSE version END,
-                payload = CASE WHEN {back} THEN NULL ELSE payload END,
-                tag = CASE WHEN {back} THEN NULL ELSE tag END,
-                cleared = cleared AND NOT {back},
-                retry_at = CASE WHEN {back} THEN 0 ELSE retry_at END,
-                failures = CASE WHEN {back} THEN 0 ELSE failures END,
-                fence = fence + 1,
-                elected = {now},
-                lease_until = {now} + $5
-            WHERE name = $1 AND ({back} OR (
-                (payload IS NULL OR soft_until <= {now} + $12 OR {refused}) AND lease_until <= {now} AND retry_at <= {now}
-            ))
-            RETURNING {columns}
-        )
-        SELECT true AS granted, * FROM won
-        UNION ALL
-        SELECT false, {columns} FROM dogpile_fleet WHERE name = $1 AND NOT EXISTS (SELECT FROM won)"
-    )
-}
-
-/// Runs `update`, which returns a row if it was accepted, and gives a hint if it was.
-fn told(update: &str, returned: &str) -> String {
-    format!(
-        "WITH changed AS ({update}), told AS (SELECT pg_notify('dogpile_' || right($1, 13), $1) FROM changed)
-        SELECT {returned}, (SELECT count(*) FROM told) FROM changed"
-    )
-}
-
-fn invalidation(how: Invalidation, now: &str) -> String {
-    let (cleared, change) = match how {
-        Invalidation::Soft => ("false", format!("soft_until = least(f.soft_until, {now})")),
-        Invalidation::Hard => ("true", "payload = NULL, tag = NULL, cleared = true".to_owned()),
-    };
-    told(
-        &format!(
-            "INSERT INTO dogpile_fleet AS f (name, incarnation, epoch, cleared)
-            VALUES ($1, (random() * 4611686018427387903)::bigint + 1, 1, {cleared})
-            ON CONFLICT (name) DO UPDATE SET epoch = f.epoch + 1, lease_until = 0, {change}
-            RETURNING 1 AS done"
-        ),
-        "done",
-    )
-}
-
 impl RefreshStore for PostgresStore {
     fn poll(&self, name: &str, known: Option<Version>) -> Result<Poll, StoreError> {
         let time = self.time();
@@ -861,176 +556,6 @@ impl RefreshStore for PostgresStore {
             vec![text(name)],
         )?;
         self.poll(name, None).map(drop)
-    }
-}
-
-/// Where hints come from.
-struct Channels {
-    config: Config,
-    connect: Arc<dyn Connect>,
-}
-
-/// The connection for hints. Each name has a channel, which the names with the same end share; the message is the name.
-struct Subscriber {
-    client: Client,
-    messages: mpsc::UnboundedReceiver<String>,
-    names: HashSet<String>,
-    driver: AbortHandle,
-}
-
-impl Drop for Subscriber {
-    fn drop(&mut self) {
-        self.driver.abort();
-    }
-}
-
-fn failed(error: tokio_postgres::Error) -> StoreError {
-    Failure::Server(error).into_error()
-}
-
-/// As in `told`: names may be longer than channels, and so the channel has the last 13 characters, 52 bytes at most.
-fn channel(name: &str) -> String {
-    let start = name.char_indices().rev().nth(12).map_or(0, |(index, _)| index);
-    format!("dogpile_{}", &name[start..])
-}
-
-fn quoted(identifier: &str) -> String {
-    format!("\"{}\"", identifier.replace('"', "\"\""))
-}
-
-impl Source for Channels {
-    type Listener = Subscriber;
-
-    async fn connect(&self) -> Result<Subscriber, StoreError> {
-        let (client, mut connection) = self.connect.connect(&self.config).await.map_err(failed)?;
-        let (told, messages) = mpsc::unbounded_channel();
-        let driver = tokio::spawn(async move {
-            while let Some(Ok(message)) = poll_fn(&mut connection).await {
-                if let AsyncMessage::Notification(notification) = message {
-                    let _ = told.send(notification.payload().to_owned());
-                }
-            }
-        });
-        let driver = driver.abort_handle();
-        let mut subscriber = Subscriber { client, messages, names: HashSet::new(), driver };
-        // A pooler of transactions listens, and tells nobody: then the cells had better poll.
-        let probe = format!("dogpile_{:016x}", draw::number());
-        let (listen, unlisten) = (format!("LISTEN {probe}; NOTIFY {probe}"), format!("UNLISTEN {probe}"));
-        subscriber.client.batch_execute(&listen).await.map_err(failed)?;
-        subscriber.next().await?;
-        subscriber.client.batch_execute(&unlisten).await.map_err(failed)?;
-        Ok(subscriber)
-    }
-}
-
-impl Listener for Subscriber {
-    async fn listen(&mut self, name: &str) -> Result<(), StoreError> {
-        self.names.insert(name.to_owned());
-        self.client.batch_execute(&format!("LISTEN {}", quoted(&channel(name)))).await.map_err(failed)
-    }
-
-    async fn unlisten(&mut self, name: &str) -> Result<(), StoreError> {
-        self.names.remove(name);
-        let channel = channel(name);
-        if self.names.iter().any(|other| self::channel(other) == channel) {
-            return Ok(());
-        }
-        self.client.batch_execute(&format!("UNLISTEN {}", quoted(&channel))).await.map_err(failed)
-    }
-
-    async fn next(&mut self) -> Result<String, StoreError> {
-        self.messages.recv().await.ok_or_else(|| StoreError::new("the connection has ended"))
-    }
-
-    async fn ping(&mut self) -> Result<(), StoreError> {
-        self.client.batch_execute("SELECT 1").await.map_err(failed)
-    }
-}
-
-/// Whether the connection is of no use any more: it broke, or the server has said so before it closed it.
-fn has_ended(error: &tokio_postgres::Error) -> bool {
-    error
-        .as_db_error()
-        .is_none_or(|said| matches!(said.parsed_severity(), Some(Severity::Fatal | Severity::Panic)))
-}
-
-fn known_parameters(version: Option<Version>) -> (Option<i64>, Option<i64>) {
-    version.map(|version| (signed(version.incarnation), signed(version.number))).unzip()
-}
-
-fn token_parameters(token: &Token) -> (i64, i64, i64) {
-    (signed(token.fence.incarnation), signed(token.fence.number), signed(token.epoch))
-}
-
-fn signed(number: u64) -> i64 {
-    i64::try_from(number).unwrap_or(i64::MAX)
-}
-
-fn unsigned(number: i64) -> u64 {
-    u64::try_from(number).unwrap_or(0)
-}
-
-#[derive(Debug)]
-enum Failure {
-    Server(tokio_postgres::Error),
-    /// Nothing came in time, not even when the server was asked to stop.
-    Slow(Duration),
-    /// The server works, and has stopped what was not done in time.
-    Busy(Duration),
-    Standby,
-}
-
-impl Failure {
-    /// Whether another connection may do better.
-    fn is_of_connection(&self) -> bool {
-        match self {
-            Self::Server(error) => {
-                has_ended(error) || error.code() == Some(&SqlState::READ_ONLY_SQL_TRANSACTION)
-            }
-            Self::Slow(_) | Self::Standby => true,
-            Self::Busy(_) => false,
-        }
-    }
-
-    fn is_standby(&self) -> bool {
-        match self {
-            Self::Server(error) => error.code() == Some(&SqlState::READ_ONLY_SQL_TRANSACTION),
-            Self::Standby => true,
-            Self::Slow(_) | Self::Busy(_) => false,
-        }
-    }
-
-    fn into_error(self) -> StoreError {
-        match self {
-            Self::Server(error) => StoreError::new(ServerError(error)),
-            Self::Slow(timeout) => StoreError::slow(timeout),
-            Self::Busy(timeout) => StoreError::busy(format!(
-                "the server was still waiting when the timeout of {timeout:?} had passed, and was told to stop: a \
-                 transaction of others holds the row"
-            )),
-            Self::Standby => StoreError::new("the server is a standby, which takes no changes"),
-        }
-    }
-}
-
-/// With the server's own words: the error of the client displays as "db error".
-#[derive(Debug)]
-struct ServerError(tokio_postgres::Error);
-
-impl fmt::Display for ServerError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Some(said) = self.0.as_db_error() else { return self.0.fmt(f) };
-        write!(f, "{}: {} (SQLSTATE {})", said.severity(), said.message(), said.code().code())?;
-        for more in [said.detail(), said.hint()].into_iter().flatten() {
-            write!(f, "; {more}")?;
-        }
-        Ok(())
-    }
-}
-
-impl std::error::Error for ServerError {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        if self.0.as_db_error().is_some() { None } else { self.0.source() }
     }
 }
 

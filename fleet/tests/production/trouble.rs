@@ -145,8 +145,8 @@ fn redis_a_damaged_field_needed_a_hand() {
         node.get_or_refresh(|| text("before"));
         redis_command(&server.address(), damage);
         node.invalidate().unwrap();
-        let value = node.get_or_refresh(|| text("after"));
-        assert_eq!(*value, "after", "{damage:?}");
+        // Not always the first caller: it gets the old value if the cell's own thread looks at the store in that moment.
+        eventually(&format!("{damage:?}: it is built"), || *node.get_or_refresh(|| text("after")) == "after");
         let stats = node.stats();
         assert_eq!(
             (stats.published, stats.local_builds, stats.store_errors),
