@@ -18,6 +18,7 @@ const MAGIC: &[u8; 8] = b"dogpile1";
 
 impl Header {
     /// Among the numbers.
+    #[cfg(feature = "file")]
     pub(crate) const LEASE: usize = 5;
     pub(crate) const NUMBERS: usize = 8 + 12 * 8;
     pub(crate) const LENGTH: usize = Self::NUMBERS + 5 * 4;
