@@ -262,9 +262,11 @@ fn file() {
         *lock.borrow_mut() = Some(file);
     };
     nobody_waits_for(SETUP, &address, &|_| address.clone(), &take, &|| drop(lock.take()));
-    // For longer than the others wait for it.
+    // For longer than the others wait for it. Without the value of the last fleet, whose source was further on.
+    drop(std::fs::remove_dir_all(&path));
     let mut fleet = Fleet::start(DISTURBED, &address, |_| address.clone());
     fleet.await_stored(|_| true);
+    fleet.all("await 1");
     take();
     let hang = Instant::now() + Duration::from_secs(60);
     while fleet.reports().iter().any(|node| node.store_errors == 0) {
