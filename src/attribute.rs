@@ -8,14 +8,15 @@
 use std::future::Ready;
 use std::io;
 use std::marker::PhantomData;
-use std::thread::LocalKey;
 use std::time::Duration;
 
-use crate::cell::{DogpileCell, Refreshed};
+use crate::cell::{DogpileCell, Job, Refreshed};
 use crate::error::{BoxError, RefreshError};
-use crate::local::LocalReader;
 use crate::refresher::Refresher;
 use crate::sync::{Arc, PlainOnceCell};
+
+#[cfg(feature = "async")]
+use {crate::cell::Task, crate::error::SharedError};
 
 /// `Probe::<R>::IS_RESULT`: whether `R` is a `Result`, for a known `R`, with [`IsValue`] in scope. An inherent constant is
 /// found before that of a trait, but only where its `impl` applies.
@@ -60,16 +61,19 @@ pub trait Returned<const IS_RESULT: bool>: Sized {
     /// What a read through a closure returns, where that returns `R`.
     type With<R>;
 
+    /// A read through the thread's own reader, which has succeeded.
+    fn wrap<R>(result: R) -> Self::With<R>;
+
+    /// A read through a closure, by way of a call of the function.
+    fn look<R>(found: Self::Read, read: impl FnOnce(&Self::Value) -> R) -> Self::With<R>;
+
     /// A call of the function.
     fn read(cell: &'static DogpileCell<Self::Value>, build: fn() -> Self) -> Self::Read;
 
-    /// A read through the thread's own reader.
-    fn with<R>(
-        reader: &'static LocalKey<LocalReader<Self::Value>>,
-        cell: impl Fn() -> &'static DogpileCell<Self::Value> + Copy,
-        build: fn() -> Self,
-        read: impl FnOnce(&Self::Value) -> R,
-    ) -> Self::With<R>;
+    /// The same; the build is handed to a spawner.
+    fn read_spawned<S, R>(cell: &'static DogpileCell<Self::Value>, spawn: S, build: fn() -> Self) -> Self::Read
+    where
+        S: FnOnce(Job) -> R;
 
     /// A call of an `async` function.
     #[cfg(feature = "async")]
@@ -78,14 +82,16 @@ pub trait Returned<const IS_RESULT: bool>: Sized {
         build: impl FnOnce() -> F,
     ) -> impl Future<Output = Self::Read>;
 
-    /// A read through the thread's own reader, with an `async` function.
+    /// The same; the build is handed to a spawner.
     #[cfg(feature = "async")]
-    fn with_async<R, F: Future<Output = Self>>(
-        reader: &'static LocalKey<LocalReader<Self::Value>>,
-        cell: impl Fn() -> &'static DogpileCell<Self::Value> + Copy,
-        build: impl FnOnce() -> F,
-        read: impl FnOnce(&Self::Value) -> R,
-    ) -> impl Future<Output = Self::With<R>>;
+    fn read_spawned_async<S, R, F>(
+        cell: &'static DogpileCell<Self::Value>,
+        spawn: S,
+        build: impl FnOnce() -> F + Send + 'static,
+    ) -> impl Future<Output = Self::Read>
+    where
+        S: FnOnce(Task) -> R,
+        F: Future<Output = Self> + Send + 'static;
 
     /// In place of those above, so that the only error is that of `__needs_async`.
     #[cfg(not(feature = "async"))]
@@ -95,12 +101,11 @@ pub trait Returned<const IS_RESULT: bool>: Sized {
 
     /// As `read_async`.
     #[cfg(not(feature = "async"))]
-    fn with_async<R, F>(
-        _: &'static LocalKey<LocalReader<Self::Value>>,
-        _: impl Fn() -> &'static DogpileCell<Self::Value> + Copy,
+    fn read_spawned_async<S, F>(
+        _: &'static DogpileCell<Self::Value>,
+        _: S,
         _: impl FnOnce() -> F,
-        _: impl FnOnce(&Self::Value) -> R,
-    ) -> Ready<Self::With<R>> {
+    ) -> Ready<Self::Read> {
         unreachable!("does not compile")
     }
 
@@ -118,24 +123,28 @@ impl<T: Send + Sync + 'static> Returned<false> for T {
     type With<R> = R;
 
     #[inline]
+    fn wrap<R>(result: R) -> R {
+        result
+    }
+
+    #[inline]
+    fn look<R>(found: Arc<T>, read: impl FnOnce(&T) -> R) -> R {
+        read(&found)
+    }
+
+    #[inline]
     #[track_caller]
     fn read(cell: &'static DogpileCell<T>, build: fn() -> T) -> Arc<T> {
         cell.get_or_refresh(build)
     }
 
-    #[inline(always)] // so that `reader` is a constant
-    #[allow(clippy::inline_always)]
+    #[inline]
     #[track_caller]
-    fn with<R>(
-        reader: &'static LocalKey<LocalReader<T>>,
-        cell: impl Fn() -> &'static DogpileCell<T> + Copy,
-        build: fn() -> T,
-        read: impl FnOnce(&T) -> R,
-    ) -> R {
-        match LocalReader::read(reader, cell, read) {
-            Ok(result) => result,
-            Err(read) => with_cell(cell(), build, read),
-        }
+    fn read_spawned<S, R>(cell: &'static DogpileCell<T>, spawn: S, build: fn() -> T) -> Arc<T>
+    where
+        S: FnOnce(Job) -> R,
+    {
+        cell.request().spawn_with(spawn).get(build)
     }
 
     #[cfg(feature = "async")]
@@ -147,16 +156,16 @@ impl<T: Send + Sync + 'static> Returned<false> for T {
     }
 
     #[cfg(feature = "async")]
-    async fn with_async<R, F: Future<Output = T>>(
-        reader: &'static LocalKey<LocalReader<T>>,
-        cell: impl Fn() -> &'static DogpileCell<T> + Copy,
-        build: impl FnOnce() -> F,
-        read: impl FnOnce(&T) -> R,
-    ) -> R {
-        match LocalReader::read(reader, cell, read) {
-            Ok(result) => result,
-            Err(read) => read(&*cell().get_or_refresh_async(build).await),
-        }
+    fn read_spawned_async<S, R, F>(
+        cell: &'static DogpileCell<T>,
+        spawn: S,
+        build: impl FnOnce() -> F + Send + 'static,
+    ) -> impl Future<Output = Arc<T>>
+    where
+        S: FnOnce(Task) -> R,
+        F: Future<Output = T> + Send + 'static,
+    {
+        cell.request().spawn_with(spawn).get_async(build)
     }
 
     fn refresher(cell: &'static DogpileCell<T>, ahead: Duration, build: fn() -> T) -> io::Result<Refresher> {
@@ -170,22 +179,26 @@ impl<T: Send + Sync + 'static, E: Shareable> Returned<true> for Result<T, E> {
     type With<R> = Result<R, RefreshError>;
 
     #[inline]
+    fn wrap<R>(result: R) -> Result<R, RefreshError> {
+        Ok(result)
+    }
+
+    #[inline]
+    fn look<R>(found: Self::Read, read: impl FnOnce(&T) -> R) -> Result<R, RefreshError> {
+        found.map(|value| read(&value))
+    }
+
+    #[inline]
     fn read(cell: &'static DogpileCell<T>, build: fn() -> Self) -> Self::Read {
         cell.try_get_or_refresh(build)
     }
 
-    #[inline(always)] // so that `reader` is a constant
-    #[allow(clippy::inline_always)]
-    fn with<R>(
-        reader: &'static LocalKey<LocalReader<T>>,
-        cell: impl Fn() -> &'static DogpileCell<T> + Copy,
-        build: fn() -> Self,
-        read: impl FnOnce(&T) -> R,
-    ) -> Result<R, RefreshError> {
-        match LocalReader::read(reader, cell, read) {
-            Ok(result) => Ok(result),
-            Err(read) => try_with_cell(cell(), build, read),
-        }
+    #[inline]
+    fn read_spawned<S, R>(cell: &'static DogpileCell<T>, spawn: S, build: fn() -> Self) -> Self::Read
+    where
+        S: FnOnce(Job) -> R,
+    {
+        cell.request().spawn_with(spawn).try_get(build)
     }
 
     #[cfg(feature = "async")]
@@ -197,16 +210,18 @@ impl<T: Send + Sync + 'static, E: Shareable> Returned<true> for Result<T, E> {
     }
 
     #[cfg(feature = "async")]
-    async fn with_async<R, F: Future<Output = Self>>(
-        reader: &'static LocalKey<LocalReader<T>>,
-        cell: impl Fn() -> &'static DogpileCell<T> + Copy,
-        build: impl FnOnce() -> F,
-        read: impl FnOnce(&T) -> R,
-    ) -> Result<R, RefreshError> {
-        match LocalReader::read(reader, cell, read) {
-            Ok(result) => Ok(result),
-            Err(read) => Ok(read(&*cell().try_get_or_refresh_async(build).await?)),
-        }
+    async fn read_spawned_async<S, R, F>(
+        cell: &'static DogpileCell<T>,
+        spawn: S,
+        build: impl FnOnce() -> F + Send + 'static,
+    ) -> Self::Read
+    where
+        S: FnOnce(Task) -> R,
+        F: Future<Output = Self> + Send + 'static,
+    {
+        // As the job's, the error is of a type that is `Send`.
+        let build = async move || build().await.map_err(SharedError::new);
+        cell.request().spawn_with(spawn).try_get_async(build).await
     }
 
     fn refresher(
@@ -218,22 +233,9 @@ impl<T: Send + Sync + 'static, E: Shareable> Returned<true> for Result<T, E> {
     }
 }
 
+/// Called where a read does not end in the thread's own reader: the other way is the one to be fast.
 #[cold]
-#[inline(never)]
-#[track_caller]
-fn with_cell<T, R>(cell: &'static DogpileCell<T>, build: fn() -> T, read: impl FnOnce(&T) -> R) -> R {
-    read(&cell.load_or_refresh(build))
-}
-
-#[cold]
-#[inline(never)]
-fn try_with_cell<T, E: Into<BoxError>, R>(
-    cell: &'static DogpileCell<T>,
-    build: fn() -> Result<T, E>,
-    read: impl FnOnce(&T) -> R,
-) -> Result<R, RefreshError> {
-    Ok(read(&*cell.try_get_or_refresh(build)?))
-}
+pub const fn cold() {}
 
 /// The refresher of a function, started by its first call.
 #[derive(Debug)]

@@ -259,7 +259,7 @@ pub mod markers {
 #[doc(hidden)]
 pub mod __private {
     #[cfg(feature = "macros")]
-    pub use crate::attribute::{Ahead, IsValue, Probe, Returned};
+    pub use crate::attribute::{Ahead, IsValue, Probe, Returned, cold};
     pub use crate::local::LocalReader;
 }
 

@@ -48,9 +48,10 @@ impl<T, C: Clock> LocalReader<T, C> {
     /// Applies `read` to what may be served without a build. Gives `read` back where the cell must be asked.
     ///
     /// Always inlined: where `this` is not known to the compiler, each access is two calls by pointer.
+    #[doc(hidden)]
     #[inline(always)]
     #[allow(clippy::inline_always)]
-    pub(crate) fn read<R, F: FnOnce(&T) -> R>(
+    pub fn read<R, F: FnOnce(&T) -> R>(
         this: &'static LocalKey<Self>,
         cell: impl Fn() -> &'static DogpileCell<T, C>,
         read: F,

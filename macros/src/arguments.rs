@@ -11,14 +11,21 @@ use syn::spanned::Spanned;
 use syn::{Error, Expr, ExprLit, Ident, Lit, LitStr, Result, Token};
 
 const SETTINGS: &str = "`ttl`, `never_expires`, `stale_while_refresh`, `stale_if_error`, `retry_backoff`, `jitter`, \
-                        `lease_timeout`, `ahead`, `name`";
+                        `lease_timeout`, `ahead`, `spawn`, `max_entries`, `name`, `in_impl`";
 
 /// All of them, checked.
 pub(crate) struct Arguments {
-    /// A constant expression.
+    /// The name of a function that makes a `Policy`, with its arguments, and the methods to be called on what that returns: a
+    /// constant expression.
     pub(crate) policy: TokenStream,
     /// A constant expression, and where it stands.
     pub(crate) ahead: Option<(TokenStream, Span)>,
+    /// A function.
+    pub(crate) spawn: Option<Expr>,
+    /// A constant expression, and where it stands.
+    pub(crate) max_entries: Option<(TokenStream, Span)>,
+    /// The function stands in an `impl` block.
+    pub(crate) in_impl: bool,
     /// A constant expression; `None`: the path of the function.
     pub(crate) name: Option<TokenStream>,
 }
@@ -154,6 +161,25 @@ fn jitter(value: &Expr) -> Result<TokenStream> {
     Ok(quote!(.jitter(#value)))
 }
 
+fn max_entries(value: &Expr) -> Result<TokenStream> {
+    const ZERO: &str = "`max_entries` must be at least 1: a map that holds nothing builds at each call";
+    let span = value.span();
+    if let Expr::Lit(ExprLit { lit, .. }) = value {
+        let Lit::Int(number) = lit else {
+            return Err(Error::new(span, "`max_entries` is a number: how many keys have a value at most"));
+        };
+        if number.base10_parse::<u128>().is_ok_and(|number| number == 0) {
+            return Err(Error::new(span, ZERO));
+        }
+    }
+    // Known to the compiler only.
+    Ok(quote_spanned! {span=> const {
+        let entries: usize = #value;
+        ::core::assert!(entries > 0, #ZERO);
+        entries
+    }})
+}
+
 /// What has been read so far.
 #[derive(Default)]
 struct Known {
@@ -162,6 +188,9 @@ struct Known {
     rest: TokenStream,
     ahead: Option<Time>,
     name: Option<TokenStream>,
+    spawn: Option<Expr>,
+    max_entries: Option<(TokenStream, Span)>,
+    in_impl: bool,
 }
 
 impl Known {
@@ -195,6 +224,25 @@ impl Known {
                 self.rest.extend(quote!(.lease_timeout(#timeout)));
             }
             "ahead" => self.ahead = Some(setting.duration()?),
+            "spawn" => {
+                let value = setting.value()?;
+                if matches!(value, Expr::Lit(_)) {
+                    let message = "`spawn` is a function that runs a build elsewhere, such as `std::thread::spawn`, or \
+                                   `tokio::spawn` for an `async fn`";
+                    return Err(Error::new(value.span(), message));
+                }
+                self.spawn = Some(value);
+            }
+            "max_entries" => {
+                let value = setting.value()?;
+                self.max_entries = Some((max_entries(&value)?, value.span()));
+            }
+            "in_impl" => {
+                if let Some(value) = setting.value {
+                    return Err(Error::new(value.span(), "`in_impl` has no value"));
+                }
+                self.in_impl = true;
+            }
             "name" => {
                 let value = setting.value()?;
                 if matches!(&value, Expr::Lit(ExprLit { lit, .. }) if !matches!(lit, Lit::Str(_))) {
@@ -211,16 +259,16 @@ impl Known {
     }
 
     fn finish(self) -> Result<Arguments> {
-        let Self { ttl, never_expires, rest, ahead, name } = self;
+        let Self { ttl, never_expires, rest, ahead, name, spawn, max_entries, in_impl } = self;
         let (policy, ttl) = match (ttl, never_expires) {
             (Some(_), Some(never)) => {
                 return Err(Error::new(never, "either a `ttl`, or `never_expires`"));
             }
             (Some(ttl), None) => {
                 let time = &ttl.tokens;
-                (quote!(::dogpile::Policy::ttl(#time)), Some(ttl))
+                (quote!(ttl(#time)), Some(ttl))
             }
-            (None, Some(_)) => (quote!(::dogpile::Policy::never_expires()), None),
+            (None, Some(_)) => (quote!(never_expires()), None),
             (None, None) => {
                 return Err(Error::new(
                     Span::call_site(),
@@ -252,7 +300,7 @@ impl Known {
                 Some((checked, ahead.span))
             }
         };
-        Ok(Arguments { policy: quote!(#policy #rest), ahead, name })
+        Ok(Arguments { policy: quote!(#policy #rest), ahead, name, spawn, max_entries, in_impl })
     }
 }
 

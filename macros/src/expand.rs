@@ -9,18 +9,37 @@
 //! of the compiler.
 
 use proc_macro2::{Span, TokenStream};
-use quote::{quote, quote_spanned};
+use quote::{format_ident, quote, quote_spanned};
 use syn::ext::IdentExt;
 use syn::spanned::Spanned;
-use syn::{Error, Ident, Result};
+use syn::{Error, Ident, Result, Type};
 
 use crate::arguments::Arguments;
-use crate::function::{Function, Looks};
+use crate::function::{Function, Kept, Looks, Parameter};
 
-pub(crate) fn expand(arguments: TokenStream, item: &TokenStream) -> TokenStream {
+/// Whose attribute it is.
+#[derive(Clone, Copy)]
+pub(crate) enum Home {
+    /// The crate `dogpile`.
+    Cell,
+    /// The crate `dogpile-map`.
+    Map,
+}
+
+impl Home {
+    /// The path of the crate `dogpile`. The other one may be the only one that the user depends on.
+    fn dogpile(self) -> TokenStream {
+        match self {
+            Self::Cell => quote!(::dogpile),
+            Self::Map => quote!(::dogpile_map::__private::dogpile),
+        }
+    }
+}
+
+pub(crate) fn expand(home: Home, arguments: TokenStream, item: &TokenStream) -> TokenStream {
     let (arguments, function) = (syn::parse2(arguments), syn::parse2(item.clone()));
     let written = match (arguments, function) {
-        (Ok(arguments), Ok(function)) => write(&arguments, &function),
+        (Ok(arguments), Ok(function)) => Writer::new(home, &arguments, &function).and_then(|it| it.write()),
         (Err(error), Ok(_)) | (Ok(_), Err(error)) => Err(error),
         (Err(mut errors), Err(error)) => {
             errors.combine(error);
@@ -53,18 +72,19 @@ struct Signatures {
 }
 
 impl Signatures {
-    fn of(function: &Function) -> Self {
+    fn of(function: &Function, dogpile: &TokenStream) -> Self {
         let returns = &function.returns;
         let span = returns.span();
+        let private = quote_spanned!(span=> #dogpile::__private);
         let probe = quote_spanned! {span=> {
             #[allow(unused_imports)] // not used where it is a `Result`
-            use ::dogpile::__private::IsValue as _;
-            ::dogpile::__private::Probe::<#returns>::IS_RESULT
+            use #private::IsValue as _;
+            #private::Probe::<#returns>::IS_RESULT
         }};
         match Looks::of(returns) {
             Looks::Result(value) => Self {
-                call: quote!(::core::result::Result<::std::sync::Arc<#value>, ::dogpile::RefreshError>),
-                with: quote!(::core::result::Result<__R, ::dogpile::RefreshError>),
+                call: quote!(::core::result::Result<::std::sync::Arc<#value>, #dogpile::RefreshError>),
+                with: quote!(::core::result::Result<__R, #dogpile::RefreshError>),
                 value: quote!(#value),
                 is_result: quote!(true),
                 check: quote!(),
@@ -77,7 +97,7 @@ impl Signatures {
                 check: quote_spanned!(span=> const _: () = ::core::assert!(!#probe, #HIDDEN);),
             },
             Looks::Unclear => {
-                let returned = quote_spanned!(span=> <#returns as ::dogpile::__private::Returned<#probe>>);
+                let returned = quote_spanned!(span=> <#returns as #private::Returned<#probe>>);
                 Self {
                     call: quote!(#returned::Read),
                     with: quote!(#returned::With<__R>),
@@ -90,166 +110,510 @@ impl Signatures {
     }
 }
 
-fn write(arguments: &Arguments, function: &Function) -> Result<TokenStream> {
-    let Function { attributes, vis, name, asyncness, fn_token, returns, body } = function;
-    let (all, called, built) = (&attributes.all, &attributes.called, &attributes.built);
-    let Signatures { call, with, value, is_result, check } = Signatures::of(function);
-    let policy = &arguments.policy;
-    let plain = name.unraw().to_string();
-    let cell_name = arguments.name.clone().unwrap_or_else(|| {
-        let name = format!("::{plain}");
-        quote!(::core::concat!(::core::module_path!(), #name))
-    });
-    let span = returns.span();
-    let returned = quote_spanned!(span=> <#returns as ::dogpile::__private::Returned<#is_result>>);
+/// The key of a function with arguments.
+struct Key {
+    /// Its type.
+    kept: TokenStream,
+    /// The parts of it: for an error of the compiler at each.
+    parts: Vec<TokenStream>,
+    /// A reference to it, or to its borrowed form, made of the arguments.
+    asked: TokenStream,
+    /// The arguments, made of a reference `key` to it.
+    given: TokenStream,
+    /// The parameters, for callers.
+    parameters: TokenStream,
+    /// The arguments, handed on.
+    passed: TokenStream,
+}
 
-    let (is_async, read_method, with_method, wait) = match asyncness {
-        Some(word) => {
-            let needs = quote_spanned!(word.span()=> ::dogpile::__needs_async!{});
-            (needs, "read_async", "with_async", quote!(.await))
+impl Key {
+    fn of(parameters: &[Parameter], key: &Ident) -> Self {
+        let parts: Vec<TokenStream> = parameters.iter().map(kept).collect();
+        let names: Vec<&Ident> = parameters.iter().map(|parameter| &parameter.name).collect();
+        let types = parameters.iter().map(|parameter| &parameter.given);
+        let given = |parameter: &Parameter, part: TokenStream| match &parameter.kept {
+            Kept::Given => quote!(::core::clone::Clone::clone(#part)),
+            Kept::Owned(referred) => quote!(::core::borrow::Borrow::<#referred>::borrow(#part)),
+        };
+        let (kept, asked, given) = match parameters {
+            [only] => {
+                let name = &only.name;
+                let asked = match only.kept {
+                    Kept::Given => quote!(&#name),
+                    Kept::Owned(_) => quote!(#name),
+                };
+                (quote!(#(#parts)*), asked, given(only, quote!(#key)))
+            }
+            several => {
+                let asked = several.iter().map(|Parameter { name, kept, .. }| match kept {
+                    Kept::Given => quote!(#name),
+                    Kept::Owned(referred) => quote!(<#referred as ::std::borrow::ToOwned>::to_owned(#name)),
+                });
+                let given = several.iter().enumerate().map(|(place, parameter)| {
+                    let place = syn::Index::from(place);
+                    given(parameter, quote!(&#key.#place))
+                });
+                (quote!((#(#parts),*)), quote!(&(#(#asked),*)), quote!(#(#given),*))
+            }
+        };
+        Self { kept, asked, given, parameters: quote!(#(#names: #types),*), passed: quote!(#(#names),*), parts }
+    }
+}
+
+/// The type by which the key keeps it.
+fn kept(parameter: &Parameter) -> TokenStream {
+    let span = parameter.given.span();
+    match &parameter.kept {
+        Kept::Given => {
+            let given = &parameter.given;
+            quote!(#given)
         }
-        None => (quote!(), "read", "with", quote!()),
-    };
-    // What the compiler says about a call is shown at the type.
-    let (read_method, with_method) = (Ident::new(read_method, span), Ident::new(with_method, span));
-    // An `async fn` cannot have the first one yet, and is not made smaller by the second one.
-    let (track_caller, inline) = match asyncness {
-        Some(_) => (quote!(), quote!(#[inline])),
-        None => (quote!(#[track_caller]), quote!(#[inline(always)])),
-    };
-
-    let Ahead { begun, refresher } = Ahead::of(arguments, function, &value, &returned)?;
-    // By way of the trait, so that a value that threads cannot share is one short message.
-    let cell = quote_spanned!(span=> ::dogpile::DogpileCell<#returned::Value>);
-    let about = format!("What belongs to the value of [`{plain}`](fn@{plain}).");
-    // A type parameter is not hygienic: `__R` is a name that no return type has.
-    let read = Ident::new("read", Span::mixed_site());
-    let call_build = quote_spanned!(span=> #returned::#read_method(#begun(), #name::build) #wait);
-    let with_build =
-        quote_spanned!(span=> #returned::#with_method(Self::reader(), #begun, Self::build, #read) #wait);
-    // In an `impl` block, where it cannot be, the message is shown at the name.
-    let beside = quote_spanned! {name.span()=>
-        #all
-        #[doc = #about]
-        #[allow(non_camel_case_types)]
-        #vis enum #name {}
-    };
-    // Lints about the signature and the documentation: they are for the function that is called.
-    let signature = quote!(
-        clippy::missing_errors_doc,
-        clippy::missing_panics_doc,
-        clippy::missing_const_for_fn,
-        clippy::must_use_candidate
-    );
-    Ok(quote! {
-        #is_async
-
-        #all
-        #called
-        #track_caller
-        #vis #asyncness #fn_token #name() -> #call {
-            #check
-            #call_build
+        // As one would write them.
+        Kept::Owned(Type::Path(path)) if path.path.is_ident("str") => quote_spanned!(span=> ::std::string::String),
+        Kept::Owned(Type::Slice(slice)) => {
+            let element = &slice.elem;
+            quote_spanned!(span=> ::std::vec::Vec<#element>)
         }
+        Kept::Owned(referred) => quote_spanned!(span=> <#referred as ::std::borrow::ToOwned>::Owned),
+    }
+}
 
-        #beside
+/// What all parts of the code are made of.
+struct Writer<'a> {
+    home: Home,
+    dogpile: TokenStream,
+    arguments: &'a Arguments,
+    function: &'a Function,
+    /// Without `r#`.
+    plain: String,
+    signatures: Signatures,
+    /// The type that is returned, with the trait that says what that means.
+    returned: TokenStream,
+    /// `.await`, or nothing.
+    wait: TokenStream,
+    /// A parameter. No name of the user's: they cannot clash.
+    read: Ident,
+}
 
-        #all
-        impl #name {
-            /// The function as it was written: makes a value, past the cell.
+impl<'a> Writer<'a> {
+    fn new(home: Home, arguments: &'a Arguments, function: &'a Function) -> Result<Self> {
+        check(home, arguments, function)?;
+        let dogpile = home.dogpile();
+        let signatures = Signatures::of(function, &dogpile);
+        let (returns, is_result) = (&function.returns, &signatures.is_result);
+        let returned =
+            quote_spanned!(returns.span()=> <#returns as #dogpile::__private::Returned<#is_result>>);
+        Ok(Self {
+            plain: function.name.unraw().to_string(),
+            wait: if function.asyncness.is_some() { quote!(.await) } else { quote!() },
+            read: Ident::new("read", Span::mixed_site()),
+            home,
+            dogpile,
+            arguments,
+            function,
+            signatures,
+            returned,
+        })
+    }
+
+    /// The name of what stands beside the function.
+    fn item(&self, what: &str) -> Ident {
+        let span = self.function.name.span();
+        if self.arguments.in_impl { format_ident!("{}_{what}", self.plain, span = span) } else { Ident::new(what, span) }
+    }
+
+    /// Its path.
+    fn path(&self, what: &str) -> TokenStream {
+        let item = self.item(what);
+        if self.arguments.in_impl {
+            quote!(Self::#item)
+        } else {
+            let name = &self.function.name;
+            quote!(#name::#item)
+        }
+    }
+
+    /// Of the documentation: a link to it.
+    fn link(&self, what: &str) -> String {
+        let item = self.item(what);
+        format!("[`{item}`](Self::{item})")
+    }
+
+    /// A method of a trait. What the compiler says about a call is shown at the type.
+    fn method(&self, of: &str) -> Ident {
+        let suffix = if self.function.asyncness.is_some() { "_async" } else { "" };
+        let spawned = if self.arguments.spawn.is_some() { "_spawned" } else { "" };
+        format_ident!("{of}{spawned}{suffix}", span = self.function.returns.span())
+    }
+
+    /// The name of the cell or the map.
+    fn label(&self) -> TokenStream {
+        self.arguments.name.clone().unwrap_or_else(|| {
+            let name = format!("::{}", self.plain);
+            quote!(::core::concat!(::core::module_path!(), #name))
+        })
+    }
+
+    fn write(&self) -> Result<TokenStream> {
+        if self.function.parameters.is_empty() { self.write_cell() } else { Ok(self.write_map()) }
+    }
+
+    /// What a function consists of, whatever its value is kept in: itself, with this parameters and this body, and beside it
+    /// itself as it was written, and `beside`.
+    fn assemble(&self, parameters: &TokenStream, body: &TokenStream, beside: &TokenStream) -> TokenStream {
+        let Function { attributes, vis, name, asyncness, fn_token, inputs, returns, body: build, .. } = self.function;
+        let (all, called, built) = (&attributes.all, &attributes.called, &attributes.built);
+        let Signatures { call, check, .. } = &self.signatures;
+        let (dogpile, track_caller) = (&self.dogpile, self.track_caller());
+        let needs = asyncness.map(|word| match self.home {
+            // A function without arguments needs nothing of the map.
+            Home::Map if !self.function.parameters.is_empty() => {
+                quote_spanned!(word.span()=> ::dogpile_map::__needs_async!{})
+            }
+            _ => quote_spanned!(word.span()=> #dogpile::__needs_async!{}),
+        });
+        let build_name = self.item("build");
+        // Lints about the signature and the documentation: they are for the function that is called.
+        let signature = quote!(
+            clippy::missing_errors_doc,
+            clippy::missing_panics_doc,
+            clippy::missing_const_for_fn,
+            clippy::must_use_candidate
+        );
+        // Not those above: what is allowed here is not allowed in the body.
+        let allowed = quote! {
+            #[allow(dead_code, unreachable_pub, #signature, clippy::inline_always, clippy::type_complexity)]
+        };
+        // A `static` in a method is one for all types of a generic `impl` block, and the compiler must say so.
+        let (needs_in_fn, not_generic) = if self.arguments.in_impl {
+            let no_generic_impl = quote_spanned! {name.span()=>
+                let _: [(); { let _: ::core::option::Option<*const Self> = ::core::option::Option::None; 0 }] = [];
+            };
+            (needs.clone(), no_generic_impl)
+        } else {
+            (None, quote!())
+        };
+        let needs_beside = if self.arguments.in_impl { None } else { needs };
+        // The arguments are used by reference where the map allows it.
+        let of_arguments = if parameters.is_empty() {
+            quote!()
+        } else {
+            quote!(#[allow(clippy::needless_pass_by_value, clippy::ptr_arg, clippy::trivially_copy_pass_by_ref)])
+        };
+        let called_function = quote! {
+            #all
+            #called
+            #track_caller
+            #of_arguments
+            #vis #asyncness #fn_token #name(#parameters) -> #call {
+                #needs_in_fn
+                #not_generic
+                #check
+                #body
+            }
+        };
+        let built_function = quote! {
+            /// The function as it was written: makes a value, and keeps it nowhere.
             #[allow(#signature)]
             #built
-            #vis #asyncness #fn_token build() -> #returns #body
-        }
+            #vis #asyncness #fn_token #build_name(#inputs) -> #returns #build
+        };
+        if self.arguments.in_impl {
+            return quote! {
+                #called_function
 
-        // Not the one above: what is allowed here is not allowed in the body.
-        #all
-        #[allow(dead_code, unreachable_pub, #signature, clippy::inline_always, clippy::type_complexity)]
-        impl #name {
+                #all
+                #[allow(dead_code)]
+                #built_function
+
+                #beside
+            };
+        }
+        let about = format!("What belongs to the value of [`{0}`](fn@{0}).", self.plain);
+        // In an `impl` block, where it cannot be, the message is shown at the name.
+        let its_type = quote_spanned! {name.span()=>
+            #all
+            #[doc = #about]
+            #[allow(non_camel_case_types)]
+            #vis enum #name {}
+        };
+        quote! {
+            #needs_beside
+
+            #called_function
+
+            #its_type
+
+            #all
+            impl #name {
+                #built_function
+            }
+
+            #all
+            #allowed
+            impl #name {
+                #beside
+            }
+        }
+    }
+
+    /// An `async fn` cannot have it yet.
+    fn track_caller(&self) -> TokenStream {
+        if self.function.asyncness.is_some() { quote!() } else { quote!(#[track_caller]) }
+    }
+
+    /// In an `impl` block, what the type beside a function has for all of its functions.
+    fn attributes(&self) -> TokenStream {
+        if !self.arguments.in_impl {
+            return quote!();
+        }
+        let all = &self.function.attributes.all;
+        quote! {
+            #all
+            #[allow(
+                dead_code,
+                unreachable_pub,
+                clippy::missing_errors_doc,
+                clippy::missing_panics_doc,
+                clippy::must_use_candidate,
+                clippy::inline_always,
+                clippy::type_complexity
+            )]
+        }
+    }
+
+    /// One value, in a cell.
+    fn write_cell(&self) -> Result<TokenStream> {
+        let Function { vis, asyncness, returns, .. } = self.function;
+        let Signatures { with, value, .. } = &self.signatures;
+        let Self { dogpile, returned, wait, read, .. } = self;
+        let span = returns.span();
+        let (policy, label) = (&self.arguments.policy, self.label());
+        let (cell, build, reader, release) =
+            (self.path("cell"), self.path("build"), self.path("reader"), self.path("release"));
+        let [cell_item, with_item, reader_item, release_item, reset_item] =
+            ["cell", "with", "reader", "release", "reset"].map(|what| self.item(what));
+        let Ahead { begun, refresher } = self.ahead()?;
+        let spawn = self.arguments.spawn.as_ref().map(|spawn| quote!(#spawn,));
+        let read_method = self.method("read");
+        let body = quote_spanned!(span=> #returned::#read_method(#begun(), #spawn #build) #wait);
+        // By way of the trait, so that a value that threads cannot share is one short message.
+        let cell_type = quote_spanned!(span=> #dogpile::DogpileCell<#returned::Value>);
+        // An `async fn` is not made smaller by it.
+        let inline = if asyncness.is_some() { quote!(#[inline]) } else { quote!(#[inline(always)]) };
+        let (track_caller, attributes) = (self.track_caller(), self.attributes());
+        let name = self.called();
+        let about_with = format!(
+            "The thread keeps the value until its next read, until {}, or until it ends.",
+            self.link("release")
+        );
+        let about_release = format!("Lets go of the value that this thread keeps for {}.", self.link("with"));
+        Ok(self.assemble(&quote!(), &body, &quote! {
             /// The cell, for everything else.
+            #attributes
             #[inline]
-            #vis fn cell() -> &'static ::dogpile::DogpileCell<#value> {
-                static CELL: #cell = ::dogpile::DogpileCell::with_policy(#policy).named(#cell_name);
+            #vis fn #cell_item() -> &'static #dogpile::DogpileCell<#value> {
+                static CELL: #cell_type =
+                    #dogpile::DogpileCell::with_policy(#dogpile::Policy::#policy).named(#label);
                 &CELL
             }
 
             /// Reads the value through the thread's own reader: the cheapest read.
             ///
-            /// The thread keeps the value until its next read, until [`release`](Self::release), or until it ends.
+            #[doc = #about_with]
+            #attributes
             #track_caller
             #inline
-            #vis #asyncness fn with<__R>(#read: impl ::core::ops::FnOnce(&#value) -> __R) -> #with {
-                #with_build
+            // A type parameter is not hygienic: `__R` is a name that no return type has.
+            #vis #asyncness fn #with_item<__R>(#read: impl ::core::ops::FnOnce(&#value) -> __R) -> #with {
+                match #dogpile::__private::LocalReader::read(#reader(), #begun, #read) {
+                    ::core::result::Result::Ok(result) => #returned::wrap(result),
+                    ::core::result::Result::Err(#read) => {
+                        #dogpile::__private::cold();
+                        #returned::look(#name() #wait, #read)
+                    }
+                }
             }
 
-            /// Lets go of the value that this thread keeps for [`with`](Self::with).
-            #vis fn release() {
-                ::dogpile::__private::LocalReader::release(Self::reader());
+            #[doc = #about_release]
+            #attributes
+            #vis fn #release_item() {
+                #dogpile::__private::LocalReader::release(#reader());
             }
 
             /// Value, failures, retry pause and statistics are gone. For tests.
-            #vis fn reset() {
-                Self::release();
-                Self::cell().reset();
+            #attributes
+            #vis fn #reset_item() {
+                #release();
+                #cell().reset();
             }
 
+            #attributes
             #[inline]
-            fn reader() -> &'static ::std::thread::LocalKey<::dogpile::__private::LocalReader<#value>> {
+            fn #reader_item() -> &'static ::std::thread::LocalKey<#dogpile::__private::LocalReader<#value>> {
                 ::std::thread_local! {
-                    static READER: ::dogpile::__private::LocalReader<#value> =
-                        const { ::dogpile::__private::LocalReader::new() };
+                    static READER: #dogpile::__private::LocalReader<#value> =
+                        const { #dogpile::__private::LocalReader::new() };
                 }
                 &READER
             }
 
             #refresher
+        }))
+    }
+
+    /// The path of the function that is called.
+    fn called(&self) -> TokenStream {
+        let name = &self.function.name;
+        if self.arguments.in_impl { quote!(Self::#name) } else { quote!(#name) }
+    }
+
+    /// A value for each combination of arguments, in a map.
+    fn write_map(&self) -> TokenStream {
+        let Function { vis, asyncness, returns, parameters, .. } = self.function;
+        let Signatures { with, value, is_result, .. } = &self.signatures;
+        let Self { dogpile, returned, wait, read, .. } = self;
+        let span = returns.span();
+        let (policy, label) = (&self.arguments.policy, self.label());
+        let max_entries = self.arguments.max_entries.as_ref().map(|(entries, _)| entries);
+        let (map, build) = (self.path("map"), self.path("build"));
+        let [map_item, with_item, reset_item] = ["map", "with", "reset"].map(|what| self.item(what));
+        let key_name = Ident::new("key", Span::mixed_site());
+        let Key { kept, parts, asked, given, parameters, passed } = &Key::of(parameters, &key_name);
+        let private = quote_spanned!(span=> ::dogpile_map::__private);
+        let keyed = quote_spanned!(span=> <#returns as #private::Keyed<#is_result>>);
+        let (read_method, spawn) = (self.method("read"), &self.arguments.spawn);
+        let build = match (asyncness, spawn) {
+            (None, _) => quote!(|#key_name| #build(#given)),
+            (Some(_), None) => quote!(async |#key_name| #build(#given).await),
+            // The future owns the key.
+            (Some(_), Some(_)) => quote!(|#key_name| async move {
+                let #key_name = &#key_name;
+                #build(#given).await
+            }),
+        };
+        let spawn = spawn.as_ref().map(|spawn| quote!(#spawn,));
+        let body = quote_spanned!(span=> #keyed::#read_method(#map(), #asked, #spawn #build) #wait);
+        // By way of a trait, for the messages; see there.
+        let checked = parts.iter().zip(&self.function.parameters).map(|(part, parameter)| {
+            let span = parameter.given.span();
+            quote_spanned!(span=> #private::is_key::<#part>();)
+        });
+        let (track_caller, attributes, name) = (self.track_caller(), self.attributes(), self.called());
+        self.assemble(parameters, &body, &quote! {
+            /// The map, for everything else.
+            #attributes
+            #vis fn #map_item() -> &'static ::dogpile_map::DogpileMap<#kept, #value> {
+                const POLICY: #dogpile::Policy = #dogpile::Policy::#policy;
+                const _: () = { #(#checked)* };
+                static MAP: ::std::sync::LazyLock<::dogpile_map::DogpileMap<#kept, #returned::Value>> =
+                    ::std::sync::LazyLock::new(|| {
+                        ::dogpile_map::DogpileMap::builder(POLICY).max_entries(#max_entries).name(#label).build()
+                    });
+                &MAP
+            }
+
+            /// As a call, for a look at the value.
+            #attributes
+            #track_caller
+            // A type parameter is not hygienic: `__R` is a name that no type of the user's has.
+            #vis #asyncness fn #with_item<__R>(
+                #parameters,
+                #read: impl ::core::ops::FnOnce(&#value) -> __R,
+            ) -> #with {
+                #returned::look(#name(#passed) #wait, #read)
+            }
+
+            /// All values, failures, retry pauses and statistics are gone. For tests.
+            #attributes
+            #vis fn #reset_item() {
+                #map().reset();
+            }
+        })
+    }
+
+    fn ahead(&self) -> Result<Ahead> {
+        let Function { vis, asyncness, .. } = self.function;
+        let (cell, build) = (self.path("cell"), self.path("build"));
+        let Some((ahead, span)) = &self.arguments.ahead else {
+            return Ok(Ahead { begun: cell, refresher: quote!() });
+        };
+        if asyncness.is_some() {
+            let message = format!(
+                "a refresher of an `async fn` is a task: start it where the executor is known, with \
+                 `Refresher::spawn_async({cell}(), ahead, tokio::spawn, |_| {build}())`",
+                cell = unspaced(&cell),
+                build = unspaced(&build),
+            );
+            return Err(Error::new(*span, message));
         }
-    })
+        let Self { dogpile, returned, .. } = self;
+        let value = &self.signatures.value;
+        let ([refresher_item, ahead_item, begun_item], attributes) =
+            (["refresher", "ahead", "begun"].map(|what| self.item(what)), self.attributes());
+        let (its_ahead, begun) = (self.path("ahead"), self.path("begun"));
+        let refresher = quote! {
+            /// What rebuilds the value ahead of its end. `None`: nothing was read yet, or no thread could be started.
+            #attributes
+            #vis fn #refresher_item() -> ::core::option::Option<&'static #dogpile::Refresher> {
+                #its_ahead().get()
+            }
+
+            #attributes
+            fn #ahead_item() -> &'static #dogpile::__private::Ahead {
+                static AHEAD: #dogpile::__private::Ahead = #dogpile::__private::Ahead::new();
+                &AHEAD
+            }
+
+            #attributes
+            #[inline]
+            fn #begun_item() -> &'static #dogpile::DogpileCell<#value> {
+                #its_ahead().start(|| #returned::refresher(#cell(), #ahead, #build));
+                #cell()
+            }
+        };
+        Ok(Ahead { begun, refresher })
+    }
+}
+
+/// As one would write it.
+fn unspaced(tokens: &TokenStream) -> String {
+    tokens.to_string().replace(' ', "")
 }
 
 /// What starts the refresher.
 struct Ahead {
     /// The function that returns the cell, with its refresher running.
     begun: TokenStream,
-    /// Further functions of the type.
+    /// Further functions.
     refresher: TokenStream,
 }
 
-impl Ahead {
-    fn of(
-        arguments: &Arguments,
-        function: &Function,
-        value: &TokenStream,
-        returned: &TokenStream,
-    ) -> Result<Self> {
-        let Function { name, vis, asyncness, .. } = function;
-        let Some((ahead, span)) = &arguments.ahead else {
-            return Ok(Self { begun: quote!(#name::cell), refresher: quote!() });
-        };
-        if asyncness.is_some() {
-            let message = format!(
-                "a refresher of an `async fn` is a task: start it where the executor is known, with \
-                 `Refresher::spawn_async({name}::cell(), ahead, tokio::spawn, |_| {name}::build())`"
-            );
-            return Err(Error::new(*span, message));
+/// Whether the settings fit the arguments of the function.
+fn check(home: Home, arguments: &Arguments, function: &Function) -> Result<()> {
+    let Arguments { ahead, max_entries, .. } = arguments;
+    let inputs = &function.inputs;
+    let refuse = |span, message: &str| Err(Error::new(span, message));
+    match (home, function.parameters.is_empty(), max_entries, ahead) {
+        (_, true, Some((_, span)), _) => {
+            refuse(*span, "`max_entries` is for a function with arguments: without, there is one value")
         }
-        let refresher = quote! {
-            /// What rebuilds the value ahead of its end. `None`: nothing was read yet, or no thread could be started.
-            #vis fn refresher() -> ::core::option::Option<&'static ::dogpile::Refresher> {
-                Self::ahead().get()
-            }
-
-            fn ahead() -> &'static ::dogpile::__private::Ahead {
-                static AHEAD: ::dogpile::__private::Ahead = ::dogpile::__private::Ahead::new();
-                &AHEAD
-            }
-
-            #[inline]
-            fn begun() -> &'static ::dogpile::DogpileCell<#value> {
-                Self::ahead().start(|| #returned::refresher(Self::cell(), #ahead, Self::build));
-                Self::cell()
-            }
-        };
-        Ok(Self { begun: quote!(#name::begun), refresher })
+        (_, true, None, _) => Ok(()),
+        (Home::Cell, false, ..) => Err(Error::new_spanned(
+            inputs,
+            "a function with arguments has a value for each of them, and those are kept by the crate `dogpile-map`: add \
+             `dogpile-map = { version = \"0.1\", features = [\"macros\"] }` to Cargo.toml, and `use dogpile_map::dogpile` in \
+             place of `use dogpile::dogpile`",
+        )),
+        (Home::Map, false, _, Some((_, span))) => refuse(
+            *span,
+            "`ahead` is for a function without arguments: a map rebuilds a key when it is read. With `spawn`, no caller \
+             waits for that if there is an old value",
+        ),
+        (Home::Map, false, None, None) => Err(Error::new_spanned(
+            inputs,
+            "a function with arguments has a value for each of them: say how many to keep, with `max_entries = 1_000`",
+        )),
+        (Home::Map, false, Some(_), None) => Ok(()),
     }
 }

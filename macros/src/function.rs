@@ -6,8 +6,8 @@ use syn::parse::{Parse, ParseStream};
 use syn::punctuated::Punctuated;
 use syn::spanned::Spanned;
 use syn::{
-    Attribute, Error, FnArg, GenericArgument, Ident, Meta, MetaList, Path, PathArguments, Result, ReturnType,
-    Signature, Token, Type, Visibility,
+    Attribute, Error, FnArg, GenericArgument, Ident, Lifetime, Meta, MetaList, Pat, PatType, Path, PathArguments,
+    Result, ReturnType, Signature, Token, Type, Visibility,
 };
 
 pub(crate) struct Function {
@@ -16,6 +16,9 @@ pub(crate) struct Function {
     pub(crate) name: Ident,
     pub(crate) asyncness: Option<Token![async]>,
     pub(crate) fn_token: Token![fn],
+    /// What is in the parentheses, as it was written.
+    pub(crate) inputs: TokenStream,
+    pub(crate) parameters: Vec<Parameter>,
     pub(crate) returns: Box<Type>,
     /// `fn .. { .. }` in braces, as it was written.
     pub(crate) body: TokenStream,
@@ -33,16 +36,34 @@ impl Parse for Function {
         }
         let body = input.parse::<TokenTree>()?.into_token_stream();
         let returns = check(&signature)?;
+        let parameters = signature.inputs.iter().enumerate().map(|(place, input)| Parameter::of(input, place));
+        let parameters = all(parameters)?;
         Ok(Self {
             attributes: Attributes::of(attributes)?,
             vis,
             name: signature.ident,
             asyncness: signature.asyncness,
             fn_token: signature.fn_token,
+            inputs: signature.inputs.into_token_stream(),
+            parameters,
             returns,
             body,
         })
     }
+}
+
+/// All of them, or all errors.
+fn all<T>(results: impl Iterator<Item = Result<T>>) -> Result<Vec<T>> {
+    let mut all = Ok(Vec::new());
+    for result in results {
+        match (&mut all, result) {
+            (Ok(all), Ok(one)) => all.push(one),
+            (Err(_), Ok(_)) => {}
+            (Ok(_), Err(error)) => all = Err(error),
+            (Err(errors), Err(error)) => errors.combine(error),
+        }
+    }
+    all
 }
 
 /// If it was not even meant as one.
@@ -63,15 +84,15 @@ fn check(signature: &Signature) -> Result<Box<Type>> {
     if let Some(receiver) = signature.receiver() {
         return refuse(
             receiver,
-            "a method has no one value: there may be any number of objects. Put a `DogpileCell` into the struct, \
-             and call `get_or_refresh` or `try_get_or_refresh` here",
+            "a method has no one value: there may be any number of objects. Put a `DogpileCell` (with further arguments: a \
+             `DogpileMap`) into the struct, and call `get_or_refresh` or `try_get_or_refresh` here",
         );
     }
-    if signature.inputs.iter().any(|input| matches!(input, FnArg::Typed(_))) {
+    let lifetimes = signature.generics.lifetimes().count();
+    if lifetimes > 0 && lifetimes == signature.generics.params.len() && !signature.inputs.is_empty() {
         return refuse(
-            &signature.inputs,
-            "a function with arguments has a value for each of them: use a \
-             `DogpileMap` of the crate `dogpile-map`, or write a function without arguments for each of a few",
+            &signature.generics.params,
+            "a value is kept for longer than its arguments live: leave the lifetimes out, and return what borrows nothing",
         );
     }
     if !signature.generics.params.is_empty() {
@@ -107,11 +128,13 @@ fn check(signature: &Signature) -> Result<Box<Type>> {
         ),
         _ if names_self(returns) => refuse(
             returns,
-            "`Self` has no meaning here: the attribute is for functions outside of `impl` blocks",
+            SELF,
         ),
         _ => Ok(returns.clone()),
     }
 }
+
+const SELF: &str = "`Self` has no meaning in a `static`, where the value is kept: write the name of the type";
 
 const NOTHING: &str = "there is nothing to keep: the function returns no value";
 
@@ -124,6 +147,94 @@ fn names_self(of: &impl ToTokens) -> bool {
         })
     }
     look(of.to_token_stream())
+}
+
+/// A part of the key, of a function with arguments.
+pub(crate) struct Parameter {
+    /// As callers see it.
+    pub(crate) name: Ident,
+    /// As it was written.
+    pub(crate) given: Type,
+    pub(crate) kept: Kept,
+}
+
+/// How the key keeps it.
+pub(crate) enum Kept {
+    /// As it is.
+    Given,
+    /// As the owned form of this type: it is a reference.
+    Owned(Type),
+}
+
+impl Parameter {
+    fn of(input: &FnArg, place: usize) -> Result<Self> {
+        let FnArg::Typed(PatType { pat, ty, .. }) = input else {
+            return Err(Error::new(input.span(), "a method has no one value"));
+        };
+        let name = match &**pat {
+            Pat::Ident(pattern) => pattern.ident.clone(),
+            other => Ident::new(&format!("argument_{place}"), other.span()),
+        };
+        let kept = match peeled(ty) {
+            Type::Reference(reference) if !is_static(reference.lifetime.as_ref()) => {
+                if let Some(word) = &reference.mutability {
+                    let message = "a call that is served from the map would not change it: take a `&`, or a value";
+                    return Err(Error::new(word.span(), message));
+                }
+                Kept::Owned((*reference.elem).clone())
+            }
+            _ => Kept::Given,
+        };
+        let own = match &kept {
+            Kept::Given => ty,
+            Kept::Owned(referred) => referred,
+        };
+        match unkeepable(own) {
+            Some(message) => Err(Error::new(ty.span(), message)),
+            None => Ok(Self { name, given: (**ty).clone(), kept }),
+        }
+    }
+}
+
+fn is_static(lifetime: Option<&Lifetime>) -> bool {
+    lifetime.is_some_and(|lifetime| lifetime.ident == "static")
+}
+
+/// Why a key cannot keep it.
+fn unkeepable(of: &Type) -> Option<&'static str> {
+    const BORROWS: &str = "an argument is kept as a key, so it cannot borrow: take what owns it, such as `Option<String>`, or a \
+                           reference by itself, such as `&str`";
+    if names_self(of) {
+        return Some(SELF);
+    }
+    let mut tokens = flat(of.to_token_stream()).into_iter().peekable();
+    while let Some(token) = tokens.next() {
+        match (&token, tokens.peek()) {
+            (TokenTree::Ident(word), _) if word == "impl" => {
+                return Some("a key has one type: name it, in place of `impl Trait`");
+            }
+            (TokenTree::Punct(mark), Some(TokenTree::Ident(word))) if mark.as_char() == '\'' && word != "static" => {
+                return Some(BORROWS);
+            }
+            (TokenTree::Punct(mark), next) if mark.as_char() == '&' => {
+                let is_named = matches!(next, Some(TokenTree::Punct(mark)) if mark.as_char() == '\'');
+                if !is_named {
+                    return Some(BORROWS);
+                }
+            }
+            _ => {}
+        }
+    }
+    None
+}
+
+/// Without groups.
+fn flat(tokens: TokenStream) -> Vec<TokenTree> {
+    let inside = |token| match token {
+        TokenTree::Group(group) => flat(group.stream()),
+        token => vec![token],
+    };
+    tokens.into_iter().flat_map(inside).collect()
 }
 
 /// What is in parentheses, or in the invisible ones around an argument of a `macro_rules!` macro.

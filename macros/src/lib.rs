@@ -8,6 +8,8 @@ mod function;
 
 use proc_macro::TokenStream;
 
+use expand::{Home, expand};
+
 /// Keeps what a function returns in a cell in a `static`: one caller rebuilds it when it goes out of date, all others go on
 /// reading the old value.
 ///
@@ -70,5 +72,12 @@ use proc_macro::TokenStream;
 /// ```
 #[proc_macro_attribute]
 pub fn dogpile(arguments: TokenStream, item: TokenStream) -> TokenStream {
-    expand::expand(arguments.into(), &item.into()).into()
+    expand(Home::Cell, arguments.into(), &item.into()).into()
+}
+
+/// The same, of the crate [`dogpile-map`](https://docs.rs/dogpile-map): see `dogpile_map::dogpile`.
+#[doc(hidden)]
+#[proc_macro_attribute]
+pub fn dogpile_with_map(arguments: TokenStream, item: TokenStream) -> TokenStream {
+    expand(Home::Map, arguments.into(), &item.into()).into()
 }

@@ -73,6 +73,8 @@
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+#[cfg(feature = "macros")]
+mod attribute;
 mod batches;
 mod builder;
 mod clock;
@@ -92,6 +94,84 @@ pub use error::LeftOut;
 pub use map::DogpileMap;
 pub use request::{InCaller, Request, SpawnWith};
 pub use stats::Stats;
+
+/// Keeps what a function returns: in a cell, or, if it has arguments, in a [`DogpileMap`] with the arguments as the key
+/// (feature `macros`).
+///
+/// It is the attribute [`dogpile::dogpile`](dogpile::dogpile), and adds functions with arguments. The guide's page *One line*
+/// tells all of it.
+///
+/// The key is the argument, or a tuple of several. `&str` and any other `&T` are kept in their owned form; a single one is
+/// looked up as it is, without a copy. An argument is `Hash + Eq + Clone + Send + Sync + 'static`.
+///
+/// | setting | meaning |
+/// |---|---|
+/// | `max_entries = 1_000` | how many keys have a value at most: with arguments it is required |
+/// | `ttl`, `stale_while_refresh`, `jitter`, .. | as without arguments, for each key |
+/// | `spawn = tokio::spawn` | builds are handed to this function: a caller waits only where there is nothing to serve |
+///
+/// | beside the function | |
+/// |---|---|
+/// | `user::map()` | the `&'static DogpileMap<K, T>`, for everything else |
+/// | `user::with(7, \|user: &User\| ..)` | a call, for a look at the value |
+/// | `user::build(7)` | the function as it was written |
+/// | `user::reset()` | values, failures and statistics are gone, for tests |
+///
+/// # Examples
+///
+/// ```
+/// use dogpile::RefreshError;
+/// use dogpile_map::dogpile;
+/// use std::io;
+/// use std::sync::Arc;
+///
+/// pub struct User {
+///     name: String,
+/// }
+///
+/// /// Asks the database.
+/// #[dogpile(ttl = "60s", max_entries = 10_000)]
+/// pub fn user(id: u64, region: &str) -> Result<User, io::Error> {
+///     Ok(User { name: format!("user {id} of {region}") })
+/// }
+///
+/// let found: Arc<User> = user(7, "north")?;
+/// assert_eq!(found.name, "user 7 of north");
+/// assert_eq!(user::with(7, "north", |user| user.name.len())?, 15);
+/// assert_eq!(user::map().stats().builds, 1);
+/// # Ok::<(), RefreshError>(())
+/// ```
+#[cfg(feature = "macros")]
+#[cfg_attr(docsrs, doc(cfg(feature = "macros")))]
+pub use dogpile_macros::dogpile_with_map as dogpile;
+
+/// For the code that the attribute writes.
+#[cfg(feature = "macros")]
+#[doc(hidden)]
+pub mod __private {
+    pub use crate::attribute::{KeyPart, Keyed, is_key};
+    pub use dogpile;
+}
+
+/// Nothing, if the feature `async` is there.
+#[cfg(all(feature = "macros", feature = "async"))]
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __needs_async {
+    () => {};
+}
+
+/// Nothing, if the feature `async` is there.
+#[cfg(all(feature = "macros", not(feature = "async")))]
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __needs_async {
+    () => {
+        ::core::compile_error!(
+            "`#[dogpile]` on an `async fn` with arguments needs the feature `async` of the crate `dogpile-map`"
+        );
+    };
+}
 
 /// The examples of the README are compiled and run, with the feature that they need.
 #[cfg(all(doctest, feature = "async"))]

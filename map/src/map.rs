@@ -10,7 +10,7 @@ use dogpile::{BoxError, Clock, Policy, RefreshError, SystemClock};
 
 use crate::builder::Builder;
 use crate::clock::moment;
-use crate::flight::{Answer, FlightRef, Made, Purpose};
+use crate::flight::{Answer, Entered, FlightRef, Made, Purpose};
 use crate::inner::{Inner, Look};
 use crate::request::Request;
 use crate::stats::Stats;
@@ -684,6 +684,45 @@ where
         for flight in self.inner.flights.all() {
             drop(self.clear(&flight.key));
         }
+    }
+
+    /// Forgets everything but its settings: values, failures, retry pauses and statistics. Builds that run are not published.
+    ///
+    /// For tests of code that keeps a map in a `static`.
+    ///
+    /// # Cost
+    ///
+    /// Visits all keys.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::Policy;
+    /// use dogpile_map::DogpileMap;
+    /// use std::time::Duration;
+    ///
+    /// let map = DogpileMap::<u64, u64>::builder(Policy::ttl(Duration::from_secs(60))).build();
+    /// map.set(7, 1);
+    /// assert!(map.try_get_or_refresh(&8, |_| Err("no route to host")).is_err());
+    /// map.reset();
+    /// assert!(map.is_empty());
+    /// // There is no retry pause:
+    /// assert_eq!(*map.try_get_or_refresh(&8, |_| Ok::<_, String>(2))?, 2);
+    /// assert_eq!(map.stats().builds, 1);
+    /// # Ok::<(), dogpile::RefreshError>(())
+    /// ```
+    pub fn reset(&self) {
+        // First, so that a build which has begun is not published.
+        self.clear_all();
+        for flight in self.inner.flights.all() {
+            if let Entered::Flight(flight) = Inner::enter(&*self.inner, &flight.key, Purpose::Change) {
+                flight.cell().reset();
+            }
+        }
+        for (key, _) in self.inner.store.iter() {
+            drop(self.clear(&key));
+        }
+        self.inner.stats.reset();
     }
 
     /// Declares the values with this tag stale. A build that runs, and gives its value this tag, does not count as fresh

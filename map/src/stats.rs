@@ -111,6 +111,17 @@ impl Counters {
         }
     }
 
+    /// All of them are zero. What is counted meanwhile may be counted before or after.
+    pub(crate) fn reset(&self) {
+        let Self { hits, stale_hits, misses, builds, failures, abandoned, evictions } = self;
+        // Relaxed, as all accesses: they order nothing.
+        hits.iter().for_each(|stripe| stripe.0.store(0, Ordering::Relaxed));
+        for counter in [stale_hits, misses, builds, failures, abandoned] {
+            counter.0.store(0, Ordering::Relaxed);
+        }
+        evictions.store(0, Ordering::Relaxed);
+    }
+
     pub(crate) fn read(&self, in_flight: usize) -> Stats {
         Stats {
             hits: self.hits.iter().map(|stripe| stripe.0.load(Ordering::Relaxed)).sum(),

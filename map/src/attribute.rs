@@ -1,0 +1,218 @@
+//! What the code calls that `#[dogpile]` writes for a function with arguments.
+//!
+//! Whether the function returns a `Result` is decided as for a cell: `src/attribute.rs` of the crate `dogpile`.
+
+use std::borrow::Borrow;
+use std::hash::Hash;
+use std::sync::Arc;
+
+use dogpile::__private::Returned;
+use dogpile::{BoxError, Job, RefreshError};
+
+use crate::DogpileMap;
+
+#[cfg(feature = "async")]
+use dogpile::{SharedError, Task};
+#[cfg(not(feature = "async"))]
+use std::future::Ready;
+
+/// What an argument has to be.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` cannot be a part of a key",
+    label = "an argument is a part of a key: it must be `Hash + Eq + Clone + Send + Sync + 'static`",
+    note = "derive what is missing; in place of a float, which is not `Eq`, take its `to_bits()`, or a whole number of some unit"
+)]
+pub trait KeyPart: Hash + Eq + Clone + Send + Sync + 'static {}
+
+#[diagnostic::do_not_recommend]
+impl<K: Hash + Eq + Clone + Send + Sync + 'static> KeyPart for K {}
+
+/// Compiles if it is one.
+pub const fn is_key<K: KeyPart>() {}
+
+/// What a function returns whose values a map keeps.
+pub trait Keyed<const IS_RESULT: bool>: Returned<IS_RESULT> {
+    /// A call of the function.
+    fn read<K, Q>(
+        map: &'static DogpileMap<K, Self::Value>,
+        key: &Q,
+        build: impl FnOnce(&K) -> Self,
+    ) -> Self::Read
+    where
+        K: Borrow<Q> + KeyPart,
+        Q: Hash + Eq + ToOwned<Owned = K> + ?Sized;
+
+    /// The same; the build is handed to a spawner.
+    fn read_spawned<K, Q, S, R>(
+        map: &'static DogpileMap<K, Self::Value>,
+        key: &Q,
+        spawn: S,
+        build: impl FnOnce(&K) -> Self + Send + 'static,
+    ) -> Self::Read
+    where
+        K: Borrow<Q> + KeyPart,
+        Q: Hash + Eq + ToOwned<Owned = K> + ?Sized,
+        S: FnOnce(Job) -> R;
+
+    /// A call of an `async` function.
+    #[cfg(feature = "async")]
+    fn read_async<K, Q>(
+        map: &'static DogpileMap<K, Self::Value>,
+        key: &Q,
+        build: impl AsyncFnOnce(&K) -> Self,
+    ) -> impl Future<Output = Self::Read>
+    where
+        K: Borrow<Q> + KeyPart,
+        Q: Hash + Eq + ToOwned<Owned = K> + ?Sized;
+
+    /// The same; the build is handed to a spawner.
+    #[cfg(feature = "async")]
+    fn read_spawned_async<K, Q, S, R, F>(
+        map: &'static DogpileMap<K, Self::Value>,
+        key: &Q,
+        spawn: S,
+        build: impl FnOnce(K) -> F + Send + 'static,
+    ) -> impl Future<Output = Self::Read>
+    where
+        K: Borrow<Q> + KeyPart,
+        Q: Hash + Eq + ToOwned<Owned = K> + ?Sized,
+        S: FnOnce(Task) -> R,
+        F: Future<Output = Self> + Send + 'static;
+
+    /// In place of those above, so that the only error is that of `__needs_async`.
+    #[cfg(not(feature = "async"))]
+    fn read_async<K, Q: ?Sized, F>(_: &'static DogpileMap<K, Self::Value>, _: &Q, _: F) -> Ready<Self::Read> {
+        unreachable!("does not compile")
+    }
+
+    /// As `read_async`.
+    #[cfg(not(feature = "async"))]
+    fn read_spawned_async<K, Q: ?Sized, S, F>(
+        _: &'static DogpileMap<K, Self::Value>,
+        _: &Q,
+        _: S,
+        _: impl FnOnce(K) -> F,
+    ) -> Ready<Self::Read> {
+        unreachable!("does not compile")
+    }
+}
+
+impl<T: Send + Sync + 'static> Keyed<false> for T {
+    #[inline]
+    #[track_caller]
+    fn read<K, Q>(map: &'static DogpileMap<K, T>, key: &Q, build: impl FnOnce(&K) -> T) -> Arc<T>
+    where
+        K: Borrow<Q> + KeyPart,
+        Q: Hash + Eq + ToOwned<Owned = K> + ?Sized,
+    {
+        map.get_or_refresh(key, build)
+    }
+
+    #[inline]
+    #[track_caller]
+    fn read_spawned<K, Q, S, R>(
+        map: &'static DogpileMap<K, T>,
+        key: &Q,
+        spawn: S,
+        build: impl FnOnce(&K) -> T + Send + 'static,
+    ) -> Arc<T>
+    where
+        K: Borrow<Q> + KeyPart,
+        Q: Hash + Eq + ToOwned<Owned = K> + ?Sized,
+        S: FnOnce(Job) -> R,
+    {
+        map.request(key).spawn_with(spawn).get(build)
+    }
+
+    #[cfg(feature = "async")]
+    async fn read_async<K, Q>(
+        map: &'static DogpileMap<K, T>,
+        key: &Q,
+        build: impl AsyncFnOnce(&K) -> T,
+    ) -> Arc<T>
+    where
+        K: Borrow<Q> + KeyPart,
+        Q: Hash + Eq + ToOwned<Owned = K> + ?Sized,
+    {
+        map.get_or_refresh_async(key, build).await
+    }
+
+    #[cfg(feature = "async")]
+    async fn read_spawned_async<K, Q, S, R, F>(
+        map: &'static DogpileMap<K, T>,
+        key: &Q,
+        spawn: S,
+        build: impl FnOnce(K) -> F + Send + 'static,
+    ) -> Arc<T>
+    where
+        K: Borrow<Q> + KeyPart,
+        Q: Hash + Eq + ToOwned<Owned = K> + ?Sized,
+        S: FnOnce(Task) -> R,
+        F: Future<Output = T> + Send + 'static,
+    {
+        map.request(key).spawn_with(spawn).get_async(build).await
+    }
+}
+
+impl<T: Send + Sync + 'static, E: Into<BoxError> + 'static> Keyed<true> for Result<T, E>
+where
+    Self: Returned<true, Value = T, Read = Result<Arc<T>, RefreshError>>,
+{
+    #[inline]
+    fn read<K, Q>(map: &'static DogpileMap<K, T>, key: &Q, build: impl FnOnce(&K) -> Self) -> Self::Read
+    where
+        K: Borrow<Q> + KeyPart,
+        Q: Hash + Eq + ToOwned<Owned = K> + ?Sized,
+    {
+        map.try_get_or_refresh(key, build)
+    }
+
+    #[inline]
+    fn read_spawned<K, Q, S, R>(
+        map: &'static DogpileMap<K, T>,
+        key: &Q,
+        spawn: S,
+        build: impl FnOnce(&K) -> Self + Send + 'static,
+    ) -> Self::Read
+    where
+        K: Borrow<Q> + KeyPart,
+        Q: Hash + Eq + ToOwned<Owned = K> + ?Sized,
+        S: FnOnce(Job) -> R,
+    {
+        map.request(key).spawn_with(spawn).try_get(build)
+    }
+
+    #[cfg(feature = "async")]
+    async fn read_async<K, Q>(
+        map: &'static DogpileMap<K, T>,
+        key: &Q,
+        build: impl AsyncFnOnce(&K) -> Self,
+    ) -> Self::Read
+    where
+        K: Borrow<Q> + KeyPart,
+        Q: Hash + Eq + ToOwned<Owned = K> + ?Sized,
+    {
+        map.try_get_or_refresh_async(key, build).await
+    }
+
+    #[cfg(feature = "async")]
+    async fn read_spawned_async<K, Q, S, R, F>(
+        map: &'static DogpileMap<K, T>,
+        key: &Q,
+        spawn: S,
+        build: impl FnOnce(K) -> F + Send + 'static,
+    ) -> Self::Read
+    where
+        K: Borrow<Q> + KeyPart,
+        Q: Hash + Eq + ToOwned<Owned = K> + ?Sized,
+        S: FnOnce(Task) -> R,
+        F: Future<Output = Self> + Send + 'static,
+    {
+        // As the job's, the error is of a type that is `Send`.
+        let build = |key| {
+            let build = build(key);
+            async { build.await.map_err(SharedError::new) }
+        };
+        map.request(key).spawn_with(spawn).try_get_async(build).await
+    }
+}
