@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use crate::cell::{DogpileCell, Job, Refreshed};
 use crate::error::{BoxError, RefreshError};
+use crate::local::LocalReader;
 use crate::refresher::Refresher;
 use crate::sync::{Arc, PlainOnceCell};
 
@@ -53,6 +54,7 @@ impl<E: Into<BoxError> + 'static> Shareable for E {}
     label = "`#[dogpile]` keeps the value of a `Result`, or a value of another name",
     note = "give it another name where the function is: `use path::Result as Answer;`"
 )]
+#[allow(clippy::inline_always)]
 pub trait Returned<const IS_RESULT: bool>: Sized {
     /// What the cell holds.
     type Value: Send + Sync + 'static;
@@ -61,19 +63,79 @@ pub trait Returned<const IS_RESULT: bool>: Sized {
     /// What a read through a closure returns, where that returns `R`.
     type With<R>;
 
-    /// A read through the thread's own reader, which has succeeded.
+    /// What a read through a closure returns, if it has succeeded.
     fn wrap<R>(result: R) -> Self::With<R>;
 
-    /// A read through a closure, by way of a call of the function.
+    /// A look at what a call has found.
     fn look<R>(found: Self::Read, read: impl FnOnce(&Self::Value) -> R) -> Self::With<R>;
+
+    /// A read through the thread's own reader.
+    #[inline(always)] // so that `reader` is a constant
+    #[track_caller]
+    fn with<R>(
+        reader: LocalReader<Self::Value>,
+        cell: impl Fn() -> &'static DogpileCell<Self::Value> + Copy,
+        build: fn() -> Self,
+        read: impl FnOnce(&Self::Value) -> R,
+    ) -> Self::With<R> {
+        match reader.read(cell, read) {
+            Ok(result) => Self::wrap(result),
+            Err(read) => Self::with_cell(cell(), build, read),
+        }
+    }
+
+    /// The same, where the cell must be asked.
+    #[cold]
+    #[inline(never)]
+    #[track_caller]
+    fn with_cell<R>(
+        cell: &'static DogpileCell<Self::Value>,
+        build: fn() -> Self,
+        read: impl FnOnce(&Self::Value) -> R,
+    ) -> Self::With<R> {
+        Self::look(Self::read(cell, build), read)
+    }
+
+    /// The same; the build is handed to a spawner.
+    #[inline(always)] // as `with`
+    #[track_caller]
+    fn with_spawned<R>(
+        reader: LocalReader<Self::Value>,
+        cell: impl Fn() -> &'static DogpileCell<Self::Value> + Copy,
+        spawn: impl FnOnce(Job),
+        build: fn() -> Self,
+        read: impl FnOnce(&Self::Value) -> R,
+    ) -> Self::With<R> {
+        match reader.read(cell, read) {
+            Ok(result) => Self::wrap(result),
+            Err(read) => Self::look(Self::read_spawned(cell(), spawn, build), read),
+        }
+    }
+
+    /// A read through the thread's own reader, of a function that is `async`: the closure calls it.
+    fn with_async<R, F: Future<Output = Self::Read>>(
+        reader: LocalReader<Self::Value>,
+        cell: impl Fn() -> &'static DogpileCell<Self::Value> + Copy,
+        call: impl FnOnce() -> F,
+        read: impl FnOnce(&Self::Value) -> R,
+    ) -> impl Future<Output = Self::With<R>> {
+        async move {
+            match reader.read(cell, read) {
+                Ok(result) => Self::wrap(result),
+                Err(read) => Self::look(call().await, read),
+            }
+        }
+    }
 
     /// A call of the function.
     fn read(cell: &'static DogpileCell<Self::Value>, build: fn() -> Self) -> Self::Read;
 
     /// The same; the build is handed to a spawner.
-    fn read_spawned<S, R>(cell: &'static DogpileCell<Self::Value>, spawn: S, build: fn() -> Self) -> Self::Read
-    where
-        S: FnOnce(Job) -> R;
+    fn read_spawned(
+        cell: &'static DogpileCell<Self::Value>,
+        spawn: impl FnOnce(Job),
+        build: fn() -> Self,
+    ) -> Self::Read;
 
     /// A call of an `async` function.
     #[cfg(feature = "async")]
@@ -84,14 +146,11 @@ pub trait Returned<const IS_RESULT: bool>: Sized {
 
     /// The same; the build is handed to a spawner.
     #[cfg(feature = "async")]
-    fn read_spawned_async<S, R, F>(
+    fn read_spawned_async<F: Future<Output = Self> + Send + 'static>(
         cell: &'static DogpileCell<Self::Value>,
-        spawn: S,
+        spawn: impl FnOnce(Task),
         build: impl FnOnce() -> F + Send + 'static,
-    ) -> impl Future<Output = Self::Read>
-    where
-        S: FnOnce(Task) -> R,
-        F: Future<Output = Self> + Send + 'static;
+    ) -> impl Future<Output = Self::Read>;
 
     /// In place of those above, so that the only error is that of `__needs_async`.
     #[cfg(not(feature = "async"))]
@@ -140,10 +199,7 @@ impl<T: Send + Sync + 'static> Returned<false> for T {
 
     #[inline]
     #[track_caller]
-    fn read_spawned<S, R>(cell: &'static DogpileCell<T>, spawn: S, build: fn() -> T) -> Arc<T>
-    where
-        S: FnOnce(Job) -> R,
-    {
+    fn read_spawned(cell: &'static DogpileCell<T>, spawn: impl FnOnce(Job), build: fn() -> T) -> Arc<T> {
         cell.request().spawn_with(spawn).get(build)
     }
 
@@ -156,15 +212,11 @@ impl<T: Send + Sync + 'static> Returned<false> for T {
     }
 
     #[cfg(feature = "async")]
-    fn read_spawned_async<S, R, F>(
+    fn read_spawned_async<F: Future<Output = T> + Send + 'static>(
         cell: &'static DogpileCell<T>,
-        spawn: S,
+        spawn: impl FnOnce(Task),
         build: impl FnOnce() -> F + Send + 'static,
-    ) -> impl Future<Output = Arc<T>>
-    where
-        S: FnOnce(Task) -> R,
-        F: Future<Output = T> + Send + 'static,
-    {
+    ) -> impl Future<Output = Arc<T>> {
         cell.request().spawn_with(spawn).get_async(build)
     }
 
@@ -194,10 +246,11 @@ impl<T: Send + Sync + 'static, E: Shareable> Returned<true> for Result<T, E> {
     }
 
     #[inline]
-    fn read_spawned<S, R>(cell: &'static DogpileCell<T>, spawn: S, build: fn() -> Self) -> Self::Read
-    where
-        S: FnOnce(Job) -> R,
-    {
+    fn read_spawned(
+        cell: &'static DogpileCell<T>,
+        spawn: impl FnOnce(Job),
+        build: fn() -> Self,
+    ) -> Self::Read {
         cell.request().spawn_with(spawn).try_get(build)
     }
 
@@ -210,15 +263,11 @@ impl<T: Send + Sync + 'static, E: Shareable> Returned<true> for Result<T, E> {
     }
 
     #[cfg(feature = "async")]
-    async fn read_spawned_async<S, R, F>(
+    async fn read_spawned_async<F: Future<Output = Self> + Send + 'static>(
         cell: &'static DogpileCell<T>,
-        spawn: S,
+        spawn: impl FnOnce(Task),
         build: impl FnOnce() -> F + Send + 'static,
-    ) -> Self::Read
-    where
-        S: FnOnce(Task) -> R,
-        F: Future<Output = Self> + Send + 'static,
-    {
+    ) -> Self::Read {
         // As the job's, the error is of a type that is `Send`.
         let build = async move || build().await.map_err(SharedError::new);
         cell.request().spawn_with(spawn).try_get_async(build).await
@@ -233,9 +282,22 @@ impl<T: Send + Sync + 'static, E: Shareable> Returned<true> for Result<T, E> {
     }
 }
 
-/// Called where a read does not end in the thread's own reader: the other way is the one to be fast.
-#[cold]
-pub const fn cold() {}
+/// A spawner of the builds of functions that are not `async`.
+pub fn spawns_jobs<R>(spawn: impl FnOnce(Job) -> R) -> impl FnOnce(Job) {
+    move |job| drop(spawn(job))
+}
+
+/// A spawner of the builds of `async` functions.
+#[cfg(feature = "async")]
+pub fn spawns_tasks<R>(spawn: impl FnOnce(Task) -> R) -> impl FnOnce(Task) {
+    move |task| drop(spawn(task))
+}
+
+/// In place of that, so that the only error is that of `__needs_async`.
+#[cfg(not(feature = "async"))]
+pub fn spawns_tasks<S>(spawn: S) -> S {
+    spawn
+}
 
 /// The refresher of a function, started by its first call.
 #[derive(Debug)]

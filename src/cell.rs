@@ -78,6 +78,7 @@ pub(crate) use lease::Held;
 pub(crate) use listeners::{Listener, Noted, Notified};
 pub(crate) use machine::{Machine, Seen};
 pub(crate) use publish::{BuildOutput, Concluded, Leftover, Newest, NotNow, Setting, Ttl};
+pub(crate) use reader::Currency;
 pub(crate) use search::{Caller, Found, Search};
 pub(crate) use slot::{Record, Slot, Version};
 pub(crate) use state::{Awaits, Demand, Place, Withheld};

@@ -259,8 +259,8 @@ pub mod markers {
 #[doc(hidden)]
 pub mod __private {
     #[cfg(feature = "macros")]
-    pub use crate::attribute::{Ahead, IsValue, Probe, Returned, cold};
-    pub use crate::local::LocalReader;
+    pub use crate::attribute::{Ahead, IsValue, Probe, Returned, spawns_jobs, spawns_tasks};
+    pub use crate::local::{Cleaner, LocalReader, LocalSlot};
 }
 
 /// Nothing, if the feature `async` is there.

@@ -1,69 +1,166 @@
 //! A reader of each thread's own, beside a cell in a `static`.
 //!
-//! The thread-local slot holds a [`Reader`], and is borrowed while a value is read through it. Only reads that build nothing go
-//! through the slot. Every other read goes to the cell itself, as does every read that finds the slot borrowed or the
-//! thread ending. So nothing that a user's closure or `T::drop` does can find the slot in an unexpected state.
+//! The thread-local slot keeps the value of the thread's latest read. While the value is read, it is taken out of the slot. Only
+//! reads that build nothing go through the slot. Every other read goes to the cell itself, as does every read that finds
+//! the value taken out or the thread ending. So nothing that a user's closure or `T::drop` does can find the slot in an
+//! unexpected state.
 //!
-//! | the slot | a read |
-//! |---|---|
-//! | empty | makes a reader, and goes on as below |
-//! | a reader; no refresh is due | through the reader |
-//! | a reader; a refresh is due, or there is no value | by the cell; it may build, and the slot is not borrowed meanwhile |
-//! | borrowed: inside `with`, or inside `T::drop` of the value that the reader replaces | by the cell |
-//! | gone: the thread ends | by the cell |
+//! | `currency` | `value` | state of the slot | a read |
+//! |---|---|---|---|
+//! | `NONE` | `None` | empty | takes what may be served without a build, and keeps it; else by the cell, which may build |
+//! | of a value | that value | at rest | through the slot if the value is current; else as if the slot were empty |
+//! | of a value | `None` | in use: inside `with` | through the slot not at all: by the cell |
+//!
+//! # Cost
+//!
+//! `std` guards a thread-local that has a destructor: each access looks whether the destructor is registered already, and
+//! whether it has run. The slot has none (`ManuallyDrop`), and is never out of reach. It is emptied when the thread ends by the
+//! destructor of a second thread-local, the [`Cleaner`], which only a read that keeps a value touches. Once the cleaner
+//! is gone, reads keep nothing. The slot does not hold the cell either: that is known where the read is compiled.
 
-use std::cell::RefCell;
+use std::cell::Cell;
 use std::fmt;
+use std::mem;
 use std::thread::LocalKey;
 
-use crate::cell::{DogpileCell, Reader};
+use crate::cell::{Currency, DogpileCell};
 use crate::error::{BoxError, RefreshError};
 use crate::lazy::LazyDogpile;
+use crate::sync::Arc;
 use crate::time::{Clock, SystemClock};
+
+/// Where the compiler has thread-locals of its own. There one that has no destructor outlives all others of its thread.
+#[cfg(any(target_os = "linux", target_vendor = "apple", all(windows, target_env = "msvc")))]
+use std::mem::ManuallyDrop as Undropped;
+
+/// Where it may have none, `std` frees each of them in an order that is not known: the slot drops its value itself.
+#[cfg(not(any(target_os = "linux", target_vendor = "apple", all(windows, target_env = "msvc"))))]
+struct Undropped<T>(T);
+
+#[cfg(not(any(target_os = "linux", target_vendor = "apple", all(windows, target_env = "msvc"))))]
+impl<T> Undropped<T> {
+    const fn new(value: T) -> Self {
+        Self(value)
+    }
+}
+
+#[cfg(not(any(target_os = "linux", target_vendor = "apple", all(windows, target_env = "msvc"))))]
+impl<T> std::ops::Deref for Undropped<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.0
+    }
+}
 
 /// The slot of a thread.
 ///
 /// Public for the code that macros write.
 #[doc(hidden)]
-pub struct LocalReader<T: 'static, C: 'static = SystemClock>(RefCell<Option<Reader<'static, T, C>>>);
+pub struct LocalSlot<T: 'static> {
+    value: Undropped<Cell<Option<Arc<T>>>>,
+    currency: Cell<Currency>,
+}
 
-impl<T, C> LocalReader<T, C> {
+impl<T> LocalSlot<T> {
     #[doc(hidden)]
     #[must_use]
     #[allow(clippy::new_without_default)] // for macros only
     pub const fn new() -> Self {
-        Self(RefCell::new(None))
+        Self { value: Undropped::new(Cell::new(None)), currency: Cell::new(Currency::NONE) }
+    }
+
+    /// Empties it, unless it is in use.
+    fn release(&self) {
+        if let Some(value) = self.value.take() {
+            self.currency.set(Currency::NONE);
+            // Runs user code (`T::drop`), so last.
+            drop(value);
+        }
+    }
+}
+
+/// A value that is taken out of its slot. It is put back when the read ends, also by a panic.
+struct Lent<'a, T: 'static> {
+    slot: &'a LocalSlot<T>,
+    value: Option<Arc<T>>,
+}
+
+impl<T> Drop for Lent<'_, T> {
+    #[inline]
+    fn drop(&mut self) {
+        // Nothing is put into a slot that is in use, so there is nothing to drop.
+        mem::forget(self.slot.value.replace(self.value.take()));
+    }
+}
+
+/// Empties a slot when the thread ends.
+#[doc(hidden)]
+pub struct Cleaner(fn());
+
+impl Cleaner {
+    #[doc(hidden)]
+    #[must_use]
+    pub const fn new(release: fn()) -> Self {
+        Self(release)
+    }
+}
+
+impl Drop for Cleaner {
+    fn drop(&mut self) {
+        (self.0)();
+    }
+}
+
+/// Both, of each thread.
+///
+/// Public for the code that macros write.
+#[doc(hidden)]
+pub struct LocalReader<T: 'static> {
+    slot: &'static LocalKey<LocalSlot<T>>,
+    cleaner: &'static LocalKey<Cleaner>,
+}
+
+impl<T> Clone for LocalReader<T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<T> Copy for LocalReader<T> {}
+
+impl<T> LocalReader<T> {
+    #[doc(hidden)]
+    #[must_use]
+    pub const fn new(slot: &'static LocalKey<LocalSlot<T>>, cleaner: &'static LocalKey<Cleaner>) -> Self {
+        Self { slot, cleaner }
     }
 
     /// Lets go of the value.
     #[doc(hidden)]
-    pub fn release(this: &'static LocalKey<Self>) {
-        let reader = this.try_with(|slot| slot.0.try_borrow_mut().ok()?.take());
-        // Runs user code (`T::drop`), so after the borrow.
-        drop(reader);
+    pub fn release(self) {
+        // Out of reach: it has been emptied.
+        let _ = self.slot.try_with(LocalSlot::release);
     }
-}
 
-impl<T, C: Clock> LocalReader<T, C> {
     /// Applies `read` to what may be served without a build. Gives `read` back where the cell must be asked.
     ///
-    /// Always inlined: where `this` is not known to the compiler, each access is two calls by pointer.
-    #[doc(hidden)]
+    /// Always inlined: where `self` is not known to the compiler, each access is a call by pointer.
     #[inline(always)]
     #[allow(clippy::inline_always)]
-    pub fn read<R, F: FnOnce(&T) -> R>(
-        this: &'static LocalKey<Self>,
+    pub(crate) fn read<R, C: Clock + 'static, F: FnOnce(&T) -> R>(
+        self,
         cell: impl Fn() -> &'static DogpileCell<T, C>,
         read: F,
     ) -> Result<R, F> {
         let mut read = Some(read);
-        let result = this.try_with(|slot| {
-            let mut slot = slot.0.try_borrow_mut().ok()?;
-            let reader = match &mut *slot {
-                Some(reader) => reader,
-                empty => Self::make(empty, &cell),
-            };
-            let value = reader.get_unless_due()?;
+        let result = self.slot.try_with(|slot| {
+            let cell = cell();
+            if !slot.currency.get().holds(cell.machine()) && !self.renew(slot, cell) {
+                return None;
+            }
+            let lent = Lent { slot, value: slot.value.take() };
+            let value = lent.value.as_ref()?;
             Some(read.take()?(value))
         });
         match (result, read) {
@@ -73,13 +170,32 @@ impl<T, C: Clock> LocalReader<T, C> {
         }
     }
 
+    /// Puts into the slot what may be served without a build. `false`: there is no such value, or it cannot be kept.
     #[cold]
     #[inline(never)]
-    fn make<'a>(
-        empty: &'a mut Option<Reader<'static, T, C>>,
-        cell: impl FnOnce() -> &'static DogpileCell<T, C>,
-    ) -> &'a mut Reader<'static, T, C> {
-        empty.insert(cell().reader())
+    fn renew<C: Clock>(self, slot: &LocalSlot<T>, cell: &'static DogpileCell<T, C>) -> bool {
+        let old = slot.value.take();
+        if old.is_none() && !slot.currency.get().is_none() {
+            return false; // in use
+        }
+        slot.currency.set(Currency::NONE);
+        // The clock is user code too: it may have read meanwhile, and filled the slot.
+        let is_kept = match cell.get_unless_due() {
+            Some(value) => {
+                let currency = Currency::of(cell.machine(), &value);
+                // Without a currency it would look as if the slot were empty while it is in use.
+                let is_kept = !currency.is_none() && self.cleaner.try_with(|_| ()).is_ok();
+                if is_kept {
+                    slot.currency.set(currency);
+                    drop(slot.value.replace(Some(value)));
+                }
+                is_kept
+            }
+            None => false,
+        };
+        // Runs user code (`T::drop`), so last.
+        drop(old);
+        is_kept
     }
 }
 
@@ -101,14 +217,14 @@ type Lazy<T, B, C> = &'static LazyDogpile<T, fn() -> B, C>;
 /// when a thread goes idle, or read with [`load_or_refresh`](LazyDogpile::load_or_refresh) instead.
 pub struct Local<T: 'static, B: 'static = T, C: 'static = SystemClock> {
     lazy: fn() -> Lazy<T, B, C>,
-    slot: &'static LocalKey<LocalReader<T, C>>,
+    reader: LocalReader<T>,
 }
 
 impl<T, B, C> Local<T, B, C> {
     #[doc(hidden)]
     #[must_use]
-    pub const fn __new(lazy: fn() -> Lazy<T, B, C>, slot: &'static LocalKey<LocalReader<T, C>>) -> Self {
-        Self { lazy, slot }
+    pub const fn __new(lazy: fn() -> Lazy<T, B, C>, reader: LocalReader<T>) -> Self {
+        Self { lazy, reader }
     }
 
     /// The cell behind it, for everything else.
@@ -151,7 +267,7 @@ impl<T, B, C> Local<T, B, C> {
     /// assert!(old.upgrade().is_none());
     /// ```
     pub fn release(&self) {
-        LocalReader::release(self.slot);
+        self.reader.release();
     }
 }
 
@@ -182,7 +298,7 @@ impl<T, C: Clock> Local<T, T, C> {
     #[allow(clippy::inline_always)]
     #[track_caller]
     pub fn with<R>(&self, read: impl FnOnce(&T) -> R) -> R {
-        match LocalReader::read(self.slot, || self.lazy().cell(), read) {
+        match self.reader.read(|| self.lazy().cell(), read) {
             Ok(result) => result,
             Err(read) => self.with_cell(read),
         }
@@ -226,7 +342,7 @@ impl<T, E: Into<BoxError>, C: Clock> Local<T, Result<T, E>, C> {
     #[inline(always)] // so that `self` is a constant
     #[allow(clippy::inline_always)]
     pub fn try_with<R>(&self, read: impl FnOnce(&T) -> R) -> Result<R, RefreshError> {
-        match LocalReader::read(self.slot, || self.lazy().cell(), read) {
+        match self.reader.read(|| self.lazy().cell(), read) {
             Ok(result) => Ok(result),
             Err(read) => self.try_with_cell(read),
         }
@@ -286,7 +402,7 @@ macro_rules! local {
         $crate::local!(@
             [$(#[$attribute])* $vis] $name, $lazy,
             [$value, ::core::result::Result<$value, $error> $(, $clock)?],
-            [$value $(, $clock)?]
+            $value
         );
         $($crate::local! { $($rest)* })?
     };
@@ -295,17 +411,20 @@ macro_rules! local {
         $(, clock: $clock:ty)? $(; $($rest:tt)*)?
     ) => {
         $crate::local!(@
-            [$(#[$attribute])* $vis] $name, $lazy, [$value, $value $(, $clock)?], [$value $(, $clock)?]
+            [$(#[$attribute])* $vis] $name, $lazy, [$value, $value $(, $clock)?], $value
         );
         $($crate::local! { $($rest)* })?
     };
-    (@ [$($head:tt)*] $name:ident, $lazy:expr, [$($local:tt)*], [$($reader:tt)*]) => {
+    (@ [$($head:tt)*] $name:ident, $lazy:expr, [$($local:tt)*], $value:ty) => {
         $($head)* const $name: $crate::Local<$($local)*> = {
             ::std::thread_local! {
-                static READER: $crate::__private::LocalReader<$($reader)*> =
-                    const { $crate::__private::LocalReader::new() };
+                static SLOT: $crate::__private::LocalSlot<$value> = const { $crate::__private::LocalSlot::new() };
+                static CLEANER: $crate::__private::Cleaner =
+                    const { $crate::__private::Cleaner::new(|| READER.release()) };
             }
-            $crate::Local::__new(|| &$lazy, &READER)
+            const READER: $crate::__private::LocalReader<$value> =
+                $crate::__private::LocalReader::new(&SLOT, &CLEANER);
+            $crate::Local::__new(|| &$lazy, READER)
         };
     };
 }

@@ -9,7 +9,7 @@
 //! of the compiler.
 
 use proc_macro2::{Span, TokenStream};
-use quote::{format_ident, quote, quote_spanned};
+use quote::{ToTokens, format_ident, quote, quote_spanned};
 use syn::ext::IdentExt;
 use syn::spanned::Spanned;
 use syn::{Error, Ident, Result, Type};
@@ -28,10 +28,10 @@ pub(crate) enum Home {
 
 impl Home {
     /// The path of the crate `dogpile`. The other one may be the only one that the user depends on.
-    fn dogpile(self) -> TokenStream {
+    fn dogpile(self, span: Span) -> TokenStream {
         match self {
-            Self::Cell => quote!(::dogpile),
-            Self::Map => quote!(::dogpile_map::__private::dogpile),
+            Self::Cell => quote_spanned!(span=> ::dogpile),
+            Self::Map => quote_spanned!(span=> ::dogpile_map::__private::dogpile),
         }
     }
 }
@@ -72,10 +72,11 @@ struct Signatures {
 }
 
 impl Signatures {
-    fn of(function: &Function, dogpile: &TokenStream) -> Self {
+    fn of(function: &Function, home: Home) -> Self {
         let returns = &function.returns;
         let span = returns.span();
-        let private = quote_spanned!(span=> #dogpile::__private);
+        let (dogpile, at_type) = (home.dogpile(Span::call_site()), home.dogpile(span));
+        let private = quote_spanned!(span=> #at_type::__private);
         let probe = quote_spanned! {span=> {
             #[allow(unused_imports)] // not used where it is a `Result`
             use #private::IsValue as _;
@@ -114,8 +115,6 @@ impl Signatures {
 struct Key {
     /// Its type.
     kept: TokenStream,
-    /// The parts of it: for an error of the compiler at each.
-    parts: Vec<TokenStream>,
     /// A reference to it, or to its borrowed form, made of the arguments.
     asked: TokenStream,
     /// The arguments, made of a reference `key` to it.
@@ -127,11 +126,12 @@ struct Key {
 }
 
 impl Key {
-    fn of(parameters: &[Parameter], key: &Ident) -> Self {
-        let parts: Vec<TokenStream> = parameters.iter().map(kept).collect();
+    /// `span` is that of the function's name.
+    fn of(parameters: &[Parameter], key: &Ident, span: Span) -> Self {
+        let types = parameters.iter().map(kept_type);
         let names: Vec<&Ident> = parameters.iter().map(|parameter| &parameter.name).collect();
-        let types = parameters.iter().map(|parameter| &parameter.given);
-        let given = |parameter: &Parameter, part: TokenStream| match &parameter.kept {
+        let given_types = parameters.iter().map(|parameter| &parameter.given);
+        let give = |parameter: &Parameter, part: TokenStream| match &parameter.kept {
             Kept::Given => quote!(::core::clone::Clone::clone(#part)),
             Kept::Owned(referred) => quote!(::core::borrow::Borrow::<#referred>::borrow(#part)),
         };
@@ -142,7 +142,7 @@ impl Key {
                     Kept::Given => quote!(&#name),
                     Kept::Owned(_) => quote!(#name),
                 };
-                (quote!(#(#parts)*), asked, given(only, quote!(#key)))
+                (quote!(#(#types)*), asked, give(only, quote!(#key)))
             }
             several => {
                 let asked = several.iter().map(|Parameter { name, kept, .. }| match kept {
@@ -151,30 +151,32 @@ impl Key {
                 });
                 let given = several.iter().enumerate().map(|(place, parameter)| {
                     let place = syn::Index::from(place);
-                    given(parameter, quote!(&#key.#place))
+                    give(parameter, quote!(&#key.#place))
                 });
-                (quote!((#(#parts),*)), quote!(&(#(#asked),*)), quote!(#(#given),*))
+                (quote_spanned!(span=> (#(#types),*)), quote!(&(#(#asked),*)), quote!(#(#given),*))
             }
         };
-        Self { kept, asked, given, parameters: quote!(#(#names: #types),*), passed: quote!(#(#names),*), parts }
+        Self {
+            kept,
+            asked,
+            given,
+            parameters: quote!(#(#names: #given_types),*),
+            passed: quote!(#(#names),*),
+        }
     }
 }
 
-/// The type by which the key keeps it.
-fn kept(parameter: &Parameter) -> TokenStream {
-    let span = parameter.given.span();
-    match &parameter.kept {
-        Kept::Given => {
-            let given = &parameter.given;
-            quote!(#given)
-        }
-        // As one would write them.
-        Kept::Owned(Type::Path(path)) if path.path.is_ident("str") => quote_spanned!(span=> ::std::string::String),
-        Kept::Owned(Type::Slice(slice)) => {
+/// The type by which the key keeps it, as one would write it.
+fn kept_type(Parameter { given, kept, .. }: &Parameter) -> TokenStream {
+    let span = given.span();
+    let Kept::Owned(referred) = kept else { return given.to_token_stream() };
+    match &**referred {
+        Type::Path(path) if path.path.is_ident("str") => quote_spanned!(span=> ::std::string::String),
+        Type::Slice(slice) => {
             let element = &slice.elem;
             quote_spanned!(span=> ::std::vec::Vec<#element>)
         }
-        Kept::Owned(referred) => quote_spanned!(span=> <#referred as ::std::borrow::ToOwned>::Owned),
+        referred => quote_spanned!(span=> <#referred as ::std::borrow::ToOwned>::Owned),
     }
 }
 
@@ -198,9 +200,9 @@ struct Writer<'a> {
 impl<'a> Writer<'a> {
     fn new(home: Home, arguments: &'a Arguments, function: &'a Function) -> Result<Self> {
         check(home, arguments, function)?;
-        let dogpile = home.dogpile();
-        let signatures = Signatures::of(function, &dogpile);
+        let signatures = Signatures::of(function, home);
         let (returns, is_result) = (&function.returns, &signatures.is_result);
+        let dogpile = home.dogpile(returns.span());
         let returned =
             quote_spanned!(returns.span()=> <#returns as #dogpile::__private::Returned<#is_result>>);
         Ok(Self {
@@ -208,7 +210,7 @@ impl<'a> Writer<'a> {
             wait: if function.asyncness.is_some() { quote!(.await) } else { quote!() },
             read: Ident::new("read", Span::mixed_site()),
             home,
-            dogpile,
+            dogpile: home.dogpile(Span::call_site()),
             arguments,
             function,
             signatures,
@@ -219,7 +221,11 @@ impl<'a> Writer<'a> {
     /// The name of what stands beside the function.
     fn item(&self, what: &str) -> Ident {
         let span = self.function.name.span();
-        if self.arguments.in_impl { format_ident!("{}_{what}", self.plain, span = span) } else { Ident::new(what, span) }
+        if self.arguments.in_impl {
+            format_ident!("{}_{what}", self.plain, span = span)
+        } else {
+            Ident::new(what, span)
+        }
     }
 
     /// Its path.
@@ -246,6 +252,17 @@ impl<'a> Writer<'a> {
         format_ident!("{of}{spawned}{suffix}", span = self.function.returns.span())
     }
 
+    /// An argument, with its comma. By way of a function that takes nothing else, so that a spawner of another kind is one
+    /// message, at the setting.
+    fn spawner(&self) -> Option<TokenStream> {
+        let kind = if self.function.asyncness.is_some() { "spawns_tasks" } else { "spawns_jobs" };
+        self.arguments.spawn.as_ref().map(|spawn| {
+            let (dogpile, kind) = (self.home.dogpile(spawn.span()), Ident::new(kind, spawn.span()));
+            let wrapped = quote_spanned!(spawn.span()=> #dogpile::__private::#kind(#spawn));
+            quote!(#wrapped,)
+        })
+    }
+
     /// The name of the cell or the map.
     fn label(&self) -> TokenStream {
         self.arguments.name.clone().unwrap_or_else(|| {
@@ -261,7 +278,8 @@ impl<'a> Writer<'a> {
     /// What a function consists of, whatever its value is kept in: itself, with this parameters and this body, and beside it
     /// itself as it was written, and `beside`.
     fn assemble(&self, parameters: &TokenStream, body: &TokenStream, beside: &TokenStream) -> TokenStream {
-        let Function { attributes, vis, name, asyncness, fn_token, inputs, returns, body: build, .. } = self.function;
+        let Function { attributes, vis, name, asyncness, fn_token, inputs, returns, body: written, .. } =
+            self.function;
         let (all, called, built) = (&attributes.all, &attributes.called, &attributes.built);
         let Signatures { call, check, .. } = &self.signatures;
         let (dogpile, track_caller) = (&self.dogpile, self.track_caller());
@@ -282,7 +300,18 @@ impl<'a> Writer<'a> {
         );
         // Not those above: what is allowed here is not allowed in the body.
         let allowed = quote! {
-            #[allow(dead_code, unreachable_pub, #signature, clippy::inline_always, clippy::type_complexity)]
+            #[allow(
+                dead_code,
+                unreachable_pub,
+                #signature,
+                clippy::inline_always,
+                clippy::too_many_arguments,
+                clippy::type_complexity,
+                clippy::needless_pass_by_value,
+                clippy::ptr_arg,
+                clippy::trivially_copy_pass_by_ref,
+                clippy::used_underscore_binding
+            )]
         };
         // A `static` in a method is one for all types of a generic `impl` block, and the compiler must say so.
         let (needs_in_fn, not_generic) = if self.arguments.in_impl {
@@ -298,7 +327,12 @@ impl<'a> Writer<'a> {
         let of_arguments = if parameters.is_empty() {
             quote!()
         } else {
-            quote!(#[allow(clippy::needless_pass_by_value, clippy::ptr_arg, clippy::trivially_copy_pass_by_ref)])
+            quote!(#[allow(
+                clippy::needless_pass_by_value,
+                clippy::ptr_arg,
+                clippy::trivially_copy_pass_by_ref,
+                clippy::used_underscore_binding
+            )])
         };
         let called_function = quote! {
             #all
@@ -316,7 +350,7 @@ impl<'a> Writer<'a> {
             /// The function as it was written: makes a value, and keeps it nowhere.
             #[allow(#signature)]
             #built
-            #vis #asyncness #fn_token #build_name(#inputs) -> #returns #build
+            #vis #asyncness #fn_token #build_name(#inputs) -> #returns #written
         };
         if self.arguments.in_impl {
             return quote! {
@@ -377,7 +411,12 @@ impl<'a> Writer<'a> {
                 clippy::missing_panics_doc,
                 clippy::must_use_candidate,
                 clippy::inline_always,
-                clippy::type_complexity
+                clippy::too_many_arguments,
+                clippy::type_complexity,
+                clippy::needless_pass_by_value,
+                clippy::ptr_arg,
+                clippy::trivially_copy_pass_by_ref,
+                clippy::used_underscore_binding
             )]
         }
     }
@@ -394,72 +433,79 @@ impl<'a> Writer<'a> {
         let [cell_item, with_item, reader_item, release_item, reset_item] =
             ["cell", "with", "reader", "release", "reset"].map(|what| self.item(what));
         let Ahead { begun, refresher } = self.ahead()?;
-        let spawn = self.arguments.spawn.as_ref().map(|spawn| quote!(#spawn,));
-        let read_method = self.method("read");
-        let body = quote_spanned!(span=> #returned::#read_method(#begun(), #spawn #build) #wait);
+        let (read_method, spawner, name) = (self.method("read"), self.spawner(), self.called());
+        let body = quote_spanned!(span=> #returned::#read_method(#begun(), #spawner #build) #wait);
+        let with_body = if asyncness.is_some() {
+            quote_spanned!(span=> #returned::with_async(#reader(), #begun, #name, #read).await)
+        } else {
+            let method = self.method("with");
+            quote_spanned!(span=> #returned::#method(#reader(), #begun, #spawner #build, #read))
+        };
         // By way of the trait, so that a value that threads cannot share is one short message.
-        let cell_type = quote_spanned!(span=> #dogpile::DogpileCell<#returned::Value>);
+        let at_type = self.home.dogpile(span);
+        let cell_type = quote_spanned!(span=> #at_type::DogpileCell<#returned::Value>);
         // An `async fn` is not made smaller by it.
         let inline = if asyncness.is_some() { quote!(#[inline]) } else { quote!(#[inline(always)]) };
         let (track_caller, attributes) = (self.track_caller(), self.attributes());
-        let name = self.called();
         let about_with = format!(
             "The thread keeps the value until its next read, until {}, or until it ends.",
             self.link("release")
         );
         let about_release = format!("Lets go of the value that this thread keeps for {}.", self.link("with"));
-        Ok(self.assemble(&quote!(), &body, &quote! {
-            /// The cell, for everything else.
-            #attributes
-            #[inline]
-            #vis fn #cell_item() -> &'static #dogpile::DogpileCell<#value> {
-                static CELL: #cell_type =
-                    #dogpile::DogpileCell::with_policy(#dogpile::Policy::#policy).named(#label);
-                &CELL
-            }
+        Ok(self.assemble(
+            &quote!(),
+            &body,
+            &quote! {
+                /// The cell, for everything else.
+                #attributes
+                #[inline]
+                #vis fn #cell_item() -> &'static #dogpile::DogpileCell<#value> {
+                    static CELL: #cell_type =
+                        #dogpile::DogpileCell::with_policy(#dogpile::Policy::#policy).named(#label);
+                    &CELL
+                }
 
-            /// Reads the value through the thread's own reader: the cheapest read.
-            ///
-            #[doc = #about_with]
-            #attributes
-            #track_caller
-            #inline
-            // A type parameter is not hygienic: `__R` is a name that no return type has.
-            #vis #asyncness fn #with_item<__R>(#read: impl ::core::ops::FnOnce(&#value) -> __R) -> #with {
-                match #dogpile::__private::LocalReader::read(#reader(), #begun, #read) {
-                    ::core::result::Result::Ok(result) => #returned::wrap(result),
-                    ::core::result::Result::Err(#read) => {
-                        #dogpile::__private::cold();
-                        #returned::look(#name() #wait, #read)
+                /// Reads the value through the thread's own reader: the cheapest read.
+                ///
+                #[doc = #about_with]
+                #attributes
+                #track_caller
+                #inline
+                // A type parameter is not hygienic: `__R` is a name that no return type has.
+                #vis #asyncness fn #with_item<__R>(#read: impl ::core::ops::FnOnce(&#value) -> __R) -> #with {
+                    #with_body
+                }
+
+                #[doc = #about_release]
+                #attributes
+                #vis fn #release_item() {
+                    #reader().release();
+                }
+
+                /// Value, failures, retry pause and statistics are gone. For tests.
+                #attributes
+                #vis fn #reset_item() {
+                    #release();
+                    #cell().reset();
+                }
+
+                #attributes
+                #[inline]
+                fn #reader_item() -> #dogpile::__private::LocalReader<#value> {
+                    ::std::thread_local! {
+                        static SLOT: #dogpile::__private::LocalSlot<#value> =
+                            const { #dogpile::__private::LocalSlot::new() };
+                        static CLEANER: #dogpile::__private::Cleaner =
+                            const { #dogpile::__private::Cleaner::new(|| READER.release()) };
                     }
+                    const READER: #dogpile::__private::LocalReader<#value> =
+                        #dogpile::__private::LocalReader::new(&SLOT, &CLEANER);
+                    READER
                 }
-            }
 
-            #[doc = #about_release]
-            #attributes
-            #vis fn #release_item() {
-                #dogpile::__private::LocalReader::release(#reader());
-            }
-
-            /// Value, failures, retry pause and statistics are gone. For tests.
-            #attributes
-            #vis fn #reset_item() {
-                #release();
-                #cell().reset();
-            }
-
-            #attributes
-            #[inline]
-            fn #reader_item() -> &'static ::std::thread::LocalKey<#dogpile::__private::LocalReader<#value>> {
-                ::std::thread_local! {
-                    static READER: #dogpile::__private::LocalReader<#value> =
-                        const { #dogpile::__private::LocalReader::new() };
-                }
-                &READER
-            }
-
-            #refresher
-        }))
+                #refresher
+            },
+        ))
     }
 
     /// The path of the function that is called.
@@ -478,12 +524,12 @@ impl<'a> Writer<'a> {
         let max_entries = self.arguments.max_entries.as_ref().map(|(entries, _)| entries);
         let (map, build) = (self.path("map"), self.path("build"));
         let [map_item, with_item, reset_item] = ["map", "with", "reset"].map(|what| self.item(what));
+        // What the compiler says about a key is shown at the function's name, as the span of all arguments cannot be had.
+        let at_name = self.function.name.span();
         let key_name = Ident::new("key", Span::mixed_site());
-        let Key { kept, parts, asked, given, parameters, passed } = &Key::of(parameters, &key_name);
-        let private = quote_spanned!(span=> ::dogpile_map::__private);
-        let keyed = quote_spanned!(span=> <#returns as #private::Keyed<#is_result>>);
-        let (read_method, spawn) = (self.method("read"), &self.arguments.spawn);
-        let build = match (asyncness, spawn) {
+        let Key { kept, asked, given, parameters, passed } = &Key::of(parameters, &key_name, at_name);
+        let (read_method, spawner, name) = (self.method("read"), self.spawner(), self.called());
+        let build = match (asyncness, &spawner) {
             (None, _) => quote!(|#key_name| #build(#given)),
             (Some(_), None) => quote!(async |#key_name| #build(#given).await),
             // The future owns the key.
@@ -492,44 +538,47 @@ impl<'a> Writer<'a> {
                 #build(#given).await
             }),
         };
-        let spawn = spawn.as_ref().map(|spawn| quote!(#spawn,));
-        let body = quote_spanned!(span=> #keyed::#read_method(#map(), #asked, #spawn #build) #wait);
-        // By way of a trait, for the messages; see there.
-        let checked = parts.iter().zip(&self.function.parameters).map(|(part, parameter)| {
-            let span = parameter.given.span();
-            quote_spanned!(span=> #private::is_key::<#part>();)
-        });
-        let (track_caller, attributes, name) = (self.track_caller(), self.attributes(), self.called());
-        self.assemble(parameters, &body, &quote! {
-            /// The map, for everything else.
-            #attributes
-            #vis fn #map_item() -> &'static ::dogpile_map::DogpileMap<#kept, #value> {
-                const POLICY: #dogpile::Policy = #dogpile::Policy::#policy;
-                const _: () = { #(#checked)* };
-                static MAP: ::std::sync::LazyLock<::dogpile_map::DogpileMap<#kept, #returned::Value>> =
-                    ::std::sync::LazyLock::new(|| {
-                        ::dogpile_map::DogpileMap::builder(POLICY).max_entries(#max_entries).name(#label).build()
+        let body = quote_spanned! {span=>
+            <#returns as ::dogpile_map::__private::Keyed<#is_result>>::#read_method(#map(), #asked, #spawner #build) #wait
+        };
+        let with_body = quote_spanned!(span=> #returned::look(#name(#passed) #wait, #read));
+        let map_type = quote_spanned!(at_name=> ::dogpile_map::DogpileMap<#kept, #returned::Value>);
+        let (new, reset) = (
+            quote_spanned!(at_name=> ::dogpile_map::__private::new::<#kept, #returned::Value>),
+            quote_spanned!(at_name=> ::dogpile_map::__private::reset::<#kept, #returned::Value>),
+        );
+        let (track_caller, attributes) = (self.track_caller(), self.attributes());
+        self.assemble(
+            parameters,
+            &body,
+            &quote! {
+                /// The map, for everything else.
+                #attributes
+                #vis fn #map_item() -> &'static ::dogpile_map::DogpileMap<#kept, #value> {
+                    static MAP: ::std::sync::LazyLock<#map_type> = ::std::sync::LazyLock::new(|| {
+                        #new(const { #dogpile::Policy::#policy }, #max_entries, #label)
                     });
-                &MAP
-            }
+                    &MAP
+                }
 
-            /// As a call, for a look at the value.
-            #attributes
-            #track_caller
-            // A type parameter is not hygienic: `__R` is a name that no type of the user's has.
-            #vis #asyncness fn #with_item<__R>(
-                #parameters,
-                #read: impl ::core::ops::FnOnce(&#value) -> __R,
-            ) -> #with {
-                #returned::look(#name(#passed) #wait, #read)
-            }
+                /// As a call, for a look at the value.
+                #attributes
+                #track_caller
+                // A type parameter is not hygienic: `__R` is a name that no type of the user's has.
+                #vis #asyncness fn #with_item<__R>(
+                    #parameters,
+                    #read: impl ::core::ops::FnOnce(&#value) -> __R,
+                ) -> #with {
+                    #with_body
+                }
 
-            /// All values, failures, retry pauses and statistics are gone. For tests.
-            #attributes
-            #vis fn #reset_item() {
-                #map().reset();
-            }
-        })
+                /// All values, failures, retry pauses and statistics are gone. For tests.
+                #attributes
+                #vis fn #reset_item() {
+                    #reset(#map());
+                }
+            },
+        )
     }
 
     fn ahead(&self) -> Result<Ahead> {
@@ -598,7 +647,6 @@ fn check(home: Home, arguments: &Arguments, function: &Function) -> Result<()> {
         (_, true, Some((_, span)), _) => {
             refuse(*span, "`max_entries` is for a function with arguments: without, there is one value")
         }
-        (_, true, None, _) => Ok(()),
         (Home::Cell, false, ..) => Err(Error::new_spanned(
             inputs,
             "a function with arguments has a value for each of them, and those are kept by the crate `dogpile-map`: add \
@@ -614,6 +662,6 @@ fn check(home: Home, arguments: &Arguments, function: &Function) -> Result<()> {
             inputs,
             "a function with arguments has a value for each of them: say how many to keep, with `max_entries = 1_000`",
         )),
-        (Home::Map, false, Some(_), None) => Ok(()),
+        (_, true, None, _) | (Home::Map, false, Some(_), None) => Ok(()),
     }
 }

@@ -6,8 +6,8 @@ use syn::parse::{Parse, ParseStream};
 use syn::punctuated::Punctuated;
 use syn::spanned::Spanned;
 use syn::{
-    Attribute, Error, FnArg, GenericArgument, Ident, Lifetime, Meta, MetaList, Pat, PatType, Path, PathArguments,
-    Result, ReturnType, Signature, Token, Type, Visibility,
+    Attribute, Error, FnArg, GenericArgument, Ident, Lifetime, Meta, MetaList, Pat, PatType, Path,
+    PathArguments, Result, ReturnType, Signature, Token, Type, Visibility,
 };
 
 pub(crate) struct Function {
@@ -36,7 +36,8 @@ impl Parse for Function {
         }
         let body = input.parse::<TokenTree>()?.into_token_stream();
         let returns = check(&signature)?;
-        let parameters = signature.inputs.iter().enumerate().map(|(place, input)| Parameter::of(input, place));
+        let parameters =
+            signature.inputs.iter().enumerate().map(|(place, input)| Parameter::of(input, place));
         let parameters = all(parameters)?;
         Ok(Self {
             attributes: Attributes::of(attributes)?,
@@ -121,15 +122,16 @@ fn check(signature: &Signature) -> Result<Box<Type>> {
     match peeled(returns) {
         Type::Tuple(tuple) if tuple.elems.is_empty() => refuse(returns, NOTHING),
         Type::Never(_) => refuse(returns, NOTHING),
+        of if !signature.inputs.is_empty() && is_borrowed(of) => refuse(
+            returns,
+            "a value is kept for longer than its arguments live: return what owns it, such as `String` for `&str`",
+        ),
         Type::ImplTrait(_) => refuse(
             returns,
             "a `static` needs a type with a name: in place of `impl Trait` name the type, or return a `Box<dyn Trait>`; \
              in place of `impl Future` write `async fn`",
         ),
-        _ if names_self(returns) => refuse(
-            returns,
-            SELF,
-        ),
+        _ if names_self(returns) => refuse(returns, SELF),
         _ => Ok(returns.clone()),
     }
 }
@@ -163,7 +165,7 @@ pub(crate) enum Kept {
     /// As it is.
     Given,
     /// As the owned form of this type: it is a reference.
-    Owned(Type),
+    Owned(Box<Type>),
 }
 
 impl Parameter {
@@ -178,10 +180,11 @@ impl Parameter {
         let kept = match peeled(ty) {
             Type::Reference(reference) if !is_static(reference.lifetime.as_ref()) => {
                 if let Some(word) = &reference.mutability {
-                    let message = "a call that is served from the map would not change it: take a `&`, or a value";
+                    let message =
+                        "a call that is served from the map would not change it: take a `&`, or a value";
                     return Err(Error::new(word.span(), message));
                 }
-                Kept::Owned((*reference.elem).clone())
+                Kept::Owned(reference.elem.clone())
             }
             _ => Kept::Given,
         };
@@ -194,6 +197,15 @@ impl Parameter {
             None => Ok(Self { name, given: (**ty).clone(), kept }),
         }
     }
+}
+
+/// A reference, or a `Result` of one. What else may borrow, the compiler sees.
+fn is_borrowed(returns: &Type) -> bool {
+    let value = match Looks::of(returns) {
+        Looks::Result(value) => value,
+        Looks::Unclear | Looks::Value => returns,
+    };
+    matches!(peeled(value), Type::Reference(reference) if !is_static(reference.lifetime.as_ref()))
 }
 
 fn is_static(lifetime: Option<&Lifetime>) -> bool {
@@ -213,7 +225,9 @@ fn unkeepable(of: &Type) -> Option<&'static str> {
             (TokenTree::Ident(word), _) if word == "impl" => {
                 return Some("a key has one type: name it, in place of `impl Trait`");
             }
-            (TokenTree::Punct(mark), Some(TokenTree::Ident(word))) if mark.as_char() == '\'' && word != "static" => {
+            (TokenTree::Punct(mark), Some(TokenTree::Ident(word)))
+                if mark.as_char() == '\'' && word != "static" =>
+            {
                 return Some(BORROWS);
             }
             (TokenTree::Punct(mark), next) if mark.as_char() == '&' => {
@@ -228,13 +242,21 @@ fn unkeepable(of: &Type) -> Option<&'static str> {
     None
 }
 
-/// Without groups.
+/// Without groups, and without the parameters of `fn` and `Fn`, which borrow nothing.
 fn flat(tokens: TokenStream) -> Vec<TokenTree> {
-    let inside = |token| match token {
-        TokenTree::Group(group) => flat(group.stream()),
-        token => vec![token],
-    };
-    tokens.into_iter().flat_map(inside).collect()
+    let mut all: Vec<TokenTree> = Vec::new();
+    for token in tokens {
+        match token {
+            TokenTree::Group(group) => {
+                let is_call = matches!(all.last(), Some(TokenTree::Ident(word)) if word.to_string().to_lowercase().starts_with("fn"));
+                if !is_call {
+                    all.extend(flat(group.stream()));
+                }
+            }
+            token => all.push(token),
+        }
+    }
+    all
 }
 
 /// What is in parentheses, or in the invisible ones around an argument of a `macro_rules!` macro.

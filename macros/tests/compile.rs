@@ -16,10 +16,12 @@ fn messages_are_those_that_are_kept() {
         "hidden_result",
         "in_impl",
         "items",
+        "keys",
         "methods",
         "qualifiers",
         "returns",
         "settings",
+        "spawn",
         "values",
     ] {
         tests.compile_fail(format!("tests/ui/{case}.rs"));

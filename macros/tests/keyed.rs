@@ -1,6 +1,12 @@
 //! Functions with arguments, as a user writes them: `dogpile_map::dogpile`.
 // Small functions stand for large ones.
-#![allow(clippy::items_after_statements, clippy::unnecessary_wraps, clippy::unused_async)]
+#![allow(
+    clippy::items_after_statements,
+    clippy::needless_pass_by_value,
+    clippy::trivially_copy_pass_by_ref,
+    clippy::unnecessary_wraps,
+    clippy::unused_async
+)]
 
 use std::borrow::Cow;
 use std::fmt;

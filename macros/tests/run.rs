@@ -257,6 +257,131 @@ fn a_thread_rebuilds_it_ahead_of_its_end() {
     }
 }
 
+mod spawned {
+    use super::*;
+    use dogpile::Job;
+    use std::sync::mpsc;
+
+    /// Where jobs go that a test runs when it likes.
+    struct Queue(Mutex<Vec<Job>>);
+
+    impl Queue {
+        fn take(&self) -> Vec<Job> {
+            std::mem::take(&mut *self.0.lock().unwrap())
+        }
+    }
+
+    static QUEUE: Queue = Queue(Mutex::new(Vec::new()));
+    static CALLS: AtomicU32 = AtomicU32::new(0);
+
+    #[dogpile(ttl = "60s", retry_backoff = ("0s", "0s"), spawn = |job| QUEUE.0.lock().unwrap().push(job))]
+    fn number() -> Result<u32, fmt::Error> {
+        Ok(CALLS.fetch_add(1, Ordering::Relaxed))
+    }
+
+    #[test]
+    fn a_caller_with_an_old_value_waits_for_nobody() {
+        number::cell().set(7);
+        number::cell().invalidate();
+        assert_eq!((*number().unwrap(), number::with(|number| *number).unwrap()), (7, 7));
+        assert_eq!(CALLS.load(Ordering::Relaxed), 0, "the build was handed over");
+        let jobs = QUEUE.take();
+        assert_eq!(jobs.len(), 1, "of both calls, one was elected");
+        jobs.into_iter().for_each(|job| job());
+        assert_eq!((*number().unwrap(), number::with(|number| *number).unwrap()), (0, 0));
+        // A job that is dropped gives the lease back.
+        number::cell().invalidate();
+        assert_eq!(number::with(|number| *number).unwrap(), 0);
+        drop(QUEUE.take());
+        assert_eq!(*number().unwrap(), 0);
+        assert_eq!(QUEUE.take().len(), 1);
+    }
+
+    #[test]
+    fn the_first_build_runs_elsewhere_too() {
+        #[dogpile(ttl = "60s", spawn = thread::spawn)]
+        fn builder() -> thread::ThreadId {
+            thread::current().id()
+        }
+
+        #[dogpile(ttl = "60s", spawn = rayon_like::spawn)]
+        fn fallible() -> Result<thread::ThreadId, fmt::Error> {
+            Ok(thread::current().id())
+        }
+
+        /// A spawner that is no generic function.
+        mod rayon_like {
+            pub(super) fn spawn(job: dogpile::Job) {
+                std::thread::spawn(job);
+            }
+        }
+
+        assert_ne!(*builder(), thread::current().id());
+        builder::reset();
+        assert_ne!(builder::with(|builder| *builder), thread::current().id());
+        assert_ne!(*fallible().unwrap(), thread::current().id());
+    }
+
+    #[test]
+    fn a_refresher_and_a_spawner_go_together() {
+        #[dogpile(ttl = "1h", ahead = "1min", spawn = thread::spawn)]
+        fn number() -> u32 {
+            7
+        }
+
+        assert_eq!(*number(), 7);
+        assert!(number::refresher().expect("started by the call").wait_ready(Duration::from_secs(60)));
+    }
+
+    #[tokio::test]
+    async fn tasks() {
+        #[dogpile(ttl = "60s", spawn = tokio::spawn)]
+        async fn task() -> Option<tokio::task::Id> {
+            tokio::task::yield_now().await;
+            tokio::task::try_id()
+        }
+
+        #[dogpile(ttl = "60s", spawn = tokio::spawn)]
+        async fn fallible() -> anyhow::Result<u32> {
+            tokio::task::yield_now().await;
+            Ok("7".parse()?)
+        }
+
+        assert_eq!(tokio::task::try_id(), None, "this is no task");
+        assert!(is_send(task()).await.is_some());
+        task::reset();
+        assert!(is_send(task::with(Option::is_some)).await);
+        assert_eq!(*is_send(fallible()).await.unwrap(), 7);
+        assert_eq!(fallible::with(|number| *number).await.unwrap(), 7);
+    }
+
+    #[tokio::test]
+    async fn a_build_goes_on_when_its_caller_gives_up() {
+        static STARTED: Mutex<Option<mpsc::Sender<()>>> = Mutex::new(None);
+
+        #[dogpile(ttl = "60s", spawn = tokio::spawn)]
+        async fn number() -> u32 {
+            if let Some(started) = STARTED.lock().unwrap().take() {
+                started.send(()).unwrap();
+            }
+            tokio::task::yield_now().await;
+            7
+        }
+
+        let (sender, started) = mpsc::channel();
+        *STARTED.lock().unwrap() = Some(sender);
+        {
+            let mut call = std::pin::pin!(number());
+            assert!(futures_lite::future::poll_once(&mut call).await.is_none());
+        }
+        while number::cell().get().is_none() {
+            tokio::task::yield_now().await;
+        }
+        started.recv().unwrap();
+        assert_eq!((*number().await, number::cell().stats().builds), (7, 1));
+    }
+}
+
 /// Attributes of other macros see the function as it was written.
 mod attributes {
     use super::*;

@@ -7,7 +7,7 @@ use std::hash::Hash;
 use std::sync::Arc;
 
 use dogpile::__private::Returned;
-use dogpile::{BoxError, Job, RefreshError};
+use dogpile::{BoxError, Job, Policy, RefreshError};
 
 use crate::DogpileMap;
 
@@ -16,19 +16,38 @@ use dogpile::{SharedError, Task};
 #[cfg(not(feature = "async"))]
 use std::future::Ready;
 
-/// What an argument has to be.
+/// A key that is made of arguments.
 #[diagnostic::on_unimplemented(
-    message = "`{Self}` cannot be a part of a key",
-    label = "an argument is a part of a key: it must be `Hash + Eq + Clone + Send + Sync + 'static`",
-    note = "derive what is missing; in place of a float, which is not `Eq`, take its `to_bits()`, or a whole number of some unit"
+    message = "the arguments are kept as a key, and `{Self}` cannot be one",
+    label = "not `Hash + Eq + Clone + Send + Sync + 'static`",
+    note = "derive what is missing; in place of a float, which is not `Eq`, take its bits, or a whole number of some unit"
 )]
-pub trait KeyPart: Hash + Eq + Clone + Send + Sync + 'static {}
+pub trait Key: Hash + Eq + Clone + Send + Sync + 'static {}
 
 #[diagnostic::do_not_recommend]
-impl<K: Hash + Eq + Clone + Send + Sync + 'static> KeyPart for K {}
+impl<K: Hash + Eq + Clone + Send + Sync + 'static> Key for K {}
 
-/// Compiles if it is one.
-pub const fn is_key<K: KeyPart>() {}
+/// What a key is looked up by.
+#[diagnostic::on_unimplemented(
+    message = "the arguments are kept as a key, and `{Self}` cannot be one",
+    label = "not `Hash + Eq + Clone + Send + Sync + 'static`",
+    note = "derive what is missing; in place of a float, which is not `Eq`, take its bits, or a whole number of some unit"
+)]
+pub trait Asked<K>: Hash + Eq + ToOwned<Owned = K> {}
+
+#[diagnostic::do_not_recommend]
+impl<K: Borrow<Q>, Q: Hash + Eq + ToOwned<Owned = K> + ?Sized> Asked<K> for Q {}
+
+/// Makes the map of a function.
+#[must_use]
+pub fn new<K: Key, T>(policy: Policy, max_entries: usize, name: &'static str) -> DogpileMap<K, T> {
+    DogpileMap::builder(policy).max_entries(max_entries).name(name).build()
+}
+
+/// Resets it.
+pub fn reset<K: Key, T>(map: &DogpileMap<K, T>) {
+    map.reset();
+}
 
 /// What a function returns whose values a map keeps.
 pub trait Keyed<const IS_RESULT: bool>: Returned<IS_RESULT> {
@@ -39,20 +58,19 @@ pub trait Keyed<const IS_RESULT: bool>: Returned<IS_RESULT> {
         build: impl FnOnce(&K) -> Self,
     ) -> Self::Read
     where
-        K: Borrow<Q> + KeyPart,
-        Q: Hash + Eq + ToOwned<Owned = K> + ?Sized;
+        K: Key + Borrow<Q>,
+        Q: Asked<K> + ?Sized;
 
     /// The same; the build is handed to a spawner.
-    fn read_spawned<K, Q, S, R>(
+    fn read_spawned<K, Q>(
         map: &'static DogpileMap<K, Self::Value>,
         key: &Q,
-        spawn: S,
+        spawn: impl FnOnce(Job),
         build: impl FnOnce(&K) -> Self + Send + 'static,
     ) -> Self::Read
     where
-        K: Borrow<Q> + KeyPart,
-        Q: Hash + Eq + ToOwned<Owned = K> + ?Sized,
-        S: FnOnce(Job) -> R;
+        K: Key + Borrow<Q>,
+        Q: Asked<K> + ?Sized;
 
     /// A call of an `async` function.
     #[cfg(feature = "async")]
@@ -62,21 +80,20 @@ pub trait Keyed<const IS_RESULT: bool>: Returned<IS_RESULT> {
         build: impl AsyncFnOnce(&K) -> Self,
     ) -> impl Future<Output = Self::Read>
     where
-        K: Borrow<Q> + KeyPart,
-        Q: Hash + Eq + ToOwned<Owned = K> + ?Sized;
+        K: Key + Borrow<Q>,
+        Q: Asked<K> + ?Sized;
 
     /// The same; the build is handed to a spawner.
     #[cfg(feature = "async")]
-    fn read_spawned_async<K, Q, S, R, F>(
+    fn read_spawned_async<K, Q, F>(
         map: &'static DogpileMap<K, Self::Value>,
         key: &Q,
-        spawn: S,
+        spawn: impl FnOnce(Task),
         build: impl FnOnce(K) -> F + Send + 'static,
     ) -> impl Future<Output = Self::Read>
     where
-        K: Borrow<Q> + KeyPart,
-        Q: Hash + Eq + ToOwned<Owned = K> + ?Sized,
-        S: FnOnce(Task) -> R,
+        K: Key + Borrow<Q>,
+        Q: Asked<K> + ?Sized,
         F: Future<Output = Self> + Send + 'static;
 
     /// In place of those above, so that the only error is that of `__needs_async`.
@@ -102,24 +119,23 @@ impl<T: Send + Sync + 'static> Keyed<false> for T {
     #[track_caller]
     fn read<K, Q>(map: &'static DogpileMap<K, T>, key: &Q, build: impl FnOnce(&K) -> T) -> Arc<T>
     where
-        K: Borrow<Q> + KeyPart,
-        Q: Hash + Eq + ToOwned<Owned = K> + ?Sized,
+        K: Key + Borrow<Q>,
+        Q: Asked<K> + ?Sized,
     {
         map.get_or_refresh(key, build)
     }
 
     #[inline]
     #[track_caller]
-    fn read_spawned<K, Q, S, R>(
+    fn read_spawned<K, Q>(
         map: &'static DogpileMap<K, T>,
         key: &Q,
-        spawn: S,
+        spawn: impl FnOnce(Job),
         build: impl FnOnce(&K) -> T + Send + 'static,
     ) -> Arc<T>
     where
-        K: Borrow<Q> + KeyPart,
-        Q: Hash + Eq + ToOwned<Owned = K> + ?Sized,
-        S: FnOnce(Job) -> R,
+        K: Key + Borrow<Q>,
+        Q: Asked<K> + ?Sized,
     {
         map.request(key).spawn_with(spawn).get(build)
     }
@@ -131,23 +147,22 @@ impl<T: Send + Sync + 'static> Keyed<false> for T {
         build: impl AsyncFnOnce(&K) -> T,
     ) -> Arc<T>
     where
-        K: Borrow<Q> + KeyPart,
-        Q: Hash + Eq + ToOwned<Owned = K> + ?Sized,
+        K: Key + Borrow<Q>,
+        Q: Asked<K> + ?Sized,
     {
         map.get_or_refresh_async(key, build).await
     }
 
     #[cfg(feature = "async")]
-    async fn read_spawned_async<K, Q, S, R, F>(
+    async fn read_spawned_async<K, Q, F>(
         map: &'static DogpileMap<K, T>,
         key: &Q,
-        spawn: S,
+        spawn: impl FnOnce(Task),
         build: impl FnOnce(K) -> F + Send + 'static,
     ) -> Arc<T>
     where
-        K: Borrow<Q> + KeyPart,
-        Q: Hash + Eq + ToOwned<Owned = K> + ?Sized,
-        S: FnOnce(Task) -> R,
+        K: Key + Borrow<Q>,
+        Q: Asked<K> + ?Sized,
         F: Future<Output = T> + Send + 'static,
     {
         map.request(key).spawn_with(spawn).get_async(build).await
@@ -161,23 +176,22 @@ where
     #[inline]
     fn read<K, Q>(map: &'static DogpileMap<K, T>, key: &Q, build: impl FnOnce(&K) -> Self) -> Self::Read
     where
-        K: Borrow<Q> + KeyPart,
-        Q: Hash + Eq + ToOwned<Owned = K> + ?Sized,
+        K: Key + Borrow<Q>,
+        Q: Asked<K> + ?Sized,
     {
         map.try_get_or_refresh(key, build)
     }
 
     #[inline]
-    fn read_spawned<K, Q, S, R>(
+    fn read_spawned<K, Q>(
         map: &'static DogpileMap<K, T>,
         key: &Q,
-        spawn: S,
+        spawn: impl FnOnce(Job),
         build: impl FnOnce(&K) -> Self + Send + 'static,
     ) -> Self::Read
     where
-        K: Borrow<Q> + KeyPart,
-        Q: Hash + Eq + ToOwned<Owned = K> + ?Sized,
-        S: FnOnce(Job) -> R,
+        K: Key + Borrow<Q>,
+        Q: Asked<K> + ?Sized,
     {
         map.request(key).spawn_with(spawn).try_get(build)
     }
@@ -189,23 +203,22 @@ where
         build: impl AsyncFnOnce(&K) -> Self,
     ) -> Self::Read
     where
-        K: Borrow<Q> + KeyPart,
-        Q: Hash + Eq + ToOwned<Owned = K> + ?Sized,
+        K: Key + Borrow<Q>,
+        Q: Asked<K> + ?Sized,
     {
         map.try_get_or_refresh_async(key, build).await
     }
 
     #[cfg(feature = "async")]
-    async fn read_spawned_async<K, Q, S, R, F>(
+    async fn read_spawned_async<K, Q, F>(
         map: &'static DogpileMap<K, T>,
         key: &Q,
-        spawn: S,
+        spawn: impl FnOnce(Task),
         build: impl FnOnce(K) -> F + Send + 'static,
     ) -> Self::Read
     where
-        K: Borrow<Q> + KeyPart,
-        Q: Hash + Eq + ToOwned<Owned = K> + ?Sized,
-        S: FnOnce(Task) -> R,
+        K: Key + Borrow<Q>,
+        Q: Asked<K> + ?Sized,
         F: Future<Output = Self> + Send + 'static,
     {
         // As the job's, the error is of a type that is `Send`.

@@ -149,7 +149,7 @@ pub use dogpile_macros::dogpile_with_map as dogpile;
 #[cfg(feature = "macros")]
 #[doc(hidden)]
 pub mod __private {
-    pub use crate::attribute::{KeyPart, Keyed, is_key};
+    pub use crate::attribute::{Key, Keyed, new, reset};
     pub use dogpile;
 }
 

@@ -115,7 +115,9 @@ impl Counters {
     pub(crate) fn reset(&self) {
         let Self { hits, stale_hits, misses, builds, failures, abandoned, evictions } = self;
         // Relaxed, as all accesses: they order nothing.
-        hits.iter().for_each(|stripe| stripe.0.store(0, Ordering::Relaxed));
+        for stripe in hits {
+            stripe.0.store(0, Ordering::Relaxed);
+        }
         for counter in [stale_hits, misses, builds, failures, abandoned] {
             counter.0.store(0, Ordering::Relaxed);
         }

@@ -7,6 +7,7 @@ use crate::sync::{Arc, into_arc};
 use crate::time::{Clock, FOREVER, SystemClock, Tick, nanos};
 
 use super::DogpileCell;
+use super::machine::Machine;
 use super::owned::Owned;
 use super::slot::Version;
 
@@ -39,7 +40,14 @@ pub struct Reader<'a, T, C = SystemClock> {
     value: Option<Arc<T>>,
     /// Of `value`, once it was asked for.
     owned: Option<Owned<T>>,
-    /// The slot's version at which `value` is the cell's; [`Version::NEVER`] if that is not known.
+    /// Of `value`.
+    currency: Currency,
+}
+
+/// What a value that was read of a cell has to be compared with, to know whether it is still the cell's and may be served.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Currency {
+    /// The slot's version at which the value is the cell's; [`Version::NEVER`] if that is not known.
     version: Version,
     /// The same, if the value may be served at that version without a look at the clock; else [`Version::NEVER`].
     timeless: Version,
@@ -49,17 +57,55 @@ pub struct Reader<'a, T, C = SystemClock> {
     sure_end: u64,
 }
 
+impl Currency {
+    /// Of no value.
+    pub(crate) const NONE: Self =
+        Self { version: Version::NEVER, timeless: Version::NEVER, quiet_end: 0, sure_end: 0 };
+
+    /// Whether it is of no value.
+    pub(crate) fn is_none(&self) -> bool {
+        self.version == Version::NEVER
+    }
+
+    /// Of a value that was just read; [`NONE`](Self::NONE) if the cell does not hold it any more.
+    pub(crate) fn of<T, C: Clock>(machine: &Machine<T, C>, value: &Arc<T>) -> Self {
+        let Some((version, quiet_end)) = machine.version_of(value) else { return Self::NONE };
+        Self {
+            version,
+            timeless: if quiet_end == FOREVER { version } else { Version::NEVER },
+            quiet_end,
+            sure_end: quiet_end.saturating_sub(nanos(machine.clock.coarse_lag())),
+        }
+    }
+
+    /// Whether the value is the cell's and may be served without another question.
+    ///
+    /// One load: while the version does not change, nothing does. (A tick that changes alone is stored just before the version
+    /// is: a read between the two stores goes by the old tick.) If this thread has seen a newer value in another way, the
+    /// version has changed, because that happens before the value is swapped (G3).
+    #[inline]
+    pub(crate) fn holds<T, C: Clock>(&self, machine: &Machine<T, C>) -> bool {
+        let version = machine.version();
+        version == self.timeless || (version == self.version && self.is_early(machine))
+    }
+
+    /// Whether it is still before `quiet_end`.
+    #[inline]
+    fn is_early<T, C: Clock>(&self, machine: &Machine<T, C>) -> bool {
+        machine.clock.is_coarsely_before(Tick(self.sure_end)) || is_early_after_all(machine, self.quiet_end)
+    }
+}
+
+/// The answer near the end and after it, where the coarse clock alone does not give it.
+#[cold]
+#[inline(never)]
+fn is_early_after_all<T, C: Clock>(machine: &Machine<T, C>, quiet_end: u64) -> bool {
+    machine.is_before(quiet_end)
+}
+
 impl<'a, T, C> Reader<'a, T, C> {
     pub(crate) fn new(cell: &'a DogpileCell<T, C>) -> Self {
-        Self {
-            cell,
-            value: None,
-            owned: None,
-            version: Version::NEVER,
-            timeless: Version::NEVER,
-            quiet_end: 0,
-            sure_end: 0,
-        }
+        Self { cell, value: None, owned: None, currency: Currency::NONE }
     }
 
     /// Drops the value that the handle keeps. The next read takes the current one.
@@ -87,22 +133,15 @@ impl<'a, T, C> Reader<'a, T, C> {
     }
 
     fn forget(&mut self) {
-        (self.version, self.timeless) = (Version::NEVER, Version::NEVER);
+        self.currency = Currency::NONE;
     }
 }
 
 impl<T, C: Clock> Reader<'_, T, C> {
     /// Keeps `value`, and finds out for how long it is the right one.
     fn keep(&mut self, value: Option<Arc<T>>) {
-        self.forget();
-        if let Some((version, quiet_end)) =
-            value.as_ref().and_then(|value| self.cell.machine.version_of(value))
-        {
-            self.version = version;
-            self.timeless = if quiet_end == FOREVER { version } else { Version::NEVER };
-            self.quiet_end = quiet_end;
-            self.sure_end = quiet_end.saturating_sub(nanos(self.cell.machine.clock.coarse_lag()));
-        }
+        let machine = &self.cell.machine;
+        self.currency = value.as_ref().map_or(Currency::NONE, |value| Currency::of(machine, value));
         if value.as_ref().map(Arc::as_ptr) != self.value.as_ref().map(Arc::as_ptr) {
             // Never the last reference to the value, so no user code runs.
             self.owned = None;
@@ -316,27 +355,9 @@ impl<T, C: Clock> Reader<'_, T, C> {
     }
 
     /// Whether the value at hand is the cell's and may be served without another question.
-    ///
-    /// One load: while the version does not change, nothing does. (A tick that changes alone is stored just before the version
-    /// is: a read between the two stores goes by the old tick.) If this thread has seen a newer value in another way, the
-    /// version has changed, because that happens before the value is swapped (G3).
     #[inline]
     pub(crate) fn is_current(&self) -> bool {
-        let version = self.cell.machine.version();
-        version == self.timeless || (version == self.version && self.is_early())
-    }
-
-    /// Whether it is still before `quiet_end`.
-    #[inline]
-    fn is_early(&self) -> bool {
-        self.cell.machine.clock.is_coarsely_before(Tick(self.sure_end)) || self.is_early_after_all()
-    }
-
-    /// The answer near the end and after it, where the coarse clock alone does not give it.
-    #[cold]
-    #[inline(never)]
-    fn is_early_after_all(&self) -> bool {
-        self.cell.machine.is_before(self.quiet_end)
+        self.currency.holds(&self.cell.machine)
     }
 
     #[cold]

@@ -1,4 +1,4 @@
-//! A method has no one value, and an `impl` block has no place for the type of the function's name.
+//! A method has no one value.
 
 use dogpile::dogpile;
 
@@ -9,6 +9,11 @@ impl Source {
     #[dogpile(ttl = "60s")]
     fn with_self(&self) -> u32 {
         7
+    }
+
+    #[dogpile(ttl = "60s")]
+    fn with_self_and_more(self, id: u32) -> u32 {
+        id
     }
 
     #[dogpile(ttl = "60s")]
