@@ -6,6 +6,7 @@
 //! uses too, unless the name says otherwise: with the exact one they would all cost the same, namely the clock.
 
 pub(crate) mod caches;
+pub(crate) mod kovan;
 pub(crate) mod locks;
 pub(crate) mod own;
 pub(crate) mod swaps;
@@ -46,6 +47,7 @@ pub(crate) fn all<V: Value>() -> Vec<Card<V>> {
         other::<V, swaps::SwapCache<V, NoClock>>("arc_swap Cache; no expiry"),
         other::<V, swaps::HazarcLoad<V>>("hazarc load; coarse clock"),
         other::<V, swaps::HazarcCache<V>>("hazarc Cache; coarse clock"),
+        other::<V, kovan::Kovan<V>>("kovan Atom; coarse clock"),
         other::<V, swaps::Shift<V>>("arcshift; coarse clock"),
         other::<V, swaps::LeftRight<V>>("left-right; coarse clock"),
         other::<V, swaps::Watch<V>>("tokio watch; coarse clock"),

@@ -477,7 +477,11 @@ fn participants() -> String {
              values.\n\
              - moka and quick_cache are caches of many keys, used here with one. quick_cache has no ttl, so the \
              time is stored with the value.\n\
-             - cached: `#[once]` with `ttl` and with `sync_writes`, which is not the default.\n\
+             - cached: `#[once]`, and `#[cached]` where there is an argument, with a ttl and with `sync_writes`, which \
+             is not the default.\n\
+             - kovan: its guards are cheaper than arc-swap's, at the price of values that stay alive. Of 400 values that \
+             are replaced one after the other, all are alive until `kovan::flush()` is called, and the contestant does \
+             not call it. It limits the number of builds as little as arc_swap does.\n\
              - Contestants without expiry are the lower bound: a read that checks nothing.\n\n";
     text += "Releases: ";
     let crates = [
@@ -487,6 +491,7 @@ fn participants() -> String {
         "once_cell",
         "hazarc",
         "arcshift",
+        "kovan",
         "left-right",
         "tokio",
         "moka",

@@ -6,6 +6,7 @@ mod sides;
 use super::{LONG, Part, bar, origin};
 use crate::contest::{Contestant, Entry, STRIDE, Small, Source, WIDTHS, enter};
 use crate::contestants::caches::CachedOnce;
+use crate::contestants::kovan::Kovan;
 use crate::contestants::locks::StdRwLock;
 use crate::contestants::own::{SyncGet, SyncLoad};
 use crate::data::Table;
@@ -164,6 +165,21 @@ pub(crate) fn rows() -> Vec<Row> {
         }),
         row("#[dogpile] with on two threads", "cached #[once] on two threads", TimesAsFast(5.0), || {
             [two(fresh::<sides::AttributeWith>()), two(fresh::<CachedOnce<Small>>())]
+        }),
+        row("#[dogpile] with an argument", "DogpileMap::get_or_refresh", AtMost(1.05), || {
+            [one(fresh::<sides::AttributeKeyed>()), one(fresh::<sides::MapKeyed>())]
+        }),
+        row("#[dogpile] with an argument", "cached #[cached]", TimesAsFast(1.0), || {
+            [one(fresh::<sides::AttributeKeyed>()), one(fresh::<sides::CachedKeyed>())]
+        }),
+        row("#[dogpile] with a &str", "cached #[cached] with a &str", TimesAsFast(1.0), || {
+            [one(fresh::<sides::AttributeKeyedByText>()), one(fresh::<sides::CachedKeyedByText>())]
+        }),
+        row("#[dogpile] with an argument on two threads", "cached #[cached] on two threads", None, || {
+            [two(fresh::<sides::AttributeKeyed>()), two(fresh::<sides::CachedKeyed>())]
+        }),
+        row("kovan Atom::load + coarse clock", "ArcSwapOption::load + coarse clock", None, || {
+            [one(fresh::<Kovan<Small>>()), one(fresh::<sides::BareLoad>())]
         }),
         row("set", "Arc::new + ArcSwap::swap + drop", AtMost(1.5), || {
             [one(fresh::<sides::Set>()), one(fresh::<sides::Swap>())]

@@ -5,11 +5,13 @@ use crate::contest::{Builds, Contestant, Meanwhile, Small, Source, Traits, Value
 use crate::contestants::{Coarse, Timer};
 use arc_swap::{ArcSwap, ArcSwapOption};
 use dogpile::{Clock, DogpileCell, LazyDogpile, Lease, Lookup, Policy, Reader, SystemClock, Tick, dogpile};
+use dogpile_map::DogpileMap;
 use parking_lot::Mutex;
 use std::error::Error;
 use std::fmt;
-use std::sync::Arc;
+use std::hint::black_box;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
 /// Not asked of a side.
@@ -155,7 +157,7 @@ impl<C: Clock + Default + 'static> Contestant<Small> for Own<C> {
 
     #[inline(always)]
     fn read(handle: &mut ReadHandle<'_, C>) -> u64 {
-        std::hint::black_box(handle.reader.get_owned_or_refresh(|| handle.source.build())).number()
+        black_box(handle.reader.get_owned_or_refresh(|| handle.source.build())).number()
     }
 }
 
@@ -303,9 +305,49 @@ fn lasting() -> Small {
     Small::make(1)
 }
 
+/// The same for keys, with the map that is under it, and `cached`'s.
+pub(super) const ENTRIES: usize = 1_000;
+
+static KEYED: LazyLock<DogpileMap<u64, Small>> =
+    LazyLock::new(|| DogpileMap::builder(Policy::ttl(super::LONG)).max_entries(ENTRIES).build());
+
+#[dogpile_map::dogpile(ttl = super::LONG, max_entries = ENTRIES)]
+fn keyed(key: u64) -> Small {
+    Small::make(key)
+}
+
+#[dogpile_map::dogpile(ttl = super::LONG, max_entries = ENTRIES)]
+fn keyed_by_text(key: &str) -> Small {
+    Small::make(key.len() as u64)
+}
+
+// `sync_writes`, which keeps a second caller from building.
+#[cached::macros::cached(ttl_secs = 3600, max_size = 1_000, sync_writes = true, companions = false)]
+fn cached_keyed(key: u64) -> Arc<Small> {
+    Arc::new(Small::make(key))
+}
+
+#[cached::macros::cached(
+    ttl_secs = 3600,
+    max_size = 1_000,
+    sync_writes = true,
+    companions = false,
+    key = "String",
+    convert = "{ key.to_owned() }"
+)]
+fn cached_keyed_by_text(key: &str) -> Arc<Small> {
+    Arc::new(Small::make(key.len() as u64))
+}
+
+side!(AttributeKeyed {}, |_own| keyed(black_box(7)).number());
+side!(MapKeyed {}, |_own| KEYED.get_or_refresh(&black_box(7), |key| Small::make(*key)).number());
+side!(CachedKeyed {}, |_own| cached_keyed(black_box(7)).number());
+side!(AttributeKeyedByText {}, |_own| keyed_by_text(black_box("seven")).number());
+side!(CachedKeyedByText {}, |_own| cached_keyed_by_text(black_box("seven")).number());
+
 side!(LocalWith {}, |_own| LOCAL_LASTING.with(Value::number));
 side!(LocalTimeless {}, |_own| LOCAL_EVERLASTING.with(Value::number));
-side!(Attribute {}, |_own| std::hint::black_box(lasting()).number());
+side!(Attribute {}, |_own| black_box(lasting()).number());
 side!(AttributeWith {}, |_own| lasting::with(Value::number));
 
 side!(MokaGet {
@@ -374,9 +416,9 @@ side!(Now {}, |_own| SystemClock.now().as_nanos());
 side!(KernelCoarse {}, |_own| Coarse::now());
 side!(CoarseNow {}, |_own| SystemClock.coarse_now().as_nanos());
 side!(Lock { kept: Mutex<u64> = Mutex::new(1) }, |own| *own.kept.lock());
-side!(Allocation {}, |own| std::hint::black_box(Arc::new(Small::make(seed(*own)))).number());
+side!(Allocation {}, |own| black_box(Arc::new(Small::make(seed(*own)))).number());
 side!(Count { kept: Arc<Small> = Arc::new(Small::make(1)) }, |own| {
-    std::hint::black_box(Arc::clone(&own.kept)).number()
+    black_box(Arc::clone(&own.kept)).number()
 });
 side!(Arithmetic {}, |own| {
     let mut state = seed(*own);
