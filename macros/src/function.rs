@@ -214,8 +214,8 @@ fn is_static(lifetime: Option<&Lifetime>) -> bool {
 
 /// Why a key cannot keep it.
 fn unkeepable(of: &Type) -> Option<&'static str> {
-    const BORROWS: &str = "an argument is kept as a key, so it cannot borrow: take what owns it, such as `Option<String>`, or a \
-                           reference by itself, such as `&str`";
+    const BORROWS: &str = "an argument is kept as a key, so it cannot borrow: take what owns it, such as `Option<String>`, \
+                           or a reference by itself, such as `&str`";
     if names_self(of) {
         return Some(SELF);
     }
@@ -248,9 +248,10 @@ fn flat(tokens: TokenStream) -> Vec<TokenTree> {
     for token in tokens {
         match token {
             TokenTree::Group(group) => {
-                let is_call = matches!(all.last(), Some(TokenTree::Ident(word)) if word.to_string().to_lowercase().starts_with("fn"));
-                if !is_call {
-                    all.extend(flat(group.stream()));
+                let call = ["fn", "Fn", "FnMut", "FnOnce"];
+                match all.last() {
+                    Some(TokenTree::Ident(word)) if call.iter().any(|call| word == call) => {}
+                    _ => all.extend(flat(group.stream())),
                 }
             }
             token => all.push(token),

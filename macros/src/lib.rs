@@ -13,7 +13,9 @@ use expand::{Home, expand};
 /// Keeps what a function returns in a cell in a `static`: one caller rebuilds it when it goes out of date, all others go on
 /// reading the old value.
 ///
-/// The function takes no arguments. It may be `async` (feature `async`), and it may return a `Result`, under any name:
+/// The function takes no arguments: one that does needs the same attribute of the crate
+/// [`dogpile-map`](https://docs.rs/dogpile-map), `use dogpile_map::dogpile`. It may be `async` (feature `async`), and it may
+/// return a `Result`, under any name:
 ///
 /// | as written | as called |
 /// |---|---|
@@ -44,6 +46,8 @@ use expand::{Home, expand};
 /// | `jitter = 10` | shortens ttls and lengthens pauses by up to so many percent | 0 |
 /// | `lease_timeout = "30s"` | a build that takes longer may be superseded | never |
 /// | `ahead = "5s"` | a thread rebuilds the value so long before it expires, from the first call on | no thread |
+/// | `spawn = std::thread::spawn` | builds are handed to this function, as by `Request::spawn_with`; for an `async fn`: `tokio::spawn` | callers build |
+/// | `in_impl` | the function stands in an `impl` block: `rates_cell()`, `rates_with(..)`, .. in place of `rates::cell()`, .. | |
 /// | `name = "rates"` | the cell's name in spans, events and `Debug` | the path of the function |
 ///
 /// A duration is written as [`humantime`](https://docs.rs/humantime) reads it (`"1h 30m"`, `"100ms"`), or is a constant

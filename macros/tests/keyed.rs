@@ -4,6 +4,7 @@
     clippy::items_after_statements,
     clippy::needless_pass_by_value,
     clippy::trivially_copy_pass_by_ref,
+    clippy::type_complexity,
     clippy::unnecessary_wraps,
     clippy::unused_async
 )]
