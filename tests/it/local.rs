@@ -133,7 +133,7 @@ fn inside_itself_it_reads_the_cell() {
 
 #[test]
 fn a_panic_of_the_closure_leaves_the_reader_usable() {
-    static NUMBER: LazyDogpile<u32> = LazyDogpile::new(TTL, seven);
+    static NUMBER: LazyDogpile<u32> = LazyDogpile::with_policy(Policy::never_expires(), seven);
     dogpile::local!(static LOCAL: u32 = NUMBER);
 
     for _ in 0..3 {
