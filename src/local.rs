@@ -276,7 +276,7 @@ impl<T, C: Clock> Local<T, T, C> {
     /// Calls `read` with the value, built if need be.
     ///
     /// The value is the one that [`LazyDogpile::load_or_refresh`] would borrow; `read` may do anything, also call `with` of
-    /// the same or of another `Local`. Inside itself, inside `T::drop`, inside a build, and while the thread ends, `with` is
+    /// the same or of another `Local`. Inside itself, while a build is due, and while the thread ends, `with` is
     /// `load_or_refresh`.
     ///
     /// # Panics
