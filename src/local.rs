@@ -1,9 +1,9 @@
 //! A reader of each thread's own, beside a cell in a `static`.
 //!
-//! The thread-local slot keeps the value of the thread's latest read. While the value is read, it is taken out of the slot. Only
-//! reads that build nothing go through the slot. Every other read goes to the cell itself, as does every read that finds
-//! the value taken out or the thread ending. So nothing that a user's closure or `T::drop` does can find the slot in an
-//! unexpected state.
+//! The thread-local slot keeps the value of the thread's latest read. While the value is read, it is taken out of the slot.
+//! Only reads that build nothing go through the slot. Every other read goes to the cell itself, as does every read that
+//! finds the value taken out or the thread ending. So nothing that a user's closure or `T::drop` does can find the slot in
+//! an unexpected state.
 //!
 //! | `currency` | `value` | state of the slot | a read |
 //! |---|---|---|---|
@@ -202,7 +202,8 @@ impl<T> LocalReader<T> {
 /// The build of a cell in a `static` is a function pointer: no other type that can be called can be named there.
 type Lazy<T, B, C> = &'static LazyDogpile<T, fn() -> B, C>;
 
-/// A [`Reader`] of each thread's own beside a [`LazyDogpile`] in a `static`. Declared by [`local!`](crate::local).
+/// A [`Reader`](crate::Reader) of each thread's own beside a [`LazyDogpile`] in a `static`. Declared by
+/// [`local!`](crate::local).
 ///
 /// `B` is what the build returns: `T` or `Result<T, E>`.
 ///

@@ -1,6 +1,6 @@
 //! The example of `docs/one_line.md` that needs the crate `dogpile-map`, and so cannot be compiled with the page.
 
-#[allow(unreachable_pub)] // as on the page
+#[allow(unreachable_pub, clippy::unnecessary_wraps)] // as on the page
 mod example {
     include!("page/user.rs");
 

@@ -287,7 +287,9 @@ mod spawned {
         assert_eq!(CALLS.load(Ordering::Relaxed), 0, "the build was handed over");
         let jobs = QUEUE.take();
         assert_eq!(jobs.len(), 1, "of both calls, one was elected");
-        jobs.into_iter().for_each(|job| job());
+        for job in jobs {
+            job();
+        }
         assert_eq!((*number().unwrap(), number::with(|number| *number).unwrap()), (0, 0));
         // A job that is dropped gives the lease back.
         number::cell().invalidate();
