@@ -19,6 +19,10 @@ use crate::sync::{Arc, PlainOnceCell};
 #[cfg(feature = "async")]
 use {crate::cell::Task, crate::error::SharedError};
 
+/// Where there are none.
+#[cfg(not(feature = "async"))]
+type Task = std::pin::Pin<Box<dyn Future<Output = ()> + Send>>;
+
 /// `Probe::<R>::IS_RESULT`: whether `R` is a `Result`, for a known `R`, with [`IsValue`] in scope. An inherent constant is
 /// found before that of a trait, but only where its `impl` applies.
 #[derive(Debug)]
@@ -288,15 +292,8 @@ pub fn spawns_jobs<R>(spawn: impl FnOnce(Job) -> R) -> impl FnOnce(Job) {
 }
 
 /// A spawner of the builds of `async` functions.
-#[cfg(feature = "async")]
 pub fn spawns_tasks<R>(spawn: impl FnOnce(Task) -> R) -> impl FnOnce(Task) {
     move |task| drop(spawn(task))
-}
-
-/// In place of that, so that the only error is that of `__needs_async`.
-#[cfg(not(feature = "async"))]
-pub fn spawns_tasks<S>(spawn: S) -> S {
-    spawn
 }
 
 /// The refresher of a function, started by its first call.

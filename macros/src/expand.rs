@@ -275,72 +275,29 @@ impl<'a> Writer<'a> {
         if self.function.parameters.is_empty() { self.write_cell() } else { Ok(self.write_map()) }
     }
 
-    /// What a function consists of, whatever its value is kept in: itself, with this parameters and this body, and beside it
+    /// What a function consists of, whatever its value is kept in: itself, with these parameters and this body, and beside it
     /// itself as it was written, and `beside`.
     fn assemble(&self, parameters: &TokenStream, body: &TokenStream, beside: &TokenStream) -> TokenStream {
         let Function { attributes, vis, name, asyncness, fn_token, inputs, returns, body: written, .. } =
             self.function;
         let (all, called, built) = (&attributes.all, &attributes.called, &attributes.built);
         let Signatures { call, check, .. } = &self.signatures;
-        let (dogpile, track_caller) = (&self.dogpile, self.track_caller());
-        let needs = asyncness.map(|word| match self.home {
-            // A function without arguments needs nothing of the map.
-            Home::Map if !self.function.parameters.is_empty() => {
-                quote_spanned!(word.span()=> ::dogpile_map::__needs_async!{})
-            }
-            _ => quote_spanned!(word.span()=> #dogpile::__needs_async!{}),
-        });
-        let build_name = self.item("build");
-        // Lints about the signature and the documentation: they are for the function that is called.
-        let signature = quote!(
-            clippy::missing_errors_doc,
-            clippy::missing_panics_doc,
-            clippy::missing_const_for_fn,
-            clippy::must_use_candidate
-        );
-        // Not those above: what is allowed here is not allowed in the body.
-        let allowed = quote! {
-            #[allow(
-                dead_code,
-                unreachable_pub,
-                #signature,
-                clippy::inline_always,
-                clippy::too_many_arguments,
-                clippy::type_complexity,
-                clippy::needless_pass_by_value,
-                clippy::ptr_arg,
-                clippy::trivially_copy_pass_by_ref,
-                clippy::used_underscore_binding
-            )]
-        };
-        // A `static` in a method is one for all types of a generic `impl` block, and the compiler must say so.
-        let (needs_in_fn, not_generic) = if self.arguments.in_impl {
-            let no_generic_impl = quote_spanned! {name.span()=>
-                let _: [(); { let _: ::core::option::Option<*const Self> = ::core::option::Option::None; 0 }] = [];
-            };
-            (needs.clone(), no_generic_impl)
-        } else {
-            (None, quote!())
-        };
-        let needs_beside = if self.arguments.in_impl { None } else { needs };
+        let (needs, not_generic, track_caller) =
+            (self.needs_async(), self.not_generic(), self.track_caller());
+        let (build_name, allowed) = (self.item("build"), lints_of_all());
         // The arguments are used by reference where the map allows it.
-        let of_arguments = if parameters.is_empty() {
-            quote!()
-        } else {
-            quote!(#[allow(
-                clippy::needless_pass_by_value,
-                clippy::ptr_arg,
-                clippy::trivially_copy_pass_by_ref,
-                clippy::used_underscore_binding
-            )])
-        };
+        let of_arguments = (!parameters.is_empty()).then(|| {
+            let lints = lints_of_arguments();
+            quote!(#[allow(#lints)])
+        });
+        let signature = lints_of_signatures();
         let called_function = quote! {
             #all
             #called
             #track_caller
             #of_arguments
             #vis #asyncness #fn_token #name(#parameters) -> #call {
-                #needs_in_fn
+                #needs
                 #not_generic
                 #check
                 #body
@@ -372,8 +329,6 @@ impl<'a> Writer<'a> {
             #vis enum #name {}
         };
         quote! {
-            #needs_beside
-
             #called_function
 
             #its_type
@@ -383,12 +338,33 @@ impl<'a> Writer<'a> {
                 #built_function
             }
 
+            // Not the one above: what is allowed here is not allowed in the body.
             #all
-            #allowed
+            #[allow(#allowed)]
             impl #name {
                 #beside
             }
         }
+    }
+
+    /// An error of the compiler, if the feature `async` is missing.
+    fn needs_async(&self) -> Option<TokenStream> {
+        let span = self.function.asyncness?.span();
+        // A function without arguments needs nothing of the map.
+        let home = match self.home {
+            Home::Map if !self.function.parameters.is_empty() => quote_spanned!(span=> ::dogpile_map),
+            home => home.dogpile(span),
+        };
+        Some(quote_spanned!(span=> #home::__needs_async!{}))
+    }
+
+    /// An error of the compiler in a generic `impl` block: a `static` in a method is one for all of its types.
+    fn not_generic(&self) -> Option<TokenStream> {
+        self.arguments.in_impl.then(|| {
+            quote_spanned! {self.function.name.span()=>
+                let _: [(); { let _: ::core::option::Option<*const Self> = ::core::option::Option::None; 0 }] = [];
+            }
+        })
     }
 
     /// An `async fn` cannot have it yet.
@@ -397,28 +373,11 @@ impl<'a> Writer<'a> {
     }
 
     /// In an `impl` block, what the type beside a function has for all of its functions.
-    fn attributes(&self) -> TokenStream {
-        if !self.arguments.in_impl {
-            return quote!();
-        }
-        let all = &self.function.attributes.all;
-        quote! {
-            #all
-            #[allow(
-                dead_code,
-                unreachable_pub,
-                clippy::missing_errors_doc,
-                clippy::missing_panics_doc,
-                clippy::must_use_candidate,
-                clippy::inline_always,
-                clippy::too_many_arguments,
-                clippy::type_complexity,
-                clippy::needless_pass_by_value,
-                clippy::ptr_arg,
-                clippy::trivially_copy_pass_by_ref,
-                clippy::used_underscore_binding
-            )]
-        }
+    fn attributes(&self) -> Option<TokenStream> {
+        self.arguments.in_impl.then(|| {
+            let (all, allowed) = (&self.function.attributes.all, lints_of_all());
+            quote!(#all #[allow(#allowed)])
+        })
     }
 
     /// One value, in a cell.
@@ -625,6 +584,40 @@ impl<'a> Writer<'a> {
     }
 }
 
+/// About the signature and the documentation: they are for the function that is called.
+fn lints_of_signatures() -> TokenStream {
+    quote! {
+        clippy::missing_errors_doc,
+        clippy::missing_panics_doc,
+        clippy::missing_const_for_fn,
+        clippy::must_use_candidate
+    }
+}
+
+/// About arguments: they are for the function as it was written.
+fn lints_of_arguments() -> TokenStream {
+    quote! {
+        clippy::needless_pass_by_value,
+        clippy::ptr_arg,
+        clippy::trivially_copy_pass_by_ref,
+        clippy::used_underscore_binding
+    }
+}
+
+/// About what stands beside a function.
+fn lints_of_all() -> TokenStream {
+    let (signatures, arguments) = (lints_of_signatures(), lints_of_arguments());
+    quote! {
+        dead_code,
+        unreachable_pub,
+        clippy::inline_always,
+        clippy::too_many_arguments,
+        clippy::type_complexity,
+        #signatures,
+        #arguments
+    }
+}
+
 /// As one would write it.
 fn unspaced(tokens: &TokenStream) -> String {
     tokens.to_string().replace(' ', "")
@@ -649,9 +642,15 @@ fn check(home: Home, arguments: &Arguments, function: &Function) -> Result<()> {
         }
         (Home::Cell, false, ..) => Err(Error::new_spanned(
             inputs,
-            "a function with arguments has a value for each of them, and those are kept by the crate `dogpile-map`: add \
-             `dogpile-map = { version = \"0.1\", features = [\"macros\"] }` to Cargo.toml, and `use dogpile_map::dogpile` in \
-             place of `use dogpile::dogpile`",
+            concat!(
+                "a function with arguments has a value for each of them, and those are kept by the crate `dogpile-map`: \
+                 add `dogpile-map = { version = \"",
+                env!("CARGO_PKG_VERSION_MAJOR"),
+                ".",
+                env!("CARGO_PKG_VERSION_MINOR"),
+                "\", features = [\"macros\"] }` to Cargo.toml, and `use dogpile_map::dogpile` in place of \
+                 `use dogpile::dogpile`"
+            ),
         )),
         (Home::Map, false, _, Some((_, span))) => refuse(
             *span,

@@ -98,7 +98,11 @@ pub trait Keyed<const IS_RESULT: bool>: Returned<IS_RESULT> {
 
     /// In place of those above, so that the only error is that of `__needs_async`.
     #[cfg(not(feature = "async"))]
-    fn read_async<K, Q: ?Sized, F>(_: &'static DogpileMap<K, Self::Value>, _: &Q, _: F) -> Ready<Self::Read> {
+    fn read_async<K, Q: ?Sized>(
+        _: &'static DogpileMap<K, Self::Value>,
+        _: &Q,
+        _: impl AsyncFnOnce(&K) -> Self,
+    ) -> Ready<Self::Read> {
         unreachable!("does not compile")
     }
 
