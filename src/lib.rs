@@ -81,7 +81,7 @@
 //! | a clock that tests move | [✓](guide::manual_clock) | ✗ | ✗ | – | – | – | ✗ |
 //! | many keys, bounded memory | [✓](https://docs.rs/dogpile-map) | ✓ | ✓ | ✗ | ✗ | ✓ | ✓ |
 //! | ... that expire when they are not read | ✗ | ✓ | ✓ | – | – | ✗ | ✗ |
-//! | an attribute for a function with arguments | ✗ | ✗ | ✓ | – | – | ✗ | ✓ |
+//! | an attribute for a function with arguments | [✓](https://docs.rs/dogpile-map) | ✗ | ✓ | – | – | ✗ | ✓ |
 //! | middleware for HTTP | ✗ | ✗ | ✗ | – | – | ✗ | ✓ |
 //! | values from files, reloaded when those change | [✓](https://docs.rs/dogpile-files) | ✗ | ✗ | ✗ | ✗ | ✗ | ✗ |
 //! | values that survive a restart | [✓](https://docs.rs/dogpile-files) | ✗ | ✓ | ✗ | ✗ | ✗ | ✓ |
