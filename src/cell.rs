@@ -826,6 +826,29 @@ impl<T, C: Clock> DogpileCell<T, C> {
         self.machine.clear(|_| ())
     }
 
+    /// Takes the value away if the cell still holds `seen`. Returns whether it did.
+    ///
+    /// Use it when the source says that what a caller has seen does not exist any more, and another caller may have set a
+    /// newer value meanwhile: that one stays. Otherwise it is like [`clear`](DogpileCell::clear).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::DogpileCell;
+    /// use std::time::Duration;
+    ///
+    /// let cell = DogpileCell::new(Duration::from_secs(60));
+    /// let seen = cell.set("old");
+    /// cell.set("new");
+    /// assert!(!cell.clear_if_current(&seen)); // 404, late
+    /// let seen = cell.get().unwrap();
+    /// assert!(cell.clear_if_current(&seen));
+    /// assert_eq!(cell.get(), None);
+    /// ```
+    pub fn clear_if_current(&self, seen: &Arc<T>) -> bool {
+        self.machine.clear_if_current(seen)
+    }
+
     /// Gives up the build that runs now: it can no longer be published. Returns whether a build was running.
     ///
     /// The build loses its lease, so the next caller builds without waiting for it, and its waiters look again at once.

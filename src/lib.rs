@@ -171,7 +171,7 @@
 //! | the same without a handle to carry | [`local!`], [`Local`] |
 //! | an owned value from such a handle | [`Reader::get_owned_or_refresh`], [`Owned`] |
 //! | to declare the value stale, to take it away, to set it | [`DogpileCell::invalidate`], [`DogpileCell::clear`], [`DogpileCell::set`] |
-//! | ... only if the cell still holds the value that the caller has seen | [`DogpileCell::invalidate_if_current`] |
+//! | ... only if the cell still holds the value that the caller has seen | [`DogpileCell::invalidate_if_current`], [`DogpileCell::clear_if_current`] |
 //! | to give up a build that hangs | [`DogpileCell::revoke`], [`Policy::lease_timeout`] |
 //! | why builds fail | [`DogpileCell::last_error`], [`RefreshError`], [`SharedError`] |
 //! | builds ahead of time | [`Refresher`] |

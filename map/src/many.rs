@@ -163,8 +163,8 @@ where
     ///
     /// Each key is still built once: by this call, or by another one, of this kind or of
     /// [`get_or_refresh`](Self::get_or_refresh), which this one then waits for. A key that `load` leaves out is `None` in the
-    /// result, and its old value, if there is one, is taken away. What is published for the key while `load` runs stays, but a
-    /// `set` at the very moment at which the call ends may be taken away too. Pairs that were not asked for are ignored.
+    /// result, and its old value, if there is one, is taken away. What others publish for the key meanwhile stays. Pairs that
+    /// were not asked for are ignored.
     ///
     /// If a key that another caller was building has to be built after all (that caller panicked, or the key was invalidated),
     /// `load` is called again, for those keys.
@@ -408,7 +408,7 @@ where
         let mut ended = Vec::with_capacity(elected.len());
         for (Elected { position, lease, flight }, made) in elected.into_iter().zip(made) {
             let previous = lease.previous().cloned();
-            let (mut cleared, mut built) = (None, None);
+            let mut built = None;
             match made {
                 Ok(Some(made)) => {
                     built = Some(Arc::clone(&made.value));
@@ -417,12 +417,8 @@ where
                 }
                 Ok(None) => {
                     lease.fail(LeftOut);
-                    // What was published meanwhile stays; but not what is published between these two steps.
-                    let held = flight.cell().snapshot();
-                    if let (Some(previous), Some(held)) = (&previous, held)
-                        && Arc::ptr_eq(previous, &held.value)
-                    {
-                        cleared = self.clear(&flight.flight.key);
+                    if let Some(previous) = &previous {
+                        self.clear_if_current(&flight.flight.key, previous);
                     }
                 }
                 Err(error) => {
@@ -430,7 +426,14 @@ where
                     self.fail(position, &flight, error, found);
                 }
             }
-            ended.push((previous, built, cleared, flight));
+            ended.push((previous, built, flight));
+        }
+    }
+
+    /// Takes a value away that is held by the flight of a key that is in flight. What was published meanwhile stays.
+    fn clear_if_current(&self, key: &K, seen: &Arc<Made<T>>) {
+        if let Ok(flight) = self.inner.change(key, |_| ()) {
+            flight.cell().clear_if_current(seen);
         }
     }
 

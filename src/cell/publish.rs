@@ -498,6 +498,16 @@ impl<T, C: Clock> Machine<T, C> {
         self.clear_and(note, |_| None)
     }
 
+    /// Only if the cell still holds `seen`. Returns whether it did.
+    pub(crate) fn clear_if_current(&self, seen: &Arc<T>) -> bool {
+        let state = self.state.lock();
+        if !self.slot.holds(&state.key, seen) {
+            return false;
+        }
+        drop(self.clear_locked(state, |_| (), |_| None));
+        true
+    }
+
     /// As [`clear`](Machine::clear), and forgets failures and statistics.
     pub(crate) fn reset(&self, note: impl FnOnce(Option<&Arc<T>>)) -> Option<Arc<T>> {
         self.clear_and(note, |state| {
@@ -511,7 +521,15 @@ impl<T, C: Clock> Machine<T, C> {
         note: impl FnOnce(Option<&Arc<T>>),
         forget: impl FnOnce(&mut State<T>) -> Option<Box<Failure>>,
     ) -> Option<Arc<T>> {
-        let mut state = self.state.lock();
+        self.clear_locked(self.state.lock(), note, forget)
+    }
+
+    fn clear_locked(
+        &self,
+        mut state: MutexGuard<'_, State<T>>,
+        note: impl FnOnce(Option<&Arc<T>>),
+        forget: impl FnOnce(&mut State<T>) -> Option<Box<Failure>>,
+    ) -> Option<Arc<T>> {
         note(self.slot.load().as_ref());
         let record = self.slot.record(&state.key);
         let cleared = self.slot.replace(&mut state.key, None, record, 0);

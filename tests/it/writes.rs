@@ -468,6 +468,34 @@ fn invalidate_if_current_fences_a_build_that_began_before_it() {
     assert_eq!((cell.freshness(), cell.stats().fenced), (Freshness::Stale, 1));
 }
 
+#[test]
+fn clear_if_current_goes_by_the_publication_not_by_equality() {
+    let (cell, _clock) = cell();
+    let seen = cell.set(1);
+    assert!(!cell.clear_if_current(&Arc::new(1)), "an equal value");
+    cell.set(1);
+    assert!(!cell.clear_if_current(&seen), "a newer value");
+    assert_eq!(cell.freshness(), Freshness::Fresh);
+    let seen = cell.get().unwrap();
+    assert!(cell.clear_if_current(&seen));
+    assert_eq!(cell.freshness(), Freshness::Empty);
+    assert!(!cell.clear_if_current(&seen), "it is gone");
+}
+
+/// As `clear` does, and only if it takes something away.
+#[test]
+fn clear_if_current_displaces_a_build_that_began_before_it() {
+    let (cell, _clock) = stale_cell(1);
+    let seen = cell.get().unwrap();
+    let build = cell.lookup().elected();
+    assert!(!cell.clear_if_current(&Arc::new(1)));
+    assert!(!build.is_fenced());
+    assert!(cell.clear_if_current(&seen));
+    assert!(build.is_fenced());
+    assert_eq!(*cell.get_or_refresh(|| 2), 2);
+    assert_eq!(*build.publish(1), 2);
+}
+
 /// At the last tick that a snapshot tells, the value is what it is said to be, and one later it is not.
 #[test]
 fn the_times_in_a_snapshot_are_exact() {

@@ -8,7 +8,7 @@ use std::thread;
 use std::time::Duration;
 
 use dogpile::{Policy, RefreshError};
-use dogpile_map::LeftOut;
+use dogpile_map::{DogpileMap, LeftOut};
 
 use crate::support::{MINUTE, TICK, gate, map, minute, unexpected};
 
@@ -199,6 +199,53 @@ fn a_key_that_stands_twice_is_served_the_same_twice() {
     map.invalidate(&1);
     let found = map.get_many(&[1, 1], |_| Ok::<_, String>([])).unwrap();
     assert_eq!(found, [None, None]);
+}
+
+/// A key whose clones are seen.
+#[derive(Debug, PartialEq, Eq, Hash)]
+struct Seen(u64);
+
+thread_local! {
+    /// Called by the next clone of a key on this thread.
+    static ON_CLONE: RefCell<Option<Box<dyn FnOnce()>>> = const { RefCell::new(None) };
+}
+
+impl Clone for Seen {
+    fn clone(&self) -> Self {
+        if let Some(call) = ON_CLONE.take() {
+            call();
+        }
+        Self(self.0)
+    }
+}
+
+/// The pairs of a loader that leaves all keys out. At its end, the moment has come.
+struct LeavesAllOut(Option<Box<dyn FnOnce()>>);
+
+impl Iterator for LeavesAllOut {
+    type Item = (Seen, u64);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        ON_CLONE.set(self.0.take());
+        None
+    }
+}
+
+/// The call clones a key after it has looked at what is there, and before it takes that away: the moment at which a `set` would be
+/// undone by an absence that is older.
+#[test]
+fn a_set_at_the_end_of_a_load_that_leaves_the_key_out_stays() {
+    let map = DogpileMap::<Seen, u64>::builder(Policy::ttl(MINUTE)).build();
+    map.set(Seen(1), 10);
+    map.invalidate(&Seen(1));
+    let writer = map.clone();
+    let mut set: Option<Box<dyn FnOnce()>> = Some(Box::new(move || drop(writer.set(Seen(1), 11))));
+    let found = map.get_many(&[Seen(1)], |_| Ok::<_, String>(LeavesAllOut(set.take())));
+    assert_eq!(found.unwrap(), [None]);
+    assert!(ON_CLONE.take().is_none(), "it was set");
+    assert_eq!(map.get(&Seen(1)).as_deref(), Some(&11));
+    assert_eq!(*map.get_or_refresh(&Seen(1), |_| unreachable!("it is fresh")), 11);
+    assert_eq!(map.stats().in_flight, 0);
 }
 
 /// A stale value is served in place of an error, and not otherwise, for so long.
