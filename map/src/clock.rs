@@ -9,6 +9,8 @@ use std::time::Duration;
 
 use dogpile::{Clock, Tick};
 
+use crate::sync::thread_local;
+
 /// Added to each tick, so that a value which was made before the clock's starting point has a tick too.
 const OFFSET: u64 = 1 << 62;
 
@@ -25,11 +27,11 @@ pub(crate) fn at<R>(moment: i64, look: impl FnOnce() -> R) -> R {
     struct Restore(Option<u64>);
     impl Drop for Restore {
         fn drop(&mut self) {
-            SHOWN.set(self.0);
+            SHOWN.with(|shown| shown.set(self.0));
         }
     }
     let tick = OFFSET.saturating_add_signed(moment).max(1);
-    let _restore = Restore(SHOWN.replace(Some(tick)));
+    let _restore = Restore(SHOWN.with(|shown| shown.replace(Some(tick))));
     look()
 }
 
@@ -92,7 +94,7 @@ impl<C: Clock> Clock for FlightClock<C> {
 }
 
 fn shown(read: impl FnOnce() -> Tick) -> Tick {
-    match SHOWN.get() {
+    match SHOWN.with(Cell::get) {
         Some(tick) => Tick::from_nanos(tick),
         None => Tick::from_nanos(read().as_nanos().saturating_add(OFFSET)),
     }

@@ -14,9 +14,9 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 
-use parking_lot::RwLock;
+use crate::sync::{AtomicI64, AtomicU64, RwLock};
 
 /// When a build, or a write, began, as a number of invalidations.
 pub(crate) type Origin = u64;

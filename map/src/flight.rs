@@ -53,12 +53,10 @@ use std::hash::{BuildHasher, Hash};
 use std::ops::Deref;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use dogpile::{Clock, DogpileCell, Freshness, Policy, RefreshError};
-use parking_lot::RwLock;
-use quick_cache::DefaultHashBuilder;
 
 use crate::clock::{self, FlightClock, NEVER, moment, nanos};
 use crate::epochs::Origin;
@@ -66,6 +64,7 @@ use crate::error::LeftOut;
 use crate::inner::Inner;
 use crate::many::is_loading;
 use crate::store::{Entry, Life, Parts, Removed, Store, Traits};
+use crate::sync::{AtomicBool, AtomicI64, AtomicU8, AtomicUsize, Hashes, RwLock, shards};
 
 /// What a flight's cell holds.
 pub(crate) struct Made<T> {
@@ -92,7 +91,7 @@ pub(crate) struct Flight<K, T, C> {
 
 /// The flights of some of the keys.
 pub(crate) struct Shard<K, T, C> {
-    flights: HashMap<K, Arc<Flight<K, T, C>>, DefaultHashBuilder>,
+    flights: HashMap<K, Arc<Flight<K, T, C>>, Hashes>,
     /// Each flight at most once.
     parked: VecDeque<Arc<Flight<K, T, C>>>,
     /// Before that, none of those may be forgotten.
@@ -104,7 +103,7 @@ type Swept<K, T, C> = Vec<(Option<K>, Arc<Flight<K, T, C>>)>;
 
 pub(crate) struct Flights<K, T, C> {
     shards: Box<[RwLock<Shard<K, T, C>>]>,
-    hasher: DefaultHashBuilder,
+    hasher: Hashes,
     /// The most that are parked in each shard.
     parked: usize,
 }
@@ -161,15 +160,14 @@ where
 
 impl<K: Eq + Hash + Clone, T, C: Clock + Clone> Flights<K, T, C> {
     pub(crate) fn new(parked: usize) -> Self {
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let count = (4 * cores).next_power_of_two().max(16);
+        let count = shards();
         let shard = || {
-            let flights = HashMap::with_hasher(DefaultHashBuilder::default());
+            let flights = HashMap::with_hasher(Hashes::default());
             RwLock::new(Shard { flights, parked: VecDeque::new(), sweep_at: NEVER })
         };
         Self {
             shards: (0..count).map(|_| shard()).collect(),
-            hasher: DefaultHashBuilder::default(),
+            hasher: Hashes::default(),
             parked: parked.div_ceil(count),
         }
     }

@@ -87,6 +87,7 @@ mod map;
 mod request;
 mod stats;
 mod store;
+mod sync;
 
 pub use batches::Batches;
 pub use builder::Builder;

@@ -19,6 +19,7 @@ use crate::error::LeftOut;
 use crate::flight::{Cell, FlightRef, Made, Progress, Purpose};
 use crate::inner::{Building, Inner, Look};
 use crate::store::Store;
+use crate::sync::thread_local;
 
 type Joined<'m, K, T, C> = FlightRef<K, T, C, &'m Inner<K, T, C>>;
 

@@ -12,10 +12,11 @@ use std::hash::Hash;
 use std::sync::Arc;
 
 use quick_cache::sync::Cache;
-use quick_cache::{DefaultHashBuilder, Equivalent, Lifecycle, OptionsBuilder, Weighter};
+use quick_cache::{Equivalent, Lifecycle, OptionsBuilder, Weighter};
 
 use crate::clock::NEVER;
 use crate::epochs::{Epochs, Mark, Origin};
+use crate::sync::{Hashes, Step};
 
 /// What is kept for a key at rest: 32 bytes beside the key and the value.
 pub(crate) struct Entry<T> {
@@ -202,7 +203,18 @@ pub(crate) trait Store<K, T> {
 }
 
 /// `quick_cache`: S3-FIFO.
-pub(crate) struct Evicting<K, T>(Cache<K, Entry<T>, Weights, DefaultHashBuilder, Collect>);
+pub(crate) struct Evicting<K, T> {
+    cache: Cache<K, Entry<T>, Weights, Hashes, Collect>,
+    step: Step,
+}
+
+impl<K, T> Evicting<K, T> {
+    #[inline]
+    fn cache(&self) -> &Cache<K, Entry<T>, Weights, Hashes, Collect> {
+        self.step.take();
+        &self.cache
+    }
+}
 
 #[derive(Clone)]
 struct Weights;
@@ -252,47 +264,50 @@ impl<K: Eq + Hash, T> Evicting<K, T> {
             options.hot_allocation(1.0);
         }
         let options = options.build().expect("both capacities are set");
-        Self(Cache::with_options(options, Weights, DefaultHashBuilder::default(), Collect))
+        Self {
+            cache: Cache::with_options(options, Weights, Hashes::default(), Collect),
+            step: Step::default(),
+        }
     }
 }
 
 impl<K: Eq + Hash, T> Store<K, T> for Evicting<K, T> {
     #[inline]
     fn get<Q: Hash + Equivalent<K> + ?Sized>(&self, key: &Q) -> Option<Entry<T>> {
-        self.0.get(key)
+        self.cache().get(key)
     }
 
     fn peek<Q: Hash + Equivalent<K> + ?Sized>(&self, key: &Q) -> Option<Entry<T>> {
-        self.0.peek(key)
+        self.cache().peek(key)
     }
 
     fn insert(&self, key: K, entry: Entry<T>, removed: &mut Removed<K, T>) {
-        self.0.insert_with_lifecycle(key, entry, removed);
+        self.cache().insert_with_lifecycle(key, entry, removed);
     }
 
     fn replace(&self, key: K, entry: Entry<T>, removed: &mut Removed<K, T>) {
-        if let Err(rejected) = self.0.replace_with_lifecycle(key, entry, true, removed) {
+        if let Err(rejected) = self.cache().replace_with_lifecycle(key, entry, true, removed) {
             removed.push(rejected);
         }
     }
 
     fn remove<Q: Hash + Equivalent<K> + ?Sized>(&self, key: &Q) -> Option<(K, Entry<T>)> {
-        self.0.remove(key)
+        self.cache().remove(key)
     }
 
     fn len(&self) -> usize {
-        self.0.len()
+        self.cache().len()
     }
 
     fn weight(&self) -> u64 {
-        self.0.weight()
+        self.cache().weight()
     }
 
     fn iter(&self) -> impl Iterator<Item = (K, Entry<T>)>
     where
         K: Clone,
     {
-        self.0.iter()
+        self.cache().iter()
     }
 }
 

@@ -29,6 +29,8 @@ mod elections;
 #[cfg(dogpile_loom)]
 mod listeners;
 #[cfg(dogpile_loom)]
+mod maps;
+#[cfg(dogpile_loom)]
 mod publications;
 #[cfg(dogpile_loom)]
 mod refreshers;
@@ -65,6 +67,7 @@ fn main() -> std::process::ExitCode {
         drains::MODELS,
         refreshers::MODELS,
         listeners::MODELS,
+        maps::MODELS,
     ]
     .concat();
     let is_named = |model: &support::Model| parts.iter().any(|part| model.name.contains(part));
