@@ -776,14 +776,21 @@ where
     // Not `#[must_use]`: most callers do not need the number.
     #[allow(clippy::must_use_candidate)]
     pub fn invalidate_if(&self, condition: impl Fn(&K, &T) -> bool) -> usize {
+        let mut count = 0;
         // Before the keys at rest: what such a build publishes meanwhile is stale already.
         for flight in self.inner.flights.all() {
+            // Takes the cell's lock: a build that begins after that reads what was written before it.
+            drop(flight.cell.last_error());
             if flight.cell.is_refreshing() {
                 self.invalidate(&flight.key);
+            } else if let Some(held) = flight.cell.get()
+                && condition(&flight.key, &held.value)
+            {
+                // It need not be at rest: not yet, or not any more, since it was evicted.
+                count += usize::from(self.invalidate_if_current(&flight.key, &held.value));
             }
         }
         let matching = self.inner.store.iter().filter(|(key, entry)| condition(key, &entry.value));
-        let mut count = 0;
         for (key, entry) in matching {
             count += usize::from(self.invalidate_if_current(&key, &entry.value));
         }

@@ -38,7 +38,7 @@ pub(crate) const MODELS: &[Model] = &[
     },
     Model {
         name: "map_g4_invalidate_if_against_a_build",
-        preemptions: Some(1),
+        preemptions: Some(2),
         body: || {
             invalidated(|map| {
                 map.invalidate_if(|_, _| true);
@@ -64,37 +64,37 @@ pub(crate) const MODELS: &[Model] = &[
     },
     Model {
         name: "map_g4_set_against_a_build",
-        preemptions: Some(2),
+        preemptions: Some(3),
         body: set_against_a_build,
         sees: &["the build's value, for its caller", "what was set"],
     },
     Model {
         name: "map_g4_set_against_a_loader_that_leaves_the_key_out",
-        preemptions: Some(2),
+        preemptions: Some(3),
         body: set_against_a_loader_that_leaves_the_key_out,
         sees: &["left out", "what was set"],
     },
     Model {
         name: "map_g5_g7_the_last_user_of_a_flight_removes_it",
-        preemptions: Some(2),
+        preemptions: Some(3),
         body: the_last_user_of_a_flight_removes_it,
         sees: &["shared", "built twice"],
     },
     Model {
         name: "map_g5_a_flight_that_is_forgotten_while_it_is_used_is_removed",
-        preemptions: Some(3),
+        preemptions: Some(4),
         body: forgotten_while_it_is_used,
         sees: &["served the error", "asked again"],
     },
     Model {
         name: "map_g3_a_reader_does_not_go_back_while_a_fresh_value_is_replaced",
-        preemptions: Some(2),
+        preemptions: Some(3),
         body: replaced_while_it_is_fresh,
         sees: &["the old value, then the new one"],
     },
     Model {
         name: "map_g3_a_reader_does_not_go_back_while_two_changes_end",
-        preemptions: Some(1),
+        preemptions: Some(2),
         body: two_changes,
         sees: &["the old value, then a new one"],
     },

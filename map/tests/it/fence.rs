@@ -83,6 +83,39 @@ fn a_build_that_was_invalidated_is_stale_also_for_those_who_find_it_in_the_fligh
     }
 }
 
+/// The same for a value that is not in the store: it was evicted.
+#[test]
+fn a_value_that_only_a_flight_holds_is_invalidated_by_a_condition() {
+    let map = builder(Policy::ttl(MINUTE)).0.max_entries(4).build();
+    let ((first, build), (second, other_build)) = (gate(), gate());
+    let other_build = Mutex::new(Some(other_build));
+    thread::scope(|scope| {
+        let elected = scope.spawn(|| *map.get_or_refresh(&1, |_| build()));
+        first.wait_until_started();
+        // It waits for key 1, but loads key 2 first.
+        let many = scope.spawn(|| {
+            map.get_many(&[1, 2], |due| {
+                assert_eq!(due, [2]);
+                let build = other_build.lock().unwrap().take().unwrap();
+                Ok::<_, String>([(2, build())])
+            })
+        });
+        second.wait_until_started();
+        first.finish.send(10).unwrap();
+        assert_eq!(elected.join().unwrap(), 10);
+        (100..200).for_each(|key| drop(map.set(key, key)));
+        assert!(map.iter().all(|(key, _)| key != 1));
+        assert_eq!(map.get(&1).as_deref(), Some(&10));
+        assert_eq!(map.invalidate_if(|key, value| (*key, *value) == (1, 11)), 0);
+        assert_eq!(*map.request(&1).max_stale(Duration::ZERO).get(unexpected), 10);
+        assert_eq!(map.invalidate_if(|key, value| (*key, *value) == (1, 10)), 1);
+        assert_eq!(*map.request(&1).max_stale(Duration::ZERO).get(|_| 11), 11);
+        second.finish.send(20).unwrap();
+        many.join().unwrap().unwrap();
+    });
+    assert_eq!(map.stats().in_flight, 0);
+}
+
 #[test]
 fn a_build_is_stale_if_its_key_was_evicted_and_invalidated() {
     let (builder, clock) = builder(Policy::ttl(MINUTE));
