@@ -264,10 +264,7 @@ impl<K: Eq + Hash, T> Evicting<K, T> {
             options.hot_allocation(1.0);
         }
         let options = options.build().expect("both capacities are set");
-        Self {
-            cache: Cache::with_options(options, Weights, Hashes::default(), Collect),
-            step: Step::default(),
-        }
+        Self { cache: Cache::with_options(options, Weights, Hashes::default(), Collect), step: Step::new() }
     }
 }
 

@@ -2,14 +2,15 @@
 //!
 //! An operation of the store is one step, and the keys are in one shard: see `map/src/sync.rs`.
 
+use std::cell::RefCell;
 use std::sync::Arc;
 use std::time::Duration;
 
 use dogpile_map_under_test::DogpileMap;
-use dogpile_under_test::Policy;
+use dogpile_under_test::{Job, Policy, RefreshError};
 use loom::sync::atomic::{AtomicU64, Ordering};
 
-use crate::support::{Model, Noon, fork, policy, saw};
+use crate::support::{Model, Noon, Still, fork, policy, saw};
 
 pub(crate) const MODELS: &[Model] = &[
     Model {
@@ -19,28 +20,34 @@ pub(crate) const MODELS: &[Model] = &[
         sees: &["built once", "built again, since it had been evicted", "the old value, which is evicted"],
     },
     Model {
+        name: "map_g1_a_caller_that_gives_up_leaves_the_flight_to_the_others",
+        preemptions: Some(3),
+        body: a_caller_that_gives_up,
+        sees: &["did not give up", "gave up", "shared the error"],
+    },
+    Model {
         name: "map_g4_invalidate_against_a_build",
         preemptions: Some(2),
-        body: || invalidated(|map| map.invalidate(&1)),
+        body: || invalidated::<false>(|map| map.invalidate(&1)),
         sees: OVERTAKEN,
     },
     Model {
         name: "map_g4_invalidate_all_against_a_build",
         preemptions: Some(2),
-        body: || invalidated(DogpileMap::invalidate_all),
+        body: || invalidated::<false>(DogpileMap::invalidate_all),
         sees: OVERTAKEN,
     },
     Model {
         name: "map_g4_invalidate_tag_against_a_build",
         preemptions: Some(2),
-        body: || invalidated(|map| map.invalidate_tag("odd")),
+        body: || invalidated::<false>(|map| map.invalidate_tag("odd")),
         sees: OVERTAKEN,
     },
     Model {
         name: "map_g4_invalidate_if_against_a_build",
         preemptions: Some(2),
         body: || {
-            invalidated(|map| {
+            invalidated::<false>(|map| {
                 map.invalidate_if(|_, _| true);
             });
         },
@@ -50,7 +57,7 @@ pub(crate) const MODELS: &[Model] = &[
         name: "map_g4_clear_against_a_build",
         preemptions: Some(2),
         body: || {
-            invalidated(|map| {
+            invalidated::<true>(|map| {
                 map.clear(&1);
             });
         },
@@ -59,7 +66,7 @@ pub(crate) const MODELS: &[Model] = &[
     Model {
         name: "map_g4_clear_all_against_a_build",
         preemptions: Some(2),
-        body: || invalidated(DogpileMap::clear_all),
+        body: || invalidated::<true>(DogpileMap::clear_all),
         sees: OVERTAKEN,
     },
     Model {
@@ -88,15 +95,15 @@ pub(crate) const MODELS: &[Model] = &[
     },
     Model {
         name: "map_g3_a_reader_does_not_go_back_while_a_fresh_value_is_replaced",
-        preemptions: Some(3),
+        preemptions: Some(2),
         body: replaced_while_it_is_fresh,
-        sees: &["the old value, then the new one"],
+        sees: &["another thread's", "its own"],
     },
     Model {
         name: "map_g3_a_reader_does_not_go_back_while_two_changes_end",
         preemptions: Some(2),
         body: two_changes,
-        sees: &["the old value, then a new one"],
+        sees: &["the old value, then a new one", "one new value, then the other"],
     },
 ];
 
@@ -158,10 +165,29 @@ fn evicted_in_mid_build() {
     nothing_in_flight(&map);
 }
 
+/// It leaves the flight while another caller joins it and builds there. Then it asks again.
+fn a_caller_that_gives_up() {
+    let (map, builds) = (map(policy(), 10), Arc::new(Builds::default()));
+    let other = fork(&(map.clone(), Arc::clone(&builds)), |(map, builds)| {
+        drop(map.try_get_or_refresh(&1, |_| Err::<u64, _>(builds.build().to_string())));
+        *map.get_or_refresh(&1, |_| builds.build())
+    });
+    let hasty = map.request(&1).wait_at_most(Duration::ZERO);
+    let hurried = hasty.try_get(|_| Ok::<_, String>(builds.build()));
+    let mine = *map.get_or_refresh(&1, |_| builds.build());
+    saw(match hurried {
+        Ok(value) if *value == mine => "did not give up",
+        Err(RefreshError::WaitTimeout) => "gave up",
+        _ => "shared the error",
+    });
+    assert_eq!(other.join().unwrap(), mine);
+    nothing_in_flight(&map);
+}
+
 const OVERTAKEN: &[&str] = &["overtaken", "built after it"];
 
-/// What is built before the source changes does not count as fresh afterwards.
-fn invalidated(invalidate: fn(&Map)) {
+/// What is built before the source changes does not count as fresh afterwards. `CLEARS`: it is not served any more.
+fn invalidated<const CLEARS: bool>(invalidate: fn(&Map)) {
     let map = DogpileMap::<u64, u64>::builder(policy()).clock(Noon).tags(|_, _| ["odd"]).build();
     map.set(1, 0);
     map.invalidate(&1);
@@ -172,6 +198,9 @@ fn invalidated(invalidate: fn(&Map)) {
     });
     source.store(2, Ordering::Relaxed);
     invalidate(&map);
+    if CLEARS {
+        assert_ne!(map.get(&1).as_deref(), Some(&1), "what was cleared is served (G4)");
+    }
     let request = map.request(&1).max_stale(Duration::ZERO);
     assert_eq!(
         *request.clone().get(|_| source.load(Ordering::Relaxed)),
@@ -245,41 +274,55 @@ fn forgotten_while_it_is_used() {
     assert_eq!(in_flight, 1, "a flight that nobody uses, and that is not remembered, is still registered");
 }
 
-fn reads(map: &Map) -> Vec<u64> {
-    let mut seen: Vec<u64> = (0..2).map(|_| *map.get(&1).expect("there is always a value")).collect();
-    seen.dedup();
-    seen
-}
-
+/// A reader that does not take the value at rest, for its age, gets the new one from the flight. It does not find the old one at
+/// rest afterwards.
 fn replaced_while_it_is_fresh() {
-    let map = map(policy(), 10);
+    let clock = Still::default();
+    let map = DogpileMap::<u64, u64>::builder(policy()).clock(clock.clone()).build();
     map.set(1, 0);
-    let other = fork(&map, |map| *map.request(&1).no_cache().get(|_| 1));
-    let seen = reads(&map);
-    assert_ne!(seen, [1, 0], "back to the old value (G3)");
-    if seen == [0, 1] {
-        saw("the old value, then the new one");
-    }
-    assert_eq!(other.join().unwrap(), 1);
-    assert_eq!(reads(&map), [1]);
-    nothing_in_flight(&map);
+    clock.advance(Duration::from_secs(60));
+    let request = |map: &DogpileMap<u64, u64, Still>, value| {
+        *map.request(&1).max_age(Duration::from_secs(30)).get(|_| value)
+    };
+    let other = fork(&map, move |map| {
+        let seen = [request(&map, 1), *map.get(&1).expect("there is always a value")];
+        assert_eq!(seen[0], seen[1], "back to the old value (G3)");
+    });
+    let seen = request(&map, 2);
+    assert_eq!(map.get(&1).as_deref(), Some(&seen), "back to the old value (G3)");
+    saw(if seen == 1 { "another thread's" } else { "its own" });
+    other.join().unwrap();
+    assert_eq!(map.stats().in_flight, 0);
 }
 
-/// The last of the changes to end copies to the store. What is there at the end is what was published last.
+/// The last of the changes to end copies to the store. What is there at the end is what was published last, and a reader sees it
+/// last.
 fn two_changes() {
-    let map = map(policy(), 10);
-    map.set(1, 0);
-    let build = fork(&map, |map| *map.request(&1).no_cache().get(|_| 1));
-    let set = fork(&map, |map| *map.set(1, 2));
-    let seen = reads(&map);
-    assert_ne!(seen.get(1), Some(&0), "back to the old value (G3): {seen:?}");
-    if let [0, _] = seen[..] {
-        saw("the old value, then a new one");
+    let map = stale_map(10);
+    // A build that is put off keeps the key in flight.
+    let job = RefCell::new(None);
+    let put_off = map.request(&1).max_stale(Duration::ZERO).wait_at_most(Duration::ZERO).or_stale();
+    let old = put_off
+        .spawn_with(|build: Job| drop(job.replace(Some(build))))
+        .get(|_| unreachable!("it is put off"));
+    assert_eq!(*old, 0);
+    let sets = [1, 2].map(|value| fork(&map, move |map| drop(map.set(1, value))));
+    let seen = [(); 2].map(|()| *map.get(&1).expect("there is always a value"));
+    for set in sets {
+        set.join().unwrap();
     }
-    let built = build.join().unwrap();
-    assert_eq!(set.join().unwrap(), 2);
-    let last = reads(&map);
-    // If the build was displaced, its caller got what was set, or its own value, which was not published.
-    assert!(last == [2] || (last == [1] && built == 1), "{last:?}, {built}");
+    let last = *map.get(&1).expect("there is always a value");
+    drop(job);
+    assert_eq!(map.get(&1).as_deref(), Some(&last), "the store holds another value than the flight did");
+    match seen {
+        [0, 0] => {}
+        [0, _] => saw("the old value, then a new one"),
+        [one, other] if one == other => {}
+        [one, other] => {
+            assert_eq!(other, last, "{one} was published last (G3)");
+            assert_ne!(other, 0, "back to the old value (G3)");
+            saw("one new value, then the other");
+        }
+    }
     nothing_in_flight(&map);
 }

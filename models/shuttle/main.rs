@@ -18,6 +18,8 @@ mod cell;
 #[cfg(dogpile_shuttle)]
 mod drains;
 #[cfg(dogpile_shuttle)]
+mod maps;
+#[cfg(dogpile_shuttle)]
 mod support;
 
 #[cfg(dogpile_shuttle)]
@@ -40,7 +42,7 @@ fn main() {
     });
     println!("seed {seed}");
     let (mut run, mut done) = (0, 0);
-    for scenario in [cell::SCENARIOS, drains::SCENARIOS].into_iter().flatten() {
+    for scenario in [cell::SCENARIOS, drains::SCENARIOS, maps::SCENARIOS].into_iter().flatten() {
         if scenario.name.contains(&part) {
             done += scenario.check(seed, usize::try_from(times).expect("not that often"));
             run += 1;

@@ -46,10 +46,13 @@ impl<T> RwLock<T> {
 }
 
 /// Makes an operation of the store a step that the checker sees.
-#[derive(Default)]
 pub(crate) struct Step(AtomicUsize);
 
 impl Step {
+    pub(crate) fn new() -> Self {
+        Self(AtomicUsize::new(0))
+    }
+
     pub(crate) fn take(&self) {
         // Relaxed: less than the locks of the store give. A write, since loom is certain to explore the order of two accesses by
         // one thread and one by another only if all three write.
