@@ -1,17 +1,20 @@
-//! Users in a database, and a cache of them.
+//! Users in a database, a cache of them, and a server.
+
+mod server;
 
 use std::collections::HashMap;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use dogpile::{Policy, RefreshError};
 use dogpile_map::DogpileMap;
 use rusqlite::{Connection, params_from_iter};
-use std::sync::Arc;
+
+pub use server::{Server, routes};
 
 /// A row.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct User {
     /// Its key.
     pub id: i64,
@@ -69,7 +72,7 @@ impl Database {
 
 /// Users, from the cache or from the database.
 pub struct Users {
-    database: Database,
+    database: Arc<Database>,
     /// Also of ids without a user, so that they are not asked for again and again.
     cache: DogpileMap<i64, Option<Arc<User>>>,
 }
@@ -80,7 +83,7 @@ impl Users {
         // Spread, so that what is read together is not always rebuilt together.
         let policy = Policy::ttl(ttl).jitter(20);
         let cache = DogpileMap::builder(policy).max_entries(capacity).name("users").build();
-        Self { database, cache }
+        Self { database: Arc::new(database), cache }
     }
 
     /// One of them; `None`: there is no such user.
@@ -91,12 +94,22 @@ impl Users {
 
     /// Many of them, with at most one query.
     pub fn get_many(&self, ids: &[i64]) -> Result<Vec<Option<Arc<User>>>, RefreshError> {
-        let found = self.cache.get_many(ids, |due| {
-            let mut rows: HashMap<i64, User> = self.database.select(due)?.into_iter().collect();
-            Ok::<_, rusqlite::Error>(
-                due.iter().map(|id| (*id, rows.remove(id).map(Arc::new))).collect::<Vec<_>>(),
-            )
-        })?;
+        let found =
+            self.cache.get_many(ids, |due| self.database.select(due).map(|rows| with_absent(due, rows)))?;
+        Ok(found.into_iter().map(|user| user.and_then(|user| (*user).clone())).collect())
+    }
+
+    /// As [`get_many`](Self::get_many), for a task. Only a query takes a thread that may block; hits do not.
+    pub async fn get_many_async(&self, ids: &[i64]) -> Result<Vec<Option<Arc<User>>>, RefreshError> {
+        let database = Arc::clone(&self.database);
+        // It owns what it uses: with a borrow of `self`, the compiler would not see that the future is `Send`.
+        let query = async move |due: &[i64]| {
+            let (database, ids) = (Arc::clone(&database), due.to_vec());
+            let rows = tokio::task::spawn_blocking(move || database.select(&ids)).await;
+            let rows = rows.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
+            Ok::<_, rusqlite::Error>(with_absent(due, rows))
+        };
+        let found = self.cache.get_many_async(ids, query).await?;
         Ok(found.into_iter().map(|user| user.and_then(|user| (*user).clone())).collect())
     }
 
@@ -108,12 +121,20 @@ impl Users {
     }
 
     /// The database, to look at its figures.
+    #[must_use]
     pub fn database(&self) -> &Database {
         &self.database
     }
 
     /// The cache, to look at its figures.
+    #[must_use]
     pub fn cache(&self) -> &DogpileMap<i64, Option<Arc<User>>> {
         &self.cache
     }
+}
+
+/// The rows of these ids, and `None` for those that have none.
+fn with_absent(ids: &[i64], rows: Vec<(i64, User)>) -> Vec<(i64, Option<Arc<User>>)> {
+    let mut rows: HashMap<i64, User> = rows.into_iter().collect();
+    ids.iter().map(|id| (*id, rows.remove(id).map(Arc::new))).collect()
 }

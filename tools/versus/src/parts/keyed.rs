@@ -25,9 +25,11 @@ pub(crate) const MOKA: &str = "moka with a ttl";
 pub(crate) const BARE: &str = "quick_cache alone";
 pub(crate) const CELLS: &str = "DashMap of DogpileCells";
 pub(crate) const DEADLINES: &str = "quick_cache with deadlines";
-pub(crate) const ALL: [&str; 5] = [MAP, MOKA, BARE, DEADLINES, CELLS];
+pub(crate) const FOYER: &str = "foyer-memory alone";
+pub(crate) const CACHED: &str = "cached with a ttl";
+pub(crate) const ALL: [&str; 7] = [MAP, MOKA, BARE, DEADLINES, FOYER, CACHED, CELLS];
 /// Each is filled in a process of its own.
-const FILLED: [&str; 4] = [MAP, MOKA, BARE, CELLS];
+const FILLED: [&str; 6] = [MAP, MOKA, BARE, FOYER, CACHED, CELLS];
 
 /// A cache of `u64`s in `Arc`s.
 trait Cache: Send + Sync {
@@ -98,6 +100,35 @@ impl Cache for Deadlines {
     }
 }
 
+/// `foyer_memory::Cache`, which has no ttl, and no build without a future.
+struct Foyer(foyer_memory::Cache<u64, Arc<u64>>);
+
+impl Cache for Foyer {
+    #[inline]
+    fn get(&self, key: u64, build: &dyn Fn(u64) -> u64) -> u64 {
+        if let Some(entry) = self.0.get(&key) {
+            return **entry.value();
+        }
+        **self.0.insert(key, Arc::new(build(key))).value()
+    }
+    fn contains(&self, key: u64) -> bool {
+        self.0.contains(&key)
+    }
+}
+
+/// The store of `cached` for threads, with a bound and a ttl: what is behind its attribute `#[concurrent_cached]`.
+struct Cached(cached::ShardedLruTtlCache<u64, Arc<u64>>);
+
+impl Cache for Cached {
+    #[inline]
+    fn get(&self, key: u64, build: &dyn Fn(u64) -> u64) -> u64 {
+        *self.0.get_or_set_with(key, || Arc::new(build(key)))
+    }
+    fn contains(&self, key: u64) -> bool {
+        self.0.contains(&key)
+    }
+}
+
 /// Bounded by nothing.
 struct Cells(DashMap<u64, Arc<DogpileCell<u64>>>);
 
@@ -127,6 +158,14 @@ fn bare(entries: usize) -> Bare {
     Bare(quick_cache::sync::Cache::new(entries))
 }
 
+fn foyer(entries: usize) -> Foyer {
+    Foyer(foyer_memory::CacheBuilder::new(entries).build())
+}
+
+fn cached(entries: usize, ttl: Duration) -> Cached {
+    Cached(cached::ShardedLruTtlCache::new(entries, ttl))
+}
+
 pub(super) fn measure(quick: bool) -> anyhow::Result<Table> {
     let (rounds, duration, fills, draws) = if quick {
         (1, Duration::from_millis(5), 10_000, 20_000)
@@ -137,6 +176,7 @@ pub(super) fn measure(quick: bool) -> anyhow::Result<Table> {
     let mut table = Table::new(&origin(quick, &how), &["contestant", "measure"]);
     let bar = bar(Part::Keyed, rounds + 3);
     let (own, moka_cache, bare_cache) = (map(10_000, LONG), moka(10_000, LONG), bare(10_000));
+    let (foyer_cache, cached_cache) = (foyer(10_000), cached(10_000, LONG));
     let (deadlines, cells) = (Deadlines(quick_cache::sync::Cache::new(10_000)), Cells(DashMap::new()));
     let turns = if quick { 1_000 } else { 20_000 };
     for round in 0..rounds {
@@ -148,6 +188,8 @@ pub(super) fn measure(quick: bool) -> anyhow::Result<Table> {
                 table.add(&[MOKA, &measure], hits(&moka_cache, &order, threads, duration));
                 table.add(&[BARE, &measure], hits(&bare_cache, &order, threads, duration));
                 table.add(&[DEADLINES, &measure], hits(&deadlines, &order, threads, duration));
+                table.add(&[FOYER, &measure], hits(&foyer_cache, &order, threads, duration));
+                table.add(&[CACHED, &measure], hits(&cached_cache, &order, threads, duration));
                 table.add(&[CELLS, &measure], hits(&cells, &order, threads, duration));
             }
         }
@@ -155,6 +197,8 @@ pub(super) fn measure(quick: bool) -> anyhow::Result<Table> {
         table.add(&[MAP, "ns per miss"], misses(&map(1_000, LONG), turns));
         table.add(&[MOKA, "ns per miss"], misses(&moka(1_000, LONG), turns));
         table.add(&[BARE, "ns per miss"], misses(&bare(1_000), turns));
+        table.add(&[FOYER, "ns per miss"], misses(&foyer(1_000), turns));
+        table.add(&[CACHED, "ns per miss"], misses(&cached(1_000, LONG), turns));
         bar.inc(1);
     }
     for name in FILLED {
@@ -166,10 +210,13 @@ pub(super) fn measure(quick: bool) -> anyhow::Result<Table> {
     table.add(&[MAP, "hit ratio"], hit_ratio(&map(places, LONG), &sequence));
     table.add(&[MOKA, "hit ratio"], hit_ratio(&moka(places, LONG), &sequence));
     table.add(&[BARE, "hit ratio"], hit_ratio(&bare(places), &sequence));
+    table.add(&[FOYER, "hit ratio"], hit_ratio(&foyer(places), &sequence));
+    table.add(&[CACHED, "hit ratio"], hit_ratio(&cached(places, LONG), &sequence));
     bar.inc(1);
     let ttl = Duration::from_millis(20);
     let build = if quick { Duration::from_millis(10) } else { Duration::from_millis(100) };
     for _ in 0..rounds {
+        // Not the others: they do not see that a build runs, and build beside it.
         for (name, (reads, waits)) in
             [(MAP, rebuild(&map(100, ttl), ttl, build)), (MOKA, rebuild(&moka(100, ttl), ttl, build))]
         {
@@ -178,10 +225,22 @@ pub(super) fn measure(quick: bool) -> anyhow::Result<Table> {
         }
     }
     // Last of all: what so many threads leave behind is a burden to what comes after them.
-    for _ in 0..rounds {
+    for round in 0..rounds {
+        let order = order(KEYS, round as u64);
         beside(if quick { 16 } else { 512 }, || {
-            table.add(&[MAP, "ns per miss beside 512 threads"], misses(&map(1_000, LONG), turns));
-            table.add(&[MOKA, "ns per miss beside 512 threads"], misses(&moka(1_000, LONG), turns));
+            let measure = "ns per hit beside 512 threads";
+            table.add(&[MAP, measure], hits(&own, &order, 1, duration));
+            table.add(&[MOKA, measure], hits(&moka_cache, &order, 1, duration));
+            table.add(&[BARE, measure], hits(&bare_cache, &order, 1, duration));
+            table.add(&[FOYER, measure], hits(&foyer_cache, &order, 1, duration));
+            table.add(&[CACHED, measure], hits(&cached_cache, &order, 1, duration));
+            table.add(&[CELLS, measure], hits(&cells, &order, 1, duration));
+            let measure = "ns per miss beside 512 threads";
+            table.add(&[MAP, measure], misses(&map(1_000, LONG), turns));
+            table.add(&[MOKA, measure], misses(&moka(1_000, LONG), turns));
+            table.add(&[BARE, measure], misses(&bare(1_000), turns));
+            table.add(&[FOYER, measure], misses(&foyer(1_000), turns));
+            table.add(&[CACHED, measure], misses(&cached(1_000, LONG), turns));
         });
     }
     bar.finish_and_clear();
@@ -310,6 +369,8 @@ pub(crate) fn fill(name: &str, entries: usize) -> anyhow::Result<f64> {
         MAP => Box::new(map(entries, LONG)),
         MOKA => Box::new(moka(entries, LONG)),
         BARE => Box::new(bare(entries)),
+        FOYER => Box::new(foyer(entries)),
+        CACHED => Box::new(cached(entries, LONG)),
         CELLS => Box::new(Cells(DashMap::new())),
         _ => anyhow::bail!("there is no {name}"),
     };
