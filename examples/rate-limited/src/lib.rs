@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dogpile::{Clock, Policy, RefreshError};
-use dogpile_map::{Batches, DogpileMap};
+use dogpile_map::{Batches, DogpileMap, Stats};
 
 pub use source::{Asked, Source};
 
@@ -80,5 +80,11 @@ impl<C: Clock + Clone + 'static> Prices<C> {
     /// The source's, if it has never told one of these prices.
     pub fn get_many(&self, ids: &[u32]) -> Result<Vec<Option<Arc<u64>>>, RefreshError> {
         self.cache.get_many(ids, |missing| self.source.fetch(missing))
+    }
+
+    /// What the cache has done so far.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        self.cache.stats()
     }
 }

@@ -57,13 +57,22 @@ fn a_hundred_stale_prices_are_two_requests() {
 fn a_refusal_leaves_the_old_prices_and_the_source_alone() {
     let (source, prices, clock) = stale();
     source.set_limit(0);
-    let read_all = || all().into_iter().for_each(|id| assert_eq!(*prices.get(id).unwrap(), old(id)));
+    let read_all = || {
+        for id in all() {
+            assert_eq!(*prices.get(id).unwrap(), old(id));
+        }
+    };
     read_all();
-    wait_until(|| source.asked().refused == 2);
+    wait_until(|| prices.stats().failures == u64::from(IDS));
     // In the pause; the batches that these are noted for ask for nothing.
     read_all();
     source.set_limit(LIMIT);
     clock.advance(2 * PAUSE);
+    // Each id is noted once more, so that the batches are full: a window would not end on this clock.
+    for id in all() {
+        prices.get(id).unwrap();
+    }
+    wait_until(|| source.asked().ids == 2 * u64::from(IDS));
     wait_until(|| all().into_iter().all(|id| *prices.get(id).unwrap() == old(id) + 1));
     let asked = source.asked();
     assert_eq!((asked.refused, asked.ids), (2, 2 * u64::from(IDS)));
