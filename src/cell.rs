@@ -9,9 +9,10 @@
 //! state       what the lock guards; the decision table             G1
 //! machine     the parts, and the reads that take no lock
 //! elect       which caller builds                                  G1 G2
-//! publish     how builds end; writes from outside                  G4 G5 G8 G9
+//! publish     how builds end                                       G4 G5 G8 G9
+//! write       set, invalidate, clear and their like                G4
 //! exclusive   the write lock
-//! attend      what listeners ask
+//! listening   attaching listeners, and what they ask of the cell
 //! handle      a reference to a cell, borrowed or shared; the kinds of cells
 //! lease       the right to build
 //! pending     waiting for another caller's build
@@ -24,7 +25,6 @@
 //! ```
 
 mod attempt;
-mod attend;
 mod build;
 mod elect;
 mod exclusive;
@@ -32,6 +32,7 @@ mod guard;
 mod handle;
 mod lease;
 mod listeners;
+mod listening;
 mod lookup;
 mod machine;
 mod owned;
@@ -42,6 +43,7 @@ mod request;
 mod search;
 mod slot;
 mod state;
+mod write;
 
 #[cfg(feature = "async")]
 pub use build::Task;
@@ -67,7 +69,6 @@ use crate::sync::{Arc, const_fn};
 use crate::time::{Clock, SystemClock, nanos};
 
 pub(crate) use attempt::{Attempt, Outcome};
-pub(crate) use attend::Plan;
 #[cfg(feature = "async")]
 pub(crate) use build::Publishing;
 pub(crate) use build::{Made, Publishes, publish_in_arc};
@@ -76,12 +77,14 @@ pub(crate) use handle::WeakHandle;
 pub(crate) use handle::sealed::Kind;
 pub(crate) use lease::Held;
 pub(crate) use listeners::{Listener, Noted, Notified};
-pub(crate) use machine::{Machine, Seen};
-pub(crate) use publish::{BuildOutput, Concluded, Leftover, Newest, NotNow, Setting, Ttl};
+pub(crate) use listening::Plan;
+pub(crate) use machine::Machine;
+pub(crate) use publish::{BuildOutput, Concluded, Observer, Ttl};
 pub(crate) use reader::Currency;
-pub(crate) use search::{Caller, Found, Search};
-pub(crate) use slot::{Record, Slot, Version};
+pub(crate) use search::{Caller, Search};
+pub(crate) use slot::{Record, Seen, Version};
 pub(crate) use state::{Awaits, Demand, Place, Withheld};
+pub(crate) use write::Setting;
 
 /// A cell for one value that is expensive to make, read by many threads, and out of date after a while.
 ///
@@ -389,12 +392,8 @@ impl<T, C: Clock> DogpileCell<T, C> {
     #[inline(never)]
     #[track_caller]
     pub(super) fn refresh(&self, build: impl FnOnce() -> T) -> Arc<T> {
-        let mut search = Search::new(Handle::Borrowed(self), Demand::VALUE, Caller::Infallible);
-        match search.run() {
-            Ok(Found::Served(value)) => value,
-            Ok(Found::Elected(held)) => held.build(build),
-            Err(error) => search.cannot("get_or_refresh", &error),
-        }
+        let search = Search::plain(Handle::Borrowed(self), Caller::Infallible);
+        search.get("get_or_refresh", |held| held.build(build))
     }
 
     #[cold]
@@ -403,11 +402,7 @@ impl<T, C: Clock> DogpileCell<T, C> {
         &self,
         build: impl FnOnce() -> Result<T, E>,
     ) -> Result<Arc<T>, RefreshError> {
-        let mut search = Search::new(Handle::Borrowed(self), Demand::ANY, Caller::Fallible);
-        match search.run()? {
-            Found::Served(value) => Ok(value),
-            Found::Elected(held) => held.try_build(build).or_else(|error| search.instead_of(error)),
-        }
+        Search::plain(Handle::Borrowed(self), Caller::Fallible).try_get(|held| held.try_build(build))
     }
 
     /// Starts a read with conditions: on the value's freshness or age, on how long to wait, on where the build runs.
@@ -753,7 +748,7 @@ impl<T, C: Clock> DogpileCell<T, C> {
 
     fn set_setting(&self, value: Arc<T>, ttl: Ttl, age: Option<u64>) -> Arc<T> {
         let setting = Setting { value: Arc::clone(&value), ttl, age };
-        match self.machine.set(setting, |_, _| ()) {
+        match self.machine.set(setting, &()) {
             Ok(leftover) => drop(leftover),
             Err(_) => unreachable!("no build has the write lock of a cell without one"),
         }
@@ -823,7 +818,7 @@ impl<T, C: Clock> DogpileCell<T, C> {
     /// assert_eq!(cell.get(), None);
     /// ```
     pub fn clear(&self) -> Option<Arc<T>> {
-        self.machine.clear(|_| ())
+        self.machine.clear(&())
     }
 
     /// Takes the value away if the cell still holds `seen`. Returns whether it did.
@@ -889,7 +884,7 @@ impl<T, C: Clock> DogpileCell<T, C> {
     /// assert_eq!((LIMIT.get(), LIMIT.stats()), (None, Stats::default()));
     /// ```
     pub fn reset(&self) {
-        drop(self.machine.reset(|_| ()));
+        drop(self.machine.reset(&()));
     }
 }
 
@@ -1067,14 +1062,8 @@ impl<T, C: Clock> DogpileCell<T, C> {
             if let Some(value) = self.machine.serve() {
                 return value;
             }
-            let mut search = Search::new(Handle::Borrowed(self), Demand::VALUE, Caller::Infallible);
-            // In two statements: what a look returns need not be kept while the task waits for its build.
-            let building = match search.run_async().await {
-                Ok(Found::Served(value)) => return value,
-                Ok(Found::Elected(held)) => held.build_async(build),
-                Err(error) => search.cannot_async("get_or_refresh_async", called, &error),
-            };
-            building.await
+            let search = Search::plain(Handle::Borrowed(self), Caller::Infallible);
+            search.get_async("get_or_refresh_async", called, |held| held.build_async(build)).await
         }
     }
 
@@ -1115,12 +1104,8 @@ impl<T, C: Clock> DogpileCell<T, C> {
         if let Some(value) = self.machine.serve() {
             return Ok(value);
         }
-        let mut search = Search::new(Handle::Borrowed(self), Demand::ANY, Caller::Fallible);
-        let building = match search.run_async().await? {
-            Found::Served(value) => return Ok(value),
-            Found::Elected(held) => held.try_build_async(build),
-        };
-        building.await.or_else(|error| search.instead_of(error))
+        let search = Search::plain(Handle::Borrowed(self), Caller::Fallible);
+        search.try_get_async(|held| held.try_build_async(build)).await
     }
 }
 
@@ -1171,14 +1156,14 @@ pub struct Snapshot<T, S = Arc<T>> {
 
 impl<T, S> Snapshot<T, S> {
     pub(crate) fn new<R>(seen: Seen<R>, share: impl FnOnce(Arc<R>) -> S) -> Self {
-        let Seen { value, record, served_end, now, freshness } = seen;
+        let Seen { value, record, servable_end, now, freshness } = seen;
         Self {
             value: share(value),
             generation: record.generation,
             age: Duration::from_nanos(record.age(now)),
             freshness,
             fresh_for: lease::left(record.fresh_end(), now),
-            servable_for: lease::left(served_end, now),
+            servable_for: lease::left(servable_end, now),
             of: std::marker::PhantomData,
         }
     }

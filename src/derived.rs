@@ -1,13 +1,23 @@
-//! Values that are made from the values of cells, and follow them.
+//! Values that are made from the values of cells, and follow them (G15).
+//!
+//! ```text
+//! source      what a value can be made from, and what an evaluation has taken from it
+//! cx          one evaluation
+//! node        the cell of a derived value, what it was made from, its links to that
+//! evaluate    how it is made: for a read, or in an evaluation that asks for it
+//! derived     this file: thin methods over the node
+//! ```
 
 mod cx;
+mod evaluate;
 mod node;
 mod source;
 
 pub use cx::Cx;
 #[cfg(feature = "async")]
-pub use node::InTask;
-pub use node::{InThread, Node};
+pub use evaluate::InTask;
+pub use evaluate::InThread;
+pub use node::Node;
 pub use source::Source;
 
 use std::fmt;
@@ -445,7 +455,7 @@ impl<T: Send + Sync + 'static, C: Clock + Send + Sync + 'static> Derived<T, C, I
         F: Fn(Cx) -> Fut + Send + Sync + 'static,
         Fut: Future<Output = Result<T, E>> + Send + 'static,
     {
-        let make = move |cx| -> node::Making<T> {
+        let make = move |cx| -> evaluate::Making<T> {
             let making = make(cx);
             Box::pin(async { making.await.map_err(Into::into) })
         };

@@ -21,9 +21,8 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::panic::{RefUnwindSafe, UnwindSafe};
 
-use crate::cell::{Attempt, DogpileCell, Kind, Listener, Machine, Noted, Outcome, Record, Seen, Snapshot};
+use crate::cell::{Attempt, DogpileCell, Kind, Listener, Machine, Noted, Outcome, Snapshot};
 use crate::contain::contain;
-use crate::policy::Freshness;
 use crate::sync::{Arc, Mutex, ThreadId, current_thread};
 use crate::time::{Clock, FOREVER, SystemClock};
 
@@ -101,7 +100,7 @@ impl<T, S> fmt::Debug for Change<T, S> {
 /// assert_eq!(*seen.lock().unwrap(), [1, 2]);
 /// ```
 #[must_use = "dropping it detaches the callback at once; keep it in a variable with a name (`let _hook`, not `let _`)"]
-pub struct Hook(Arc<dyn Detach>);
+pub struct Hook(Box<dyn Fn() + Send + Sync>);
 
 // What is under its lock is replaced as a whole, and a panic of the callback is contained.
 impl UnwindSafe for Hook {}
@@ -109,7 +108,7 @@ impl RefUnwindSafe for Hook {}
 
 impl Drop for Hook {
     fn drop(&mut self) {
-        self.0.detach();
+        (self.0)();
     }
 }
 
@@ -119,50 +118,11 @@ impl fmt::Debug for Hook {
     }
 }
 
-trait Detach: Send + Sync {
-    fn detach(&self);
-}
-
-/// A change, in the queue.
-enum Queued<T> {
-    Published(Seen<T>),
-    Invalidated,
-    Cleared,
-}
-
-impl<T> Queued<T> {
-    fn new(change: &Noted<'_, T>) -> Self {
-        match *change {
-            Noted::Published { value, record, served_end } => {
-                Self::Published(seen_when_published(Arc::clone(value), record, served_end))
-            }
-            Noted::Invalidated => Self::Invalidated,
-            Noted::Cleared => Self::Cleared,
-        }
-    }
-}
-
-fn seen_when_published<T>(value: Arc<T>, record: Record, served_end: u64) -> Seen<T> {
-    let now = record.published;
-    let freshness = if now < record.fresh_end() {
-        Freshness::Fresh
-    } else if now < served_end {
-        Freshness::Stale
-    } else {
-        Freshness::Expired
-    };
-    Seen { value, record, served_end, now, freshness }
-}
-
-type Callback<T> = Arc<dyn Fn(Queued<T>) + Send + Sync>;
-
 /// What a hook and its cell share.
-struct Hooked<T>(Mutex<State<T>>);
-
-struct State<T> {
+struct Hooked<T> {
     /// [`None`]: detached.
-    callback: Option<Callback<T>>,
-    queue: VecDeque<Queued<T>>,
+    callback: Option<Arc<dyn Fn(Noted<T>) + Send + Sync>>,
+    queue: VecDeque<Noted<T>>,
     /// The thread that runs the callback.
     running: Option<ThreadId>,
     /// Settled when it has returned: the hook's drop waits for it.
@@ -248,7 +208,7 @@ where
     F: Fn(&SnapshotOf<K>) + Send + Sync + 'static,
 {
     attach(cell.machine(), move |change| {
-        if let Queued::Published(seen) = change {
+        if let Noted::Published(seen) = change {
             callback(&Snapshot::new(seen, K::share));
         }
     })
@@ -262,38 +222,38 @@ where
 {
     attach(cell.machine(), move |change| {
         callback(&match change {
-            Queued::Published(seen) => Change::Published(Snapshot::new(seen, K::share)),
-            Queued::Invalidated => Change::Invalidated,
-            Queued::Cleared => Change::Cleared,
+            Noted::Published(seen) => Change::Published(Snapshot::new(seen, K::share)),
+            Noted::Invalidated => Change::Invalidated,
+            Noted::Cleared => Change::Cleared,
         });
     })
 }
 
 fn attach<T: Send + Sync + 'static, C: Clock>(
     machine: &Machine<T, C>,
-    callback: impl Fn(Queued<T>) + Send + Sync + 'static,
+    callback: impl Fn(Noted<T>) + Send + Sync + 'static,
 ) -> Hook {
-    let hooked = Arc::new(Hooked(Mutex::new(State {
+    let hooked = Arc::new(Mutex::new(Hooked {
         callback: Some(Arc::new(callback)),
         queue: VecDeque::new(),
         running: None,
         returned: None,
-    })));
-    machine.attach(Arc::<Hooked<T>>::clone(&hooked), false);
-    Hook(hooked)
+    }));
+    machine.attach(Arc::<Mutex<Hooked<T>>>::clone(&hooked), false);
+    Hook(Box::new(move || detach(&hooked)))
 }
 
-impl<T: Send + Sync> Listener<T> for Hooked<T> {
-    fn note(&self, change: &Noted<'_, T>) {
-        let mut state = self.0.lock();
+impl<T: Send + Sync> Listener<T> for Mutex<Hooked<T>> {
+    fn note(&self, change: &Noted<T>) {
+        let mut state = self.lock();
         if state.callback.is_some() {
-            state.queue.push_back(Queued::new(change));
+            state.queue.push_back(change.clone());
         }
     }
 
     fn notify(&self) {
         loop {
-            let mut state = self.0.lock();
+            let mut state = self.lock();
             if state.running.is_some() {
                 return;
             }
@@ -307,7 +267,7 @@ impl<T: Send + Sync> Listener<T> for Hooked<T> {
             contain(|| callback(change));
             // It is the last reference if the hook was dropped meanwhile.
             contain(|| drop(callback));
-            let mut state = self.0.lock();
+            let mut state = self.lock();
             state.running = None;
             let returned = state.returned.take();
             drop(state);
@@ -318,23 +278,21 @@ impl<T: Send + Sync> Listener<T> for Hooked<T> {
     }
 
     fn is_detached(&self) -> bool {
-        self.0.lock().callback.is_none()
+        self.lock().callback.is_none()
     }
 }
 
-impl<T: Send + Sync> Detach for Hooked<T> {
-    fn detach(&self) {
-        let mut state = self.0.lock();
-        let callback = state.callback.take();
-        let queue = std::mem::take(&mut state.queue);
-        let runs_elsewhere = state.running.is_some_and(|thread| thread != current_thread().id());
-        let returned = runs_elsewhere.then(|| Arc::clone(state.returned.get_or_insert_with(Attempt::open)));
-        drop(state);
-        if let Some(returned) = returned {
-            returned.wait(&SystemClock, FOREVER);
-        }
-        // Both are the user's, and may panic.
-        drop(queue);
-        drop(callback);
+fn detach<T>(hooked: &Mutex<Hooked<T>>) {
+    let mut state = hooked.lock();
+    let callback = state.callback.take();
+    let queue = std::mem::take(&mut state.queue);
+    let runs_elsewhere = state.running.is_some_and(|thread| thread != current_thread().id());
+    let returned = runs_elsewhere.then(|| Arc::clone(state.returned.get_or_insert_with(Attempt::open)));
+    drop(state);
+    if let Some(returned) = returned {
+        returned.wait(&SystemClock, FOREVER);
     }
+    // Both are the user's, and may panic.
+    drop(queue);
+    drop(callback);
 }

@@ -10,13 +10,10 @@ use std::cell::{Cell, RefCell};
 
 use crate::sync::thread_local;
 
-/// Where a note points to. Two live objects have two addresses, but a value may contain a cell at its own address; so each
-/// note has its kind in the lowest bit, which alignment leaves free.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    Guard = 0,
-    Build = 1,
-}
+// What a note is of, in its lowest bit, which the alignment of addresses leaves free: two live objects have two addresses, but a
+// value may contain a cell at its own address.
+const GUARD: usize = 0;
+const BUILD: usize = 1;
 
 /// How many notes fit without an allocation.
 const CAPACITY: usize = 16;
@@ -37,7 +34,7 @@ pub(crate) struct Building(usize);
 
 impl Building {
     pub(crate) fn of<M>(cell: &M) -> Self {
-        let note = note(Kind::Build, std::ptr::from_ref(cell).addr());
+        let note = note(BUILD, std::ptr::from_ref(cell).addr());
         enter(note);
         Self(note)
     }
@@ -51,31 +48,31 @@ impl Drop for Building {
 
 /// Whether this thread is inside a build of `cell`.
 pub(crate) fn is_building<M>(cell: &M) -> bool {
-    let build = note(Kind::Build, std::ptr::from_ref(cell).addr());
+    let build = note(BUILD, std::ptr::from_ref(cell).addr());
     any(|note| note == build)
 }
 
 /// This thread takes a guard of the value at `address`.
 #[inline]
 pub(crate) fn guard_taken(address: usize) {
-    enter(note(Kind::Guard, address));
+    enter(note(GUARD, address));
 }
 
 /// A guard of the value at `address` is dropped, in whatever order.
 #[inline]
 pub(crate) fn guard_dropped(address: usize) {
-    leave(note(Kind::Guard, address));
+    leave(note(GUARD, address));
 }
 
 /// Whether `condition` holds for the address of a value of which this thread holds a guard.
 pub(crate) fn any_guard(mut condition: impl FnMut(usize) -> bool) -> bool {
-    any(|note| note & 1 == Kind::Guard as usize && condition(note))
+    any(|note| note & 1 == GUARD && condition(note))
 }
 
 #[inline]
-fn note(kind: Kind, address: usize) -> usize {
+fn note(kind: usize, address: usize) -> usize {
     debug_assert!(address.is_multiple_of(2), "alignment leaves the lowest bit free");
-    address | kind as usize
+    address | kind
 }
 
 #[inline]

@@ -4,7 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use crate::cell::{
-    BuildResult, Caller, DogpileCell, Found, Guard, Handle, Held, InCaller, Job, Kind, Machine, Made, Owned,
+    BuildResult, Caller, DogpileCell, Guard, Handle, Held, InCaller, Job, Kind, Machine, Made, Owned,
     Publishes, Reader, Request, Snapshot, SpawnWith, publish_in_arc,
 };
 use crate::error::{BoxError, RefreshError};
@@ -674,12 +674,8 @@ impl<T, F, C: Clock> Request<'_, T, C, LazyDogpile<T, F, C>> {
         F: Fn() -> T,
     {
         let handle = self.handle().clone();
-        let (mut search, InCaller) = self.begin(Caller::Infallible);
-        match search.run() {
-            Ok(Found::Served(value)) => value,
-            Ok(Found::Elected(held)) => held.build(|| (handle.builder())()),
-            Err(error) => search.cannot("get", &error),
-        }
+        let (search, InCaller) = self.begin(Caller::Infallible);
+        search.get("get", |held| held.build(|| (handle.builder())()))
     }
 
     /// Returns the value, built if need be, or an error.
@@ -715,13 +711,8 @@ impl<T, F, C: Clock> Request<'_, T, C, LazyDogpile<T, F, C>> {
         F: Fn() -> Result<T, E>,
     {
         let handle = self.handle().clone();
-        let (mut search, InCaller) = self.begin(Caller::Fallible);
-        match search.run()? {
-            Found::Served(value) => Ok(value),
-            Found::Elected(held) => {
-                held.try_build(|| (handle.builder())()).or_else(|error| search.instead_of(error))
-            }
-        }
+        let (search, InCaller) = self.begin(Caller::Fallible);
+        search.try_get(|held| held.try_build(|| (handle.builder())()))
     }
 
     /// Returns the value, built if need be, for a cell whose build is a future (feature `async`).
@@ -754,13 +745,8 @@ impl<T, F, C: Clock> Request<'_, T, C, LazyDogpile<T, F, C>> {
         let called = Location::caller();
         async move {
             let handle = self.handle().clone();
-            let (mut search, InCaller) = self.begin(Caller::Infallible);
-            let building = match search.run_async().await {
-                Ok(Found::Served(value)) => return value,
-                Ok(Found::Elected(held)) => held.build_async(|| (handle.builder())()),
-                Err(error) => search.cannot_async("get_async", called, &error),
-            };
-            building.await
+            let (search, InCaller) = self.begin(Caller::Infallible);
+            search.get_async("get_async", called, |held| held.build_async(|| (handle.builder())())).await
         }
     }
 
@@ -797,12 +783,8 @@ impl<T, F, C: Clock> Request<'_, T, C, LazyDogpile<T, F, C>> {
         Fut: Future<Output = Result<T, E>>,
     {
         let handle = self.handle().clone();
-        let (mut search, InCaller) = self.begin(Caller::Fallible);
-        let building = match search.run_async().await? {
-            Found::Served(value) => return Ok(value),
-            Found::Elected(held) => held.try_build_async(|| (handle.builder())()),
-        };
-        building.await.or_else(|error| search.instead_of(error))
+        let (search, InCaller) = self.begin(Caller::Fallible);
+        search.try_get_async(|held| held.try_build_async(|| (handle.builder())())).await
     }
 }
 

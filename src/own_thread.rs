@@ -29,44 +29,30 @@ thread_local! {
     static KIND: Cell<Kind> = const { Cell::new(Kind::Foreign) };
 }
 
-/// Called by a thread of this kind when it begins.
-pub(crate) fn begin(kind: Kind) {
-    KIND.with(|this| this.set(kind));
-}
-
 /// The kind of the calling thread.
 pub(crate) fn kind() -> Kind {
     KIND.with(Cell::get)
 }
 
-/// The interface of [`std::thread::Builder`].
-pub(crate) struct ThreadBuilder(sync::ThreadBuilder);
-
-impl ThreadBuilder {
-    pub(crate) fn new() -> Self {
-        Self(sync::ThreadBuilder::new())
-    }
-
-    pub(crate) fn name(self, name: String) -> Self {
-        Self(self.0.name(name))
-    }
-
-    pub(crate) fn spawn(self, work: impl FnOnce() + Send + 'static) -> io::Result<JoinHandle<()>> {
-        let handle = self.0.spawn(work)?;
-        // After the thread has started: where there are no threads, there is no process id either.
-        Ok(JoinHandle { handle: Some(handle), process: std::process::id() })
-    }
+/// Starts a thread of the crate.
+pub(crate) fn spawn(kind: Kind, name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<JoinHandle> {
+    let handle = sync::ThreadBuilder::new().name(name.into()).spawn(move || {
+        KIND.with(|this| this.set(kind));
+        work();
+    })?;
+    // After the thread has started: where there are no threads, there is no process id either.
+    Ok(JoinHandle { handle: Some(handle), process: std::process::id() })
 }
 
 /// The interface of [`std::thread::JoinHandle`].
-pub(crate) struct JoinHandle<R> {
+pub(crate) struct JoinHandle {
     /// `None` only while it is consumed.
-    handle: Option<sync::JoinHandle<R>>,
+    handle: Option<sync::JoinHandle<()>>,
     /// The process that the thread runs in.
     process: u32,
 }
 
-impl JoinHandle<()> {
+impl JoinHandle {
     pub(crate) fn thread(&self) -> &Thread {
         match &self.handle {
             Some(handle) => handle.thread(),
@@ -88,7 +74,7 @@ impl JoinHandle<()> {
     }
 }
 
-impl<R> Drop for JoinHandle<R> {
+impl Drop for JoinHandle {
     fn drop(&mut self) {
         if let Some(handle) = self.handle.take_if(|_| self.process != std::process::id()) {
             // To detach it could detach a thread of this process, whose control block lies where that of the copy lay.

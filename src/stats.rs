@@ -57,20 +57,57 @@ pub struct Stats {
     pub last_build: Option<Duration>,
 }
 
-/// The counters behind [`Stats`].
-pub(crate) struct Counters {
-    pub(crate) builds: Counter,
-    pub(crate) published: Counter,
-    pub(crate) failed: Counter,
-    pub(crate) panicked: Counter,
-    pub(crate) abandoned: Counter,
-    pub(crate) superseded: Counter,
-    pub(crate) fenced: Counter,
-    pub(crate) served_stale_on_error: Counter,
-    pub(crate) waits: Counter,
-    pub(crate) wait_timeouts: Counter,
-    /// Nanoseconds; FOREVER while there is none.
-    last_build: PlainU64,
+/// The counters behind [`Stats`], each listed once: for one more, add it here and to [`Stats`].
+macro_rules! counters {
+    ($($name:ident),* $(,)?) => {
+        /// See [`Stats`].
+        pub(crate) struct Counters {
+            $(pub(crate) $name: Counter,)*
+            /// Nanoseconds; FOREVER while there is none.
+            last_build: PlainU64,
+        }
+
+        impl Counters {
+            pub(crate) const fn new() -> Self {
+                Self { $($name: Counter::new(),)* last_build: PlainU64::new(FOREVER) }
+            }
+
+            /// Sets every counter to zero.
+            pub(crate) fn reset(&self) {
+                $(self.$name.0.store(0, Ordering::Relaxed);)*
+                self.last_build.store(FOREVER, Ordering::Relaxed);
+            }
+
+            /// `consecutive_failures`: the cell's state knows it.
+            pub(crate) fn read(&self, consecutive_failures: u32) -> Stats {
+                let last_build = self.last_build.load(Ordering::Relaxed);
+                Stats {
+                    $($name: self.$name.read(),)*
+                    consecutive_failures: consecutive_failures.into(),
+                    last_build: (last_build != FOREVER).then(|| Duration::from_nanos(last_build)),
+                }
+            }
+        }
+    };
+}
+
+counters! {
+    builds,
+    published,
+    failed,
+    panicked,
+    abandoned,
+    superseded,
+    fenced,
+    served_stale_on_error,
+    waits,
+    wait_timeouts,
+}
+
+impl Counters {
+    pub(crate) fn build_took(&self, nanos: u64) {
+        self.last_build.store(nanos.min(FOREVER - 1), Ordering::Relaxed);
+    }
 }
 
 /// A number that only grows.
@@ -93,78 +130,5 @@ impl Counter {
 
     fn read(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
-    }
-}
-
-impl Counters {
-    pub(crate) const fn new() -> Self {
-        Self {
-            builds: Counter::new(),
-            published: Counter::new(),
-            failed: Counter::new(),
-            panicked: Counter::new(),
-            abandoned: Counter::new(),
-            superseded: Counter::new(),
-            fenced: Counter::new(),
-            served_stale_on_error: Counter::new(),
-            waits: Counter::new(),
-            wait_timeouts: Counter::new(),
-            last_build: PlainU64::new(FOREVER),
-        }
-    }
-
-    /// Sets every counter to zero.
-    pub(crate) fn reset(&self) {
-        let Self {
-            builds,
-            published,
-            failed,
-            panicked,
-            abandoned,
-            superseded,
-            fenced,
-            served_stale_on_error,
-            waits,
-            wait_timeouts,
-            last_build,
-        } = self;
-        for counter in [
-            builds,
-            published,
-            failed,
-            panicked,
-            abandoned,
-            superseded,
-            fenced,
-            served_stale_on_error,
-            waits,
-            wait_timeouts,
-        ] {
-            counter.0.store(0, Ordering::Relaxed);
-        }
-        last_build.store(FOREVER, Ordering::Relaxed);
-    }
-
-    pub(crate) fn build_took(&self, nanos: u64) {
-        self.last_build.store(nanos.min(FOREVER - 1), Ordering::Relaxed);
-    }
-
-    pub(crate) fn read(&self) -> Stats {
-        let last_build = self.last_build.load(Ordering::Relaxed);
-        Stats {
-            builds: self.builds.read(),
-            published: self.published.read(),
-            failed: self.failed.read(),
-            panicked: self.panicked.read(),
-            abandoned: self.abandoned.read(),
-            superseded: self.superseded.read(),
-            fenced: self.fenced.read(),
-            // The cell's state knows it.
-            consecutive_failures: 0,
-            served_stale_on_error: self.served_stale_on_error.read(),
-            waits: self.waits.read(),
-            wait_timeouts: self.wait_timeouts.read(),
-            last_build: (last_build != FOREVER).then(|| Duration::from_nanos(last_build)),
-        }
     }
 }

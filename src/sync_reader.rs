@@ -11,6 +11,7 @@
 //! exclusive    how a build gets the old value for itself                 G12
 //! reader       ReaderArc, ReadGuard
 //! writer       Writer, WriteLock                                         G12
+//! request      builds that may ask for the write lock
 //! ```
 
 mod drain;
@@ -18,6 +19,7 @@ mod exclusive;
 mod finalizer;
 mod queue;
 mod reader;
+mod request;
 mod retirement;
 mod waiting;
 mod writer;
@@ -27,12 +29,12 @@ pub use reader::{ReadGuard, ReaderArc};
 pub use writer::{WriteLock, Writer};
 
 use std::fmt;
-use std::panic::{AssertUnwindSafe, RefUnwindSafe, UnwindSafe, catch_unwind, resume_unwind};
+use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::time::Duration;
 
 use crate::cell::{
-    Awaits, Caller, Demand, DogpileCell, Found, Handle, Held, Kind, Machine, Made, NotNow, Publishes,
-    Request, Search, Setting, Slot, Snapshot, TakesBuild, Ttl,
+    Awaits, Caller, DogpileCell, Handle, Held, Kind, Machine, Made, Publishes, Request, Search, Setting,
+    Snapshot, TakesBuild, Ttl,
 };
 use crate::error::{BoxError, RefreshError, SharedError};
 use crate::hook::{Change, Hook, hook_on_change, hook_on_publish};
@@ -334,12 +336,8 @@ impl<T: Send + Sync + 'static, C: Clock> SyncReaderCell<T, C> {
     #[inline(never)]
     #[track_caller]
     fn refresh(&self, build: impl FnOnce() -> T) -> ReaderArc<T> {
-        let mut search = Search::new(Handle::Borrowed(self), Demand::VALUE, Caller::Infallible);
-        ReaderArc(match search.run() {
-            Ok(Found::Served(value)) => value,
-            Ok(Found::Elected(held)) => held.build(build),
-            Err(error) => search.cannot("get_or_refresh", &error),
-        })
+        let search = Search::plain(Handle::Borrowed(self), Caller::Infallible);
+        ReaderArc(search.get("get_or_refresh", |held| held.build(build)))
     }
 
     /// Returns the value, rebuilding it with a build that may fail if it is out of date.
@@ -387,12 +385,8 @@ impl<T: Send + Sync + 'static, C: Clock> SyncReaderCell<T, C> {
         &self,
         build: impl FnOnce() -> Result<T, E>,
     ) -> Result<ReaderArc<T>, RefreshError> {
-        let mut search = Search::new(Handle::Borrowed(self), Demand::ANY, Caller::Fallible);
-        match search.run()? {
-            Found::Served(value) => Ok(value),
-            Found::Elected(held) => held.try_build(build).or_else(|error| search.instead_of(error)),
-        }
-        .map(ReaderArc)
+        let search = Search::plain(Handle::Borrowed(self), Caller::Fallible);
+        search.try_get(|held| held.try_build(build)).map(ReaderArc)
     }
 
     /// Returns a [`ReadGuard`] of the value, rebuilding it if it is out of date.
@@ -492,149 +486,6 @@ impl<T: Send + Sync + 'static, C: Clock> SyncReaderCell<T, C> {
     #[inline]
     fn machine(&self) -> &Machine<Tracked<T>, C> {
         self.cell.machine()
-    }
-}
-
-impl<T: Send + Sync + 'static, C: Clock, S> Request<'_, T, C, SyncReaderCell<T, C>, S> {
-    /// Drops `old` before the request looks at the cell, for a handle that is kept. See [`SyncReaderCell::exchange`].
-    ///
-    /// # Examples
-    ///
-    /// ```
-    /// use dogpile::SyncReaderCell;
-    /// use std::time::Duration;
-    ///
-    /// let cell = SyncReaderCell::new(Duration::from_secs(60), |_old: u32| {});
-    /// let mut handle = cell.get_or_refresh(|| 1);
-    /// handle = cell.request().no_cache().exchange(handle).get(|| 2);
-    /// assert_eq!(*handle, 2);
-    /// ```
-    pub fn exchange(self, old: ReaderArc<T>) -> Self {
-        drop(old);
-        self
-    }
-}
-
-/// Builds that may ask for the write lock.
-impl<T: Send + Sync + 'static, C: Clock> Request<'_, T, C, SyncReaderCell<T, C>> {
-    /// Returns the value, rebuilding it if need be with a build that may acquire the write lock.
-    ///
-    /// Use it for replacement in place (the same file name, one memory budget), where old and new value cannot coexist.
-    /// Waits and builds until the conditions are met, as [`get`](Request::get) does. If the build panics while it holds
-    /// the write lock, the old value is put back.
-    ///
-    /// # Panics
-    ///
-    /// Panics if `build` panics, or if it calls this method on the same cell while there is no value to serve. Also
-    /// panics if this thread holds a [`ReadGuard`] of the cell and would wait for a build that waits for the write
-    /// lock.
-    ///
-    /// # Examples
-    ///
-    /// ```
-    /// use dogpile::SyncReaderCell;
-    /// use std::time::Duration;
-    ///
-    /// // One buffer, which must not be allocated twice.
-    /// let cell = SyncReaderCell::new(Duration::from_secs(60), |_empty: Vec<u32>| {});
-    /// for round in 1..=2 {
-    ///     let data = cell.request().no_cache().get_with_writer(|writer| {
-    ///         let fresh = round * 100; // slow; stale readers go on reading
-    ///         let mut lock = writer.acquire_write_lock(); // waits for them, holds new ones back
-    ///         let mut buffer = lock.old().map(std::mem::take).unwrap_or_default();
-    ///         buffer.clear();
-    ///         buffer.push(fresh);
-    ///         buffer
-    ///     });
-    ///     assert_eq!(*data, [round * 100]);
-    /// }
-    /// ```
-    #[track_caller]
-    pub fn get_with_writer<F>(self, build: F) -> ReaderArc<T>
-    where
-        F: FnOnce(&mut Writer<'_, T, C>) -> T,
-    {
-        let (mut search, _) = self.begin(Caller::Infallible);
-        ReaderArc(match search.run() {
-            Ok(Found::Served(value)) => value,
-            Ok(Found::Elected(held)) => {
-                let _inside = held.inside();
-                let (value, writer) = write(held, build);
-                writer.publish(value, Ttl::Policy)
-            }
-            Err(error) => search.cannot("get_with_writer", &error),
-        })
-    }
-
-    /// Returns the value, rebuilding it if need be with a build that may fail and may acquire the write lock.
-    ///
-    /// If the build fails or panics while it holds the write lock, the old value is put back.
-    ///
-    /// # Errors
-    ///
-    /// * [`RefreshError::Build`]: the caller's own build failed, or the build that it waited for, or the latest build
-    ///   while a retry pause runs; and no value that meets the conditions is within the policy's
-    ///   [`stale_if_error`](Policy::stale_if_error).
-    /// * [`RefreshError::WaitTimeout`]: the time of [`wait_at_most`](Request::wait_at_most) is over.
-    /// * [`RefreshError::Reentrant`]: the caller would wait for itself. It called from inside the build of the same
-    ///   cell while there was no value to serve, or it holds a [`ReadGuard`] that a build waits for which has asked for
-    ///   the write lock.
-    ///
-    /// # Panics
-    ///
-    /// Panics if `build` panics.
-    ///
-    /// # Examples
-    ///
-    /// ```
-    /// use dogpile::SyncReaderCell;
-    /// use std::io;
-    /// use std::time::Duration;
-    ///
-    /// let cell = SyncReaderCell::new(Duration::from_secs(60), |_old: u32| {});
-    /// cell.set(1);
-    /// let result = cell.request().no_cache().try_get_with_writer(|writer| {
-    ///     let mut lock = writer.acquire_write_lock();
-    ///     assert_eq!(lock.old(), Some(&mut 1));
-    ///     Err(io::Error::other("the disk is full"))
-    /// });
-    /// assert_eq!(result.unwrap_err().to_string(), "the disk is full");
-    /// assert_eq!(*cell.get().unwrap(), 1);
-    /// ```
-    pub fn try_get_with_writer<E, F>(self, build: F) -> Result<ReaderArc<T>, RefreshError>
-    where
-        E: Into<BoxError>,
-        F: FnOnce(&mut Writer<'_, T, C>) -> Result<T, E>,
-    {
-        let (mut search, _) = self.begin(Caller::Fallible);
-        let held = match search.run()? {
-            Found::Served(value) => return Ok(ReaderArc(value)),
-            Found::Elected(held) => held,
-        };
-        // Until the finalizer has run too, which must not wait for this build either.
-        let _inside = held.inside();
-        let (result, writer) = write(held, build);
-        match result {
-            Ok(value) => Ok(writer.publish(value, Ttl::Policy)),
-            Err(error) => Err(writer.fail(SharedError::new(error))),
-        }
-        .or_else(|error| search.instead_of(error))
-        .map(ReaderArc)
-    }
-}
-
-/// Runs a build that is given a writer. A panic is noted, and goes on.
-fn write<T: Send + Sync + 'static, C: Clock, R>(
-    held: Held<'_, SyncReaderCell<T, C>>,
-    build: impl FnOnce(&mut Writer<'_, T, C>) -> R,
-) -> (R, Writer<'_, T, C>) {
-    let mut writer = Writer::new(held);
-    match catch_unwind(AssertUnwindSafe(|| build(&mut writer))) {
-        Ok(result) => (result, writer),
-        Err(panic) => {
-            writer.note_panic(&*panic);
-            resume_unwind(panic)
-        }
     }
 }
 
@@ -915,24 +766,23 @@ impl<T: Send + Sync + 'static, C: Clock> SyncReaderCell<T, C> {
     fn set_setting(&self, value: T, ttl: Ttl, age: Option<u64>) -> ReaderArc<T> {
         let machine = self.machine();
         let value = Arc::new(Tracked::new(value, &self.retirement));
-        let note = |new: &Arc<_>, _: &Slot<_>| self.retirement.published(new, false);
         let mut setting = Setting { value: Arc::clone(&value), ttl, age };
         let mut leftover = loop {
-            match machine.set(setting, note) {
+            match machine.set(setting, &*self.retirement) {
                 Ok(leftover) => break leftover,
-                Err(NotNow { setting: returned, wait }) => {
+                Err((returned, attempt)) => {
                     assert!(
                         !is_building(machine),
                         "set was called from inside the build of the same cell, while the write lock is held or asked for, \
                          and would wait for the end of that; return the value from the build instead"
                     );
                     assert!(
-                        !self.is_awaited(wait.awaits),
+                        !self.is_awaited(Awaits::Readers),
                         "set would wait for itself: this thread holds a ReadGuard of the same cell, and a build that \
                          has asked for the write lock waits for it; drop it before"
                     );
                     setting = returned;
-                    wait.attempt.wait(&machine.clock, FOREVER);
+                    attempt.wait(&machine.clock, FOREVER);
                 }
             }
         };
@@ -1006,7 +856,7 @@ impl<T: Send + Sync + 'static, C: Clock> SyncReaderCell<T, C> {
     /// assert_eq!(cell.retired(), 0);
     /// ```
     pub fn clear(&self) {
-        let cleared = self.machine().clear(|old| self.retirement.cleared(old));
+        let cleared = self.machine().clear(&*self.retirement);
         self.retirement.drain(cleared, None, self.drain, &self.machine().clock);
     }
 
@@ -1057,7 +907,7 @@ impl<T: Send + Sync + 'static, C: Clock> SyncReaderCell<T, C> {
     /// assert_eq!(cell.stats(), Stats::default());
     /// ```
     pub fn reset(&self) {
-        let cleared = self.machine().reset(|old| self.retirement.cleared(old));
+        let cleared = self.machine().reset(&*self.retirement);
         self.retirement.drain(cleared, None, self.drain, &self.machine().clock);
     }
 }
@@ -1309,13 +1159,9 @@ impl<T: Send + Sync + 'static, C: Clock> SyncReaderCell<T, C> {
             if let Some(value) = self.machine().serve() {
                 return ReaderArc(value);
             }
-            let mut search = Search::new(Handle::Borrowed(self), Demand::VALUE, Caller::Infallible);
-            let building = match search.run_async().await {
-                Ok(Found::Served(value)) => return ReaderArc(value),
-                Ok(Found::Elected(held)) => held.build_async(build),
-                Err(error) => search.cannot_async("get_or_refresh_async", called, &error),
-            };
-            ReaderArc(building.await)
+            let search = Search::plain(Handle::Borrowed(self), Caller::Infallible);
+            let value = search.get_async("get_or_refresh_async", called, |held| held.build_async(build));
+            ReaderArc(value.await)
         }
     }
 
@@ -1355,12 +1201,8 @@ impl<T: Send + Sync + 'static, C: Clock> SyncReaderCell<T, C> {
         if let Some(value) = self.machine().serve() {
             return Ok(ReaderArc(value));
         }
-        let mut search = Search::new(Handle::Borrowed(self), Demand::ANY, Caller::Fallible);
-        let building = match search.run_async().await? {
-            Found::Served(value) => return Ok(ReaderArc(value)),
-            Found::Elected(held) => held.try_build_async(build),
-        };
-        building.await.or_else(|error| search.instead_of(error)).map(ReaderArc)
+        let search = Search::plain(Handle::Borrowed(self), Caller::Fallible);
+        search.try_get_async(|held| held.try_build_async(build)).await.map(ReaderArc)
     }
 
     /// Waits until every value that was retired before this call is finalised, suspending the task instead of blocking

@@ -27,6 +27,11 @@ impl<T> Ticket<T> {
     pub(crate) fn demand(&self) -> &Demand {
         &self.demand
     }
+
+    /// How long the build has run.
+    pub(super) fn nanos(&self, now: u64) -> u64 {
+        now.saturating_sub(self.began)
+    }
 }
 
 /// How far a build is.
@@ -81,17 +86,17 @@ impl<T, C: Clock> Machine<T, C> {
     /// since then is served even if it has expired (G6).
     pub(crate) fn lookup(&self, demand: &Demand, since: Option<u64>) -> Decision<T> {
         // Before the clock: see the rule on generations (G1).
-        let Reading { guard, record, quiet_end } = self.slot.read();
+        let Reading { guard, record, due_at } = self.slot.read();
         let since = since.unwrap_or(record.generation);
         if guard.is_some() && demand.is_plain() {
             let is_fresh = self.is_before(record.fresh_end());
-            if is_fresh || self.is_before(quiet_end) {
-                self.mark_read(quiet_end);
+            if is_fresh || self.is_before(due_at) {
+                self.mark_read(due_at);
                 return Decision::serve(into_arc(guard), is_fresh);
             }
         }
         let now = self.now();
-        let is_servable = guard.is_some() && now < self.served_end(&record);
+        let is_servable = guard.is_some() && now < self.servable_end(&record);
         // It may be the last reference. A drop is user code, which must not run between an election and its lease.
         drop(guard);
         // A read without the lock does not know origins.
@@ -112,15 +117,15 @@ impl<T, C: Clock> Machine<T, C> {
                 }
                 spin_a_moment();
             }
-            let Reading { guard, record, quiet_end } = self.slot.read();
-            let is_servable = guard.is_some() && now < self.served_end(&record).max(quiet_end);
+            let Reading { guard, record, due_at } = self.slot.read();
+            let is_servable = guard.is_some() && now < self.servable_end(&record).max(due_at);
             if !is_servable || !demand.accepts(&record, u64::MAX, now) {
                 drop(guard);
                 return self.decide(self.state.lock(), demand, since, now);
             }
             let is_fresh = now < record.fresh_end();
-            if is_fresh || now < quiet_end || tries == TRIES {
-                self.mark_read(quiet_end);
+            if is_fresh || now < due_at || tries == TRIES {
+                self.mark_read(due_at);
                 return Decision::serve(into_arc(guard), is_fresh);
             }
             tries += 1;
@@ -147,7 +152,7 @@ impl<T, C: Clock> Machine<T, C> {
         let arrived = record.generation > since || (demand.after != 0 && state.origin > demand.after);
         let is_served = held.is_some()
             && ((arrived && self.did_meet(demand, &record, state.origin))
-                || (now < self.quiet_end(&state, record) && demand.accepts(&record, state.origin, now)));
+                || (now < state.due_at(&self.policy, &record) && demand.accepts(&record, state.origin, now)));
         let is_held = now < state.lease.held_until();
         let is_failed =
             state.pause(now).is_some() && state.failure.as_ref().is_some_and(|failure| !failure.is_panic);
@@ -215,13 +220,13 @@ impl<T, C: Clock> Machine<T, C> {
 
     /// Mirrors the state into what is read without the lock.
     pub(super) fn mirror(&self, state: &mut State<T>) {
-        let quiet_end = if self.slot.is_empty(&state.key) {
+        let due_at = if self.slot.is_empty(&state.key) {
             0
         } else {
-            self.quiet_end(state, self.slot.record(&state.key))
+            state.due_at(&self.policy, &self.slot.record(&state.key))
         };
-        if self.slot.quiet_end() != quiet_end {
-            self.slot.set_quiet_end(&mut state.key, quiet_end);
+        if self.slot.due_at() != due_at {
+            self.slot.set_due_at(&mut state.key, due_at);
         }
         self.mirror_lease(state);
     }
@@ -238,43 +243,18 @@ impl<T, C: Clock> Machine<T, C> {
         self.unread.store(state.listeners.is_unread(), Ordering::Relaxed);
     }
 
-    /// How long a value with this record is served without another question: as long as it is fresh, or a build runs, a
-    /// refresher is attached, or a retry pause runs. See [`Slot::quiet_end`](super::slot::Slot::quiet_end).
-    pub(super) fn quiet_end(&self, state: &State<T>, record: Record) -> u64 {
-        // The next read takes the slow path, and leaves a mark.
-        if state.listeners.is_unread() { 0 } else { self.quiet_end_when_read(state, record) }
-    }
-
-    /// As [`quiet_end`](Machine::quiet_end), whether a mark is wanted or not.
-    pub(super) fn quiet_end_when_read(&self, state: &State<T>, record: Record) -> u64 {
-        let mut end = record.fresh_end();
-        let held_until = state.lease.held_until();
-        if held_until != 0 {
-            end = end.max(record.late_end(self.policy.stale_window()).min(held_until));
-        }
-        if let Some(failure) = &state.failure {
-            end = end.max(record.late_end(self.policy.pause_window()).min(failure.retry_at));
-        }
-        if state.listeners.rebuild() {
-            end = end.max(record.late_end(self.policy.stale_window()));
-        }
-        end
-    }
-
     /// What the caller of a build that failed gets in place of the error. With `or_stale`, whatever the policy may serve.
     pub(crate) fn instead_of_error(&self, demand: &Demand, or_stale: bool) -> Option<Arc<T>> {
         let (Reading { guard, record, .. }, origin) = self.read_for(demand);
         let value = into_arc(guard)?;
         let now = self.now();
-        let is_fresh = now < record.fresh_end();
-        let accepted = demand.accepts(&record, origin, now);
-        let in_window = |window| now < record.late_end(window);
-        let is_served = (accepted && (is_fresh || in_window(self.policy.error_window())))
-            || (or_stale && (is_fresh || in_window(self.policy.pause_window())));
+        let in_window = |window| now < record.stale_end(window);
+        let is_served = (in_window(self.policy.error_window()) && demand.accepts(&record, origin, now))
+            || (or_stale && in_window(self.policy.pause_window()));
         if !is_served {
             return None;
         }
-        if !is_fresh {
+        if now >= record.fresh_end() {
             self.counters.served_stale_on_error.count();
         }
         Some(value)
@@ -290,15 +270,21 @@ impl<T, C: Clock> Machine<T, C> {
         (self.slot.read(), state.origin)
     }
 
+    /// The number of the build or `set` that made the value of this generation, if it is still there.
+    pub(super) fn origin_of(&self, generation: u64) -> Option<u64> {
+        let state = self.state.lock();
+        (self.slot.record(&state.key).generation == generation).then_some(state.origin)
+    }
+
     /// A value that meets the demand and may be served now, or could be when it was published after `since` (G6).
     pub(crate) fn acceptable(&self, demand: &Demand, since: Option<u64>) -> Option<Arc<T>> {
-        let (Reading { guard, record, quiet_end }, origin) = self.read_for(demand);
+        let (Reading { guard, record, due_at }, origin) = self.read_for(demand);
         let value = into_arc(guard)?;
         let now = self.now();
         let arrived = since.is_some_and(|since| record.generation > since);
-        self.mark_read(quiet_end);
+        self.mark_read(due_at);
         let is_acceptable = (arrived && self.did_meet(demand, &record, origin))
-            || (now < self.served_end(&record).max(quiet_end) && demand.accepts(&record, origin, now));
+            || (now < self.servable_end(&record).max(due_at) && demand.accepts(&record, origin, now));
         is_acceptable.then_some(value)
     }
 

@@ -6,7 +6,7 @@ use crate::time::Clock;
 use super::attempt::Outcome;
 use super::elect::Ticket;
 use super::machine::Machine;
-use super::publish::Aftermath;
+use super::publish::unlock;
 use super::slot::address_of;
 use super::state::{LeaseState, Place, State, Withheld};
 
@@ -40,8 +40,8 @@ impl<T, C: Clock> Machine<T, C> {
         let place = Place { record, supersede_at, was_displaced: is_displaced };
         self.mirror_lease(&state);
         // The waiters look again, and see what the build waits for.
-        let settle = state.take_waiters(Outcome::Abandoned);
-        drop(Aftermath::settle(settle).finish(state));
+        let waiters = state.take_waiters(Outcome::Abandoned);
+        unlock(state, waiters);
         Some(Withheld { value, place })
     }
 
@@ -51,8 +51,8 @@ impl<T, C: Clock> Machine<T, C> {
         let rejected = self.restore_withheld(&mut state, withheld);
         self.mirror_lease(&state);
         // The waiters look again: there may be something to serve.
-        let settle = state.take_waiters(Outcome::Abandoned);
-        drop(Aftermath::settle(settle).finish(state));
+        let waiters = state.take_waiters(Outcome::Abandoned);
+        unlock(state, waiters);
         rejected
     }
 
@@ -74,8 +74,8 @@ impl<T, C: Clock> Machine<T, C> {
         if is_cleared {
             return Some(value);
         }
-        let quiet_end = self.quiet_end(state, record);
-        let replaced = self.slot.replace(&mut state.key, Some(value), record, quiet_end);
+        let due_at = state.due_at(&self.policy, &record);
+        let replaced = self.slot.replace(&mut state.key, Some(value), record, due_at);
         debug_assert!(replaced.is_none(), "nothing is published while a value is withheld");
         None
     }

@@ -21,8 +21,7 @@ use super::elect::{Stage, Ticket};
 use super::handle::Handle;
 use super::handle::sealed::Kind;
 use super::machine::Machine;
-use super::publish::{BuildOutput, Concluded, GivenBack, Ttl};
-use super::slot::Slot;
+use super::publish::{BuildOutput, Concluded, Observer, Ttl};
 use super::state::Withheld;
 
 /// The right to build the next value, held by one caller at a time.
@@ -407,16 +406,16 @@ impl<'a, K: Kind> Held<'a, K> {
     }
 
     pub(crate) fn publish_arc(self, value: Arc<K::Stored>, ttl: Ttl) -> Arc<K::Stored> {
-        self.publish_output(BuildOutput { value, ttl, renews: false, release: true, fresh_until: None })
+        self.publish_output(BuildOutput::new(value, ttl))
     }
 
     /// Publishes the previous value anew.
     pub(crate) fn publish_again(self, value: Arc<K::Stored>, ttl: Ttl) -> Arc<K::Stored> {
-        self.publish_output(BuildOutput { value, ttl, renews: true, release: true, fresh_until: None })
+        self.publish_output(BuildOutput { renews: true, ..BuildOutput::new(value, ttl) })
     }
 
     fn publish_output(mut self, output: BuildOutput<K::Stored>) -> Arc<K::Stored> {
-        let concluded = self.conclude(output, |_, _| ());
+        let concluded = self.conclude(output, &());
         // The previous value first; what is dropped last may panic.
         drop(self);
         drop(concluded.leftover);
@@ -432,7 +431,8 @@ impl<'a, K: Kind> Held<'a, K> {
     }
 
     pub(crate) fn fail(mut self, error: SharedError) -> SharedError {
-        drop(self.fail_with(&error, || None));
+        let now = self.machine().now();
+        drop(self.fail_with(&error, None, now));
         error
     }
 
@@ -442,23 +442,26 @@ impl<'a, K: Kind> Held<'a, K> {
     pub(crate) fn conclude(
         &mut self,
         output: BuildOutput<K::Stored>,
-        note: impl FnOnce(&Arc<K::Stored>, &Slot<K::Stored>),
+        observer: &impl Observer<K::Stored>,
     ) -> Concluded<K::Stored> {
         let Self { handle, ticket, span, .. } = self;
-        let concluded = handle.machine().conclude(unended(ticket), output, note);
-        span.end(concluded.ending, concluded.nanos);
+        let (machine, ticket) = (handle.machine(), unended(ticket));
+        let concluded = machine.conclude(ticket, output, observer, machine.now());
+        span.end(concluded.ending, ticket.nanos(concluded.now));
         concluded
     }
 
-    /// As [`fail`](Held::fail), for a build that may have withheld something. Returns what could not be put back.
+    /// As [`fail`](Held::fail), for a build that may have withheld something, which fails `now`. Returns what could not be put back.
     pub(crate) fn fail_with(
         &mut self,
         error: &SharedError,
-        withheld: impl FnOnce() -> Option<Withheld<K::Stored>>,
+        withheld: Option<Withheld<K::Stored>>,
+        now: u64,
     ) -> Option<Arc<K::Stored>> {
         let Self { handle, ticket, span, .. } = self;
-        let GivenBack { rejected, nanos } = handle.machine().fail(unended(ticket), error.clone(), withheld);
-        span.fail(error, nanos);
+        let ticket = unended(ticket);
+        let rejected = handle.machine().fail(ticket, error.clone(), withheld, now);
+        span.fail(error, ticket.nanos(now));
         handle.has_failed();
         rejected
     }
@@ -482,7 +485,10 @@ impl<'a, K: Kind> Held<'a, K> {
         let is_building = ticket.stage == Stage::Building;
         // It may have been contained.
         let panicked = panicked || ticket.panic.is_some();
-        let GivenBack { rejected, nanos } = self.machine().give_back(ticket, panicked, withheld);
+        // Perhaps it is the clock that has panicked. The lease comes back all the same; the panic hook has reported the panic.
+        let now = catch_unwind(AssertUnwindSafe(|| self.machine().now())).unwrap_or(ticket.began);
+        let nanos = ticket.nanos(now);
+        let rejected = self.machine().give_back(ticket, panicked, withheld, now);
         if is_building {
             self.span.end(if panicked { Ending::Panicked } else { Ending::Abandoned }, nanos);
             if panicked {
@@ -530,14 +536,14 @@ impl<'a, K: Kind> Held<'a, K> {
 
 impl<T, C: Clock> Held<'_, DogpileCell<T, C>> {
     fn publish_snapshot(mut self, value: Arc<T>, ttl: Ttl) -> Published<T> {
-        let Concluded { served, record, served_end, ending, now, leftover, .. } = self
-            .conclude(BuildOutput { value, ttl, renews: false, release: true, fresh_until: None }, |_, _| ());
+        let Concluded { served, record, servable_end, ending, now, leftover, .. } =
+            self.conclude(BuildOutput::new(value, ttl), &());
         let left = |end: Option<u64>| end.map_or(Duration::ZERO, |end| left(end, now));
         let published = Published {
             value: served,
             generation: record.map(|record| record.generation),
             fresh_for: left(record.map(|record| record.fresh_end())),
-            servable_for: left(record.map(|_| served_end)),
+            servable_for: left(record.map(|_| servable_end)),
             outcome: match ending {
                 Ending::Published => PublishOutcome::Published,
                 Ending::PublishedStale => PublishOutcome::PublishedStale,

@@ -17,23 +17,29 @@ use crate::signal::Signal;
 use crate::sync::Arc;
 
 use super::attempt::{Attempt, Outcome};
-use super::slot::Record;
+use super::slot::Seen;
 
 /// A change, as it is noted under the lock.
-pub(crate) enum Noted<'a, T> {
-    Published {
-        value: &'a Arc<T>,
-        record: Record,
-        /// Up to when it may be served if nothing happens.
-        served_end: u64,
-    },
+pub(crate) enum Noted<T> {
+    /// As the value was when it was published.
+    Published(Seen<T>),
     Invalidated,
     Cleared,
 }
 
+impl<T> Clone for Noted<T> {
+    fn clone(&self) -> Self {
+        match self {
+            Self::Published(seen) => Self::Published(Seen { value: Arc::clone(&seen.value), ..*seen }),
+            Self::Invalidated => Self::Invalidated,
+            Self::Cleared => Self::Cleared,
+        }
+    }
+}
+
 pub(crate) trait Listener<T>: Send + Sync {
     /// Called under the cell's lock, in the order of changes. It must not run user code or drop a user's value.
-    fn note(&self, change: &Noted<'_, T>) {
+    fn note(&self, change: &Noted<T>) {
         let _ = change;
     }
 
@@ -149,7 +155,7 @@ impl<T> Listeners<T> {
     }
 
     /// Notes a change. Its listeners are to be [notified](Listeners::notified) after unlocking.
-    pub(super) fn note(&self, change: &Noted<'_, T>) {
+    pub(super) fn note(&self, change: &Noted<T>) {
         if let Some(list) = &self.0 {
             list.entries.iter().for_each(|listener| listener.note(change));
         }
@@ -210,6 +216,7 @@ impl<T> Listeners<T> {
 }
 
 /// Listeners to be notified of a change, without a lock.
+// Boxed, because most cells have none: a pointer is what a publication without listeners pays.
 #[must_use]
 pub(crate) struct Notified<T>(Option<Box<Collected<T>>>);
 

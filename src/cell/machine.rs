@@ -30,7 +30,7 @@
 //!   build still holds the lease; as stale, if an `invalidate` came after its number.
 //! * Publishing and releasing the lease are one critical section (G9).
 //! * No user code runs under the lock (G9): the clock is read before; what may be dropped (old values, errors) and the waiters
-//!   leave the section in an [`Aftermath`](super::publish::Aftermath).
+//!   leave the section, and are dropped and woken after unlocking ([`unlock`](super::publish::unlock)).
 //! * A caller remembers the generation from before it first read the clock. If that has moved when it has the lock, a value
 //!   was published meanwhile, and it takes that value instead of building again (G1).
 
@@ -41,7 +41,7 @@ use crate::stats::{Counters, Stats};
 use crate::sync::{Arc, AtomicBool, Mutex, MutexGuard, Ordering, PlainBool, SlotGuard, const_fn, into_arc};
 use crate::time::{Clock, FOREVER, nanos};
 
-use super::slot::{Reading, Record, Slot, Version};
+use super::slot::{Reading, Record, Seen, Slot, Version};
 use super::state::State;
 
 /// See the module's documentation.
@@ -106,7 +106,7 @@ impl<T, C> Machine<T, C> {
 
     pub(crate) fn stats(&self) -> Stats {
         let consecutive_failures = self.state.lock().failure.as_ref().map_or(0, |failure| failure.count);
-        Stats { consecutive_failures: u64::from(consecutive_failures), ..self.counters.read() }
+        self.counters.read(consecutive_failures)
     }
 
     /// Changes with every change of the state. See [`Slot::version`].
@@ -115,13 +115,13 @@ impl<T, C> Machine<T, C> {
         self.slot.version()
     }
 
-    /// The version and the [`quiet_end`](Slot::quiet_end) at which `value` is the cell's, if it is.
+    /// The version and the [`due_at`](Slot::due_at) at which `value` is the cell's, if it is.
     pub(crate) fn version_of(&self, value: &Arc<T>) -> Option<(Version, u64)> {
         let version = self.slot.version();
-        let quiet_end = self.slot.quiet_end();
+        let due_at = self.slot.due_at();
         // As long as the caller has the value, no other one can have its address.
         let is_held = self.slot.load().as_ref().is_some_and(|held| Arc::ptr_eq(held, value));
-        (is_held && self.slot.is_settled_at(version)).then_some((version, quiet_end))
+        (is_held && self.slot.is_settled_at(version)).then_some((version, due_at))
     }
 
     pub(crate) fn has_value(&self) -> bool {
@@ -163,7 +163,7 @@ impl<T, C: Clock> Machine<T, C> {
         // Before the tick and the value: while it is settled and does not change, they belong together. (A tick alone would
         // not tell: several values may have the same one, and one between them may have been stale from the beginning.)
         let version = self.slot.version();
-        if !self.is_before(self.slot.quiet_end()) {
+        if !self.is_before(self.slot.due_at()) {
             return None;
         }
         let loaded = load(&self.slot);
@@ -201,39 +201,37 @@ impl<T, C: Clock> Machine<T, C> {
         }
         // Relaxed: see `mark_read`.
         if self.unread.load(Ordering::Relaxed) {
-            // `quiet_end` is 0 until the read is marked.
+            // `due_at` is 0 until the read is marked.
             self.mark_first_read(self.state.try_lock());
             if let Some(guard) = self.serve_guard() {
                 return guard.is_some().then_some(guard);
             }
         }
-        let Reading { guard, record, quiet_end } = self.slot.read();
-        let may_be_served = guard.is_some()
-            && (self.is_before(record.fresh_end())
-                || self.is_before(record.late_end(self.policy.stale_window()))
-                || self.is_before(quiet_end));
+        let Reading { guard, record, due_at } = self.slot.read();
+        let may_be_served =
+            guard.is_some() && (self.is_before(self.servable_end(&record)) || self.is_before(due_at));
         may_be_served.then_some(guard)
     }
 
     /// Whether there is a value that may be served. This does not count as a read.
     pub(crate) fn is_servable(&self) -> bool {
-        let reading = self.read_with_quiet_end();
+        let reading = self.read_with_due_at();
         matches!(self.classify(&reading, |tick| self.is_before(tick)), Freshness::Fresh | Freshness::Stale)
     }
 
     /// As [`mark_read`](Machine::mark_read), also if it has to wait for the lock: for a caller that may not read again before
     /// the next publication, which a resting refresher would not make.
-    pub(super) fn mark_read_for_certain(&self, quiet_end: u64) {
+    pub(super) fn mark_read_for_certain(&self, due_at: u64) {
         // Relaxed: see `mark_read`.
-        if quiet_end == 0 && self.unread.load(Ordering::Relaxed) {
+        if due_at == 0 && self.unread.load(Ordering::Relaxed) {
             self.mark_first_read(Some(self.state.lock()));
         }
     }
 
-    /// A value with this `quiet_end` was read; a refresher may wait for that.
-    pub(super) fn mark_read(&self, quiet_end: u64) {
-        // Relaxed: it was stored before the `quiet_end` of 0 that was seen with Acquire.
-        if quiet_end == 0 && self.unread.load(Ordering::Relaxed) {
+    /// A value with this `due_at` was read; a refresher may wait for that.
+    pub(super) fn mark_read(&self, due_at: u64) {
+        // Relaxed: it was stored before the `due_at` of 0 that was seen with Acquire.
+        if due_at == 0 && self.unread.load(Ordering::Relaxed) {
             self.mark_first_read(self.state.try_lock());
         }
     }
@@ -268,47 +266,47 @@ impl<T, C: Clock> Machine<T, C> {
     }
 
     pub(crate) fn freshness(&self) -> Freshness {
-        let reading = self.read_with_quiet_end();
+        let reading = self.read_with_due_at();
         self.classify(&reading, |tick| self.is_before(tick))
     }
 
-    /// As [`Slot::read`], with the true `quiet_end` also while the next read has to be marked.
-    fn read_with_quiet_end(&self) -> Reading<T> {
+    /// As [`Slot::read`], with the true `due_at` also while the next read has to be marked.
+    fn read_with_due_at(&self) -> Reading<T> {
         let reading = self.slot.read();
         // Relaxed: see `mark_read`.
-        if reading.quiet_end != 0 || !self.unread.load(Ordering::Relaxed) {
+        if reading.due_at != 0 || !self.unread.load(Ordering::Relaxed) {
             return reading;
         }
         let state = self.state.lock();
         let reading = self.slot.read();
-        Reading { quiet_end: self.quiet_end_when_read(&state, reading.record), ..reading }
+        Reading { due_at: state.due_at_when_read(&self.policy, &reading.record), ..reading }
     }
 
     /// The value with its record, at which tick, and its freshness.
     pub(crate) fn snapshot(&self) -> Option<Seen<T>> {
         // It is a read; a refresher may wait for that.
-        self.mark_read(self.slot.quiet_end());
+        self.mark_read(self.slot.due_at());
         self.peek()
     }
 
     /// As [`snapshot`](Machine::snapshot), but does not count as a read.
     pub(crate) fn peek(&self) -> Option<Seen<T>> {
-        let reading = self.read_with_quiet_end();
+        let reading = self.read_with_due_at();
         let now = self.now();
         let freshness = self.classify(&reading, |tick| now < tick);
-        let Reading { guard, record, quiet_end } = reading;
+        let Reading { guard, record, due_at } = reading;
         let value = into_arc(guard)?;
-        Some(Seen { value, record, served_end: self.served_end(&record).max(quiet_end), now, freshness })
+        Some(Seen { value, record, servable_end: self.servable_end(&record).max(due_at), now, freshness })
     }
 
     /// Up to when a value may be served if nothing happens.
-    pub(super) fn served_end(&self, record: &Record) -> u64 {
-        record.fresh_end().max(record.late_end(self.policy.stale_window()))
+    pub(super) fn servable_end(&self, record: &Record) -> u64 {
+        record.stale_end(self.policy.stale_window())
     }
 
     /// Whether a value could be served when it was published: only what is restored may have expired by then.
     pub(super) fn was_servable(&self, record: &Record) -> bool {
-        record.initial_age == 0 || record.published < self.served_end(record)
+        record.initial_age == 0 || record.published < self.servable_end(record)
     }
 
     fn classify(&self, reading: &Reading<T>, is_before: impl Fn(u64) -> bool) -> Freshness {
@@ -316,9 +314,7 @@ impl<T, C: Clock> Machine<T, C> {
             Freshness::Empty
         } else if is_before(reading.record.fresh_end()) {
             Freshness::Fresh
-        } else if is_before(reading.record.late_end(self.policy.stale_window()))
-            || is_before(reading.quiet_end)
-        {
+        } else if is_before(self.servable_end(&reading.record)) || is_before(reading.due_at) {
             Freshness::Stale
         } else {
             Freshness::Expired
@@ -331,21 +327,14 @@ impl<T, C: Clock> Machine<T, C> {
     }
 }
 
-/// A value and what belongs to it, at a tick.
-pub(crate) struct Seen<T> {
-    pub(crate) value: Arc<T>,
-    pub(crate) record: Record,
-    pub(crate) served_end: u64,
-    pub(crate) now: u64,
-    pub(crate) freshness: Freshness,
-}
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
 
     use super::super::elect::Decision;
-    use super::super::publish::{Setting, Ttl};
+    use super::super::publish::Ttl;
     use super::super::state::Demand;
+    use super::super::write::Setting;
     use super::*;
     use crate::sync::{PlainOnceCell, Weak};
     use crate::time::ManualClock;
@@ -356,7 +345,7 @@ mod tests {
 
     fn set_arc<C: Clock>(machine: &Machine<u32, C>, value: &Arc<u32>) {
         let setting = Setting { value: Arc::clone(value), ttl: Ttl::Policy, age: None };
-        drop(machine.set(setting, |_, _| ()).unwrap_or_else(|_| unreachable!()));
+        drop(machine.set(setting, &()).unwrap_or_else(|_| unreachable!()));
     }
 
     fn machine() -> (Machine<u32, ManualClock>, ManualClock) {
@@ -370,7 +359,7 @@ mod tests {
         assert!(machine.has_value());
         assert_eq!(machine.servable().as_deref().and_then(Option::as_deref), Some(&1));
         assert!(machine.snapshot().is_some());
-        let _ = (machine.freshness(), machine.is_refreshing(), machine.counters.read(), machine.version());
+        let _ = (machine.freshness(), machine.is_refreshing(), machine.counters.read(0), machine.version());
         assert!(matches!(machine.lookup(&Demand::ANY, None), Decision::Fresh(_) | Decision::Stale(_)));
         assert!(matches!(machine.lookup(&Demand::VALUE, None), Decision::Fresh(_) | Decision::Stale(_)));
     }
@@ -400,7 +389,7 @@ mod tests {
             assert!(machine.serve().is_some());
             assert!(machine.serve_guard().is_some());
         }
-        assert!(machine.give_back(ticket, false, None).rejected.is_none());
+        assert!(machine.give_back(ticket, false, None, 11).is_none());
     }
 
     #[test]

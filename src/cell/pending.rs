@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use crate::error::SharedError;
+use crate::error::{RefreshError, SharedError};
 use crate::inside::is_building;
 use crate::sync::Arc;
 use crate::time::{Clock, FOREVER, SystemClock, deadline};
@@ -102,10 +102,9 @@ impl<'a, T, C: Clock> Pending<'a, T, C> {
     /// lease.publish(7);
     /// assert!(matches!(pending.wait(), Waited::Published(value) if *value == 7));
     /// ```
+    #[allow(clippy::must_use_candidate)] // it may be called to wait
     pub fn wait(mut self) -> Waited<T> {
-        // Without a deadline there is always an end.
-        let ended = self.waiting.wait_until(&self.handle.machine, Some(FOREVER));
-        ended.map_or(Waited::Abandoned, Waited::from)
+        waited(self.waiting.wait_until(&self.handle.machine, Some(FOREVER)))
     }
 
     /// Blocks until the build has ended, at most for `timeout` on the cell's clock. With [`Duration::ZERO`] it only
@@ -131,7 +130,10 @@ impl<'a, T, C: Clock> Pending<'a, T, C> {
     pub fn wait_timeout(mut self, timeout: Duration) -> Result<Waited<T>, Self> {
         let machine = &self.handle.machine;
         let deadline = (!timeout.is_zero()).then(|| deadline(&machine.clock, timeout));
-        self.waiting.wait_until(machine, deadline).map(Waited::from).ok_or(self)
+        match self.waiting.wait_until(machine, deadline) {
+            Err(RefreshError::WaitTimeout) => Err(self),
+            ended => Ok(waited(ended)),
+        }
     }
 }
 
@@ -141,14 +143,31 @@ impl<T, C: Clock> Future for Pending<'_, T, C> {
 
     fn poll(mut self: std::pin::Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Waited<T>> {
         let Self { handle, waiting } = &mut *self;
-        // Without a deadline there is always an end.
-        waiting.poll(&handle.machine, FOREVER, cx).map(|ended| ended.map_or(Waited::Abandoned, Waited::from))
+        waiting.poll(&handle.machine, FOREVER, cx).map(waited)
     }
 }
 
 impl<T, C: Clock> fmt::Debug for Pending<'_, T, C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Pending").finish_non_exhaustive()
+    }
+}
+
+impl<T, C: Clock> Machine<T, C> {
+    /// The outcome for a waiter that looks now. It may have seen a newer value since the outcome was stored, and must not go
+    /// back (G3). The newest value was published while it waited as well.
+    fn up_to_date(&self, outcome: &Outcome<T>) -> Outcome<T> {
+        match outcome {
+            Outcome::Published(publication) if self.generation() > publication.record.generation => {
+                match self.newer_than(publication.record.generation) {
+                    // Its origin is known under the lock only, which a thousand waiters must not queue for.
+                    Some((value, record)) => Outcome::Published(Publication { value, record, origin: None }),
+                    // It was taken away again, or had expired before it was restored.
+                    None => Outcome::Abandoned,
+                }
+            }
+            outcome => outcome.clone(),
+        }
     }
 }
 
@@ -160,32 +179,17 @@ pub(crate) struct Waiting<T> {
     pub(crate) awaits: Awaits,
 }
 
-/// As [`Waited`], with what is known of the publication.
-pub(crate) enum Ended<T> {
-    Published(Publication<T>),
-    Failed(SharedError),
-    Abandoned,
-    Reentrant,
-}
+/// How a wait ended: with an outcome ([`Outcome::Abandoned`]: look again), or with [`RefreshError::WaitTimeout`] or
+/// [`RefreshError::Reentrant`].
+pub(crate) type Ended<T> = Result<Outcome<T>, RefreshError>;
 
-impl<T> From<Ended<T>> for Waited<T> {
-    fn from(ended: Ended<T>) -> Self {
-        match ended {
-            Ended::Published(publication) => Self::Published(publication.value),
-            Ended::Failed(error) => Self::Failed(error),
-            Ended::Abandoned => Self::Abandoned,
-            Ended::Reentrant => Self::Reentrant,
-        }
-    }
-}
-
-impl<T> From<Outcome<T>> for Ended<T> {
-    fn from(outcome: Outcome<T>) -> Self {
-        match outcome {
-            Outcome::Published(publication) => Self::Published(publication),
-            Outcome::Failed(error) => Self::Failed(error),
-            Outcome::Abandoned => Self::Abandoned,
-        }
+fn waited<T>(ended: Ended<T>) -> Waited<T> {
+    match ended {
+        Ok(Outcome::Published(publication)) => Waited::Published(publication.value),
+        Ok(Outcome::Failed(error)) => Waited::Failed(error),
+        // Without a deadline there is always an end.
+        Ok(Outcome::Abandoned) | Err(RefreshError::WaitTimeout) => Waited::Abandoned,
+        Err(_) => Waited::Reentrant,
     }
 }
 
@@ -194,18 +198,18 @@ impl<T> Waiting<T> {
         Self { entry: Entry::new(attempt), look_again_at, awaits }
     }
 
-    /// Waits until `deadline`, or only looks if there is none; `None`: the time is over.
+    /// Waits until `deadline`, or only looks if there is none.
     pub(crate) fn wait_until<C: Clock>(
         &mut self,
         machine: &Machine<T, C>,
         deadline: Option<u64>,
-    ) -> Option<Ended<T>> {
-        let outcome = |attempt: &Attempt<T>| Some(machine.up_to_date(attempt.outcome()?).into());
-        if let Some(ended) = outcome(self.entry.point()) {
-            return Some(ended);
+    ) -> Ended<T> {
+        let outcome = |attempt: &Attempt<T>| Some(machine.up_to_date(attempt.outcome()?));
+        if let Some(outcome) = outcome(self.entry.point()) {
+            return Ok(outcome);
         }
         if is_building(machine) {
-            return Some(Ended::Reentrant);
+            return Err(RefreshError::Reentrant);
         }
         let Some(deadline) = deadline else {
             // From that tick on.
@@ -213,16 +217,16 @@ impl<T> Waiting<T> {
         };
         machine.counters.waits.count();
         let ended = self.entry.wait((), &machine.clock, deadline.min(self.look_again_at), outcome);
-        ended.or_else(|| Self::time_over(machine, self.look_again_at < deadline))
+        ended.map_or_else(|| Self::time_over(machine, self.look_again_at < deadline), Ok)
     }
 
     /// There is no outcome yet: either it is time to look again, or the caller's time is over.
-    fn time_over<C>(machine: &Machine<T, C>, looks_again: bool) -> Option<Ended<T>> {
+    fn time_over<C>(machine: &Machine<T, C>, looks_again: bool) -> Ended<T> {
         if looks_again {
-            return Some(Ended::Abandoned);
+            return Ok(Outcome::Abandoned);
         }
         machine.counters.wait_timeouts.count();
-        None
+        Err(RefreshError::WaitTimeout)
     }
 
     /// As [`wait_until`](Waiting::wait_until), for a task.
@@ -232,19 +236,19 @@ impl<T> Waiting<T> {
         machine: &Machine<T, C>,
         deadline: u64,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Ended<T>>> {
-        let outcome = |attempt: &Attempt<T>| Some(machine.up_to_date(attempt.outcome()?).into());
-        if let Some(ended) = outcome(self.entry.point()) {
-            return Poll::Ready(Some(ended));
+    ) -> Poll<Ended<T>> {
+        let outcome = |attempt: &Attempt<T>| Some(machine.up_to_date(attempt.outcome()?));
+        if let Some(outcome) = outcome(self.entry.point()) {
+            return Poll::Ready(Ok(outcome));
         }
         if is_building(machine) {
-            return Poll::Ready(Some(Ended::Reentrant));
+            return Poll::Ready(Err(RefreshError::Reentrant));
         }
         if !self.entry.has_joined() {
             machine.counters.waits.count();
         }
         let until = deadline.min(self.look_again_at);
         let polled = self.entry.poll((), &machine.clock, until, cx, outcome);
-        polled.map(|ended| ended.or_else(|| Self::time_over(machine, self.look_again_at < deadline)))
+        polled.map(|ended| ended.map_or_else(|| Self::time_over(machine, self.look_again_at < deadline), Ok))
     }
 }

@@ -52,7 +52,7 @@ pub(crate) struct Currency {
     /// The same, if the value may be served at that version without a look at the clock; else [`Version::NEVER`].
     timeless: Version,
     /// At that version the value may be served before this tick.
-    quiet_end: u64,
+    due_at: u64,
     /// The same, less what the coarse clock may lag: before this tick the coarse clock is enough.
     sure_end: u64,
 }
@@ -60,7 +60,7 @@ pub(crate) struct Currency {
 impl Currency {
     /// Of no value.
     pub(crate) const NONE: Self =
-        Self { version: Version::NEVER, timeless: Version::NEVER, quiet_end: 0, sure_end: 0 };
+        Self { version: Version::NEVER, timeless: Version::NEVER, due_at: 0, sure_end: 0 };
 
     /// Whether it is of no value.
     pub(crate) fn is_none(&self) -> bool {
@@ -69,12 +69,12 @@ impl Currency {
 
     /// Of a value that was just read; [`NONE`](Self::NONE) if the cell does not hold it any more.
     pub(crate) fn of<T, C: Clock>(machine: &Machine<T, C>, value: &Arc<T>) -> Self {
-        let Some((version, quiet_end)) = machine.version_of(value) else { return Self::NONE };
+        let Some((version, due_at)) = machine.version_of(value) else { return Self::NONE };
         Self {
             version,
-            timeless: if quiet_end == FOREVER { version } else { Version::NEVER },
-            quiet_end,
-            sure_end: quiet_end.saturating_sub(nanos(machine.clock.coarse_lag())),
+            timeless: if due_at == FOREVER { version } else { Version::NEVER },
+            due_at,
+            sure_end: due_at.saturating_sub(nanos(machine.clock.coarse_lag())),
         }
     }
 
@@ -89,18 +89,18 @@ impl Currency {
         version == self.timeless || (version == self.version && self.is_early(machine))
     }
 
-    /// Whether it is still before `quiet_end`.
+    /// Whether it is still before `due_at`.
     #[inline]
     fn is_early<T, C: Clock>(&self, machine: &Machine<T, C>) -> bool {
-        machine.clock.is_coarsely_before(Tick(self.sure_end)) || is_early_after_all(machine, self.quiet_end)
+        machine.clock.is_coarsely_before(Tick(self.sure_end)) || is_early_after_all(machine, self.due_at)
     }
 }
 
 /// The answer near the end and after it, where the coarse clock alone does not give it.
 #[cold]
 #[inline(never)]
-fn is_early_after_all<T, C: Clock>(machine: &Machine<T, C>, quiet_end: u64) -> bool {
-    machine.is_before(quiet_end)
+fn is_early_after_all<T, C: Clock>(machine: &Machine<T, C>, due_at: u64) -> bool {
+    machine.is_before(due_at)
 }
 
 impl<'a, T, C> Reader<'a, T, C> {

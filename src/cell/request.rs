@@ -403,12 +403,8 @@ impl<T, C: Clock, K: TakesBuild + Kind<Value = T, Clock = C>> Request<'_, T, C, 
     /// ```
     #[track_caller]
     pub fn get<F: FnOnce() -> T>(self, build: F) -> K::Shared {
-        let (mut search, InCaller) = self.begin(Caller::Infallible);
-        K::share(match search.run() {
-            Ok(Found::Served(value)) => value,
-            Ok(Found::Elected(held)) => held.build(build),
-            Err(error) => search.cannot("get", &error),
-        })
+        let (search, InCaller) = self.begin(Caller::Infallible);
+        K::share(search.get("get", |held| held.build(build)))
     }
 
     /// Returns the value, built by `build` if need be, or an error.
@@ -441,12 +437,8 @@ impl<T, C: Clock, K: TakesBuild + Kind<Value = T, Clock = C>> Request<'_, T, C, 
         self,
         build: F,
     ) -> Result<K::Shared, RefreshError> {
-        let (mut search, InCaller) = self.begin(Caller::Fallible);
-        match search.run()? {
-            Found::Served(value) => Ok(value),
-            Found::Elected(held) => held.try_build(build).or_else(|error| search.instead_of(error)),
-        }
-        .map(K::share)
+        let (search, InCaller) = self.begin(Caller::Fallible);
+        search.try_get(|held| held.try_build(build)).map(K::share)
     }
 
     /// Returns the value, built if need be by a build that is given the previous value.
@@ -496,14 +488,9 @@ impl<T, C: Clock, K: TakesBuild + Kind<Value = T, Clock = C>> Request<'_, T, C, 
         E: Into<BoxError>,
         F: FnOnce(Option<K::Shared>) -> Result<Refreshed<T>, E>,
     {
-        let (mut search, InCaller) = self.begin(Caller::Fallible);
-        match search.run()? {
-            Found::Served(value) => Ok(value),
-            Found::Elected(held) => held
-                .try_build_with(|previous| build(previous).map_err(Into::into))
-                .or_else(|error| search.instead_of(error)),
-        }
-        .map(K::share)
+        let (search, InCaller) = self.begin(Caller::Fallible);
+        let build = |previous| build(previous).map_err(Into::into);
+        search.try_get(|held| held.try_build_with(build)).map(K::share)
     }
 }
 
@@ -544,13 +531,8 @@ impl<'a, T, C: Clock, K: TakesBuild + Kind<Value = T, Clock = C>> Request<'a, T,
     {
         let called = Location::caller();
         async move {
-            let (mut search, InCaller) = self.begin(Caller::Infallible);
-            let building = match search.run_async().await {
-                Ok(Found::Served(value)) => return K::share(value),
-                Ok(Found::Elected(held)) => held.build_async(build),
-                Err(error) => search.cannot_async("get_async", called, &error),
-            };
-            K::share(building.await)
+            let (search, InCaller) = self.begin(Caller::Infallible);
+            K::share(search.get_async("get_async", called, |held| held.build_async(build)).await)
         }
     }
 
@@ -585,12 +567,8 @@ impl<'a, T, C: Clock, K: TakesBuild + Kind<Value = T, Clock = C>> Request<'a, T,
         F: FnOnce() -> Fut,
         Fut: Future<Output = Result<T, E>>,
     {
-        let (mut search, InCaller) = self.begin(Caller::Fallible);
-        let building = match search.run_async().await? {
-            Found::Served(value) => return Ok(K::share(value)),
-            Found::Elected(held) => held.try_build_async(build),
-        };
-        building.await.or_else(|error| search.instead_of(error)).map(K::share)
+        let (search, InCaller) = self.begin(Caller::Fallible);
+        search.try_get_async(|held| held.try_build_async(build)).await.map(K::share)
     }
 
     /// Returns the value, built if need be by an async build that is given the previous value.
@@ -625,12 +603,8 @@ impl<'a, T, C: Clock, K: TakesBuild + Kind<Value = T, Clock = C>> Request<'a, T,
         F: FnOnce(Option<K::Shared>) -> Fut,
         Fut: Future<Output = Result<Refreshed<T>, E>>,
     {
-        let (mut search, InCaller) = self.begin(Caller::Fallible);
-        let building = match search.run_async().await? {
-            Found::Served(value) => return Ok(K::share(value)),
-            Found::Elected(held) => held.try_build_with_async(build),
-        };
-        building.await.or_else(|error| search.instead_of(error)).map(K::share)
+        let (search, InCaller) = self.begin(Caller::Fallible);
+        search.try_get_async(|held| held.try_build_with_async(build)).await.map(K::share)
     }
 }
 

@@ -1,5 +1,6 @@
 //! The one loop around a look: serve, build, or wait and look again.
 //!
+//! [`Search::get`], [`Search::try_get`] and their async forms are what every method that may build comes to. Inside,
 //! [`Search::step`] looks; [`Search::resume`] weighs the end of a wait. Both are the same for threads and tasks, which differ
 //! only in how they wait: [`Search::run`] blocks, [`Search::run_async`] suspends. No wake-up is trusted: what follows a wait
 //! is decided by another look, or by a value that was handed over.
@@ -11,6 +12,7 @@
 //! has stored the outcome.
 
 use std::fmt;
+use std::ops::ControlFlow;
 #[cfg(feature = "async")]
 use std::panic::Location;
 use std::time::Duration;
@@ -19,7 +21,7 @@ use crate::error::{RefreshError, SharedError};
 use crate::sync::{Arc, OnceCell};
 use crate::time::{FOREVER, deadline};
 
-use super::attempt::Publication;
+use super::attempt::{Outcome, Publication};
 use super::elect::Decision;
 use super::handle::Handle;
 use super::handle::sealed::Kind;
@@ -41,18 +43,16 @@ pub(crate) enum Found<'a, K: Kind> {
 
 type Done<'a, K> = Result<Found<'a, K>, RefreshError>;
 
-enum Step<'a, K: Kind> {
-    Done(Done<'a, K>),
-    Wait(Waiting<K::Stored>),
-}
-
 pub(crate) struct Search<'a, K: Kind> {
     handle: Handle<'a, K>,
     demand: Demand,
     caller: Caller,
     /// Where the demand cannot be met: whatever the policy may serve.
     or_stale: bool,
-    patience: Patience,
+    /// In nanoseconds, from its first wait on. 0: it only looks. [`FOREVER`]: without end.
+    patience: u64,
+    /// When that is over, once it has waited.
+    deadline: Option<u64>,
     /// The generation that it saw first.
     since: Option<u64>,
     /// The number of the build that it waits for.
@@ -71,16 +71,6 @@ pub(crate) enum Caller {
     Fallible,
 }
 
-/// How long a caller waits, all in all.
-#[derive(Clone, Copy)]
-enum Patience {
-    /// From its first wait on. [`FOREVER`]: without end.
-    For(u64),
-    Until(u64),
-    /// It only looks.
-    None,
-}
-
 impl<'a, K: Kind> Search<'a, K> {
     pub(crate) fn new(handle: Handle<'a, K>, demand: Demand, caller: Caller) -> Self {
         Self {
@@ -88,7 +78,8 @@ impl<'a, K: Kind> Search<'a, K> {
             demand,
             caller,
             or_stale: false,
-            patience: Patience::For(FOREVER),
+            patience: FOREVER,
+            deadline: None,
             since: None,
             awaited: 0,
             started: None,
@@ -96,9 +87,14 @@ impl<'a, K: Kind> Search<'a, K> {
         }
     }
 
-    /// In nanoseconds. [`FOREVER`]: without end.
+    /// Without conditions.
+    pub(crate) fn plain(handle: Handle<'a, K>, caller: Caller) -> Self {
+        let demand = if caller == Caller::Infallible { Demand::VALUE } else { Demand::ANY };
+        Self::new(handle, demand, caller)
+    }
+
     pub(crate) fn patience(self, patience: u64) -> Self {
-        Self { patience: Patience::For(patience), ..self }
+        Self { patience, ..self }
     }
 
     pub(crate) fn or_stale(self, or_stale: bool) -> Self {
@@ -120,32 +116,33 @@ impl<'a, K: Kind> Search<'a, K> {
         self.machine().acceptable(&self.demand, self.since)
     }
 
-    fn step(&mut self) -> Step<'a, K> {
+    /// Looks. It ends here, or continues with a wait.
+    fn step(&mut self) -> ControlFlow<Done<'a, K>, Waiting<K::Stored>> {
         loop {
             if let Some(done) = self.started_has_ended() {
-                return Step::Done(done);
+                return ControlFlow::Break(done);
             }
             match self.machine().lookup(&self.demand, self.since) {
                 Decision::Fresh(value) | Decision::Stale(value) => {
-                    return Step::Done(Ok(Found::Served(value)));
+                    return ControlFlow::Break(Ok(Found::Served(value)));
                 }
                 Decision::Elected(ticket) => {
                     // What is published from now on is newer (G3).
                     self.since.get_or_insert(ticket.beginning.generation - 1);
-                    return Step::Done(Ok(Found::Elected(Held::new(self.handle.clone(), ticket))));
+                    return ControlFlow::Break(Ok(Found::Elected(Held::new(self.handle.clone(), ticket))));
                 }
                 Decision::Pending(wait) => {
                     self.since.get_or_insert(wait.seen);
                     self.awaited = wait.origin;
                     // Again, now that there is an attempt for the job to settle: it stores the outcome first.
                     return match self.started_has_ended() {
-                        Some(done) => Step::Done(done),
-                        None => Step::Wait(Waiting::new(wait)),
+                        Some(done) => ControlFlow::Break(done),
+                        None => ControlFlow::Continue(Waiting::new(wait)),
                     };
                 }
                 Decision::Failed(error) => {
                     if let Some(done) = self.failed(error) {
-                        return Step::Done(done);
+                        return ControlFlow::Break(done);
                     }
                 }
             }
@@ -158,24 +155,23 @@ impl<'a, K: Kind> Search<'a, K> {
         Some(self.of_own_build(outcome))
     }
 
-    /// What the end of a wait leads to; `None`: to another look. `ended`: `None` if the time is over.
-    fn resume(&mut self, ended: Option<Ended<K::Stored>>) -> Option<Done<'a, K>> {
+    /// What the end of a wait leads to; `None`: to another look.
+    fn resume(&mut self, ended: Ended<K::Stored>) -> Option<Done<'a, K>> {
         match ended {
-            Some(Ended::Published(publication)) => {
+            Ok(Outcome::Published(publication)) => {
                 self.accepts(&publication).then(|| Ok(Found::Served(publication.value)))
             }
             // Its value would not have done either: this caller has not asked the source yet.
-            Some(Ended::Failed(_)) if self.awaited != 0 && self.awaited <= self.demand.after => None,
-            Some(Ended::Failed(error)) => self.failed(error),
-            Some(Ended::Abandoned) => None,
-            Some(Ended::Reentrant) => Some(self.refuse(RefreshError::Reentrant)),
-            None if self.caller == Caller::Infallible => {
+            Ok(Outcome::Failed(_)) if self.awaited != 0 && self.awaited <= self.demand.after => None,
+            Ok(Outcome::Failed(error)) => self.failed(error),
+            Ok(Outcome::Abandoned) => None,
+            Err(RefreshError::WaitTimeout) if self.caller == Caller::Infallible => {
                 let stale = if self.or_stale { self.machine().servable_arc() } else { None };
                 // There is no error to return, so it goes on.
-                self.patience = Patience::For(FOREVER);
+                self.patience = FOREVER;
                 stale.map(|value| Ok(Found::Served(value)))
             }
-            None => Some(self.refuse(RefreshError::WaitTimeout)),
+            Err(error) => Some(self.refuse(error)),
         }
     }
 
@@ -226,17 +222,15 @@ impl<'a, K: Kind> Search<'a, K> {
         }
     }
 
+    /// Up to when it waits; [`None`]: it only looks.
     fn deadline(&mut self) -> Option<u64> {
-        if let Patience::For(nanos) = self.patience {
-            self.patience = match nanos {
-                0 => Patience::None,
-                FOREVER => Patience::Until(FOREVER),
-                _ => Patience::Until(deadline(&self.machine().clock, Duration::from_nanos(nanos))),
-            };
-        }
+        let clock = &self.handle.machine().clock;
         match self.patience {
-            Patience::Until(tick) => Some(tick),
-            Patience::None | Patience::For(_) => None,
+            0 => None,
+            FOREVER => Some(FOREVER),
+            patience => {
+                Some(*self.deadline.get_or_insert_with(|| deadline(clock, Duration::from_nanos(patience))))
+            }
         }
     }
 
@@ -244,8 +238,8 @@ impl<'a, K: Kind> Search<'a, K> {
     pub(crate) fn run(&mut self) -> Done<'a, K> {
         loop {
             let mut waiting = match self.step() {
-                Step::Done(done) => return done,
-                Step::Wait(waiting) => waiting,
+                ControlFlow::Break(done) => return done,
+                ControlFlow::Continue(waiting) => waiting,
             };
             let deadline = self.deadline();
             let awaits = waiting.awaits;
@@ -265,8 +259,8 @@ impl<'a, K: Kind> Search<'a, K> {
     pub(crate) async fn run_async(&mut self) -> Done<'a, K> {
         loop {
             let mut waiting = match self.step() {
-                Step::Done(done) => return done,
-                Step::Wait(waiting) => waiting,
+                ControlFlow::Break(done) => return done,
+                ControlFlow::Continue(waiting) => waiting,
             };
             let ended = match self.deadline() {
                 None => waiting.wait_until(self.machine(), None),
@@ -280,6 +274,61 @@ impl<'a, K: Kind> Search<'a, K> {
                 return done;
             }
         }
+    }
+
+    /// Returns the value that is served, or else what `build` makes with the lease. `name` is that of the method that was called.
+    #[track_caller]
+    pub(crate) fn get(
+        mut self,
+        name: &str,
+        build: impl FnOnce(Held<'a, K>) -> Arc<K::Stored>,
+    ) -> Arc<K::Stored> {
+        match self.run() {
+            Ok(Found::Served(value)) => value,
+            Ok(Found::Elected(held)) => build(held),
+            Err(error) => self.cannot(name, &error),
+        }
+    }
+
+    /// As [`get`](Search::get), with a build that may fail.
+    pub(crate) fn try_get(
+        mut self,
+        build: impl FnOnce(Held<'a, K>) -> Result<Arc<K::Stored>, SharedError>,
+    ) -> Result<Arc<K::Stored>, RefreshError> {
+        match self.run()? {
+            Found::Served(value) => Ok(value),
+            Found::Elected(held) => build(held).or_else(|error| self.instead_of(error)),
+        }
+    }
+
+    /// As [`get`](Search::get), for a task. `called`: where the method was called.
+    #[cfg(feature = "async")]
+    pub(crate) async fn get_async<F: Future<Output = Arc<K::Stored>>>(
+        mut self,
+        name: &str,
+        called: &Location<'_>,
+        build: impl FnOnce(Held<'a, K>) -> F,
+    ) -> Arc<K::Stored> {
+        // In two statements: what a look returns need not be kept while the task waits for its build.
+        let building = match self.run_async().await {
+            Ok(Found::Served(value)) => return value,
+            Ok(Found::Elected(held)) => build(held),
+            Err(error) => self.cannot_async(name, called, &error),
+        };
+        building.await
+    }
+
+    /// As [`try_get`](Search::try_get), for a task.
+    #[cfg(feature = "async")]
+    pub(crate) async fn try_get_async<F: Future<Output = Result<Arc<K::Stored>, SharedError>>>(
+        mut self,
+        build: impl FnOnce(Held<'a, K>) -> F,
+    ) -> Result<Arc<K::Stored>, RefreshError> {
+        let building = match self.run_async().await? {
+            Found::Served(value) => return Ok(value),
+            Found::Elected(held) => build(held),
+        };
+        building.await.or_else(|error| self.instead_of(error))
     }
 
     /// For a caller that can return no error: panics at its line.

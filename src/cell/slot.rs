@@ -2,10 +2,10 @@
 //!
 //! # What a read needs, and what it costs
 //!
-//! A read usually needs three words, `sequence`, `quiet_end` and `value`; a [`Reader`](crate::Reader) needs `sequence` only.
+//! A read usually needs three words, `sequence`, `due_at` and `value`; a [`Reader`](crate::Reader) needs `sequence` only.
 //! They share a cache line, which is written when the state changes and at no other time.
 //!
-//! `quiet_end` is the tick before which a read serves what the slot holds without further checks. While the value is fresh it
+//! From the tick `due_at` on, a refresh is due. Before it, a read serves what the slot holds without further checks. While the value is fresh it
 //! is the end of its freshness; while a build runs, the end of the time that the stale value may be served; while a retry
 //! pause runs, the end of that; otherwise 0. So a stale read during a build takes the same few instructions as a fresh one.
 //!
@@ -17,10 +17,10 @@
 //! 1. `sequence` becomes odd,
 //! 2. the bank that is *not* current takes the new record, with the address of the value it describes,
 //! 3. `value` is swapped (unless only the record changes),
-//! 4. `quiet_end` is set,
+//! 4. `due_at` is set,
 //! 5. `sequence` becomes even, which makes that bank the current one.
 //!
-//! When the lease or a retry pause begins or ends, only `quiet_end` changes; `sequence` moves after it, and the same bank stays
+//! When the lease or a retry pause begins or ends, only `due_at` changes; `sequence` moves after it, and the same bank stays
 //! current. It is one word that changes, so `sequence` need not be odd before: a reader that sees the new tick under the old
 //! sequence still gets a correct answer. While `sequence` does not move, nothing changes but such a tick.
 //!
@@ -33,6 +33,7 @@
 //! pair that was read under one unchanged `sequence` is consistent. A writer that is suspended anywhere blocks no reader, and
 //! a reader starts over only if a change was completed meanwhile.
 
+use crate::policy::Freshness;
 use crate::sync::{Arc, ArcSlot, AtomicU64, AtomicUsize, Ordering, SlotGuard, const_fn};
 use crate::time::FOREVER;
 
@@ -95,8 +96,8 @@ impl Record {
         }
     }
 
-    /// Before this tick it is not stale for longer than `window`.
-    pub(crate) fn late_end(&self, window: u64) -> u64 {
+    /// Before this tick it is fresh, or stale for `window` at most. Not before [`fresh_end`](Record::fresh_end).
+    pub(crate) fn stale_end(&self, window: u64) -> u64 {
         if window == FOREVER {
             return FOREVER;
         }
@@ -116,7 +117,16 @@ pub(crate) struct Reading<T> {
     pub(crate) guard: SlotGuard<T>,
     pub(crate) record: Record,
     /// The value's own; 0 while it is being published.
-    pub(crate) quiet_end: u64,
+    pub(crate) due_at: u64,
+}
+
+/// A value and what belongs to it, at a tick.
+pub(crate) struct Seen<T> {
+    pub(crate) value: Arc<T>,
+    pub(crate) record: Record,
+    pub(crate) servable_end: u64,
+    pub(crate) now: u64,
+    pub(crate) freshness: Freshness,
 }
 
 /// One of the two places for a record.
@@ -240,7 +250,7 @@ impl Sequence {
         self.0.store(self.load_locked().0 + 1, Ordering::Release);
     }
 
-    /// `quiet_end` alone has changed.
+    /// `due_at` alone has changed.
     #[inline]
     fn advance(&self) {
         // Release: pairs with the Acquire in `load`. A reader of the new number sees the new tick.
@@ -252,7 +262,7 @@ impl Sequence {
 #[repr(C)] // in this order: the words that reads load come first, on the cache line on which the slot begins
 pub(crate) struct Slot<T> {
     value: ArcSlot<T>,
-    quiet_end: AtomicU64,
+    due_at: AtomicU64,
     sequence: Sequence,
     banks: [Bank; 2],
 }
@@ -267,23 +277,23 @@ impl<T> Slot<T> {
         pub(crate) const fn empty() -> Self {
             Self {
                 value: ArcSlot::empty(),
-                quiet_end: AtomicU64::new(0),
+                due_at: AtomicU64::new(0),
                 sequence: Sequence::new(),
                 banks: [Bank::new(), Bank::new()],
             }
         }
     }
 
-    /// Before this tick: serve what [`load`](Slot::load) gives. [`FOREVER`]: without a look at the clock.
+    /// Before this tick no refresh is due: serve what [`load`](Slot::load) gives. [`FOREVER`]: without a look at the clock.
     #[inline]
-    pub(crate) fn quiet_end(&self) -> u64 {
-        // Acquire: pairs with the Release in `set_quiet_end` and `write`. A value loaded after this is at least as new
+    pub(crate) fn due_at(&self) -> u64 {
+        // Acquire: pairs with the Release in `set_due_at` and `write`. A value loaded after this is at least as new
         // as the one that the tick was set for.
-        self.quiet_end.load(Ordering::Acquire)
+        self.due_at.load(Ordering::Acquire)
     }
 
     /// A value loaded after this is at least as new. While the version is settled and does not change, neither do the value
-    /// and its record, nor `quiet_end` but for a change that is not over yet.
+    /// and its record, nor `due_at` but for a change that is not over yet.
     #[inline]
     pub(crate) fn version(&self) -> Version {
         self.sequence.load()
@@ -310,20 +320,20 @@ impl<T> Slot<T> {
         loop {
             let before = self.version();
             // Before the value: one that is already the next value's is only seen together with that value.
-            let quiet_end = self.quiet_end();
+            let due_at = self.due_at();
             let guard = self.load();
             let address = address_of(guard.as_ref());
             let current = before.current_bank();
             let reading = match self.banks[current].read(address) {
-                Some(record) => Some((record, quiet_end)),
+                Some(record) => Some((record, due_at)),
                 // The value is being published; what is known of its predecessor does not count for it.
                 None => self.banks[1 - current].read(address).map(|record| (record, 0)),
             };
             // The loads above were Acquire, so this one cannot have been done before them.
-            if let Some((record, quiet_end)) = reading
+            if let Some((record, due_at)) = reading
                 && self.version() == before
             {
-                return Reading { guard, record, quiet_end };
+                return Reading { guard, record, due_at };
             }
         }
     }
@@ -351,24 +361,24 @@ impl<T> Slot<T> {
         _locked: &mut Key,
         value: Option<Arc<T>>,
         record: Record,
-        quiet_end: u64,
+        due_at: u64,
     ) -> Option<Arc<T>> {
         let address = address_of(value.as_ref());
-        self.write(address, record, quiet_end, || self.value.swap(value))
+        self.write(address, record, due_at, || self.value.swap(value))
     }
 
     /// Changes the record of the value that is there.
-    pub(crate) fn amend(&self, _locked: &mut Key, record: Record, quiet_end: u64) {
+    pub(crate) fn amend(&self, _locked: &mut Key, record: Record, due_at: u64) {
         let address = self.current_bank().address.load(Ordering::Relaxed);
-        self.write(address, record, quiet_end, || ());
+        self.write(address, record, due_at, || ());
     }
 
-    fn write<R>(&self, address: usize, record: Record, quiet_end: u64, swap: impl FnOnce() -> R) -> R {
+    fn write<R>(&self, address: usize, record: Record, due_at: u64, swap: impl FnOnce() -> R) -> R {
         let other_bank = self.sequence.begin_change();
         self.banks[other_bank].write(address, record);
         let replaced = swap();
-        // Release: pairs with the Acquire in `quiet_end`.
-        self.quiet_end.store(quiet_end, Ordering::Release);
+        // Release: pairs with the Acquire in `due_at`.
+        self.due_at.store(due_at, Ordering::Release);
         self.sequence.end_change();
         replaced
     }
@@ -391,9 +401,9 @@ impl<T> Slot<T> {
         }
     }
 
-    pub(crate) fn set_quiet_end(&self, _locked: &mut Key, tick: u64) {
-        // Release: pairs with the Acquire in `quiet_end`.
-        self.quiet_end.store(tick, Ordering::Release);
+    pub(crate) fn set_due_at(&self, _locked: &mut Key, tick: u64) {
+        // Release: pairs with the Acquire in `due_at`.
+        self.due_at.store(tick, Ordering::Release);
         self.sequence.advance();
     }
 
@@ -427,15 +437,15 @@ mod tests {
         assert_eq!(restored(0, 50).fresh_end(), 151);
         assert_eq!(restored(50, 50).fresh_end(), 101);
         assert_eq!(restored(51, 50).fresh_end(), 0);
-        assert_eq!(restored(51, 50).late_end(0), 100);
-        assert_eq!(restored(1_000, 50).late_end(900), 51);
-        assert_eq!(restored(1_000, 50).late_end(800), 0);
-        assert_eq!(restored(u64::MAX, 50).late_end(u64::MAX - 1), 150);
+        assert_eq!(restored(51, 50).stale_end(0), 100);
+        assert_eq!(restored(1_000, 50).stale_end(900), 51);
+        assert_eq!(restored(1_000, 50).stale_end(800), 0);
+        assert_eq!(restored(u64::MAX, 50).stale_end(u64::MAX - 1), 150);
         assert_eq!(restored(u64::MAX, FOREVER).fresh_end(), FOREVER);
         assert_eq!(restored(u64::MAX, 0).age(200), u64::MAX);
         assert_eq!(restored(7, 50).age(110), 17);
-        assert_eq!(restored(7, 50).lapsed(120).late_end(5), 125);
-        assert_eq!(restored(70, 50).lapsed(120).late_end(5), 86);
-        assert_eq!(restored(0, FOREVER).lapsed(120).late_end(5), 125);
+        assert_eq!(restored(7, 50).lapsed(120).stale_end(5), 125);
+        assert_eq!(restored(70, 50).lapsed(120).stale_end(5), 86);
+        assert_eq!(restored(0, FOREVER).lapsed(120).stale_end(5), 125);
     }
 }

@@ -18,6 +18,7 @@
 //! displaced by a `clear` goes from Free to Exclusive if the cell is still empty, and back to Free.
 
 use crate::error::SharedError;
+use crate::policy::Policy;
 use crate::sync::Arc;
 use crate::time::FOREVER;
 
@@ -44,6 +45,10 @@ pub(crate) struct State<T> {
     pub(super) attempt: Option<Arc<Attempt<T>>>,
     pub(super) listeners: Listeners<T>,
 }
+
+/// The waiters of an attempt that has ended, and what they are to be given.
+// Boxed, because most builds have none.
+pub(super) type Waiters<T> = Option<Box<(Arc<Attempt<T>>, Outcome<T>)>>;
 
 /// Who holds the lease, and for what.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -159,6 +164,32 @@ impl<T> State<T> {
         self.failure.as_ref().map(|failure| failure.retry_at).filter(|retry_at| now < *retry_at)
     }
 
+    /// A value with this record is served before this tick, and no caller is elected. From then on, a read elects its caller or
+    /// waits: a refresh is due. 0: at once. [`Slot::due_at`](super::slot::Slot::due_at) has it for readers.
+    pub(super) fn due_at(&self, policy: &Policy, record: &Record) -> u64 {
+        // The next read takes the slow path, and leaves a mark.
+        if self.listeners.is_unread() { 0 } else { self.due_at_when_read(policy, record) }
+    }
+
+    /// As [`due_at`](State::due_at), also if the next read has to be marked.
+    pub(super) fn due_at_when_read(&self, policy: &Policy, record: &Record) -> u64 {
+        // A fresh value is served. A stale one is served while another caller builds, ...
+        let mut due_at = record.fresh_end();
+        let held_until = self.lease.held_until();
+        if held_until != 0 {
+            due_at = due_at.max(record.stale_end(policy.stale_window()).min(held_until));
+        }
+        // ... in a retry pause, ...
+        if let Some(failure) = &self.failure {
+            due_at = due_at.max(record.stale_end(policy.pause_window()).min(failure.retry_at));
+        }
+        // ... and while a refresher is attached, which builds instead.
+        if self.listeners.rebuild() {
+            due_at = due_at.max(record.stale_end(policy.stale_window()));
+        }
+        due_at
+    }
+
     /// No build that has begun so far can be published any more. Returns whether a build has lost its lease.
     pub(super) fn displace(&mut self) -> bool {
         self.displaced = self.origins;
@@ -174,8 +205,8 @@ impl<T> State<T> {
     }
 
     /// Takes the waiters out, to be given `outcome` after unlocking.
-    pub(super) fn take_waiters(&mut self, outcome: Outcome<T>) -> Option<(Arc<Attempt<T>>, Outcome<T>)> {
-        self.attempt.take().map(|attempt| (attempt, outcome))
+    pub(super) fn take_waiters(&mut self, outcome: Outcome<T>) -> Waiters<T> {
+        self.attempt.take().map(|attempt| Box::new((attempt, outcome)))
     }
 }
 
@@ -228,7 +259,7 @@ impl Demand {
 
     /// Whether a value meets the conditions at `now`.
     pub(crate) fn accepts(&self, record: &Record, origin: u64, now: u64) -> bool {
-        now < record.late_end(self.max_stale)
+        now < record.stale_end(self.max_stale)
             && record.age(now) <= self.max_age
             && record.generation > self.newer_than
             && (self.after == 0 || origin > self.after)
@@ -246,8 +277,7 @@ pub(super) enum Verdict {
 
 /// The decision table. See [`Lookup`](crate::Lookup).
 ///
-/// `is_served`: there is a value that meets the demand, and it is fresh, or stale while a build runs, a retry pause runs, or
-/// a refresher is attached. `is_held`: a build runs that may not be superseded. `is_failed`: a retry pause runs after an
+/// `is_served`: there is a value that meets the demand, and no refresh is due ([`State::due_at`]). `is_held`: a build runs that may not be superseded. `is_failed`: a retry pause runs after an
 /// error.
 pub(super) fn verdict(is_served: bool, is_held: bool, is_failed: bool, demand: &Demand) -> Verdict {
     if is_served {

@@ -10,11 +10,11 @@ use crate::cell::Handle;
 use crate::error::RefreshError;
 use crate::sync::{Arc, Mutex};
 
-use super::source::{Followed, Pin, Source, Stamp, Taken, erase, id_of, state_of};
+use super::source::{Followed, Pin, Source, Stamp, erase, id_of, state_of};
 
 #[cfg(feature = "async")]
 use {
-    super::node::InTask,
+    super::evaluate::InTask,
     super::{Derived, Node},
     crate::time::Clock,
 };
@@ -43,13 +43,9 @@ use {
 /// ```
 #[derive(Clone)]
 pub struct Cx {
-    evaluation: Arc<Evaluation>,
+    /// What this evaluation has taken, each once.
+    pins: Arc<Mutex<Vec<Pin>>>,
     frame: Arc<Frame>,
-}
-
-#[derive(Default)]
-struct Evaluation {
-    pins: Mutex<Vec<Pin>>,
 }
 
 /// The making of one derived value, in an evaluation.
@@ -65,13 +61,13 @@ impl Cx {
     /// An evaluation that begins with this derived value.
     pub(super) fn new(id: usize) -> Self {
         let frame = Frame { id, parent: None, stamps: Mutex::default() };
-        Self { evaluation: Arc::default(), frame: Arc::new(frame) }
+        Self { pins: Arc::default(), frame: Arc::new(frame) }
     }
 
     /// The making of another derived value, in the same evaluation.
     pub(super) fn inside(&self, id: usize) -> Self {
         let frame = Frame { id, parent: Some(Arc::clone(&self.frame)), stamps: Mutex::default() };
-        Self { evaluation: Arc::clone(&self.evaluation), frame: Arc::new(frame) }
+        Self { pins: Arc::clone(&self.pins), frame: Arc::new(frame) }
     }
 
     /// What has been taken so far.
@@ -144,7 +140,7 @@ impl Cx {
         let handle: Handle<'static, S> = source.into();
         let (before, _) = state_of::<S, M>(&handle);
         let taken = match self.pinned(id_of(&*handle)) {
-            Some(pin) => Ok(Taken(pin)),
+            Some(pin) => Ok(pin),
             None => S::take(&handle, self),
         };
         self.give(&handle, before, taken)
@@ -156,10 +152,10 @@ impl Cx {
         &self,
         handle: &Handle<'static, S>,
         before: u64,
-        taken: Result<Taken, RefreshError>,
+        taken: Result<Pin, RefreshError>,
     ) -> Result<S::Shared, RefreshError> {
         let pin = match taken {
-            Ok(Taken(pin)) => self.pin(pin),
+            Ok(pin) => self.pin(pin),
             // It asks for itself. It is no source of its own: a node with a link to itself would keep itself alive.
             Err(error) if self.is_inside(id_of(&**handle)) => return Err(error),
             Err(error) => {
@@ -247,7 +243,7 @@ impl Cx {
         let handle: Handle<'static, Node<T, C, InTask<T>>> = source.into();
         let (before, _) = state_of::<_, ()>(&*handle);
         let taken = match self.pinned(id_of(&*handle)) {
-            Some(pin) => Ok(Taken(pin)),
+            Some(pin) => Ok(pin),
             // Boxed, as it may come to this again.
             None => Box::pin(Node::take(&handle, self)).await,
         };
@@ -260,12 +256,12 @@ impl Cx {
     }
 
     pub(super) fn pinned(&self, id: usize) -> Option<Pin> {
-        self.evaluation.pins.lock().iter().find(|pin| pin.id == id).cloned()
+        self.pins.lock().iter().find(|pin| pin.id == id).cloned()
     }
 
     /// Pins a value, unless another one is pinned already: that one.
     pub(super) fn pin(&self, pin: Pin) -> Pin {
-        let mut pins = self.evaluation.pins.lock();
+        let mut pins = self.pins.lock();
         match pins.iter().find(|other| other.id == pin.id).cloned() {
             // What is not used is dropped after unlocking.
             Some(other) => {

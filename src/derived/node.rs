@@ -1,4 +1,4 @@
-//! The cell of a derived value, what its value was made from, and its links to that.
+//! The cell of a derived value, what its value was made from, and its links to that. How it is made: [`evaluate`](super::evaluate).
 //!
 //! # The protocol
 //!
@@ -21,54 +21,31 @@
 //! The lock of a node's inputs is taken under the lock of its cell, never the other way round. Under both, only the records of
 //! cells are read, which takes no lock.
 
+use std::cell::Cell;
 use std::cmp::Ordering::{Equal, Greater, Less};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-#[cfg(feature = "async")]
-use std::pin::Pin as Pinned;
 
 use crate::cell::{
-    BuildOutput, Caller, Concluded, Decision, Demand, DogpileCell, Found, Handle, Held, Kind, Listener,
-    Machine, Made, Notified, Publishes, Record, Search, Slot, Ttl,
+    BuildOutput, Concluded, DogpileCell, Held, Kind, Listener, Machine, Made, Notified, Observer, Publishes,
+    Record, Ttl,
 };
 use crate::contain::contain;
-use crate::error::{BoxError, RefreshError, SharedError};
 use crate::policy::{Freshness, Policy};
 use crate::sync::{Arc, Mutex, Ordering, PlainBool, Weak};
 use crate::time::Clock;
 use crate::trace;
 
-use super::cx::Cx;
-use super::source::{
-    AnySource, AnyValue, Followed, Pin, Source, Stamp, Stamps, Taken, UNPUBLISHED, are_current, erase,
-    fresh_until, id_of,
-};
-
-/// A closure that makes a value in the thread that asks.
-#[allow(missing_debug_implementations)] // named by a type that no program needs to name
-pub struct InThread<T>(pub(super) Box<Make<T>>);
-
-pub(super) type Make<T> = dyn Fn(&Cx) -> Result<T, BoxError> + Send + Sync;
-
-/// A closure that makes a value in a task.
-#[cfg(feature = "async")]
-#[allow(missing_debug_implementations)] // as above
-pub struct InTask<T>(pub(super) Box<MakeAsync<T>>);
-
-#[cfg(feature = "async")]
-pub(super) type MakeAsync<T> = dyn Fn(Cx) -> Making<T> + Send + Sync;
-
-#[cfg(feature = "async")]
-pub(super) type Making<T> = Pinned<Box<dyn Future<Output = Result<T, BoxError>> + Send>>;
+use super::source::{AnySource, Followed, Stamp, UNPUBLISHED, are_current, fresh_until};
 
 /// What a [`Derived`](crate::Derived) value and its links share.
 #[allow(missing_debug_implementations)] // as above
 pub struct Node<T, C, B> {
     cell: DogpileCell<T, C>,
-    build: B,
+    pub(super) build: B,
     inputs: Mutex<Inputs>,
     /// Listeners of this cell that have followed a change of a source, and are not notified yet.
     followed: Mutex<Vec<Notified<T>>>,
-    me: Weak<Self>,
+    me: Weak<dyn Dependent>,
 }
 
 struct Inputs {
@@ -132,13 +109,13 @@ impl<T> Listener<T> for Link {
 /// What a build has made.
 #[allow(missing_debug_implementations)] // as above
 pub struct Computed<T> {
-    value: T,
-    stamps: Vec<Stamp>,
+    pub(super) value: Arc<T>,
+    pub(super) stamps: Arc<[Stamp]>,
 }
 
-impl<T, C, B> Node<T, C, B> {
+impl<T: Send + Sync + 'static, C: Clock + 'static, B: Send + Sync + 'static> Node<T, C, B> {
     pub(super) fn new(policy: Policy, clock: C, build: B) -> Arc<Self> {
-        Arc::new_cyclic(|me| Self {
+        Arc::new_cyclic(|me: &Weak<Self>| Self {
             cell: DogpileCell::with_clock(policy, clock),
             build,
             inputs: Mutex::new(Inputs {
@@ -149,10 +126,12 @@ impl<T, C, B> Node<T, C, B> {
                 ending: 0,
             }),
             followed: Mutex::new(Vec::new()),
-            me: Weak::clone(me),
+            me: Weak::<Self>::clone(me),
         })
     }
+}
 
+impl<T, C, B> Node<T, C, B> {
     pub(super) fn cell(&self) -> &DogpileCell<T, C> {
         &self.cell
     }
@@ -223,23 +202,29 @@ impl<T, C, B> Drop for Node<T, C, B> {
     }
 }
 
-/// How a build has been published.
-struct Outcome<T> {
-    /// What it has made.
-    made: Arc<T>,
-    /// What its caller gets.
-    served: Arc<T>,
-    /// [`UNPUBLISHED`]: it was displaced.
-    generation: u64,
-    stamps: Arc<[Stamp]>,
+/// What a value was made from, to be noted when it is published.
+struct MadeFrom<'a> {
+    inputs: &'a Mutex<Inputs>,
+    stamps: &'a Arc<[Stamp]>,
+    /// The stamps that these replace, to be dropped without the lock.
+    former: Cell<Option<[Arc<[Stamp]>; 2]>>,
 }
 
-impl<T, C, B> Node<T, C, B>
-where
-    T: Send + Sync + 'static,
-    C: Clock + Send + Sync + 'static,
-    B: Send + Sync + 'static,
-{
+impl<T> Observer<T> for MadeFrom<'_> {
+    fn fresh_until(&self) -> u64 {
+        fresh_until(self.stamps)
+    }
+
+    fn publishes(&self, _value: &Arc<T>, generation: u64, _drains: bool) {
+        let mut inputs = self.inputs.lock();
+        inputs.generation = generation;
+        let stamps = std::mem::replace(&mut inputs.stamps, Arc::clone(self.stamps));
+        let failed = std::mem::replace(&mut inputs.failed, Arc::new([]));
+        self.former.set(Some([stamps, failed]));
+    }
+}
+
+impl<T, C: Clock, B> Node<T, C, B> {
     /// Links the node to each of these sources.
     fn link(&self, stamps: &[Stamp]) -> Ending<'_, T, C, B> {
         let mut inputs = self.inputs.lock();
@@ -251,7 +236,7 @@ where
         drop(inputs);
         let made = missing.into_iter().map(|Stamp { source, .. }| {
             let (seen, _) = source.state();
-            let node: Weak<dyn Dependent> = Weak::<Self>::clone(&self.me);
+            let node = Weak::clone(&self.me);
             let link = Arc::new(Link { node, source: source.id(), is_detached: PlainBool::new(false) });
             source.attach(&link);
             Linked { source: Arc::clone(source), link, seen }
@@ -272,7 +257,7 @@ where
     }
 
     /// A build has taken these, and fails or panics.
-    fn note_failure(&self, stamps: Vec<Stamp>) {
+    pub(super) fn note_failure(&self, stamps: Vec<Stamp>) {
         let stamps: Arc<[Stamp]> = stamps.into();
         let ending = self.link(&stamps);
         let former = std::mem::replace(&mut self.inputs.lock().failed, stamps);
@@ -280,31 +265,19 @@ where
         drop(former);
     }
 
-    fn publish_computed(mut held: Held<'_, Self>, Computed { value, stamps }: Computed<T>) -> Outcome<T> {
+    /// Publishes what a build has made. Returns what its caller gets, and the generation of what it has made ([`UNPUBLISHED`]: it
+    /// was displaced).
+    pub(super) fn publish_computed(
+        mut held: Held<'_, Self>,
+        Computed { value, stamps }: &Computed<T>,
+    ) -> (Arc<T>, u64) {
         let node = held.handle().clone();
-        let stamps: Arc<[Stamp]> = stamps.into();
-        let ending = node.link(&stamps);
-        let made = Arc::new(value);
-        let looked_at = Arc::clone(&stamps);
-        let output = BuildOutput {
-            value: Arc::clone(&made),
-            ttl: Ttl::Policy,
-            renews: false,
-            release: true,
-            fresh_until: Some(Arc::new(move || fresh_until(&looked_at))),
-        };
-        // What is under the lock now; to be dropped without it.
-        let mut former = None;
-        let Concluded { served, record, ending: how, leftover, .. } =
-            held.conclude(output, |_, slot: &Slot<T>| {
-                let mut inputs = node.inputs.lock();
-                inputs.generation = slot.read_record().0.generation + 1;
-                let stamps = std::mem::replace(&mut inputs.stamps, Arc::clone(&stamps));
-                let failed = std::mem::replace(&mut inputs.failed, Arc::new([]));
-                former = Some((stamps, failed));
-            });
+        let ending = node.link(stamps);
+        let output = BuildOutput::new(Arc::clone(value), Ttl::Policy);
+        let observer = MadeFrom { inputs: &node.inputs, stamps, former: Cell::default() };
+        let Concluded { served, record, ending: how, leftover, .. } = held.conclude(output, &observer);
         drop(ending);
-        drop(former);
+        drop(observer);
         let generation = match (how, record) {
             (trace::Ending::Published | trace::Ending::PublishedStale, Some(record)) => record.generation,
             _ => UNPUBLISHED,
@@ -312,7 +285,12 @@ where
         // The previous value first; what is dropped last may panic.
         drop(held);
         drop(leftover);
-        Outcome { made, served, generation, stamps }
+        (served, generation)
+    }
+
+    /// What the latest build that failed had taken.
+    pub(super) fn failed(&self) -> Arc<[Stamp]> {
+        Arc::clone(&self.inputs.lock().failed)
     }
 
     /// The value, if it is only out of date because a source is, and no source has a newer one.
@@ -335,7 +313,7 @@ where
     }
 
     /// Whether the value is out of date, and not only because a source is.
-    fn is_due(&self, record: &Record, stamps: &[Stamp]) -> bool {
+    pub(super) fn is_due(&self, record: &Record, stamps: &[Stamp]) -> bool {
         let machine = self.machine();
         let now = machine.now();
         // If its sources are fresh, it should be. Either its own time to live is over (the policy's, a drawn one, or that of a
@@ -343,57 +321,19 @@ where
         machine.is_out_of_date_itself(record) || (now >= record.fresh_end() && now < fresh_until(stamps))
     }
 
-    /// The cached value, if what it was made from fits into an evaluation.
-    fn absorb(&self, own: &Arc<dyn AnySource>, cx: &Cx) -> Option<Pin> {
-        loop {
-            let machine = self.machine();
-            let (value, record) = machine.held()?;
-            let Some(Stamps(stamps)) = self.stamps_of(record.generation) else {
-                // A later one is published by now.
-                continue;
-            };
-            if self.is_due(&record, &stamps) || !cx.accepts(&stamps) {
-                return None;
-            }
-            return Some(self.pin(own, value, record.generation, record.generation, &stamps));
-        }
-    }
-
-    /// `before`: the generation before it was made.
-    fn pin(
-        &self,
-        own: &Arc<dyn AnySource>,
-        value: Arc<T>,
-        generation: u64,
-        before: u64,
-        stamps: &[Stamp],
-    ) -> Pin {
-        // What is made from an unpublished value is out of date when another one is published.
-        let follows = if generation == UNPUBLISHED { before } else { generation };
-        let own = Stamp { source: Arc::clone(own), generation: follows, has_value: true };
-        let value: AnyValue = value;
-        let stamps = stamps.iter().cloned().chain([own]).collect();
-        Pin { id: id_of(self), generation, value: Ok(value), stamps }
-    }
-
     /// What the value of this generation was made from; [`None`]: a later one is published.
-    fn stamps_of(&self, generation: u64) -> Option<Stamps> {
+    pub(super) fn stamps_of(&self, generation: u64) -> Option<Arc<[Stamp]>> {
         let inputs = self.inputs.lock();
         match inputs.generation.cmp(&generation) {
             // It was set.
-            Less => Some(Stamps(Arc::new([]))),
-            Equal => Some(Stamps(Arc::clone(&inputs.stamps))),
+            Less => Some(Arc::new([])),
+            Equal => Some(Arc::clone(&inputs.stamps)),
             Greater => None,
         }
     }
 }
 
-impl<T, C, B> Dependent for Node<T, C, B>
-where
-    T: Send + Sync + 'static,
-    C: Clock + Send + Sync + 'static,
-    B: Send + Sync + 'static,
-{
+impl<T: Send + Sync + 'static, C: Clock + 'static, B: Send + Sync + 'static> Dependent for Node<T, C, B> {
     fn source_changed(&self, source: usize) {
         let (is_published, is_derived) = {
             let mut inputs = self.inputs.lock();
@@ -429,15 +369,10 @@ where
     }
 }
 
-impl<T, C, B> Publishes for Node<T, C, B>
-where
-    T: Send + Sync + 'static,
-    C: Clock + Send + Sync + 'static,
-    B: Send + Sync + 'static,
-{
+impl<T, C: Clock, B> Publishes for Node<T, C, B> {
     fn publish(held: Held<'_, Self>, made: Made<Self>) -> Arc<T> {
         match made {
-            Made::New(computed, _) => Self::publish_computed(held, computed).served,
+            Made::New(computed, _) => Self::publish_computed(held, &computed).0,
             Made::NotModified(value) => held.publish_again(value, Ttl::Policy),
         }
     }
@@ -448,235 +383,7 @@ where
     }
 }
 
-/// An evaluation that runs. If it has the lease and does not end with a value, what it has taken is noted as that of a failure: a
-/// pause begins, and is to end when one of them publishes. Without the lease no pause begins, and what another one waits for stays.
-struct Running<'a, T, C, B>
-where
-    T: Send + Sync + 'static,
-    C: Clock + Send + Sync + 'static,
-    B: Send + Sync + 'static,
-{
-    node: &'a Node<T, C, B>,
-    cx: Cx,
-    notes_failure: bool,
-}
-
-impl<T, C, B> Running<'_, T, C, B>
-where
-    T: Send + Sync + 'static,
-    C: Clock + Send + Sync + 'static,
-    B: Send + Sync + 'static,
-{
-    fn end(mut self, result: Result<T, BoxError>) -> Result<Computed<T>, BoxError> {
-        self.notes_failure &= result.is_err();
-        result.map(|value| Computed { value, stamps: self.cx.stamps() })
-    }
-}
-
-impl<T, C, B> Drop for Running<'_, T, C, B>
-where
-    T: Send + Sync + 'static,
-    C: Clock + Send + Sync + 'static,
-    B: Send + Sync + 'static,
-{
-    fn drop(&mut self) {
-        if self.notes_failure {
-            self.node.note_failure(self.cx.stamps());
-        }
-    }
-}
-
-impl<T, C> Node<T, C, InThread<T>>
-where
-    T: Send + Sync + 'static,
-    C: Clock + Send + Sync + 'static,
-{
-    /// Runs the closure.
-    fn evaluate(&self, cx: Cx, has_lease: bool) -> Result<Computed<T>, BoxError> {
-        let running = Running { node: self, cx, notes_failure: has_lease };
-        let result = (self.build.0)(&running.cx);
-        running.end(result)
-    }
-
-    /// In an evaluation of its own.
-    pub(super) fn evaluate_alone(&self) -> Result<Computed<T>, BoxError> {
-        self.evaluate(Cx::new(id_of(self)), true)
-    }
-
-    #[cold]
-    #[inline(never)]
-    pub(super) fn refresh(self: &Arc<Self>) -> Result<Arc<T>, RefreshError> {
-        if let Some(value) = self.settled() {
-            return Ok(value);
-        }
-        let mut search = Search::new(Handle::Shared(Arc::clone(self)), Demand::ANY, Caller::Fallible);
-        let found = search.run().and_then(|found| match found {
-            Found::Served(value) => Ok(value),
-            Found::Elected(held) => {
-                held.try_build(|| self.evaluate_alone()).or_else(|error| search.instead_of(error))
-            }
-        });
-        found.map_err(of_source)
-    }
-}
-
-#[cfg(feature = "async")]
-impl<T, C> Node<T, C, InTask<T>>
-where
-    T: Send + Sync + 'static,
-    C: Clock + Send + Sync + 'static,
-{
-    /// Runs the closure.
-    async fn evaluate(&self, cx: Cx, has_lease: bool) -> Result<Computed<T>, BoxError> {
-        let running = Running { node: self, cx, notes_failure: has_lease };
-        let result = (self.build.0)(running.cx.clone()).await;
-        running.end(result)
-    }
-
-    /// In an evaluation of its own.
-    pub(super) async fn evaluate_alone(&self) -> Result<Computed<T>, BoxError> {
-        self.evaluate(Cx::new(id_of(self)), true).await
-    }
-
-    pub(super) async fn refresh(self: Arc<Self>) -> Result<Arc<T>, RefreshError> {
-        if let Some(value) = self.settled() {
-            return Ok(value);
-        }
-        let mut search = Search::new(Handle::Shared(Arc::clone(&self)), Demand::ANY, Caller::Fallible);
-        let found = match search.run_async().await {
-            Ok(Found::Served(value)) => Ok(value),
-            Ok(Found::Elected(held)) => {
-                let built = held.try_build_async(|| self.evaluate_alone()).await;
-                built.or_else(|error| search.instead_of(error))
-            }
-            Err(error) => Err(error),
-        };
-        found.map_err(of_source)
-    }
-
-    /// As [`Source::take`].
-    pub(super) async fn take(handle: &Handle<'static, Self>, cx: &Cx) -> Result<Taken, RefreshError> {
-        let own = erase::<Self, ()>(handle);
-        match handle.begin(handle, &own, cx)? {
-            Begun::Cached(pin) => Ok(Taken(pin)),
-            Begun::Makes { held: Some(mut held), inside, before } => {
-                let result = held.run_async(|| handle.evaluate(inside, true)).await;
-                handle.end(&own, Some(held), before, result)
-            }
-            Begun::Makes { held: None, inside, before } => {
-                let result = handle.evaluate(inside, false).await;
-                handle.end(&own, None, before, result)
-            }
-        }
-    }
-}
-
-/// The error of an evaluation that has passed on what [`Cx::try_get`] returned.
-fn of_source(error: RefreshError) -> RefreshError {
-    match error.downcast_ref::<RefreshError>() {
-        Some(error) => error.clone(),
-        None => error,
-    }
-}
-
-/// How an evaluation comes to the value of a derived source.
-#[allow(clippy::large_enum_variant)] // it is moved once
-enum Begun<T, C, B>
-where
-    T: Send + Sync + 'static,
-    C: Clock + Send + Sync + 'static,
-    B: Send + Sync + 'static,
-{
-    Cached(Pin),
-    /// Makes it here. Without the lease it is for this evaluation only: another thread makes it, perhaps from other values, or the
-    /// cached one was made from newer ones.
-    Makes {
-        held: Option<Held<'static, Node<T, C, B>>>,
-        inside: Cx,
-        /// The generation before that.
-        before: u64,
-    },
-}
-
-impl<T, C, B> Node<T, C, B>
-where
-    T: Send + Sync + 'static,
-    C: Clock + Send + Sync + 'static,
-    B: Send + Sync + 'static,
-{
-    fn begin(
-        &self,
-        handle: &Handle<'static, Self>,
-        own: &Arc<dyn AnySource>,
-        cx: &Cx,
-    ) -> Result<Begun<T, C, B>, RefreshError> {
-        let id = id_of(self);
-        if cx.is_inside(id) {
-            return Err(RefreshError::Reentrant);
-        }
-        if let Some(pin) = self.absorb(own, cx) {
-            return Ok(Begun::Cached(pin));
-        }
-        let machine = self.machine();
-        let (before, _) = own.state();
-        if let Some(error) = machine.paused_by() {
-            return Err(self.refuse(error, cx));
-        }
-        match machine.lookup(&Demand::ANY, None) {
-            Decision::Elected(ticket) => {
-                let held = Some(Held::new(handle.clone(), ticket));
-                Ok(Begun::Makes { held, inside: cx.inside(id), before })
-            }
-            Decision::Failed(error) => Err(self.refuse(error, cx)),
-            Decision::Fresh(_) | Decision::Stale(_) | Decision::Pending(_) => {
-                Ok(Begun::Makes { held: None, inside: cx.inside(id), before })
-            }
-        }
-    }
-
-    /// In a retry pause. What asks fails for want of what the failed build had asked for, and is to try again when that changes.
-    fn refuse(&self, error: SharedError, cx: &Cx) -> RefreshError {
-        let failed = Arc::clone(&self.inputs.lock().failed);
-        cx.note(&failed);
-        of_source(RefreshError::Build(error))
-    }
-
-    fn end(
-        &self,
-        own: &Arc<dyn AnySource>,
-        held: Option<Held<'_, Self>>,
-        before: u64,
-        result: Result<Computed<T>, BoxError>,
-    ) -> Result<Taken, RefreshError> {
-        let pin = match (result, held) {
-            (Ok(computed), Some(held)) if are_current(&computed.stamps) => {
-                let Outcome { made, generation, stamps, .. } = Self::publish_computed(held, computed);
-                self.pin(own, made, generation, before, &stamps)
-            }
-            (Ok(Computed { value, stamps }), held) => {
-                // Only what asks for it has still to do with what it was made from.
-                held.into_iter().for_each(Held::abandon);
-                self.pin(own, Arc::new(value), UNPUBLISHED, before, &stamps)
-            }
-            (Err(error), held) => {
-                let error = SharedError::new(error);
-                let error = match held {
-                    Some(held) => held.fail(error),
-                    None => error,
-                };
-                return Err(of_source(RefreshError::Build(error)));
-            }
-        };
-        Ok(Taken(pin))
-    }
-}
-
-impl<T, C, B> Followed<()> for Node<T, C, B>
-where
-    T: Send + Sync + 'static,
-    C: Clock + Send + Sync + 'static,
-    B: Send + Sync + 'static,
-{
+impl<T: Send + Sync + 'static, C: Clock + 'static, B: Send + Sync + 'static> Followed<()> for Node<T, C, B> {
     const IS_DERIVED: bool = true;
     const FRESH_WHEN_EMPTY: u64 = 0;
 
@@ -689,37 +396,18 @@ where
         let (record, is_there) = machine.record();
         is_there
             && record.generation == generation
-            && self.stamps_of(generation).is_some_and(|Stamps(stamps)| !self.is_due(&record, &stamps))
+            && self.stamps_of(generation).is_some_and(|stamps| !self.is_due(&record, &stamps))
     }
 
-    fn made_from(&self, generation: u64) -> Option<Stamps> {
+    fn made_from(&self, generation: u64) -> Option<Arc<[Stamp]>> {
         self.stamps_of(generation)
-    }
-}
-
-impl<T, C> Source<()> for Node<T, C, InThread<T>>
-where
-    T: Send + Sync + 'static,
-    C: Clock + Send + Sync + 'static,
-{
-    fn take(handle: &Handle<'static, Self>, cx: &Cx) -> Result<Taken, RefreshError> {
-        let own = erase::<Self, ()>(handle);
-        match handle.begin(handle, &own, cx)? {
-            Begun::Cached(pin) => Ok(Taken(pin)),
-            Begun::Makes { held: Some(mut held), inside, before } => {
-                let result = held.run(|| handle.evaluate(inside, true));
-                handle.end(&own, Some(held), before, result)
-            }
-            Begun::Makes { held: None, inside, before } => {
-                let result = handle.evaluate(inside, false);
-                handle.end(&own, None, before, result)
-            }
-        }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::cx::Cx;
+    use super::super::evaluate::InThread;
     use super::*;
     use crate::time::SystemClock;
 

@@ -3,7 +3,7 @@
 use std::any::Any;
 use std::marker::PhantomData;
 
-use crate::cell::{BuildResult, Caller, Demand, DogpileCell, Found, Handle, Kind, Listener, Machine, Search};
+use crate::cell::{BuildResult, Caller, DogpileCell, Handle, Kind, Listener, Machine, Search};
 use crate::error::RefreshError;
 use crate::inside::is_building;
 use crate::lazy::LazyDogpile;
@@ -20,7 +20,8 @@ pub(super) type AnyValue = Arc<dyn Any + Send + Sync>;
 
 /// What a value was made from: a publication of a source, or that it gave no value.
 #[derive(Clone)]
-pub(super) struct Stamp {
+#[allow(unreachable_pub, missing_debug_implementations)] // named by a sealed trait
+pub struct Stamp {
     pub(super) source: Arc<dyn AnySource>,
     pub(super) generation: u64,
     /// Else it was made without a value of the source: there was none, it could not be served, or it could not be made.
@@ -44,7 +45,8 @@ pub(super) const UNPUBLISHED: u64 = u64::MAX;
 
 /// A value that an evaluation has taken: the same one, whatever asks for it in this evaluation.
 #[derive(Clone)]
-pub(super) struct Pin {
+#[allow(unreachable_pub, missing_debug_implementations)] // as above
+pub struct Pin {
     pub(super) id: usize,
     /// Or [`UNPUBLISHED`].
     pub(super) generation: u64,
@@ -101,7 +103,7 @@ pub(super) fn fresh_until(stamps: &[Stamp]) -> u64 {
 pub trait Source<M>: Followed<M> {
     /// Takes its value for an evaluation.
     #[doc(hidden)]
-    fn take(handle: &Handle<'static, Self>, cx: &Cx) -> Result<Taken, RefreshError>;
+    fn take(handle: &Handle<'static, Self>, cx: &Cx) -> Result<Pin, RefreshError>;
 }
 
 /// What a derived value needs to know of a source that it was made from.
@@ -119,19 +121,11 @@ pub trait Followed<M>: Kind<Stored: Send + Sync + 'static> + Send + Sync + Sized
     }
 
     /// All that a value of this generation was made from, but for the source itself; [`None`]: there is a later one.
-    fn made_from(&self, generation: u64) -> Option<Stamps> {
+    fn made_from(&self, generation: u64) -> Option<Arc<[Stamp]>> {
         let _ = generation;
-        Some(Stamps(Arc::new([])))
+        Some(Arc::new([]))
     }
 }
-
-/// See [`Pin`].
-#[allow(missing_debug_implementations)] // named by a sealed trait
-pub struct Taken(pub(super) Pin);
-
-/// See [`Stamp`].
-#[allow(missing_debug_implementations)] // named by a sealed trait
-pub struct Stamps(pub(super) Arc<[Stamp]>);
 
 pub(super) struct Erased<S: 'static, M> {
     handle: Handle<'static, S>,
@@ -177,7 +171,7 @@ impl<S: Followed<M>, M: 'static> AnySource for Erased<S, M> {
         }
         let (value, record) = machine.held()?;
         let value: AnyValue = value;
-        let Stamps(made_from) = self.handle.made_from(generation)?;
+        let made_from = self.handle.made_from(generation)?;
         let stamps = made_from.iter().cloned().chain([own]).collect();
         (record.generation == generation).then_some(Pin { id, generation, value: Ok(value), stamps })
     }
@@ -203,7 +197,7 @@ fn nothing_to_serve<T, C: Clock>(machine: &Machine<T, C>) -> RefreshError {
 fn take_from_cell<S: Source<M>, M: 'static>(
     handle: &Handle<'static, S>,
     since: u64,
-) -> Result<Taken, RefreshError> {
+) -> Result<Pin, RefreshError> {
     let machine = handle.machine();
     let mut is_empty = false;
     loop {
@@ -214,7 +208,7 @@ fn take_from_cell<S: Source<M>, M: 'static>(
             let generation = seen.record.generation;
             let stamps = Arc::new([Stamp { source: erase::<S, M>(handle), generation, has_value: true }]);
             let value: AnyValue = seen.value;
-            return Ok(Taken(Pin { id: id_of(&**handle), generation, value: Ok(value), stamps }));
+            return Ok(Pin { id: id_of(&**handle), generation, value: Ok(value), stamps });
         }
         if is_empty {
             return Err(nothing_to_serve(machine));
@@ -236,7 +230,7 @@ impl<T: Send + Sync + 'static, C: Clock + Send + Sync + 'static> Followed<()> fo
 }
 
 impl<T: Send + Sync + 'static, C: Clock + Send + Sync + 'static> Source<()> for DogpileCell<T, C> {
-    fn take(handle: &Handle<'static, Self>, _: &Cx) -> Result<Taken, RefreshError> {
+    fn take(handle: &Handle<'static, Self>, _: &Cx) -> Result<Pin, RefreshError> {
         take_from_cell::<Self, ()>(handle, FOREVER)
     }
 }
@@ -246,7 +240,7 @@ impl<T: Send + Sync + 'static, C: Clock + Send + Sync + 'static> Followed<()> fo
 }
 
 impl<T: Send + Sync + 'static, C: Clock + Send + Sync + 'static> Source<()> for SyncReaderCell<T, C> {
-    fn take(handle: &Handle<'static, Self>, _: &Cx) -> Result<Taken, RefreshError> {
+    fn take(handle: &Handle<'static, Self>, _: &Cx) -> Result<Pin, RefreshError> {
         take_from_cell::<Self, ()>(handle, FOREVER)
     }
 }
@@ -276,7 +270,7 @@ where
     C: Clock + Send + Sync + 'static,
     M: 'static,
 {
-    fn take(handle: &Handle<'static, Self>, _: &Cx) -> Result<Taken, RefreshError> {
+    fn take(handle: &Handle<'static, Self>, _: &Cx) -> Result<Pin, RefreshError> {
         let since = handle.machine().generation();
         refresh_lazy(handle)?;
         take_from_cell::<Self, M>(handle, since)
@@ -293,12 +287,6 @@ where
     if lazy.machine().serve().is_some() {
         return Ok(());
     }
-    let mut search = Search::new(Handle::Borrowed(lazy), Demand::ANY, Caller::Fallible);
-    match search.run()? {
-        Found::Served(_) => Ok(()),
-        Found::Elected(held) => {
-            let built = held.try_build_with(|_| (lazy.builder())().into_result());
-            built.or_else(|error| search.instead_of(error)).map(drop)
-        }
-    }
+    let search = Search::plain(Handle::Borrowed(lazy), Caller::Fallible);
+    search.try_get(|held| held.try_build_with(|_| (lazy.builder())().into_result())).map(drop)
 }

@@ -82,7 +82,6 @@ impl<T> Retirement<T> {
     /// What the thread does. When the cell has been dropped, the thread does not wait for readers: the last one of a value starts
     /// it again.
     pub(super) fn run_thread(&self) {
-        own_thread::begin(own_thread::Kind::Finalizer);
         loop {
             self.finalize_ready();
             let mut state = self.state.lock();

@@ -16,10 +16,11 @@
 //!
 //! # Locks
 //!
-//! The lock of [`Retirement`] may be taken under the cell's lock (by [`Retirement::published`] and [`Retirement::cleared`]),
+//! The lock of [`Retirement`] may be taken under the cell's lock (it is an [`Observer`] of the cell),
 //! never the other way round. No user code runs under it.
 
-use crate::own_thread::{JoinHandle, ThreadBuilder};
+use crate::cell::Observer;
+use crate::own_thread::{self, JoinHandle};
 use crate::sync::{Arc, AtomicU64, Mutex, OnceCell, Ordering, Thread, ThreadId};
 use crate::trace;
 use crate::wait::WaitQueue;
@@ -77,7 +78,7 @@ pub(crate) struct Retirement<T> {
     pub(super) finalizer: Box<dyn Fn(T) + Send + Sync>,
     name: OnceCell<&'static str>,
     /// How to start the cell's own thread. Set where `T` is known to be `Send` and `'static`.
-    pub(super) start: fn(Arc<Self>) -> std::io::Result<JoinHandle<()>>,
+    pub(super) start: fn(Arc<Self>) -> std::io::Result<JoinHandle>,
 }
 
 pub(super) struct State<T> {
@@ -85,7 +86,7 @@ pub(super) struct State<T> {
     pub(super) build_drain: BuildDrain,
     pub(super) write_section: WriteSection<T>,
     /// The cell's own thread, while it runs.
-    pub(super) thread: Option<JoinHandle<()>>,
+    pub(super) thread: Option<JoinHandle>,
     /// The cell has been dropped.
     pub(super) is_closed: bool,
     pub(super) waiters: WaitQueue<Awaited>,
@@ -162,7 +163,9 @@ impl<T: Send + Sync + 'static> Retirement<T> {
             finalizer: Box::new(finalizer),
             name: OnceCell::new(),
             start: |retirement| {
-                ThreadBuilder::new().name("dogpile-finalizer".into()).spawn(move || retirement.run_thread())
+                own_thread::spawn(own_thread::Kind::Finalizer, "dogpile-finalizer", move || {
+                    retirement.run_thread();
+                })
             },
         })
     }
@@ -190,23 +193,20 @@ impl<T> Retirement<T> {
     }
 }
 
-/// Called by the cell's machine, under its lock.
-impl<T> Retirement<T> {
-    /// `new` becomes visible and replaces the current value. `drains`: a build has made it, and waits for the readers of the
-    /// replaced value.
-    pub(crate) fn published(&self, new: &Arc<Tracked<T>>, drains: bool) {
+impl<T> Observer<Tracked<T>> for Retirement<T> {
+    fn publishes(&self, value: &Arc<Tracked<T>>, _generation: u64, drains: bool) {
         let mut state = self.state.lock();
         let replaced = state.queue.current();
         // Relaxed: made visible together with the value.
-        new.number.store(state.queue.publish(new), Ordering::Relaxed);
+        value.number.store(state.queue.publish(value), Ordering::Relaxed);
         if drains && let Some(number) = replaced {
             state.build_drain = BuildDrain { number, is_abandoned: false };
         }
     }
 
-    /// The current value is taken away. `old` is `None` if a writer has withheld it: then the writer releases it later.
-    pub(crate) fn cleared(&self, old: Option<&Arc<Tracked<T>>>) {
-        self.state.lock().queue.retire_current(old.is_none());
+    fn clears(&self, value: Option<&Arc<Tracked<T>>>) {
+        // If a writer has withheld it, the writer releases it later.
+        self.state.lock().queue.retire_current(value.is_none());
     }
 }
 

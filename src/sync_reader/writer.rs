@@ -11,7 +11,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use crate::cell::{BuildOutput, Concluded, Held, Leftover, Newest, Place, Slot, Ttl, Withheld};
+use crate::cell::{BuildOutput, Concluded, Held, Place, Record, Ttl, Withheld};
 use crate::error::SharedError;
 use crate::sync::{Arc, ThreadId, current_thread};
 use crate::time::{Clock, FOREVER, SystemClock, deadline};
@@ -51,16 +51,6 @@ impl<T> Section<T> {
         retirement.abandon_write_section(value.as_ref());
         Some(Withheld { value, place })
     }
-}
-
-/// What is left to do when a build's result has been published.
-struct Published<T> {
-    served: Arc<Tracked<T>>,
-    /// Of that value; `None`: it was never published.
-    generation: Option<u64>,
-    leftover: Leftover<Tracked<T>>,
-    /// The number of the value that the build had taken out and has replaced.
-    taken: Option<u64>,
 }
 
 /// Exclusive access to the old value, while no reader is inside. Held until the build ends, even if it is dropped
@@ -261,9 +251,9 @@ impl<'a, T: Send + Sync + 'static, C: Clock> Writer<'a, T, C> {
     /// Publishes `value`, and drains the old one as the cell's [`Drain`] says.
     pub(super) fn publish(mut self, value: T, ttl: Ttl) -> Arc<Tracked<T>> {
         let drain = self.held.handle().drain;
-        let Published { served, generation, mut leftover, taken } = self.conclude(value, ttl);
+        let (Concluded { served, record, mut leftover, .. }, taken) = self.conclude(value, ttl);
         self.retirement.drain(leftover.replaced.take(), taken, drain, &self.held.machine().clock);
-        let served = self.newest(served, generation);
+        let served = self.newest(served, record);
         // The lease, if it is still held; then what may panic.
         drop(self);
         drop(leftover);
@@ -275,39 +265,39 @@ impl<'a, T: Send + Sync + 'static, C: Clock> Writer<'a, T, C> {
     #[cfg(feature = "async")]
     pub(super) async fn publish_async(mut self, value: T, ttl: Ttl) -> Arc<Tracked<T>> {
         let drain = self.held.handle().drain;
-        let Published { served, generation, mut leftover, taken } = self.conclude(value, ttl);
+        let (Concluded { served, record, mut leftover, .. }, taken) = self.conclude(value, ttl);
         let machine = self.held.machine();
         let replaced = leftover.replaced.take();
         self.retirement.drain_async(replaced, taken, drain, &machine.clock, || self.held.inside()).await;
-        let served = self.newest(served, generation);
+        let served = self.newest(served, record);
         drop(self);
         drop(leftover);
         served
     }
 
-    fn conclude(&mut self, value: T, ttl: Ttl) -> Published<T> {
+    /// Publishes the result. Also returns the number of the value that the build had taken out and has replaced.
+    fn conclude(&mut self, value: T, ttl: Ttl) -> (Concluded<Tracked<T>>, Option<u64>) {
         self.end_wait();
         let Self { retirement, held, section, .. } = self;
         let value = Arc::new(Tracked::new(value, retirement));
         let drains = matches!(held.handle().drain, Drain::Wait(_));
-        let note = |new: &Arc<_>, _: &Slot<_>| retirement.published(new, drains);
         // Before the lease may be released: if it is not published, the next writer must wait for its reader.
         retirement.add_unpublished(&value);
-        let output = BuildOutput { value, ttl, renews: false, release: !drains, fresh_until: None };
-        let Concluded { served, record, leftover, .. } = held.conclude(output, note);
+        let output = BuildOutput { release: !drains, ..BuildOutput::new(value, ttl) };
+        let concluded = held.conclude(output, &**retirement);
         let taken = match std::mem::replace(section, Section::Open) {
             Section::Locked { old, .. } => retirement.end_write_section(old),
             Section::Open | Section::Waiting { .. } => None,
         };
-        Published { served, generation: record.map(|record| record.generation), leftover, taken }
+        (concluded, taken)
     }
 
     /// What the caller of the build gets when the old value has drained, which may have taken long: what was published
     /// meanwhile, which this thread may have seen (G3).
-    fn newest(&self, served: Arc<Tracked<T>>, generation: Option<u64>) -> Arc<Tracked<T>> {
+    fn newest(&self, served: Arc<Tracked<T>>, record: Option<Record>) -> Arc<Tracked<T>> {
         let demand = self.held.ticket().demand();
-        match generation.map(|generation| self.held.machine().newest_since(generation)) {
-            Some(Newest::Later(value, record)) if demand.accepts_later(&record) => value,
+        match record.and_then(|record| self.held.machine().newer_than(record.generation)) {
+            Some((value, record)) if demand.accepts_later(&record) => value,
             _ => served,
         }
     }
@@ -315,7 +305,9 @@ impl<'a, T: Send + Sync + 'static, C: Clock> Writer<'a, T, C> {
     /// The build has failed.
     pub(super) fn fail(mut self, error: SharedError) -> SharedError {
         let Self { retirement, held, section, .. } = &mut self;
-        let rejected = held.fail_with(&error, || section.end(retirement));
+        // Before the value leaves the section: the clock may panic.
+        let now = held.machine().now();
+        let rejected = held.fail_with(&error, section.end(retirement), now);
         self.retire(rejected);
         error
     }

@@ -1,5 +1,6 @@
-//! What [listeners](super::listeners) ask of the cell: refreshers, and those that wait for a value without building one.
+//! Attaching [listeners](super::listeners), and what they ask of the cell: refreshers, subscriptions and derived values.
 
+use crate::error::SharedError;
 use crate::sync::{Arc, into_arc};
 use crate::time::{Clock, FOREVER};
 
@@ -50,7 +51,7 @@ impl<T, C: Clock> Machine<T, C> {
             return None;
         }
         let value = into_arc(reading.guard)?;
-        self.mark_read_for_certain(reading.quiet_end);
+        self.mark_read_for_certain(reading.due_at);
         Some((value, record))
     }
 
@@ -92,6 +93,25 @@ impl<T, C: Clock> Machine<T, C> {
         reading.record.generation > generation
             && reading.guard.is_some()
             && self.was_servable(&reading.record)
+    }
+
+    /// Whether the value, published with this record, is out of date for a reason of its own: it was invalidated, or its time to
+    /// live by the policy is over.
+    pub(crate) fn is_out_of_date_itself(&self, record: &Record) -> bool {
+        let own_end =
+            Record { ttl: self.policy.default_ttl(), declared_stale: FOREVER, ..*record }.fresh_end();
+        let now = self.now();
+        let state = self.state.lock();
+        now >= own_end || state.origin <= state.invalidated
+    }
+
+    /// The error of the latest build, while a retry pause runs after it.
+    pub(crate) fn paused_by(&self) -> Option<SharedError> {
+        let now = self.now();
+        let state = self.state.lock();
+        let failure = state.failure.as_ref().filter(|failure| now < failure.retry_at)?;
+        // After a panic there is a pause only beside a value.
+        (!failure.is_panic || !self.slot.is_empty(&state.key)).then(|| failure.error.clone())
     }
 
     /// What is to be done `now`, so that the value is replaced `ahead` of its end: but not before half of its life, and if
@@ -139,8 +159,9 @@ mod tests {
     use std::time::Duration;
 
     use super::super::elect::Decision;
-    use super::super::publish::{BuildOutput, Setting, Ttl};
+    use super::super::publish::{BuildOutput, Ttl};
     use super::super::state::Demand;
+    use super::super::write::Setting;
     use super::*;
     use crate::error::SharedError;
     use crate::policy::Policy;
@@ -167,7 +188,7 @@ mod tests {
 
         let value = Arc::new(1);
         let setting = Setting { value, ttl: Ttl::Policy, age: None };
-        drop(machine.set(setting, |_, _| ()).unwrap_or_else(|_| unreachable!()));
+        drop(machine.set(setting, &()).unwrap_or_else(|_| unreachable!()));
         // Fresh up to and including its ttl.
         let end = TTL + 1;
         assert_eq!(next(&machine, 100, 0), Some(end - 100));
@@ -187,7 +208,7 @@ mod tests {
         assert_eq!(next(&machine, 100, 10_000_001), None);
         // It fails, and a pause runs.
         let error = SharedError::new("no");
-        assert!(machine.fail(&mut ticket, error, || None).rejected.is_none());
+        assert!(machine.fail(&mut ticket, error, None, machine.now()).is_none());
         assert_eq!(next(&machine, 100, 0), Some(20_000_000));
         assert_eq!(next(&machine, 100, 20_000_000), None);
         drop(ticket);
@@ -204,9 +225,8 @@ mod tests {
             else {
                 panic!("nobody builds")
             };
-            let output =
-                BuildOutput { value: Arc::new(2), ttl, renews: false, release: true, fresh_until: None };
-            drop(machine.conclude(&mut ticket, output, |_, _| ()).leftover);
+            let output = BuildOutput::new(Arc::new(2), ttl);
+            drop(machine.conclude(&mut ticket, output, &(), machine.now()).leftover);
             assert_eq!(next(&machine, TTL - 1, 20_000_000), expected);
         }
         machine.invalidate();
@@ -220,7 +240,7 @@ mod tests {
         let machine = Machine::new(Policy::ttl(Duration::from_nanos(99)), clock);
         for (age, due) in [(0, 1_050), (20, 1_030), (49, 1_001), (60, 990)] {
             let setting = Setting { value: Arc::new(1), ttl: Ttl::Policy, age: Some(age) };
-            drop(machine.set(setting, |_, _| ()).unwrap_or_else(|_| unreachable!()));
+            drop(machine.set(setting, &()).unwrap_or_else(|_| unreachable!()));
             assert_eq!(next(&machine, 98, 0), Some(due), "{age}");
         }
     }
@@ -232,7 +252,7 @@ mod tests {
         let signal = Arc::new(Signal::default());
         machine.attach(Arc::<Signal>::clone(&signal), true);
         let setting = Setting { value: Arc::new(1), ttl: Ttl::Policy, age: None };
-        drop(machine.set(setting, |_, _| ()).unwrap_or_else(|_| unreachable!()));
+        drop(machine.set(setting, &()).unwrap_or_else(|_| unreachable!()));
         assert_eq!(machine.plan(10, 0, true, 91), Plan::Wait(FOREVER));
         assert!(machine.serve().is_none(), "the first read takes the slow path");
         assert!(signal.take_notified());
@@ -259,7 +279,7 @@ mod tests {
         let machine = Machine::new(Policy::never_expires(), ManualClock::new());
         let set = |value| {
             let setting = Setting { value: Arc::new(value), ttl: Ttl::Policy, age: None };
-            drop(machine.set(setting, |_, _| ()).unwrap_or_else(|_| unreachable!()));
+            drop(machine.set(setting, &()).unwrap_or_else(|_| unreachable!()));
         };
         let next = machine.next_change();
         assert!(Arc::ptr_eq(&next, &machine.next_change()), "one for all that wait");
@@ -281,7 +301,7 @@ mod tests {
         let machine = Machine::new(Policy::never_expires(), ManualClock::new());
         machine.attach(Arc::<Signal>::default(), true);
         let setting = Setting { value: Arc::new(1), ttl: Ttl::Policy, age: None };
-        drop(machine.set(setting, |_, _| ()).unwrap_or_else(|_| unreachable!()));
+        drop(machine.set(setting, &()).unwrap_or_else(|_| unreachable!()));
         assert!(machine.state.lock().listeners.is_unread());
         let locked = machine.state.lock();
         std::thread::scope(|scope| {

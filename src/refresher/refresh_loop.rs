@@ -1,0 +1,148 @@
+//! The refresh loop: plan, then sleep or build.
+//!
+//! [`RefreshLoop::step`] is the same on a thread and in a task. What differs, the sleep and the build, is written where the loop is
+//! started ([`RefresherOptions`](super::RefresherOptions)).
+
+use std::any::Any;
+
+use crate::cell::{Decision, Demand, Held, Kind, Plan, Refreshable};
+use crate::contain::contain;
+use crate::error::SharedError;
+use crate::sync::Arc;
+use crate::time::{Clock, FOREVER};
+
+use super::attachment::{Attached, Attachment};
+
+#[cfg(feature = "async")]
+use {
+    crate::wait::Timer,
+    std::panic::{AssertUnwindSafe, catch_unwind},
+    std::pin::{Pin, pin},
+    std::task::Poll,
+};
+
+/// The refresh loop.
+pub(super) struct RefreshLoop<K: Refreshable> {
+    pub(super) attachment: Arc<Attachment<K>>,
+    pub(super) ahead: u64,
+    pub(super) min_interval: u64,
+    /// After a failure: no attempt before this tick.
+    pub(super) pause_end: u64,
+}
+
+/// What the loop does next.
+pub(super) enum Step<K: Kind + 'static> {
+    Build(Held<'static, K>),
+    /// Until this tick, or until the signal is notified.
+    Sleep(u64),
+    End,
+}
+
+impl<K: Refreshable> RefreshLoop<K> {
+    pub(super) fn step(&self) -> Step<K> {
+        loop {
+            let Attachment { cell, status, rests, .. } = &*self.attachment;
+            if status.signal.is_stopped() {
+                return Step::End;
+            }
+            let Some(cell) = cell.upgrade() else { return Step::End };
+            let machine = cell.machine();
+            let now = machine.now();
+            let after = status.state.lock().refresh_after;
+            let demand = if let Some(after) = after {
+                Demand::after(after)
+            } else {
+                match machine.plan(self.ahead, self.min_interval, *rests, now) {
+                    Plan::Wait(until) => return Step::Sleep(until),
+                    Plan::Build(_) if now < self.pause_end => return Step::Sleep(self.pause_end),
+                    Plan::Build(_) if !cell.has_news() => {
+                        return Step::Sleep(now.saturating_add(self.min_interval).min(FOREVER - 1));
+                    }
+                    Plan::Build(origin) => Demand::after(origin),
+                }
+            };
+            match machine.lookup(&demand, None) {
+                Decision::Elected(ticket) => {
+                    self.asked_for(after);
+                    return Step::Build(Held::new(cell, ticket));
+                }
+                // Another caller builds. Its end notifies.
+                Decision::Pending(wait) => return Step::Sleep(wait.look_again_at),
+                // Another caller was faster.
+                Decision::Fresh(_) | Decision::Stale(_) | Decision::Failed(_) => self.asked_for(after),
+            }
+        }
+    }
+
+    /// What was asked for is there or begins, unless there was another request since.
+    fn asked_for(&self, after: Option<u64>) {
+        let mut state = self.attachment.status.state.lock();
+        if state.refresh_after == after {
+            state.refresh_after = None;
+        }
+    }
+
+    /// Notes how a build has ended: `Err` with a panic, `Some` with an error.
+    pub(super) fn note(&mut self, result: Result<Option<SharedError>, Box<dyn Any + Send>>) {
+        let error = result.unwrap_or_else(|panic| {
+            let error = SharedError::of_panic("build", &*panic);
+            // It may panic in turn.
+            contain(|| drop(panic));
+            Some(error)
+        });
+        // As the cell sees the last tick that there is.
+        let now = self.attachment.clock.now().0.min(FOREVER - 1);
+        self.pause_end = if error.is_some() { now.saturating_add(self.min_interval) } else { 0 };
+        // The pause has begun when the failure is seen.
+        self.attachment.status.show(error);
+    }
+}
+
+#[cfg(feature = "async")]
+impl<K: Refreshable> RefreshLoop<K> {
+    pub(super) async fn sleep(&self, until: u64) {
+        let Attachment { clock, status, .. } = &*self.attachment;
+        let signal = &status.signal;
+        let mut timer = Timer::start(clock, until);
+        std::future::poll_fn(|cx| {
+            signal.wakes_task(cx.waker());
+            if signal.take_notified() || timer.is_over(clock, cx) { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
+    }
+
+    /// What the build returns, or what it panics with; `None` if the refresher is to stop before it has ended.
+    pub(super) async fn unless_stopped<R>(
+        &self,
+        build: impl Future<Output = R>,
+    ) -> Option<Result<R, Box<dyn Any + Send>>> {
+        let build = pin!(build);
+        let mut build = contained(build);
+        std::future::poll_fn(|cx| {
+            let signal = &self.attachment.status.signal;
+            signal.wakes_task(cx.waker());
+            if signal.is_stopped() {
+                return Poll::Ready(None);
+            }
+            Pin::new(&mut build).poll(cx).map(Some)
+        })
+        .await
+    }
+}
+
+/// What the future comes to, or what it panics with.
+#[cfg(feature = "async")]
+pub(super) fn contained<F: Future>(
+    mut future: Pin<&mut F>,
+) -> impl Future<Output = Result<F::Output, Box<dyn Any + Send>>> + Unpin {
+    std::future::poll_fn(move |cx| match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(cx))) {
+        Ok(poll) => poll.map(Ok),
+        Err(panic) => Poll::Ready(Err(panic)),
+    })
+}
+
+impl<K: Refreshable> Drop for RefreshLoop<K> {
+    fn drop(&mut self) {
+        self.attachment.detach();
+    }
+}
