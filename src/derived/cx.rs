@@ -10,7 +10,7 @@ use crate::cell::Handle;
 use crate::error::RefreshError;
 use crate::sync::{Arc, Mutex};
 
-use super::source::{Followed, Pin, Source, Stamp, erase, id_of, state_of};
+use super::source::{Followed, Gave, Pin, Source, Stamp, erase, id_of, state_of};
 
 #[cfg(feature = "async")]
 use {
@@ -160,7 +160,7 @@ impl Cx {
             Err(error) if self.is_inside(id_of(&**handle)) => return Err(error),
             Err(error) => {
                 // What is made without its value is out of date when it has one.
-                let stamp = Stamp { source: erase::<S, M>(handle), generation: before, has_value: false };
+                let stamp = Stamp { source: erase::<S, M>(handle), generation: before, gave: Gave::Nothing };
                 let stamps = Arc::new([stamp]);
                 self.pin(Pin { id: id_of(&**handle), generation: before, value: Err(error), stamps })
             }
@@ -297,13 +297,16 @@ impl Cx {
     pub(super) fn accepts(&self, stamps: &[Stamp]) -> bool {
         stamps.iter().all(|stamp| {
             let pinned = self.pinned(stamp.source.id()).or_else(|| {
-                if !stamp.holds_after_refresh() {
+                let may_be_pinned = stamp.gave != Gave::Unpublished && stamp.holds_after_refresh();
+                if !may_be_pinned {
                     return None;
                 }
                 stamp.pin().map(|pin| self.pin(pin))
             });
-            pinned
-                .is_some_and(|pin| pin.generation == stamp.generation && pin.value.is_ok() == stamp.has_value)
+            pinned.is_some_and(|pin| {
+                let gave = if pin.value.is_ok() { Gave::Published } else { Gave::Nothing };
+                (pin.generation, gave) == (stamp.generation, stamp.gave)
+            })
         })
     }
 }

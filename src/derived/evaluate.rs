@@ -10,7 +10,7 @@ use crate::time::Clock;
 
 use super::cx::Cx;
 use super::node::{Computed, Node};
-use super::source::{AnySource, AnyValue, Pin, Source, Stamp, UNPUBLISHED, are_current, erase, id_of};
+use super::source::{AnySource, AnyValue, Gave, Pin, Source, Stamp, UNPUBLISHED, are_current, erase, id_of};
 
 #[cfg(feature = "async")]
 use std::pin::Pin as Pinned;
@@ -198,8 +198,11 @@ impl<T: Send + Sync + 'static, C: Clock, B> Node<T, C, B> {
         stamps: &[Stamp],
     ) -> Pin {
         // What is made from an unpublished value is out of date when another one is published.
-        let follows = if generation == UNPUBLISHED { before } else { generation };
-        let own = Stamp { source: Arc::clone(own), generation: follows, has_value: true };
+        let (follows, gave) = match generation {
+            UNPUBLISHED => (before, Gave::Unpublished),
+            generation => (generation, Gave::Published),
+        };
+        let own = Stamp { source: Arc::clone(own), generation: follows, gave };
         let value: AnyValue = value;
         let stamps = stamps.iter().cloned().chain([own]).collect();
         Pin { id: id_of(self), generation, value: Ok(value), stamps }

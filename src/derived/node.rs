@@ -35,7 +35,7 @@ use crate::sync::{Arc, Mutex, Ordering, PlainBool, Weak};
 use crate::time::Clock;
 use crate::trace;
 
-use super::source::{AnySource, Followed, Stamp, UNPUBLISHED, are_current, fresh_until};
+use super::source::{AnySource, Followed, Gave, Stamp, UNPUBLISHED, are_current, fresh_until};
 
 /// What a [`Derived`](crate::Derived) value and its links share.
 #[allow(missing_debug_implementations)] // as above
@@ -387,9 +387,9 @@ impl<T: Send + Sync + 'static, C: Clock + 'static, B: Send + Sync + 'static> Fol
     const IS_DERIVED: bool = true;
     const FRESH_WHEN_EMPTY: u64 = 0;
 
-    fn refresh(&self, generation: u64, has_value: bool) -> bool {
+    fn refresh(&self, generation: u64, gave: Gave) -> bool {
         let machine = self.machine();
-        if !has_value {
+        if gave == Gave::Nothing {
             // In a pause it makes none.
             return machine.holds(generation) && machine.paused_by().is_some();
         }

@@ -24,19 +24,31 @@ pub(super) type AnyValue = Arc<dyn Any + Send + Sync>;
 pub struct Stamp {
     pub(super) source: Arc<dyn AnySource>,
     pub(super) generation: u64,
-    /// Else it was made without a value of the source: there was none, it could not be served, or it could not be made.
-    pub(super) has_value: bool,
+    pub(super) gave: Gave,
+}
+
+/// What a source gave for a value that was made from it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[allow(unreachable_pub, missing_debug_implementations)] // as above
+pub enum Gave {
+    /// The value of that publication.
+    Published,
+    /// A value that is in no cell, since it was made for one evaluation after that publication. What was made from it does not
+    /// go together with the one that was published.
+    Unpublished,
+    /// No value: there was none, it could not be served, or it could not be made.
+    Nothing,
 }
 
 impl Stamp {
     /// Refreshes the source if it is due and knows how, and returns whether it would still give the same, and makes nothing else.
     pub(super) fn holds_after_refresh(&self) -> bool {
-        self.source.holds_after_refresh(self.generation, self.has_value)
+        self.source.holds_after_refresh(self.generation, self.gave)
     }
 
     /// What the source gives, if that is still the same.
     pub(super) fn pin(&self) -> Option<Pin> {
-        self.source.pin_at(self.generation, self.has_value)
+        self.source.pin_at(self.generation, self.gave)
     }
 }
 
@@ -65,10 +77,10 @@ pub(super) trait AnySource: Send + Sync {
     fn state(&self) -> (u64, u64);
 
     /// See [`Stamp::holds_after_refresh`].
-    fn holds_after_refresh(&self, generation: u64, has_value: bool) -> bool;
+    fn holds_after_refresh(&self, generation: u64, gave: Gave) -> bool;
 
     /// See [`Stamp::pin`].
-    fn pin_at(&self, generation: u64, has_value: bool) -> Option<Pin>;
+    fn pin_at(&self, generation: u64, gave: Gave) -> Option<Pin>;
 
     fn attach(&self, link: &Arc<Link>);
     fn detach(&self, link: &Arc<Link>);
@@ -115,8 +127,8 @@ pub trait Followed<M>: Kind<Stored: Send + Sync + 'static> + Send + Sync + Sized
     const FRESH_WHEN_EMPTY: u64;
 
     /// See [`Stamp::holds_after_refresh`].
-    fn refresh(&self, generation: u64, has_value: bool) -> bool {
-        let _ = has_value;
+    fn refresh(&self, generation: u64, gave: Gave) -> bool {
+        let _ = gave;
         self.machine().holds(generation)
     }
 
@@ -155,15 +167,15 @@ impl<S: Followed<M>, M: 'static> AnySource for Erased<S, M> {
         state_of(&*self.handle)
     }
 
-    fn holds_after_refresh(&self, generation: u64, has_value: bool) -> bool {
-        self.handle.refresh(generation, has_value)
+    fn holds_after_refresh(&self, generation: u64, gave: Gave) -> bool {
+        self.handle.refresh(generation, gave)
     }
 
-    fn pin_at(&self, generation: u64, has_value: bool) -> Option<Pin> {
+    fn pin_at(&self, generation: u64, gave: Gave) -> Option<Pin> {
         let machine = self.handle.machine();
         let id = self.id();
-        let own = Stamp { source: erase::<S, M>(&self.handle), generation, has_value };
-        if !has_value {
+        let own = Stamp { source: erase::<S, M>(&self.handle), generation, gave };
+        if gave == Gave::Nothing {
             // Of a derived value it is not known here what it has failed at.
             let is_known = !S::IS_DERIVED && machine.holds(generation);
             let value = Err(nothing_to_serve(machine));
@@ -206,7 +218,8 @@ fn take_from_cell<S: Source<M>, M: 'static>(
                 || seen.record.generation > since)
         {
             let generation = seen.record.generation;
-            let stamps = Arc::new([Stamp { source: erase::<S, M>(handle), generation, has_value: true }]);
+            let stamps =
+                Arc::new([Stamp { source: erase::<S, M>(handle), generation, gave: Gave::Published }]);
             let value: AnyValue = seen.value;
             return Ok(Pin { id: id_of(&**handle), generation, value: Ok(value), stamps });
         }
@@ -255,7 +268,7 @@ where
 {
     const FRESH_WHEN_EMPTY: u64 = 0;
 
-    fn refresh(&self, generation: u64, _: bool) -> bool {
+    fn refresh(&self, generation: u64, _: Gave) -> bool {
         // If that fails, it would make no other now.
         let _ = refresh_lazy(self);
         self.machine().holds(generation)

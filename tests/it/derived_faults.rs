@@ -9,7 +9,7 @@ use std::time::Duration;
 use dogpile::{Clock, Cx, Derived, DogpileCell, Freshness, ManualClock, Policy, RefreshError, Tick};
 
 use crate::derived::{Cell, OnClock, Runs, cells, derived, derived_with};
-use crate::support::{Down, TICK, TTL, eventually, gate, panic_message};
+use crate::support::{Down, Gate, TICK, TTL, eventually, gate, panic_message};
 
 /// One more than the source.
 fn next_of(source: &OnClock<u32>, clock: &ManualClock) -> OnClock<u32> {
@@ -285,6 +285,48 @@ fn a_failure_of_another_evaluation_hides_no_source_that_a_pause_waits_for() {
     is_gated.store(false, Ordering::Relaxed);
     right.set(5);
     assert_eq!(*source.try_get().unwrap(), 5);
+}
+
+/// While another thread makes `first` again, an evaluation makes one for itself. What is made from that does not go together
+/// with the `first` that is published.
+#[test]
+fn g15_what_was_made_from_an_unpublished_value_is_not_mixed_with_the_published_one() {
+    let ([cell], clock) = cells();
+    cell.set(1);
+    let (making, keeper) = gate();
+    let waits: Arc<Mutex<Option<Gate>>> = Arc::default();
+    let first = {
+        let (cell, waits) = (cell.clone(), Arc::clone(&waits));
+        derived(&clock, move |cx| {
+            let value = *cx.get(&cell);
+            let gate = waits.lock().unwrap().take();
+            if let Some(gate) = gate {
+                gate.pass();
+            }
+            value
+        })
+        .0
+    };
+    let (second, _) = derived(&clock, {
+        let first = first.clone();
+        move |cx| *cx.get(&first)
+    });
+    let (both, _) = derived(&clock, {
+        let (first, second) = (first.clone(), second.clone());
+        move |cx| (*cx.get(&second), *cx.get(&first))
+    });
+    assert_eq!(*both.get(), (1, 1));
+    cell.set(2);
+    *waits.lock().unwrap() = Some(making);
+    thread::scope(|scope| {
+        let slow = scope.spawn(|| *first.get());
+        keeper.wait_for_arrival();
+        let found = (*second.get(), *both.get());
+        keeper.open();
+        assert_eq!(slow.join().unwrap(), 2);
+        assert_eq!(found, (2, (2, 2)));
+    });
+    assert_eq!(*both.get(), (2, 2));
 }
 
 #[test]
