@@ -3,6 +3,8 @@
 //! ```text
 //! a ──► b ──► d ──► e ◄── a, other
 //! └───► c ────┘
+//!
+//! f ◄── d, c, b
 //! ```
 //!
 //! Each value carries the number of the source's value that it was made from, so that a mixture shows.
@@ -24,6 +26,8 @@ struct Graph {
     b: Derived<u64>,
     d: Derived<(u64, u64)>,
     e: Derived<((u64, u64), u64, u64)>,
+    /// What it asks for is cached, as a rule, but perhaps not made from the same.
+    f: Derived<[u64; 4]>,
     /// As `d`, but made with plain cells: what the naive way does.
     naive: Arc<DogpileCell<(u64, u64)>>,
     c: Derived<u64>,
@@ -56,7 +60,14 @@ impl Graph {
             let (d, a, other) = (d.clone(), Arc::clone(&a), Arc::clone(&other));
             move |cx| (*cx.get(&d), *cx.get(&a), *cx.get(&other))
         });
-        Self { a, other, b, d, e, naive: Arc::new(DogpileCell::with_policy(Policy::never_expires())), c }
+        let f = Derived::new({
+            let (b, c, d) = (b.clone(), c.clone(), d.clone());
+            move |cx| {
+                let (d, c, b) = (cx.get(&d), cx.get(&c), cx.get(&b));
+                [d.0, d.1, *c, *b]
+            }
+        });
+        Self { a, other, b, d, e, f, naive: Arc::new(DogpileCell::with_policy(Policy::never_expires())), c }
     }
 }
 
@@ -119,6 +130,7 @@ fn g15_nothing_is_mixed_and_nothing_goes_back() {
     let (a, other) = (*graph.a.get().unwrap(), *graph.other.get().unwrap());
     assert_eq!(*graph.e.get(), ((a, a), a, other));
     assert_eq!((*graph.d.get(), *graph.b.get()), ((a, a), a));
+    assert_eq!(*graph.f.get(), [a; 4]);
     let builds = || [&graph.b, &graph.c].map(|made| made.cell().stats().builds);
     let before = (builds(), graph.e.cell().stats().builds);
     for _ in 0..100 {
@@ -129,7 +141,7 @@ fn g15_nothing_is_mixed_and_nothing_goes_back() {
 }
 
 fn read(graph: &Graph, found: &Found, stop: &AtomicBool, mut random: Random) {
-    let (mut in_b, mut in_d, mut in_e) = (0, 0, (0, 0));
+    let (mut in_b, mut in_d, mut in_e, mut in_f) = (0, 0, (0, 0), 0);
     let mut reader = graph.e.reader();
     while !stop.load(Ordering::Relaxed) {
         let count = |counter: &AtomicU64, is_so: bool| {
@@ -146,7 +158,11 @@ fn read(graph: &Graph, found: &Found, stop: &AtomicBool, mut random: Random) {
         count(&found.mixed, d != (a, a));
         count(&found.back, a < in_e.0 || other < in_e.1);
         in_e = (a, other);
-        found.reads.fetch_add(3, Ordering::Relaxed);
+        let f = *graph.f.get();
+        count(&found.mixed, f != [f[0]; 4]);
+        count(&found.back, f[0] < in_f);
+        in_f = f[0];
+        found.reads.fetch_add(4, Ordering::Relaxed);
         let naive = *graph.naive.get_or_refresh(|| (*graph.b.get(), *graph.c.get()));
         found.naive.fetch_add(1, Ordering::Relaxed);
         count(&found.naive_mixed, naive.0 != naive.1);

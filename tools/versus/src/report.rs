@@ -257,6 +257,14 @@ fn fresh(table: &Table) -> String {
                 .collect()
         });
     }
+    text += "**With more cores.** A read slows others down only by what it writes to memory that they use too. \
+             `cargo run --release -p instructions` counts those stores: none in `load_or_refresh`, `Reader` and \
+             `arc_swap`'s `load` and `Cache`, so nothing in them grows with the number of cores. Two in \
+             `get_or_refresh` (the count of the `Arc`, up and down), and more in a lock: their cache line goes \
+             from core to core at each read, so all cores together read no more often than it can move, and each \
+             further core makes a single read slower. The step from one thread to two shows the price of one such \
+             move on this machine. With many cores, keep a `Reader` or use `load_or_refresh`; if an owned value is \
+             needed, `Reader::get_owned` counts in a line of that reader's own.\n\n";
     text
 }
 

@@ -1,39 +1,40 @@
 //! The value and the moment when it is out of date behind a lock, under which the value is built too.
 
+use super::Timer;
 use crate::contest::{Builds, Contestant, Meanwhile, Source, Traits, Value};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// One builds, since it holds the lock; everybody else waits for the lock.
 const LOCKED: Traits = Traits { expires: true, builds: Builds::One, meanwhile: Meanwhile::Waits };
 
-type Kept<V> = Option<(Instant, Arc<V>)>;
+type Kept<V, T> = Option<(<T as Timer>::Moment, Arc<V>)>;
 
 /// The value, if it is up to date.
 #[inline]
-fn fresh<V>(kept: Option<&(Instant, Arc<V>)>) -> Option<Arc<V>> {
-    kept.filter(|(until, _)| Instant::now() < *until).map(|(_, value)| Arc::clone(value))
+fn fresh<V, T: Timer>(kept: Option<&(T::Moment, Arc<V>)>) -> Option<Arc<V>> {
+    kept.filter(|(until, _)| T::now() < *until).map(|(_, value)| Arc::clone(value))
 }
 
 /// The value, after a second look by who holds the lock now; built if it is still out of date.
 #[cold]
-fn renewed<V: Value>(kept: &mut Kept<V>, source: &Source<V>, ttl: Duration) -> Arc<V> {
-    fresh(kept.as_ref()).unwrap_or_else(|| {
+fn renewed<V: Value, T: Timer>(kept: &mut Kept<V, T>, source: &Source<V>, ttl: Duration) -> Arc<V> {
+    fresh::<V, T>(kept.as_ref()).unwrap_or_else(|| {
         let value = Arc::new(source.build());
-        *kept = Some((Instant::now() + ttl, Arc::clone(&value)));
+        *kept = Some((T::after(ttl), Arc::clone(&value)));
         value
     })
 }
 
 macro_rules! rw_lock {
     ($Name:ident, $Lock:ty, $read:expr, $write:expr) => {
-        pub(crate) struct $Name<V> {
+        pub(crate) struct $Name<V, T: Timer> {
             kept: $Lock,
             ttl: Duration,
             source: Source<V>,
         }
 
-        impl<V: Value> Contestant<V> for $Name<V> {
+        impl<V: Value, T: Timer> Contestant<V> for $Name<V, T> {
             type Handle<'a> = &'a Self;
             const TRAITS: Traits = LOCKED;
 
@@ -51,8 +52,10 @@ macro_rules! rw_lock {
 
             #[inline(always)]
             fn read(cell: &mut &Self) -> u64 {
-                let value = fresh($read(&cell.kept).as_ref());
-                value.unwrap_or_else(|| renewed(&mut $write(&cell.kept), &cell.source, cell.ttl)).number()
+                let value = fresh::<V, T>($read(&cell.kept).as_ref());
+                value
+                    .unwrap_or_else(|| renewed::<V, T>(&mut $write(&cell.kept), &cell.source, cell.ttl))
+                    .number()
             }
         }
     };
@@ -60,26 +63,26 @@ macro_rules! rw_lock {
 
 rw_lock!(
     StdRwLock,
-    RwLock<Kept<V>>,
+    RwLock<Kept<V, T>>,
     |lock| RwLock::read(lock).unwrap_or_else(PoisonError::into_inner),
     |lock| RwLock::write(lock).unwrap_or_else(PoisonError::into_inner)
 );
 rw_lock!(
     ParkingLotRwLock,
-    parking_lot::RwLock<Kept<V>>,
+    parking_lot::RwLock<Kept<V, T>>,
     parking_lot::RwLock::read,
     parking_lot::RwLock::write
 );
 
 macro_rules! mutex {
     ($Name:ident, $Lock:ty, $lock:expr) => {
-        pub(crate) struct $Name<V> {
+        pub(crate) struct $Name<V, T: Timer> {
             kept: $Lock,
             ttl: Duration,
             source: Source<V>,
         }
 
-        impl<V: Value> Contestant<V> for $Name<V> {
+        impl<V: Value, T: Timer> Contestant<V> for $Name<V, T> {
             type Handle<'a> = &'a Self;
             const TRAITS: Traits = LOCKED;
 
@@ -98,9 +101,9 @@ macro_rules! mutex {
             #[inline(always)]
             fn read(cell: &mut &Self) -> u64 {
                 let mut kept = $lock(&cell.kept);
-                let value = match fresh(kept.as_ref()) {
+                let value = match fresh::<V, T>(kept.as_ref()) {
                     Some(value) => value,
-                    None => renewed(&mut kept, &cell.source, cell.ttl),
+                    None => renewed::<V, T>(&mut kept, &cell.source, cell.ttl),
                 };
                 drop(kept);
                 value.number()
@@ -109,5 +112,5 @@ macro_rules! mutex {
     };
 }
 
-mutex!(StdMutex, Mutex<Kept<V>>, |lock| Mutex::lock(lock).unwrap_or_else(PoisonError::into_inner));
-mutex!(ParkingLotMutex, parking_lot::Mutex<Kept<V>>, parking_lot::Mutex::lock);
+mutex!(StdMutex, Mutex<Kept<V, T>>, |lock| Mutex::lock(lock).unwrap_or_else(PoisonError::into_inner));
+mutex!(ParkingLotMutex, parking_lot::Mutex<Kept<V, T>>, parking_lot::Mutex::lock);

@@ -5,6 +5,7 @@ mod sides;
 
 use super::{LONG, Part, bar, origin};
 use crate::contest::{Contestant, Entry, STRIDE, Small, Source, WIDTHS, enter};
+use crate::contestants;
 use crate::contestants::caches::CachedOnce;
 use crate::contestants::kovan::Kovan;
 use crate::contestants::locks::StdRwLock;
@@ -191,13 +192,13 @@ pub(crate) fn rows() -> Vec<Row> {
             [one(fresh::<sides::Fail>()), one(fresh::<sides::Swap>())]
         }),
         row("load_or_refresh", "std RwLock<(Instant; Arc)>", TimesAsFast(2.0), || {
-            [one(fresh::<Load<Coarse>>()), one(fresh::<StdRwLock<Small>>())]
+            [one(fresh::<Load<Coarse>>()), one(fresh::<StdRwLock<Small, contestants::Exact>>())]
         }),
         row(
             "load_or_refresh on two threads",
             "std RwLock<(Instant; Arc)> on two threads",
             TimesAsFast(5.0),
-            || [two(fresh::<Load<Coarse>>()), two(fresh::<StdRwLock<Small>>())],
+            || [two(fresh::<Load<Coarse>>()), two(fresh::<StdRwLock<Small, contestants::Exact>>())],
         ),
         row("load_or_refresh", "moka get", TimesAsFast(8.0), || {
             [one(fresh::<Load<Coarse>>()), one(fresh::<sides::MokaGet>())]
