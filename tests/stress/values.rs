@@ -164,6 +164,14 @@ impl Census {
         result
     }
 
+    /// Calls `clear_if_current`, which returns whether the value was taken away. `latest`: see
+    /// [`invalidating_if`](Census::invalidating_if).
+    pub(crate) fn clearing_if(&self, latest: u64, clear: impl FnOnce() -> bool) {
+        if self.displacing(clear) {
+            self.cleared.fetch_max(latest, Ordering::SeqCst);
+        }
+    }
+
     /// Calls `invalidate`.
     pub(crate) fn invalidating(&self, invalidate: impl FnOnce()) {
         let latest = self.latest();

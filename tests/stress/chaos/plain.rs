@@ -66,6 +66,7 @@ pub(super) const RARE: &[&str] = &[
     "restore",
     "reset",
     "declared stale, since it was current",
+    "cleared, since it was current",
     "refresher: spawn",
     "refresher: drop",
     "refresher: stop_timeout",
@@ -627,6 +628,19 @@ impl<'a> Actor<'a> {
                     _ => cell.clear(),
                 }));
             }
+            50 if self.random.one_in(2) => {
+                self.doing(name, "clear_if_current");
+                let latest = census.latest();
+                let Some(seen) = cell.get() else { return };
+                self.random.dawdle();
+                census.clearing_if(latest, || {
+                    let cleared = cell.clear_if_current(&seen);
+                    if cleared {
+                        self.tally(name, "cleared, since it was current");
+                    }
+                    cleared
+                });
+            }
             50 => {
                 self.doing(name, "revoke");
                 if census.displacing(|| cell.revoke()) {
@@ -749,8 +763,9 @@ impl<'a> Actor<'a> {
     fn see_snapshot(&self, which: usize) {
         let plain = &self.stage.plain[which];
         self.doing(plain.name, "snapshot");
+        let is_a_read = self.random.one_in(2);
         let (before, generation) = (plain.census.before(), plain.cell().generation());
-        if let Some(shot) = plain.cell().snapshot() {
+        if let Some(shot) = if is_a_read { plain.cell().snapshot() } else { plain.cell().peek() } {
             assert!(shot.generation >= generation, "the generation goes back");
             plain.note_generation(shot.generation, shot.value.number());
             let mut witness = self.plain[which].borrow_mut();

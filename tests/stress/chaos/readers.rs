@@ -403,8 +403,9 @@ impl<'a> Actor<'a> {
             }
             37 => {
                 self.doing(name, "snapshot");
+                let is_a_read = self.random.one_in(2);
                 let (before, generation) = (census.before(), cell.generation());
-                if let Some(shot) = cell.snapshot() {
+                if let Some(shot) = if is_a_read { cell.snapshot() } else { cell.peek() } {
                     assert!(shot.generation >= generation, "{name}: the generation goes back");
                     let value = Readers::enter(self, which, shot.value, before);
                     if shot.freshness == Freshness::Fresh {
