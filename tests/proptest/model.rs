@@ -1494,16 +1494,19 @@ impl Model {
         Place { attempt: self.attempts.len() - 1, begun, overdue }
     }
 
-    /// How what a place waits for has ended. A value: the newest there is by now; if that was taken away again, or was
-    /// published for no reader, none.
-    fn newest(&self, place: Place) -> Option<Ended<Publication>> {
+    /// How what a place waits for has ended. A value: the newest there is by now, which is read then; if that was taken away
+    /// again, or was published for no reader, none.
+    fn newest(&mut self, place: Place) -> Option<Ended<Publication>> {
         let ended = self.attempts[place.attempt]?;
         let Ended::Published(publication) = ended else { return Some(ended) };
         if publication.generation == self.generation {
             return Some(ended);
         }
-        let newest = self.value.filter(|value| self.was_servable(value));
-        Some(newest.map_or(Ended::Abandoned, Ended::Published))
+        let Some(newest) = self.value.filter(|value| self.was_servable(value)) else {
+            return Some(Ended::Abandoned);
+        };
+        self.read();
+        Some(Ended::Published(newest))
     }
 
     /// A wait begins; `None`: it goes on.
