@@ -62,7 +62,8 @@ const FIRST_BUILD: Duration = Duration::from_secs(1);
 /// is missing, half written or wrong, the cell goes on serving the last good value as its policy allows, and
 /// [`last_error`](Watch::last_error) shows why. The next change is tried at once.
 ///
-/// The same bytes lead to no build and no publication: a `touch`, a `chmod`, a file written anew with the same content. While
+/// The same bytes lead to no build and no publication: a `touch`, a `chmod`, a file written anew with the same content. (After an
+/// error, those of the value that is served renew it, without a call of the closure.) While
 /// the cell holds a fresh value, a state that the closure refuses is tried again only when it changes, or by
 /// [`reload_now`](Watch::reload_now). A file that could not be read, for want of descriptors for example, is read again by each
 /// poll. If the cell is empty, or its value stale, the policy's retry pauses apply as well.

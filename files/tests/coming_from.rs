@@ -285,11 +285,15 @@ fn a_file_is_read() {
 fn the_first_value_is_built_like_the_others() {
     let bench = Bench::new(write_file("first."));
     assert!(bench.watch.wait_ready(PATIENCE));
+    let called = Arc::new(AtomicU32::new(0));
+    let counted = Arc::clone(&called);
+    let _hook = bench.cell.on_publish(move |_| drop(counted.fetch_add(1, Ordering::SeqCst)));
     let first: Arc<String> = bench.cell.get().unwrap();
     assert_eq!((first.as_str(), bench.cell.load().unwrap().as_str()), ("first", "first"));
     bench.write("file", "second.");
     bench.shows("second");
     assert_eq!(*first, "first");
+    eventually("the hook is called", || called.load(Ordering::SeqCst) == 1);
 }
 
 // config | `File::with_name("local").required(false)`, or `Toml::file`, which may be missing
