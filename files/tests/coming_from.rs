@@ -287,7 +287,9 @@ fn the_first_value_is_built_like_the_others() {
     assert!(bench.watch.wait_ready(PATIENCE));
     let called = Arc::new(AtomicU32::new(0));
     let counted = Arc::clone(&called);
-    let _hook = bench.cell.on_publish(move |_| drop(counted.fetch_add(1, Ordering::SeqCst)));
+    let _hook = bench.cell.on_publish(move |_| {
+        counted.fetch_add(1, Ordering::SeqCst);
+    });
     let first: Arc<String> = bench.cell.get().unwrap();
     assert_eq!((first.as_str(), bench.cell.load().unwrap().as_str()), ("first", "first"));
     bench.write("file", "second.");
