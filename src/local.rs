@@ -370,6 +370,7 @@ impl<T, B, C> fmt::Debug for Local<T, B, C> {
 /// local!(static NAME: T = LAZY, clock: TickClock);     // a cell with another clock
 /// ```
 ///
+/// `LAZY` is an expression that names the same cell at each read: the thread keeps a value, not which cell it came from.
 /// The type is what the build returns, where `Result` is spelled out with both of its types. Attributes and a visibility
 /// may stand before `static`, and several declarations may follow each other. As with `thread_local!`, what is declared is a
 /// constant; the readers are behind it.

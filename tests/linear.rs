@@ -12,6 +12,8 @@
 //!
 //! `DOGPILE_SEED` and `DOGPILE_STRESS` as in `tests/stress.rs`.
 
+#[path = "linear/cells.rs"]
+mod cells;
 #[path = "linear/checker.rs"]
 mod checker;
 #[allow(dead_code)] // what the stress tests alone use

@@ -24,11 +24,12 @@
 //!    the lock, and a flight is removed only at zero. So builds, waiters and leases of one key are always in one cell, and
 //!    a cell that is not registered has none. The caller that brings the count to zero sees to the removal: exactly one does. A
 //!    future that is dropped drops its `FlightRef`.
-//! 3. A call that publishes copies the cell's state to the store before it returns ([`Flights::sync`]): under the lock,
+//! 3. A call that has built, or tried to, copies the cell's state to the store before it returns ([`Flights::sync`]): under the lock,
 //!    from a look at the cell under that lock. So of two publications the later one is what stays.
 //! 4. A change (`set`, `invalidate`, `clear`, or a read that asks for something newer than a fresh value) first *marks* the
 //!    entry at rest, so that readers ask the flight, and the last change to end copies the cell's state back. So no thread sees
-//!    the new value and then the old one (G3), and a change takes effect in the cell at one point.
+//!    the new value and then the old one (G3), and a change takes effect in the cell at one point. If a build runs then, the
+//!    copy is marked in the same way, until the end of that build.
 //! 5. Without a flight, a write changes the store under the lock; there is no build that it would have to fence.
 //!
 //! # Invalidations of many keys
@@ -360,7 +361,10 @@ impl<K: Eq + Hash + Clone, T, C: Clock + Clone> Inner<K, T, C> {
         } else if let Some(key) = key.take() {
             let Made { value, origin, traits } = &*seen.value;
             let parts = Parts { value: Arc::clone(value), life, origin: *origin, traits: traits.clone() };
-            self.store.insert(key, Entry::new(parts, self.ttl), removed);
+            let entry = Entry::new(parts, self.ttl);
+            // A build that runs beside a fresh value (a `restore` displaces none) publishes to the cell before its call copies that.
+            let entry = if flight.cell.is_refreshing() { entry.mark() } else { entry };
+            self.store.insert(key, entry, removed);
         }
         (Some(seen.value), at_rest)
     }
@@ -389,7 +393,7 @@ impl<K: Eq + Hash + Clone, T, C: Clock + Clone> Inner<K, T, C> {
             flight.changes.fetch_sub(1, Ordering::Relaxed);
         }
         if flight.changes.load(Ordering::Relaxed) == 0
-            && (purpose == Purpose::Change || progress == Progress::Built)
+            && (purpose == Purpose::Change || progress != Progress::Served)
         {
             synced = self.sync(flight, &mut key, now, &mut removed);
         }

@@ -434,7 +434,8 @@ where
     K: Hash + Eq + Clone,
     C: Clock + Clone,
 {
-    /// Publishes a value for the key. A build of the key that began before does not displace it.
+    /// Publishes a value for the key. A build of the key that began before does not displace it. An invalidation of many keys
+    /// that comes while this runs concerns the value.
     ///
     /// Callers that wait for the key get it.
     ///
@@ -660,7 +661,8 @@ where
         self.inner.epochs.invalidate_all(moment(self.inner.clock.now()));
     }
 
-    /// Takes all values away. Builds that run are not published.
+    /// Takes all values away. Builds that run are not published. A value that is [`set`](Self::set) while this runs may be taken
+    /// away too, also a moment after both calls have returned.
     ///
     /// # Cost
     ///

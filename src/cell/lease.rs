@@ -384,11 +384,10 @@ pub(crate) struct Inside {
 impl<'a, K: Kind> Held<'a, K> {
     pub(crate) fn new(handle: Handle<'a, K>, mut ticket: Ticket<K::Stored>) -> Self {
         let beginning = ticket.beginning;
-        if !K::LEASE_KEEPS_PREVIOUS {
-            drop(ticket.previous.take());
-        }
+        let unkept = if K::LEASE_KEEPS_PREVIOUS { None } else { ticket.previous.take() };
         let mut held = Self { handle, ticket: Some(ticket), span: Span::none(), was_panicking: panicking() };
-        // A subscriber may panic: then the lease comes back.
+        // From here on the lease comes back if something panics: a drop, or a subscriber.
+        drop(unkept);
         held.span = Span::begin(held.machine().name, beginning);
         held
     }

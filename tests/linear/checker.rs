@@ -19,6 +19,9 @@ pub(crate) trait Model: Clone + Eq + Hash + Debug {
     fn after(&self, operation: &Self::Operation, contended: bool) -> Option<Self>;
 
     fn changes_something(operation: &Self::Operation) -> bool;
+
+    /// Whether it need not have happened: nothing tells.
+    fn is_optional(operation: &Self::Operation) -> bool;
 }
 
 /// Something that a thread has done.
@@ -67,8 +70,11 @@ pub(crate) fn check<M: Model>(start: &M, events: &[Event<M::Operation>]) -> Resu
             events.iter().any(|other| event.overlaps(other) && M::changes_something(&other.operation))
         })
         .collect();
-    let mut search =
-        Search { events, contended, tried: HashSet::new(), longest: (Vec::new(), start.clone()) };
+    let optional = (0..events.len())
+        .filter(|number| M::is_optional(&events[*number].operation))
+        .fold(0, |optional, number| optional | 1 << number);
+    let longest = (Vec::new(), start.clone());
+    let mut search = Search { events, contended, optional, tried: HashSet::new(), longest };
     let everything = if events.len() == 64 { u64::MAX } else { (1 << events.len()) - 1 };
     if search.find(start, everything, &mut Vec::new()) {
         return Ok(());
@@ -88,6 +94,8 @@ pub(crate) fn check<M: Model>(start: &M, events: &[Event<M::Operation>]) -> Resu
 struct Search<'a, M: Model> {
     events: &'a [Event<M::Operation>],
     contended: Vec<bool>,
+    /// Which events need not have happened.
+    optional: u64,
     /// Which events were left, and the state.
     tried: HashSet<(u64, M)>,
     longest: (Vec<usize>, M),
@@ -95,7 +103,7 @@ struct Search<'a, M: Model> {
 
 impl<M: Model> Search<'_, M> {
     fn find(&mut self, state: &M, left: u64, order: &mut Vec<usize>) -> bool {
-        if left == 0 {
+        if left & !self.optional == 0 {
             return true;
         }
         if order.len() > self.longest.0.len() {

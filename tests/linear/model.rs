@@ -111,6 +111,8 @@ pub(crate) enum Operation {
     },
     /// Nothing has been published since this generation that is still there.
     NothingNewer(u64),
+    /// A map has evicted the value, or not.
+    Evict,
     /// `has_changed`, and the generation that the subscription has returned.
     HasChanged {
         seen: u64,
@@ -253,6 +255,7 @@ impl Model for State {
             ),
             Operation::NothingNewer(seen) => unchanged_if(!here.has_newer_than(seen)),
             Operation::HasChanged { seen, changed } => unchanged_if(changed == here.has_newer_than(seen)),
+            Operation::Evict => Some(Self { value: None, ..here }),
         }
     }
 
@@ -264,6 +267,7 @@ impl Model for State {
             | Operation::Looks(_)
             | Operation::Refreshing(_)
             | Operation::HasChanged { .. }
+            | Operation::Evict
             | Operation::Fresh(_) => false,
             Operation::Set(_)
             | Operation::Restore(_)
@@ -291,6 +295,10 @@ impl Model for State {
             | Operation::PendingUntilFresh
             | Operation::PendingAnew => true,
         }
+    }
+
+    fn is_optional(operation: &Operation) -> bool {
+        *operation == Operation::Evict
     }
 }
 
@@ -516,6 +524,20 @@ mod tests {
         {
             impossible(&[&sets, &wrong]);
         }
+    }
+
+    #[test]
+    fn an_eviction_takes_a_value_away_and_brings_none_back() {
+        let sets = [(1, 2, Set(1)), (5, 6, Set(2))];
+        let evicted = [(0, 100, Evict)];
+        possible(&[&sets, &[(3, 4, Get(None)), (7, 8, Get(Some(2)))], &evicted]);
+        // It need not have happened.
+        possible(&[&sets, &[(3, 4, Get(Some(1))), (7, 8, Get(Some(2)))], &evicted]);
+        impossible(&[&sets, &[(3, 4, Get(None)), (7, 8, Get(Some(1)))], &evicted]);
+        // And once only.
+        impossible(&[&sets, &[(3, 4, Get(None)), (7, 8, Get(None))], &evicted]);
+        possible(&[&sets, &[(3, 4, Get(None)), (7, 8, Get(None))], &evicted, &evicted]);
+        impossible(&[&sets, &[(3, 4, Get(None))]]);
     }
 
     #[test]

@@ -10,9 +10,10 @@ use dogpile::Subscription;
 #[cfg(feature = "async")]
 use futures_lite::future::{block_on, poll_once};
 
+use crate::cells::{TestCell, TestReaderCell};
 use crate::harness::Member;
 use crate::model::Operation;
-use crate::rounds::{Interrupter, Notes, Subject, THREADS, TestCell, TestReaderCell, rounds};
+use crate::rounds::{Interrupter, Notes, Subject, THREADS, rounds};
 
 const FOLLOWERS: usize = if cfg!(miri) { 1 } else { 2 };
 /// Of the other threads. Each makes three events at most, and one publication that each follower may return: a history has

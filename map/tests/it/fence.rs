@@ -355,3 +355,34 @@ fn of_two_readers_neither_is_served_what_was_invalidated() {
         }
     }
 }
+
+/// The build's call looks at the clock once more when its value is published already, and before it copies that to the store.
+#[test]
+fn what_is_built_beside_a_restored_value_replaces_it_for_all_at_once() {
+    thread_local! {
+        static LOOKS: Cell<bool> = const { Cell::new(false) };
+    }
+    let seen: Arc<Mutex<Vec<Option<u64>>>> = Arc::default();
+    let place: Arc<OnceLock<DogpileMap<u64, u64, HookedClock>>> = Arc::default();
+    let hook = {
+        let (seen, place) = (Arc::clone(&seen), Arc::clone(&place));
+        move || {
+            // The look asks the clock in turn.
+            if LOOKS.take() {
+                seen.lock().unwrap().push(place.get().unwrap().get(&1).map(|value| *value));
+                LOOKS.set(true);
+            }
+        }
+    };
+    let clock = HookedClock { time: ManualClock::new(), hook: Arc::new(hook) };
+    let map = place.get_or_init(|| DogpileMap::builder(Policy::ttl(MINUTE)).clock(clock).build());
+    map.get_or_refresh(&1, |_| {
+        map.restore(1, 10, Duration::ZERO);
+        LOOKS.set(true);
+        20
+    });
+    LOOKS.set(false);
+    let seen = seen.lock().unwrap();
+    assert_eq!((seen.first(), seen.last()), (Some(&Some(10)), Some(&Some(20))));
+    assert!(seen.is_sorted(), "{seen:?}");
+}
