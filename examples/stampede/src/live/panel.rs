@@ -6,7 +6,7 @@
 use crate::database::{Failure, Query};
 use crate::report::Quantiles;
 use crate::strategies::{Asker, Dogpile, MutexedCache, Refreshed, Strategy, TimedCache};
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use dogpile::Policy;
 use serde::Serialize;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -151,14 +151,14 @@ impl Loads {
         let source = || Source::new(&switches);
         let ahead = source();
         let refresher = Refreshed::start(ttl, ahead.query(), false).context("cannot start a refresher")?;
+        // Its first report is there when the requests begin.
+        ensure!(refresher.wait_ready(PATIENCE), "the refresher has made no report within {PATIENCE:?}");
         let strategies: [(Box<dyn Strategy>, Arc<Source>); 4] = [
             (Box::new(TimedCache::new(ttl)), source()),
             (Box::new(MutexedCache::new(ttl)), source()),
             (Box::new(Dogpile::new(Policy::ttl(ttl))), source()),
             (Box::new(refresher), ahead),
         ];
-        // The refresher's first report is there when the requests begin.
-        thread::sleep(2 * QUERY);
         let start = Instant::now();
         let mut loads = Self { panels: Vec::new(), begun: Vec::new(), clients: Vec::new(), switches };
         for (strategy, source) in strategies {
