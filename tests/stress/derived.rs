@@ -126,11 +126,14 @@ fn g15_nothing_is_mixed_and_nothing_goes_back() {
     assert!(reads >= if cfg!(miri) { 10 } else { 10_000 }, "{reads} reads show little");
     assert_eq!((mixed, back), (0, 0));
 
-    // After the last publication the next read is made from the newest, and then nothing is made any more.
+    // After the last publication the next read is made from the newest.
     let (a, other) = (*graph.a.get().unwrap(), *graph.other.get().unwrap());
     assert_eq!(*graph.e.get(), ((a, a), a, other));
     assert_eq!((*graph.d.get(), *graph.b.get()), ((a, a), a));
     assert_eq!(*graph.f.get(), [a; 4]);
+    // What it was made from may have been made for that read only, and is published by a read of its own. When each is published
+    // after its sources, nothing is made any more.
+    drop((graph.b.get(), graph.c.get(), graph.d.get(), graph.e.get(), graph.f.get()));
     let builds = || [&graph.b, &graph.c].map(|made| made.cell().stats().builds);
     let before = (builds(), graph.e.cell().stats().builds);
     for _ in 0..100 {
