@@ -23,18 +23,6 @@ fn looks(fleet: &Fleet, node: &Node, times: u64) {
     passes(fleet, "it looks", || node.stats().polls >= before + times);
 }
 
-#[track_caller]
-fn passes(fleet: &Fleet, what: &str, condition: impl Fn() -> bool) {
-    let advanced = std::cell::Cell::new(None::<std::time::Instant>);
-    eventually(what, || {
-        if advanced.get().is_none_or(|last| last.elapsed() > Duration::from_millis(20)) {
-            fleet.clock.advance(SECOND / 10);
-            advanced.set(Some(std::time::Instant::now()));
-        }
-        condition()
-    });
-}
-
 fn get(node: &Node) -> Option<String> {
     node.get().map(|value| value.to_string())
 }

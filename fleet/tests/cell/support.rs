@@ -172,6 +172,19 @@ pub(crate) fn eventually(what: &str, condition: impl Fn() -> bool) {
     }
 }
 
+/// Lets time pass until something has happened; but not much faster than other threads get a turn, or values would expire by it.
+#[track_caller]
+pub(crate) fn passes(fleet: &Fleet, what: &str, condition: impl Fn() -> bool) {
+    let advanced = std::cell::Cell::new(None::<std::time::Instant>);
+    eventually(what, || {
+        if advanced.get().is_none_or(|last| last.elapsed() > Duration::from_millis(20)) {
+            fleet.clock.advance(SECOND / 10);
+            advanced.set(Some(std::time::Instant::now()));
+        }
+        condition()
+    });
+}
+
 /// Runs something that may hang.
 #[track_caller]
 pub(crate) fn at_once<R: Send + 'static>(what: &str, run: impl FnOnce() -> R + Send + 'static) -> R {
