@@ -73,6 +73,14 @@ impl<C: Clock> Access<C> {
         }
     }
 
+    /// The same number for users of the same store, as far as that is known by its breaker.
+    pub(crate) fn store_number(&self) -> usize {
+        match self.store.breaker() {
+            Some(breaker) => std::ptr::from_ref(breaker).addr(),
+            None => Arc::as_ptr(&self.store).addr(),
+        }
+    }
+
     /// Of several the first one stays.
     pub(crate) fn on_error(&self, report: OnError) {
         let _ = self.on_error.set(report);

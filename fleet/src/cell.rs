@@ -3,8 +3,10 @@
 //! ```text
 //! build          what a build is given and returns
 //! node           elections, takings-over, ends of builds: what talks to the store
+//! job            what the worker does for others, and how it is handed over
+//! mailbox        how it is posted
 //! reply          an answer from the worker
-//! worker         the thread that talks to the store where no caller should have to
+//! worker         talks to the store where no caller should have to: an actor of the scheduler
 //! search         the loop around a look, for threads and for tasks
 //! cell           this file
 //! asynchronous   the same for tasks (feature `async`)
@@ -15,6 +17,8 @@
 #[cfg(feature = "async")]
 mod asynchronous;
 mod build;
+mod job;
+mod mailbox;
 mod node;
 mod refresher;
 mod reply;
@@ -38,8 +42,9 @@ use crate::error::FleetError;
 use crate::policy::FleetPolicy;
 use crate::stats::FleetStats;
 use crate::store::{Invalidation, RefreshStore, StoreError, Version};
+use job::Job;
 use node::{Caller, Node};
-use worker::Signals;
+use worker::Worker;
 
 /// A [`DogpileCell`] whose builds are shared by all processes that use the same store.
 ///
@@ -64,7 +69,8 @@ use worker::Signals;
 /// # Cost
 ///
 /// A read that finds a value which is fresh (or stale, while it is being dealt with) is a read of the local cell. All
-/// else is counted in [`stats`](FleetCell::stats). The cell has a thread of its own, started when it is first needed.
+/// else is counted in [`stats`](FleetCell::stats). All cells of a process
+/// share up to four threads, which are started when they are first needed and end with the last cell.
 ///
 /// # Examples
 ///
@@ -92,15 +98,15 @@ pub struct FleetCell<T: 'static, C: Clock + 'static = SystemClock> {
     /// The node's. Here too, so that a read has one pointer less to follow.
     local: Arc<DogpileCell<T, C>>,
     node: Arc<Node<T, C>>,
-    _end: End,
+    _end: End<T, C>,
 }
 
-/// Ends the worker with the cell.
-struct End(Arc<Signals>);
+/// Keeps the worker, and ends it with the cell.
+struct End<T: 'static, C: Clock + 'static>(Arc<Worker<T, C>>);
 
-impl Drop for End {
+impl<T: 'static, C: Clock + 'static> Drop for End<T, C> {
     fn drop(&mut self) {
-        self.0.close();
+        self.0.node.mailbox.close();
     }
 }
 
@@ -154,6 +160,9 @@ where
 {
     /// As [`new`](FleetCell::new), with a clock for this node's own deadlines.
     ///
+    /// A cell whose clock is a value with data, such as a [`ManualClock`](dogpile::ManualClock), has a thread of its own. Cells with
+    /// a clock of a type without data share their threads, as those with a [`SystemClock`] do.
+    ///
     /// # Panics
     ///
     /// As [`new`](FleetCell::new).
@@ -172,14 +181,13 @@ where
              has {} bytes: {name:?}",
             name.len()
         );
-        let node = Arc::new(Node::new(name, Arc::new(store), Box::new(codec), policy, clock));
-        node.worker.attach(&node);
-        let end = End(Arc::clone(&node.worker.signals));
-        Self { local: Arc::clone(&node.local), node, _end: end }
+        let worker = Worker::new(name, Arc::new(store), Box::new(codec), policy, clock);
+        let node = Arc::clone(&worker.node);
+        Self { local: Arc::clone(&node.local), node, _end: End(worker) }
     }
 
-    /// Calls `report` with each error of the store, on the thread that came across it, which is the cell's own or a caller's. It must
-    /// not use the cell. Of several the first one stays.
+    /// Calls `report` with each error of the store, on the thread that came across it: a caller's, or one that all
+    /// cells share. It must not use a cell, nor wait for one. Of several the first one stays.
     ///
     /// # Examples
     ///
@@ -413,7 +421,7 @@ where
     /// assert_eq!(*page.get_or_refresh(|| String::from("<html>")), "<html>");
     /// ```
     pub fn after_fork(&self) {
-        self.node.worker.kick(&self.node);
+        self.node.mailbox.nudge(Job::Kick);
     }
 
     /// What this node has done so far.

@@ -31,6 +31,8 @@ impl Error for CodecError {
 }
 
 /// How values become bytes and values again.
+///
+/// It runs on the callers' threads, and on those that all cells share: it must not wait for a cell.
 pub trait Codec<T>: Send + Sync {
     /// A number that changes whenever the format of the bytes does. A payload of another schema is not decoded.
     fn schema(&self) -> u32 {

@@ -128,7 +128,7 @@ impl<T> fmt::Debug for FleetValue<T> {
 pub struct FleetKeys<T: 'static, C: Clock + 'static = SystemClock> {
     shared: Arc<Shared<C>>,
     codec: Box<dyn Codec<T>>,
-    beats: Arc<Beats>,
+    beats: Arc<Beats<C>>,
 }
 
 /// A right to build.
@@ -171,8 +171,9 @@ where
         clock: C,
     ) -> Self {
         let access = Access::new(Arc::new(store), policy.breaker, clock.clone());
+        let beats = Beats::new(clock.clone(), access.store_number());
         let shared = Shared::new(name.into(), access, policy, clock);
-        Self { shared: Arc::new(shared), codec: Box::new(codec), beats: Arc::default() }
+        Self { shared: Arc::new(shared), codec: Box::new(codec), beats }
     }
 
     /// Calls `report` with each error of the store, on the thread that came across it. Of several the first one stays.

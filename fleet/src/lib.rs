@@ -52,6 +52,8 @@
 //! * An invalidation that could not be delivered is an error, and is not forgotten: it is delivered before anything else is
 //!   asked of the store.
 //! * A store that is down makes each process build for itself, one build at a time, once its value is too old to be served.
+//! * Threads do not grow with cells: those of a process share four at most. A store that hangs never takes all of them, so that it holds
+//!   up no cell of another store.
 //! * Times are measured by the store's clock. The clocks of two nodes are never compared.
 #![cfg_attr(docsrs, feature(doc_cfg), doc(auto_cfg(hide(doc, doctest))))]
 
@@ -77,6 +79,7 @@ mod postgres;
 #[cfg(feature = "redis")]
 mod redis;
 pub mod rules;
+mod scheduler;
 mod stats;
 mod store;
 mod swap;

@@ -447,6 +447,9 @@ pub trait RefreshStore: Send + Sync {
 
     /// The breaker that all cells of the store share: when operations of one cell fail, the others leave the store alone too.
     /// Its times are those of the cells' clocks, which have to agree. Default: none, and each cell has its own.
+    ///
+    /// It also says which cells have the same store: of the threads that all cells of the process share, they leave one to the cells
+    /// of other stores, however long their operations take.
     fn breaker(&self) -> Option<&Breaker> {
         None
     }

@@ -11,7 +11,9 @@ use std::sync::Arc;
 use dogpile::{BoxError, Clock};
 
 use super::build::{BuildContext, Built};
+use super::job::Task;
 use super::node::Caller;
+use super::reply::Reply;
 use super::{FleetCell, FleetError};
 use crate::store::{Invalidation, StoreError};
 
@@ -102,7 +104,7 @@ where
     ///
     /// If the store could not be reached. This node's value is stale all the same.
     pub async fn invalidate_async(&self) -> Result<(), Arc<StoreError>> {
-        self.node.worker.run(&self.node, |node| node.invalidate(Invalidation::Soft)).await
+        self.by_worker(|reply| Task::Invalidate(Invalidation::Soft, reply)).await
     }
 
     /// As [`clear`](FleetCell::clear), for tasks. Once begun it goes on, also if the future is dropped.
@@ -111,7 +113,7 @@ where
     ///
     /// If the store could not be reached. This node's value is gone all the same.
     pub async fn clear_async(&self) -> Result<(), Arc<StoreError>> {
-        self.node.worker.run(&self.node, |node| node.invalidate(Invalidation::Hard)).await
+        self.by_worker(|reply| Task::Invalidate(Invalidation::Hard, reply)).await
     }
 
     /// As [`check`](FleetCell::check), for tasks.
@@ -134,6 +136,14 @@ where
     /// # }).unwrap();
     /// ```
     pub async fn check_async(&self) -> Result<(), Arc<StoreError>> {
-        self.node.worker.run(&self.node, |node| node.check()).await
+        self.by_worker(Task::Check).await
+    }
+
+    async fn by_worker<R>(&self, task: impl FnOnce(Reply<R>) -> Task<T, C>) -> R {
+        let awaited = self.node.hand_over(task);
+        match (&awaited).await {
+            Some(result) => result,
+            None => panic!("the cell's worker has panicked: see its message"),
+        }
     }
 }

@@ -16,7 +16,7 @@
 //! What holds everything together is the local cell's lease. It is held by
 //!
 //! * a caller, as long as it asks the store and builds;
-//! * the worker thread ([`Watch`](super::worker::Watch)), as long as another node builds, a pause runs or the store is
+//! * the worker ([`Watch`](super::job::Watch)), as long as another node builds, a pause runs or the store is
 //!   down. Readers are served the stale value meanwhile, without a lock. A caller that finds nothing to serve waits for the
 //!   lease as for a local build, and is handed the value when the worker takes it over.
 //!
@@ -79,7 +79,7 @@ use std::time::Duration;
 
 use dogpile::{BoxError, Clock, DogpileCell, Lease, Lookup, PublishOutcome, Published, SharedError, Tick};
 
-use super::worker::Worker;
+use super::job::{Job, Mail};
 use crate::access::{Access, Operation};
 use crate::breaker::Kind;
 use crate::codec::Codec;
@@ -96,7 +96,7 @@ pub(crate) struct Node<T: 'static, C: Clock + 'static> {
     pub(crate) access: Access<C>,
     pub(crate) codec: Box<dyn Codec<T>>,
     pub(crate) policy: FleetPolicy,
-    pub(crate) worker: Worker<T, C>,
+    pub(crate) mailbox: Mail<T, C>,
     known: Mutex<Known>,
     /// A right to build whose caller had no patience.
     stash: Mutex<Option<(Won<T>, Tick)>>,
@@ -259,6 +259,7 @@ where
         codec: Box<dyn Codec<T>>,
         policy: FleetPolicy,
         clock: C,
+        mailbox: Mail<T, C>,
     ) -> Self {
         Self {
             local: Arc::new(DogpileCell::with_clock(policy.local(), clock.clone())),
@@ -267,7 +268,7 @@ where
             name,
             codec,
             policy,
-            worker: Worker::new(),
+            mailbox,
             known: Mutex::default(),
             stash: Mutex::new(None),
             orphans: Mutex::default(),
@@ -330,9 +331,9 @@ where
         }
         drop(registered);
         // From now on there is something to look after.
-        self.worker.start(self);
+        self.mailbox.attach();
         if bounded {
-            self.worker.kick(self);
+            self.mailbox.nudge(Job::Kick);
         }
     }
 

@@ -28,10 +28,11 @@ use dogpile::{BoxError, Clock, Freshness, Hook, Lookup, SharedError, Tick};
 
 use super::FleetCell;
 use super::build::{BuildContext, Built};
+use super::job::Job;
 use super::node::{Ahead, Caller, Node, Step, Ticket};
-use super::worker::Wake;
 use crate::draw;
 use crate::policy::doubled;
+use crate::scheduler::Wake;
 
 /// The pause after a build that failed, which doubles, where the policy has none.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
@@ -153,7 +154,7 @@ impl FleetRefresher {
         let status = Arc::new(Status::default());
         let wake = Arc::clone(&status.wake);
         let hook = cell.local.on_change(move |_| wake.notify());
-        cell.node.worker.signals.wakes_at_end(&status.wake);
+        cell.node.mailbox.wakes_at_end(&status.wake);
         let refreshing = Refreshing {
             node: Arc::downgrade(&cell.node),
             clock: cell.node.clock.clone(),
@@ -256,7 +257,7 @@ where
         status.wake.wakes_this_thread();
         loop {
             let Some(node) = self.node.upgrade() else { return };
-            if status.lock().stopped || node.worker.signals.is_closed() {
+            if status.lock().stopped || node.mailbox.is_closed() {
                 return;
             }
             let until = match self.plan(&node) {
@@ -312,7 +313,7 @@ where
                 },
                 // Somebody deals with it. A publication ends the pause.
                 _ => {
-                    node.worker.kick(node);
+                    node.mailbox.nudge(Job::Kick);
                     Ok(seldom)
                 }
             },

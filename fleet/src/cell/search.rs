@@ -5,6 +5,7 @@ use std::sync::Arc;
 use dogpile::{BoxError, Clock, Lookup, SharedError, Waited};
 
 use super::build::{BuildContext, Built};
+use super::job::Job;
 use super::node::{Caller, Node, Step};
 use crate::error::{Backoff, FleetError};
 
@@ -27,7 +28,7 @@ where
                     if self.is_building_here() {
                         return Err(FleetError::Reentrant);
                     }
-                    self.worker.kick(self);
+                    self.mailbox.nudge(Job::Kick);
                     match pending.wait() {
                         Waited::Published(value) => return Ok(value),
                         Waited::Failed(error) => error,
@@ -39,13 +40,7 @@ where
                 Lookup::Elected(lease) => {
                     let step = match self.elected_here(lease, caller) {
                         Ok(step) => step,
-                        Err(lease) if self.can_serve() => {
-                            let patience = self.policy.patience;
-                            self.worker.elected(self, lease, caller, patience).unwrap_or_else(|| {
-                                self.access.counters.impatient.count();
-                                Step::Again
-                            })
-                        }
+                        Err(lease) if self.can_serve() => self.elected_patiently(lease, caller),
                         Err(lease) => self.acquire(lease, caller),
                     };
                     match step {
@@ -105,7 +100,7 @@ where
                     if self.is_building_here() {
                         return Err(FleetError::Reentrant);
                     }
-                    self.worker.kick(self);
+                    self.mailbox.nudge(Job::Kick);
                     match pending.await {
                         Waited::Published(value) => return Ok(value),
                         Waited::Failed(error) => error,
@@ -117,14 +112,7 @@ where
                 Lookup::Elected(lease) => {
                     let step = match self.elected_here(lease, caller) {
                         Ok(step) => step,
-                        Err(lease) => {
-                            let patience = self.can_serve().then_some(self.policy.patience);
-                            let step = self.worker.elected_async(self, lease, caller, patience).await;
-                            step.unwrap_or_else(|| {
-                                self.access.counters.impatient.count();
-                                Step::Again
-                            })
-                        }
+                        Err(lease) => self.elected_async(lease, caller).await,
                     };
                     match step {
                         Step::Again => match self.local.get() {

@@ -11,6 +11,7 @@ use dogpile::{BoxError, Clock, Job, Lease, Lookup, Pending, Waited};
 
 use super::FleetCell;
 use super::build::{BuildContext, Built};
+use super::job::Job as Posted;
 use super::node::{Caller, Node, Step};
 use super::reply::{Awaited, NoAnswer, reply};
 use crate::error::FleetError;
@@ -245,7 +246,7 @@ where
             Lookup::Failed(error) => Next::Return(node.shares(error)),
             Lookup::Pending(_) if node.is_building_here() => Next::Return(Err(FleetError::Reentrant)),
             Lookup::Pending(pending) => {
-                node.worker.kick(node);
+                node.mailbox.nudge(Posted::Kick);
                 Next::Pending(pending, build)
             }
             Lookup::Elected(lease) => {

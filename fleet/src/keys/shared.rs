@@ -107,6 +107,12 @@ impl<C: Clock + 'static> Shared<C> {
             let shared = weak.upgrade()?;
             shared.access.run(Operation::Renew, &name, |store, name| store.renew(name, &token, lease)).ok()
         };
-        beats::Beat::new(lease / 3, self.policy.build_limit, Box::new(renew), Arc::clone(lost))
+        beats::Beat::new(
+            self.clock.now(),
+            lease / 3,
+            self.policy.build_limit,
+            Box::new(renew),
+            Arc::clone(lost),
+        )
     }
 }

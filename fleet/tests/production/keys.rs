@@ -1,4 +1,4 @@
-//! Many keys on real servers: how many connections and threads that takes, and how soon waiters have the value.
+//! Many keys on real servers: how many connections that takes, and how soon waiters have the value.
 
 use std::io;
 use std::sync::Arc;
@@ -34,13 +34,6 @@ impl Node {
         };
         self.map.request(&id).try_get_with(load).unwrap()
     }
-}
-
-/// The threads of this process that are called `dogpile-fleet`, with all that follows.
-fn threads() -> Vec<String> {
-    let tasks = std::fs::read_dir("/proc/self/task").unwrap().flatten();
-    let names = tasks.filter_map(|task| std::fs::read_to_string(task.path().join("comm")).ok());
-    names.filter(|name| name.starts_with("dogpile-fleet-k")).collect()
 }
 
 fn many_keys(stores: [Arc<dyn RefreshStore>; 2], connections: impl Fn() -> usize) {
@@ -86,10 +79,9 @@ fn many_keys(stores: [Arc<dyn RefreshStore>; 2], connections: impl Fn() -> usize
         assert_eq!(**waiter.join().unwrap(), "late");
     });
     let connections = connections();
-    println!("{KEYS} keys, 2 nodes: {connections} connections, threads: {:?}", threads());
+    println!("{KEYS} keys, 2 nodes: {connections} connections");
     // Two stores.
     assert!(connections <= 4, "{connections} connections");
-    assert!(threads().len() <= 4, "{:?}", threads());
 }
 
 #[test]

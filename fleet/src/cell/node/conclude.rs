@@ -11,6 +11,7 @@ use super::{Delivered, Delivery, Known, Late, Meeting, Node, Taken, Ticket};
 use crate::access::Operation;
 use crate::breaker::Kind;
 use crate::cell::build::Built;
+use crate::cell::job::{Job, Task};
 use crate::cell::reply::NoAnswer;
 use crate::codec::seal;
 use crate::store::{Current, Publication, Publish, Token, Version};
@@ -44,7 +45,7 @@ where
                 Ok(payload) => Some((payload, tag)),
                 Err(_) => {
                     self.access.counters.not_encoded.count();
-                    let ended = self.worker.end(self, won.token, Duration::ZERO);
+                    let ended = self.hand_over(|reply| Task::End(won.token, Duration::ZERO, reply));
                     if !is_task {
                         let _ = ended.wait(self.policy.patience);
                     }
@@ -172,8 +173,8 @@ where
     /// The store could not be told that a build has ended. It will be, when it works again.
     pub(super) fn orphaned(&self, token: Token) {
         self.orphans.lock().unwrap_or_else(PoisonError::into_inner).push(token);
-        self.worker.start(self);
-        self.worker.kick(self);
+        self.mailbox.attach();
+        self.mailbox.nudge(Job::Kick);
     }
 
     /// Gives back what could not be given back before. Returns when to try again.

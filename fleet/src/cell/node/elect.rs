@@ -9,7 +9,7 @@ use dogpile::{Clock, Lease, Tick};
 use super::{Caller, Node, Step, Taken, Ticket, Won};
 use crate::access::Operation;
 use crate::breaker::Kind;
-use crate::cell::worker::Watch;
+use crate::cell::job::{Job, Watch};
 use crate::codec::Opened;
 use crate::error::Backoff;
 use crate::store::{Acquire, Current, Request, Token};
@@ -238,6 +238,6 @@ where
     }
 
     pub(super) fn watch(self: &Arc<Self>, lease: Lease<'static, T, C>, left: Duration, is_idle: bool) {
-        self.worker.watch(self, Watch::new(lease, self.clock.now(), left, is_idle));
+        self.mailbox.submit(Job::Watch(Watch::new(lease, self.clock.now(), left, is_idle)));
     }
 }

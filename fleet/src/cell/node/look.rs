@@ -7,7 +7,7 @@ use dogpile::{Clock, Freshness, Lookup};
 
 use super::{Node, Taken};
 use crate::breaker::Kind;
-use crate::cell::worker::Watch;
+use crate::cell::job::Watch;
 use crate::store::{Current, Poll};
 
 impl<T, C> Node<T, C>

@@ -7,6 +7,7 @@ use dogpile::{Clock, Tick};
 use super::Node;
 use crate::access::Operation;
 use crate::breaker::Kind;
+use crate::cell::job::Job;
 use crate::store::{Invalidation, StoreError};
 
 impl<T, C> Node<T, C>
@@ -31,10 +32,10 @@ where
             Invalidation::Hard => drop(self.local.clear()),
         }
         if told.is_err() {
-            self.worker.start(self);
-            self.worker.kick(self);
+            self.mailbox.attach();
+            self.mailbox.nudge(Job::Kick);
         }
-        self.worker.look(self);
+        self.mailbox.nudge(Job::Look);
         told
     }
 

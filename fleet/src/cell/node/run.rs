@@ -9,7 +9,7 @@ use dogpile::{BoxError, Clock, Lease, SharedError, Tick};
 use super::conclude::Prepared;
 use super::{Known, Node, Ticket, shared};
 use crate::cell::build::{BuildContext, Building, Built};
-use crate::cell::worker::Beat;
+use crate::cell::job::{Beat, Job, Task};
 use crate::store::Epoch;
 
 impl<T, C> Node<T, C>
@@ -31,14 +31,16 @@ where
             Ok(result) => Ok(match self.prepare(ticket, result, running.began, false) {
                 Prepared::Published(value) => value,
                 Prepared::Deliver(concluding, delivery) => {
-                    let delivered = self.worker.deliver(self, delivery, &concluding.late);
+                    let late = Arc::clone(&concluding.late);
+                    let delivered = self.hand_over(|reply| Task::Deliver(delivery, late, reply));
                     self.conclude(concluding, delivered.wait(self.policy.patience))
                 }
             }),
             Err(error) => {
                 let pause = self.pauses(&ticket);
                 if let Some(won) = &ticket.won {
-                    let _ = self.worker.end(self, won.token, pause).wait(self.policy.patience);
+                    let ended = self.hand_over(|reply| Task::End(won.token, pause, reply));
+                    let _ = ended.wait(self.policy.patience);
                 }
                 Err(self.fail(ticket, error.into()))
             }
@@ -77,7 +79,8 @@ where
             Ok(result) => match self.prepare(ticket, result, began, true) {
                 Prepared::Published(value) => Ok(value),
                 Prepared::Deliver(concluding, delivery) => {
-                    let delivered = self.worker.deliver(self, delivery, &concluding.late);
+                    let late = Arc::clone(&concluding.late);
+                    let delivered = self.hand_over(|reply| Task::Deliver(delivery, late, reply));
                     let answer = delivered.wait_async(self.policy.patience).await;
                     Ok(self.conclude(concluding, answer))
                 }
@@ -86,7 +89,7 @@ where
                 let error = error.into();
                 let pause = self.pauses(&ticket);
                 if let Some(won) = &ticket.won {
-                    let ended = self.worker.end(self, won.token, pause);
+                    let ended = self.hand_over(|reply| Task::End(won.token, pause, reply));
                     let _ = ended.wait_async(self.policy.patience).await;
                 }
                 Err(self.fail(ticket, error))
@@ -158,16 +161,13 @@ where
         };
         if let Some(won) = running.ticket.as_ref().and_then(|ticket| ticket.won.as_ref()) {
             let policy = &node.policy;
-            node.worker.beat(
-                node,
-                Beat {
-                    token: won.token,
-                    next: began.saturating_add(policy.lease / 3),
-                    stop: began.saturating_add(policy.build_limit),
-                    done: Arc::clone(&running.done),
-                    lost: Arc::clone(&running.lost),
-                },
-            );
+            node.mailbox.submit(Job::Beat(Beat {
+                token: won.token,
+                next: began.saturating_add(policy.lease / 3),
+                stop: began.saturating_add(policy.build_limit),
+                done: Arc::clone(&running.done),
+                lost: Arc::clone(&running.lost),
+            }));
         }
         running
     }
@@ -219,7 +219,8 @@ where
             } else {
                 let (node, pause) = (self.node, self.node.pauses(&ticket));
                 if let Some(won) = ticket.won {
-                    let _ = node.worker.end(node, won.token, pause).wait(node.policy.patience);
+                    let ended = node.hand_over(|reply| Task::End(won.token, pause, reply));
+                    let _ = ended.wait(node.policy.patience);
                 }
             }
         }

@@ -1,0 +1,172 @@
+//! What a node's worker does for others, and how it is handed over.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use dogpile::{Clock, Lease, Tick};
+
+use super::mailbox::Mailbox;
+use super::node::{Caller, Delivered, Delivery, Late, Node, Step};
+use super::reply::{Awaited, NoAnswer, Reply, reply};
+use crate::draw;
+use crate::store::Token;
+#[cfg(feature = "async")]
+use crate::store::{Invalidation, StoreError};
+
+pub(crate) type Mail<T, C> = Arc<Mailbox<Job<T, C>, C>>;
+
+pub(crate) enum Job<T: 'static, C: Clock + 'static> {
+    Watch(Watch<T, C>),
+    Beat(Beat),
+    /// Somebody waits.
+    Kick,
+    /// Look at what is watched: this node has changed what is in the store.
+    Look,
+    Task(Task<T, C>),
+}
+
+/// What talks to the store, for a caller that may run out of patience, or that is a task.
+pub(crate) enum Task<T: 'static, C: Clock + 'static> {
+    /// An election. If nobody waits for it any more, whatever it comes to is kept for the next caller.
+    Elected(Lease<'static, T, C>, Caller, Reply<Step<T, C>>),
+    /// A build to be published, whose caller may have gone when the answer is there.
+    Deliver(Delivery, Arc<Late>, Reply<Delivered>),
+    /// A build that has ended without a value.
+    End(Token, Duration, Reply<()>),
+    #[cfg(feature = "async")]
+    Invalidate(Invalidation, Reply<Result<(), Arc<StoreError>>>),
+    #[cfg(feature = "async")]
+    Check(Reply<Result<(), Arc<StoreError>>>),
+}
+
+/// The local lease, held while another node builds, a pause runs or the store is down.
+pub(crate) struct Watch<T: 'static, C: Clock + 'static> {
+    pub(crate) lease: Lease<'static, T, C>,
+    /// When to look next.
+    pub(crate) next: Tick,
+    pub(crate) pause: Duration,
+    /// Nobody builds: a pause runs, or this node has something newer than the store.
+    pub(crate) is_idle: bool,
+}
+
+impl<T: 'static, C: Clock + 'static> Watch<T, C> {
+    /// To be looked after soon, when `left` is over at the latest.
+    pub(crate) fn new(lease: Lease<'static, T, C>, now: Tick, left: Duration, is_idle: bool) -> Self {
+        Self { lease, next: now, pause: Duration::from_millis(2), is_idle }.later(now, left)
+    }
+
+    /// The same, to be looked after later, but when `left` is over at the latest.
+    pub(crate) fn later(mut self, now: Tick, left: Duration) -> Self {
+        let pause = draw::around(self.pause, 20).min(left.saturating_add(Duration::from_millis(1)));
+        self.next = now.saturating_add(pause);
+        self.pause = (self.pause * 2).min(Duration::from_secs(5));
+        self
+    }
+}
+
+/// A lease in the store to be prolonged.
+pub(crate) struct Beat {
+    pub(crate) token: Token,
+    pub(crate) next: Tick,
+    pub(crate) stop: Tick,
+    pub(crate) done: Arc<AtomicBool>,
+    pub(crate) lost: Arc<AtomicBool>,
+}
+
+impl<T, C> Node<T, C>
+where
+    T: Send + Sync + 'static,
+    C: Clock + Clone + 'static,
+{
+    /// Has the worker do something, whatever becomes of the caller. Where no thread can be had it is done here and now.
+    pub(crate) fn hand_over<R>(self: &Arc<Self>, task: impl FnOnce(Reply<R>) -> Task<T, C>) -> Awaited<R> {
+        let (reply, awaited) = reply();
+        let task = task(reply);
+        if self.mailbox.attach() {
+            self.mailbox.submit(Job::Task(task));
+        } else {
+            self.carry_out(task);
+        }
+        awaited
+    }
+
+    pub(crate) fn carry_out(self: &Arc<Self>, task: Task<T, C>) {
+        match task {
+            Task::Elected(lease, caller, reply) => {
+                if let Some(step) = reply.send(self.elected(lease, caller)) {
+                    self.unclaimed(step);
+                }
+            }
+            Task::Deliver(delivery, late, reply) => {
+                if let Some(delivered) = reply.send(self.deliver_build(&delivery)) {
+                    self.answered_late(&late, delivered);
+                }
+            }
+            Task::End(token, pause, reply) => {
+                self.end_build(token, pause);
+                let _ = reply.send(());
+            }
+            #[cfg(feature = "async")]
+            Task::Invalidate(how, reply) => drop(reply.send(self.invalidate(how))),
+            #[cfg(feature = "async")]
+            Task::Check(reply) => drop(reply.send(self.check())),
+        }
+    }
+
+    /// Has the worker deal with an election, for the policy's patience.
+    pub(crate) fn elected_patiently(
+        self: &Arc<Self>,
+        lease: Lease<'static, T, C>,
+        caller: Caller,
+    ) -> Step<T, C> {
+        let awaited = self.hand_over(|reply| Task::Elected(lease, caller, reply));
+        self.step_of(awaited.wait(self.policy.patience))
+    }
+
+    /// The same for a task, which waits for as long as it takes if there is nothing to serve.
+    #[cfg(feature = "async")]
+    pub(crate) async fn elected_async(
+        self: &Arc<Self>,
+        lease: Lease<'static, T, C>,
+        caller: Caller,
+    ) -> Step<T, C> {
+        let patience = if self.can_serve() { self.policy.patience } else { crate::LONGEST };
+        let awaited = self.hand_over(|reply| Task::Elected(lease, caller, reply));
+        let claim = Claim { node: self, awaited };
+        self.step_of(claim.awaited.wait_async(patience).await)
+    }
+
+    fn step_of(&self, answer: Result<Step<T, C>, NoAnswer>) -> Step<T, C> {
+        answer.unwrap_or_else(|none| {
+            if let NoAnswer::TooLate = none {
+                self.access.counters.impatient.count();
+            }
+            Step::Again
+        })
+    }
+}
+
+/// A task that waits for the answer to its election. If it is dropped, what has come is kept for the next caller.
+#[cfg(feature = "async")]
+struct Claim<'a, T, C>
+where
+    T: Send + Sync + 'static,
+    C: Clock + Clone + 'static,
+{
+    node: &'a Node<T, C>,
+    awaited: Awaited<Step<T, C>>,
+}
+
+#[cfg(feature = "async")]
+impl<T, C> Drop for Claim<'_, T, C>
+where
+    T: Send + Sync + 'static,
+    C: Clock + Clone + 'static,
+{
+    fn drop(&mut self) {
+        if let Some(step) = self.awaited.give_up() {
+            self.node.unclaimed(step);
+        }
+    }
+}
