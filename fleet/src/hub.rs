@@ -17,7 +17,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::future::Future;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
@@ -52,6 +52,8 @@ pub(crate) struct Hub {
     /// The listener's connection is to be made anew: the other one has found that its server is not the right one.
     stale: AtomicBool,
     healthy: Arc<AtomicBool>,
+    /// How many listen.
+    members: Arc<AtomicU32>,
     /// How often it has tried to connect.
     attempts: AtomicU64,
 }
@@ -83,6 +85,7 @@ impl Hub {
             changed: Notify::new(),
             stale: AtomicBool::new(false),
             healthy: Arc::default(),
+            members: Arc::default(),
             attempts: AtomicU64::new(0),
         })
     }
@@ -130,9 +133,11 @@ impl Hub {
         } else {
             self.changed.notify_one();
         }
+        // Relaxed: a number that only makes polls more or less frequent.
+        self.members.fetch_add(1, Ordering::Relaxed);
         let healthy = Arc::clone(&self.healthy);
         let membership = Membership { hub: Arc::clone(self), name: name.to_owned(), number, _hint: hint };
-        Some(Subscription::with_health(membership, healthy))
+        Some(Subscription::with_health(membership, healthy).one_of(Arc::clone(&self.members)))
     }
 
     async fn run<S: Source>(self: Arc<Self>, source: S, settings: Settings) {
@@ -245,6 +250,8 @@ struct Membership {
 
 impl Drop for Membership {
     fn drop(&mut self) {
+        // Relaxed: as above.
+        self.hub.members.fetch_sub(1, Ordering::Relaxed);
         let mut state = self.hub.lock();
         if let Some(listeners) = state.listeners.get_mut(&self.name) {
             listeners.retain(|(number, _)| *number != self.number);

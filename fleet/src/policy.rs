@@ -112,8 +112,8 @@ impl FleetPolicy {
     }
 
     /// How often a node looks into the store while it has a fresh value, to find out about invalidations. Default: every
-    /// second. While hints are known to arrive it looks twelve times more seldom, up to every twelve seconds, unless `interval` is
-    /// longer. It is also the longest pause between two looks of a node that waits for another.
+    /// second. While hints are known to arrive it looks twelve times more seldom, but unless `interval` is longer than that, one of the
+    /// cells that share the store looks every twelve seconds, and each of them every two minutes. It is also the longest pause between two looks of a node that waits for another.
     ///
     /// # Panics
     ///

@@ -7,7 +7,7 @@
 use std::error::Error;
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use crate::breaker::Breaker;
@@ -340,18 +340,32 @@ pub type Hint = Box<dyn Fn() + Send + Sync>;
 /// As long as it lives, hints are given.
 pub struct Subscription {
     healthy: Option<Arc<AtomicBool>>,
+    /// How many subscriptions share the connection that the hints come by.
+    members: Option<Arc<AtomicU32>>,
     _membership: Box<dyn Send + Sync>,
 }
 
 impl Subscription {
     /// Hints are given until `membership` is dropped. Whether they all arrive is not known.
     pub fn new(membership: impl Send + Sync + 'static) -> Self {
-        Self { healthy: None, _membership: Box::new(membership) }
+        Self { healthy: None, members: None, _membership: Box::new(membership) }
     }
 
     /// The same, of a store that knows whether hints arrive: while `healthy` is true, cells poll less often.
     pub fn with_health(membership: impl Send + Sync + 'static, healthy: Arc<AtomicBool>) -> Self {
-        Self { healthy: Some(healthy), _membership: Box::new(membership) }
+        Self { healthy: Some(healthy), members: None, _membership: Box::new(membership) }
+    }
+
+    /// The same, of which there are so many.
+    #[cfg(any(feature = "redis", feature = "postgres"))]
+    pub(crate) fn one_of(self, members: Arc<AtomicU32>) -> Self {
+        Self { members: Some(members), ..self }
+    }
+
+    /// How many share the connection that the hints come by, as far as that is known.
+    pub(crate) fn members(&self) -> u32 {
+        // Relaxed: as below.
+        self.members.as_ref().map_or(1, |members| members.load(Ordering::Relaxed)).max(1)
     }
 
     /// Whether hints are known to arrive at present.

@@ -20,8 +20,11 @@ use crate::policy::FleetPolicy;
 use crate::scheduler::{Actor, Next, contained};
 use crate::store::{RefreshStore, Subscription};
 
-/// How often a node looks that is given hints, unless its policy says less often.
+/// How often one of the cells that are given hints by the same connection looks, unless its policy says less often.
 const SELDOM: Duration = Duration::from_secs(12);
+
+/// How often each of them looks at least.
+const SELDOMEST: Duration = Duration::from_secs(120);
 
 /// Until a step that has panicked is followed by another.
 const AGAIN: Duration = Duration::from_secs(1);
@@ -208,13 +211,21 @@ where
         self.hinted_early = (self.hinted_early || hinted) && node.local.is_refreshing();
         if due || self.next_look.is_none() {
             self.next_look = node.policy.poll.map(|interval| {
-                // What is certain to be hinted at need not be asked for so often.
-                let hinted = self.subscription.as_ref().is_some_and(Subscription::is_healthy);
-                let rare = interval.saturating_mul(12).min(SELDOM).max(interval);
-                now.saturating_add(draw::around(if hinted { rare } else { interval }, 10))
+                let members =
+                    self.subscription.as_ref().filter(|hints| hints.is_healthy()).map(Subscription::members);
+                now.saturating_add(draw::around(until_next_look(interval, members), 10))
             });
         }
     }
+}
+
+/// How long a node that polls every `interval` does not look. What is certain to be hinted at need not be asked for so often:
+/// `members` cells are given hints by the same connection, and take turns.
+fn until_next_look(interval: Duration, members: Option<u32>) -> Duration {
+    members.map_or(interval, |members| {
+        let seldom = interval.saturating_mul(12).min(SELDOM);
+        seldom.saturating_mul(members).min(SELDOMEST).max(interval)
+    })
 }
 
 #[cfg(test)]
@@ -228,6 +239,25 @@ mod tests {
     use crate::cell::node::Caller;
     use crate::store::Invalidation;
     use crate::{MemoryStore, Plain};
+
+    #[test]
+    fn nodes_that_are_given_hints_take_turns_to_look() {
+        // The policy's interval, the cells that are given hints, and the seconds between two looks of one of them.
+        let table = [
+            (1, None, 1),
+            (1, Some(1), 12),
+            (1, Some(5), 60),
+            (1, Some(10), 120),
+            (1, Some(100), 120),
+            (20, Some(1), 20),
+            (20, Some(2), 24),
+            (3600, Some(7), 3600),
+        ];
+        for (interval, members, seconds) in table {
+            let pause = until_next_look(Duration::from_secs(interval), members);
+            assert_eq!(pause.as_secs(), seconds, "{interval} {members:?}");
+        }
+    }
 
     /// As if no thread could be started, callers looked again and again, and neither built nor were served.
     #[test]

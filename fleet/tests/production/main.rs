@@ -15,6 +15,7 @@ mod files;
 mod fork;
 mod housekeeping;
 mod keys;
+mod nodes;
 #[cfg(feature = "redis-sentinel")]
 mod sentinel;
 #[path = "../support/servers.rs"]
