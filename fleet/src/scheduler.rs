@@ -13,16 +13,15 @@
 //!
 //! # Threads
 //!
-//! All threads are equal. At any time at most one of those that have nothing to do is the *leader*: it sleeps by the clock until the
-//! next actor is due. The others sleep until they are called. A thread that takes an actor while there are others calls the next
-//! thread first, or starts it, so that somebody watches for what comes during the step. With nothing to do that is one thread that
-//! sleeps, or two. They end with the last actor.
+//! All threads are equal. At most one of those with nothing to do is the *leader*: it sleeps by the clock until the next actor is due.
+//! The others sleep until they are called. Before a thread runs a step, it calls another thread, or starts one, which leads during the
+//! step. All threads end with the last actor.
 //!
 //! # Bounds
 //!
 //! At most [`THREADS`] steps run at a time, and at most one less for the same store. So a store that hangs never holds up the nodes of
-//! the others. If several stores hang at the same time, the nodes of the others wait until one of the steps is over, and come first
-//! then: which takes as long as its operations may take, so few timeouts at most.
+//! other stores. If several stores hang at the same time, the nodes of the others wait until one of the steps is over, and come first
+//! then. A step takes a few of its store's timeouts at most.
 //!
 //! # Clocks
 //!
@@ -32,8 +31,8 @@
 //!
 //! # Forks
 //!
-//! A process that was forked has none of these threads. What the parent had is left as it is, locked or not, and what is attached in the
-//! child gets a scheduler of its own: see [`Seat`].
+//! A process that was forked has none of these threads. It does not touch the schedulers of its parent, which may be locked, and makes its
+//! own: see [`Seat`].
 //!
 //! No actor, clock or store is called while the lock is held.
 
@@ -181,6 +180,11 @@ impl<C: Clock + 'static> Scheduler<C> {
         state.ready.push_back(number);
         self.call(&mut state);
         Some(number)
+    }
+
+    /// Whether an actor is still there.
+    fn has(&self, number: u64) -> bool {
+        self.lock().tasks.contains_key(&number)
     }
 
     /// Has an actor take a step. Returns whether it is still there.

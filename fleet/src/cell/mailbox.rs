@@ -88,7 +88,7 @@ where
 
     pub(crate) fn submit(&self, job: J) {
         self.jobs().push_back(job);
-        if !self.attach() {
+        if !self.seat.rouse(|| self.worker.upgrade()) {
             // Without a thread nobody waits for another node: leases are given back, and each caller asks anew.
             self.forget();
             std::thread::sleep(Duration::from_millis(2));

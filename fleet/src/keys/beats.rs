@@ -85,7 +85,7 @@ impl<C: Clock + Clone + 'static> Beats<C> {
         state.beats.push((number, beat));
         drop(state);
         // Without a thread a build has one lease's time, unless no other node wants to build.
-        self.seat.attach(|| Some(Arc::clone(self) as Arc<dyn Actor>));
+        self.seat.rouse(|| Some(Arc::clone(self) as Arc<dyn Actor>));
         Beating { beats: self, number }
     }
 }

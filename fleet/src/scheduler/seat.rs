@@ -43,9 +43,16 @@ impl<C: Clock + 'static> Seat<C> {
 }
 
 impl<C: Clock + Clone + 'static> Seat<C> {
-    /// Has the actor take a step, and attaches it if it is not. Returns whether there is a thread for it.
+    /// Has the actor take a step, and attaches it before if it is not. Returns whether there is a thread for it.
+    pub(crate) fn rouse(&self, actor: impl FnOnce() -> Option<Arc<dyn Actor>>) -> bool {
+        self.post() || self.attach(actor)
+    }
+
+    /// Attaches the actor if it is not, and has it take a first step then. Returns whether there is a thread for it.
     pub(crate) fn attach(&self, actor: impl FnOnce() -> Option<Arc<dyn Actor>>) -> bool {
-        if self.post() {
+        let is_here =
+            |place: &Place<C>| place.process == std::process::id() && place.scheduler.has(place.number);
+        if self.lock().as_ref().is_some_and(is_here) {
             return true;
         }
         let Some(actor) = actor() else { return false };
@@ -59,7 +66,7 @@ impl<C: Clock + Clone + 'static> Seat<C> {
         let scheduler = Scheduler::of(&self.clock);
         let mut place = self.lock();
         // Another thread may have come first.
-        if place.as_ref().is_some_and(|place| place.scheduler.post(place.number)) {
+        if place.as_ref().is_some_and(is_here) {
             return true;
         }
         let number = scheduler.attach(actor);
