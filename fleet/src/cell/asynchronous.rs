@@ -11,7 +11,7 @@ use std::sync::Arc;
 use dogpile::{BoxError, Clock};
 
 use super::build::{BuildContext, Built};
-use super::job::Task;
+use super::job::Job;
 use super::node::Caller;
 use super::reply::Reply;
 use super::{FleetCell, FleetError};
@@ -104,7 +104,7 @@ where
     ///
     /// If the store could not be reached. This node's value is stale all the same.
     pub async fn invalidate_async(&self) -> Result<(), Arc<StoreError>> {
-        self.by_worker(|reply| Task::Invalidate(Invalidation::Soft, reply)).await
+        self.by_worker(|reply| Job::Invalidate(Invalidation::Soft, reply)).await
     }
 
     /// As [`clear`](FleetCell::clear), for tasks. Once begun it goes on, also if the future is dropped.
@@ -113,7 +113,7 @@ where
     ///
     /// If the store could not be reached. This node's value is gone all the same.
     pub async fn clear_async(&self) -> Result<(), Arc<StoreError>> {
-        self.by_worker(|reply| Task::Invalidate(Invalidation::Hard, reply)).await
+        self.by_worker(|reply| Job::Invalidate(Invalidation::Hard, reply)).await
     }
 
     /// As [`check`](FleetCell::check), for tasks.
@@ -136,11 +136,11 @@ where
     /// # }).unwrap();
     /// ```
     pub async fn check_async(&self) -> Result<(), Arc<StoreError>> {
-        self.by_worker(Task::Check).await
+        self.by_worker(Job::Check).await
     }
 
-    async fn by_worker<R>(&self, task: impl FnOnce(Reply<R>) -> Task<T, C>) -> R {
-        let awaited = self.node.hand_over(task);
+    async fn by_worker<R>(&self, job: impl FnOnce(Reply<R>) -> Job<T, C>) -> R {
+        let awaited = self.node.hand_over(job);
         match (&awaited).await {
             Some(result) => result,
             None => panic!("the cell's worker has panicked: see its message"),

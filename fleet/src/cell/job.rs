@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use dogpile::{Clock, Lease, Tick};
 
-use super::mailbox::Mailbox;
 use super::node::{Caller, Delivered, Delivery, Late, Node, Step};
 use super::reply::{Awaited, NoAnswer, Reply, reply};
 use crate::draw;
@@ -14,20 +13,14 @@ use crate::store::Token;
 #[cfg(feature = "async")]
 use crate::store::{Invalidation, StoreError};
 
-pub(crate) type Mail<T, C> = Arc<Mailbox<Job<T, C>, C>>;
-
+/// The latter ones talk to the store, for a caller that may run out of patience or that is a task.
 pub(crate) enum Job<T: 'static, C: Clock + 'static> {
     Watch(Watch<T, C>),
     Beat(Beat),
-    /// Somebody waits.
+    /// A caller waits.
     Kick,
     /// Look at what is watched: this node has changed what is in the store.
     Look,
-    Task(Task<T, C>),
-}
-
-/// What talks to the store, for a caller that may run out of patience, or that is a task.
-pub(crate) enum Task<T: 'static, C: Clock + 'static> {
     /// An election. If nobody waits for it any more, whatever it comes to is kept for the next caller.
     Elected(Lease<'static, T, C>, Caller, Reply<Step<T, C>>),
     /// A build to be published, whose caller may have gone when the answer is there.
@@ -80,37 +73,44 @@ where
     C: Clock + Clone + 'static,
 {
     /// Has the worker do something, whatever becomes of the caller. Where no thread can be had it is done here and now.
-    pub(crate) fn hand_over<R>(self: &Arc<Self>, task: impl FnOnce(Reply<R>) -> Task<T, C>) -> Awaited<R> {
+    pub(crate) fn hand_over<R>(self: &Arc<Self>, job: impl FnOnce(Reply<R>) -> Job<T, C>) -> Awaited<R> {
         let (reply, awaited) = reply();
-        let task = task(reply);
+        let job = job(reply);
         if self.mailbox.attach() {
-            self.mailbox.submit(Job::Task(task));
+            self.mailbox.submit(job);
         } else {
-            self.carry_out(task);
+            self.carry_out(job);
         }
         awaited
     }
 
-    pub(crate) fn carry_out(self: &Arc<Self>, task: Task<T, C>) {
-        match task {
-            Task::Elected(lease, caller, reply) => {
+    /// Has the worker tell the store that a build has ended without a value.
+    pub(crate) fn hand_over_end(self: &Arc<Self>, token: Token, pause: Duration) -> Awaited<()> {
+        self.hand_over(|reply| Job::End(token, pause, reply))
+    }
+
+    pub(crate) fn carry_out(self: &Arc<Self>, job: Job<T, C>) {
+        match job {
+            Job::Elected(lease, caller, reply) => {
                 if let Some(step) = reply.send(self.elected(lease, caller)) {
                     self.unclaimed(step);
                 }
             }
-            Task::Deliver(delivery, late, reply) => {
+            Job::Deliver(delivery, late, reply) => {
                 if let Some(delivered) = reply.send(self.deliver_build(&delivery)) {
                     self.answered_late(&late, delivered);
                 }
             }
-            Task::End(token, pause, reply) => {
+            Job::End(token, pause, reply) => {
                 self.end_build(token, pause);
                 let _ = reply.send(());
             }
             #[cfg(feature = "async")]
-            Task::Invalidate(how, reply) => drop(reply.send(self.invalidate(how))),
+            Job::Invalidate(how, reply) => drop(reply.send(self.invalidate(how))),
             #[cfg(feature = "async")]
-            Task::Check(reply) => drop(reply.send(self.check())),
+            Job::Check(reply) => drop(reply.send(self.check())),
+            // Nobody looks after these here: the lease is given back.
+            Job::Watch(_) | Job::Beat(_) | Job::Kick | Job::Look => {}
         }
     }
 
@@ -120,7 +120,7 @@ where
         lease: Lease<'static, T, C>,
         caller: Caller,
     ) -> Step<T, C> {
-        let awaited = self.hand_over(|reply| Task::Elected(lease, caller, reply));
+        let awaited = self.hand_over(|reply| Job::Elected(lease, caller, reply));
         self.step_of(awaited.wait(self.policy.patience))
     }
 
@@ -132,7 +132,7 @@ where
         caller: Caller,
     ) -> Step<T, C> {
         let patience = if self.can_serve() { self.policy.patience } else { crate::LONGEST };
-        let awaited = self.hand_over(|reply| Task::Elected(lease, caller, reply));
+        let awaited = self.hand_over(|reply| Job::Elected(lease, caller, reply));
         let claim = Claim { node: self, awaited };
         self.step_of(claim.awaited.wait_async(patience).await)
     }

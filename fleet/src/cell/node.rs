@@ -1,7 +1,7 @@
 //! A node: the local cell, and how it deals with the store.
 //!
 //! ```text
-//! view       what the store has been seen to be at
+//! state      all that is kept, under one lock: plain functions
 //! owed       invalidations, and those that could not be delivered
 //! adopt      what gets into the local cell from the store
 //! elect      elections, and rights to build that nobody came for
@@ -10,6 +10,10 @@
 //! run        how builds run
 //! look       looks without an election
 //! ```
+//!
+//! Above it is the loop around a look at the local cell ([`search`](super::search)), below it the mailbox by which it has its worker do
+//! what no caller should wait for. It knows nothing of the worker. All that it keeps is one [`State`](state::State) under one lock,
+//! under which nothing is called.
 //!
 //! # The local lease
 //!
@@ -71,23 +75,25 @@ mod elect;
 mod look;
 mod owed;
 mod run;
-mod view;
+mod state;
 
-use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use dogpile::{BoxError, Clock, DogpileCell, Lease, Lookup, PublishOutcome, Published, SharedError, Tick};
 
-use super::job::{Job, Mail};
+use super::job::Job;
+use super::mailbox::Mailbox;
 use crate::access::{Access, Operation};
 use crate::breaker::Kind;
 use crate::codec::Codec;
 use crate::error::Backoff;
 use crate::policy::FleetPolicy;
-use crate::store::{Current, Epoch, Invalidation, Publish, RefreshStore, Seen, StoreError, Token, Version};
+use crate::store::{Current, Publish, RefreshStore, StoreError, Token, Version};
 
 pub(crate) use ahead::Ahead;
+pub(crate) use state::Known;
+use state::State;
 
 pub(crate) struct Node<T: 'static, C: Clock + 'static> {
     pub(crate) local: Arc<DogpileCell<T, C>>,
@@ -96,30 +102,11 @@ pub(crate) struct Node<T: 'static, C: Clock + 'static> {
     pub(crate) access: Access<C>,
     pub(crate) codec: Box<dyn Codec<T>>,
     pub(crate) policy: FleetPolicy,
-    pub(crate) mailbox: Mail<T, C>,
-    known: Mutex<Known>,
-    /// A right to build whose caller had no patience.
-    stash: Mutex<Option<(Won<T>, Tick)>>,
-    /// Rights to build that have ended while the store was down; others are kept waiting for them.
-    orphans: Mutex<Vec<Token>>,
-    /// Nobody asks the store for the right to build before this tick.
-    backoff_until: AtomicU64,
-    /// The epoch that the store told last.
-    epoch: Mutex<Option<Epoch>>,
-    seen: Mutex<Option<Seen>>,
-    owed: Mutex<Owed>,
+    pub(crate) mailbox: Arc<Mailbox<Job<T, C>, C>>,
+    /// Never locked while a clock, a store or code of the user's is called.
+    state: Mutex<State<T>>,
     /// Whose turn it is to deliver what is owed. The others wait, as they would have to deliver it too.
     turn: Mutex<()>,
-}
-
-/// Invalidations that the store has not acknowledged yet. One stands for several: a hard one for soft ones too.
-#[derive(Debug, Default)]
-struct Owed {
-    how: Option<Invalidation>,
-    /// How many invalidations this node has begun in all.
-    number: u64,
-    /// How many callers of `invalidate` are delivering: what they find here when they come back they make stale themselves.
-    delivering: u32,
 }
 
 /// A publication, for the worker.
@@ -150,43 +137,6 @@ enum Meeting {
     /// The generation of the value.
     Served(u64),
     Answered(Delivered),
-}
-
-/// What is known about the value in the local cell.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Known {
-    /// Which publication of the local cell this is about.
-    generation: u64,
-    pub(crate) version: Option<Version>,
-    /// The store has this version, but it cannot be read here: the value was built for this node alone.
-    foreign: Option<Version>,
-    /// When the build for this node alone had ended.
-    local_until: Option<Tick>,
-    /// The epoch in which that build began, as far as it was known.
-    local_epoch: Option<Epoch>,
-    /// How many invalidations this node had begun by then.
-    local_after: u64,
-    /// When it stopped or stops being fresh, unless it was invalidated.
-    pub(crate) soft_end: Tick,
-    /// When it must not be served any more, if that is earlier than the local cell knows.
-    pub(crate) hard_end: Option<Tick>,
-}
-
-impl Known {
-    /// What the store is told to be known.
-    pub(crate) fn to_store(self) -> Option<Version> {
-        self.version.or(self.foreign)
-    }
-
-    /// Whether the value was built for this node alone, and the store has nothing that could tell whether it still counts.
-    fn is_alone(self) -> bool {
-        self.local_until.is_some() && self.foreign.is_none()
-    }
-
-    /// Whether the value was built for this node alone, and something may have been invalidated since.
-    fn has_missed(self, epoch: Epoch) -> bool {
-        self.is_alone() && self.local_epoch != Some(epoch)
-    }
 }
 
 /// The right to build for the fleet.
@@ -259,7 +209,7 @@ where
         codec: Box<dyn Codec<T>>,
         policy: FleetPolicy,
         clock: C,
-        mailbox: Mail<T, C>,
+        mailbox: Arc<Mailbox<Job<T, C>, C>>,
     ) -> Self {
         Self {
             local: Arc::new(DogpileCell::with_clock(policy.local(), clock.clone())),
@@ -269,15 +219,14 @@ where
             codec,
             policy,
             mailbox,
-            known: Mutex::default(),
-            stash: Mutex::new(None),
-            orphans: Mutex::default(),
-            backoff_until: AtomicU64::new(0),
-            epoch: Mutex::new(None),
-            seen: Mutex::new(None),
-            owed: Mutex::default(),
+            state: Mutex::new(State::new()),
             turn: Mutex::new(()),
         }
+    }
+
+    /// Reads or changes the state.
+    fn with<R>(&self, change: impl FnOnce(&mut State<T>) -> R) -> R {
+        change(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     fn address(&self) -> usize {
@@ -295,14 +244,12 @@ where
     /// What is known about the value in the local cell; nothing if there is none.
     pub(crate) fn known(&self) -> Known {
         let generation = self.local.snapshot().map(|snapshot| snapshot.generation);
-        let known = *self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        if generation == Some(known.generation) { known } else { Known::default() }
+        self.with(|state| state.known(generation))
     }
 
     /// The same, for one publication.
     pub(crate) fn version_of(&self, generation: u64) -> Option<Version> {
-        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        known.version.filter(|_| known.generation == generation)
+        self.with(|state| state.known(Some(generation)).version)
     }
 
     /// Publishes `value` for `ttl`, and records what is known about it, unless the fence keeps it out of the local cell.
@@ -325,11 +272,7 @@ where
 
     fn register_generation(&self, generation: u64, known: Known) {
         let bounded = known.hard_end.is_some();
-        let mut registered = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        if registered.generation < generation {
-            *registered = Known { generation, ..known };
-        }
-        drop(registered);
+        self.with(|state| state.has_published(generation, known));
         // From now on there is something to look after.
         self.mailbox.attach();
         if bounded {

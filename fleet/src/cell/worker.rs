@@ -144,7 +144,6 @@ where
                 self.watch = Some(watch);
             }
             Job::Beat(beat) => self.beats.push(beat),
-            Job::Task(task) => node.carry_out(task),
             Job::Kick => {
                 // While another node builds there is nothing to be done for those who wait but to wait.
                 if let Some(watch) = &mut self.watch
@@ -159,6 +158,7 @@ where
                     watch.next = Tick::from_nanos(0);
                 }
             }
+            task => node.carry_out(task),
         }
     }
 

@@ -1,7 +1,6 @@
 //! What gets into the local cell from the store.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use dogpile::{Clock, Lease, Tick};
@@ -51,7 +50,7 @@ where
         let hard_end = self.bound(soft_left, hard_left, asked);
         let known = Known { version, soft_end, hard_end, ..Known::default() };
         let served = self.publish(lease, value, soft_left.saturating_sub(self.since(asked)), known);
-        self.backoff_until.store(0, Ordering::Relaxed);
+        self.with(|state| state.paused_until = Tick::default());
         served
     }
 
@@ -68,8 +67,8 @@ where
     /// Whether this node has built something for itself, and `value` may be from an older reading of the source: its
     /// builder was elected before that build had ended.
     pub(super) fn is_older(&self, value: &Value, asked: Tick) -> bool {
-        let built = self.known().local_until;
-        built.is_some_and(|built| value.age > asked.saturating_duration_since(built))
+        let alone = self.known().alone;
+        alone.is_some_and(|(built, _)| value.age > asked.saturating_duration_since(built))
     }
 
     /// Whether it is this node's value that was cleared, in `epoch` at the latest: what it has built for itself since then

@@ -44,9 +44,8 @@ where
         };
         let asked = self.clock.now();
         self.access.counters.acquires.count();
-        let known = self.known();
-        let request =
-            Request { known: known.to_store(), seen: self.seen(), ahead, ..Request::new(self.policy.lease) };
+        let (known, seen) = (self.known(), self.with(|state| state.seen));
+        let request = Request { known: known.to_store(), seen, ahead, ..Request::new(self.policy.lease) };
         let Some(answer) = self.ask(Operation::Acquire, |store, name| store.acquire(name, &request)) else {
             let left = self.leaves_alone(self.clock.now());
             return Ahead::Later(left.unwrap_or(self.policy.breaker.0));
@@ -61,7 +60,7 @@ where
             }
             Acquire::Backoff { left, epoch, .. } => {
                 self.access.counters.backoffs.count();
-                self.is_epoch(epoch);
+                self.with(|state| state.epoch = Some(epoch));
                 self.set_backoff(left);
                 Ahead::Later(left)
             }

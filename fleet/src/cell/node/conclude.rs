@@ -1,17 +1,16 @@
 //! How builds end. See the table at the head of the [module](super).
 
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use dogpile::{Clock, Lease, Tick};
 
-use super::run::Began;
+use super::state::Began;
 use super::{Delivered, Delivery, Known, Late, Meeting, Node, Taken, Ticket};
 use crate::access::Operation;
 use crate::breaker::Kind;
 use crate::cell::build::Built;
-use crate::cell::job::{Job, Task};
+use crate::cell::job::Job;
 use crate::cell::reply::NoAnswer;
 use crate::codec::seal;
 use crate::store::{Current, Publication, Publish, Token, Version};
@@ -45,7 +44,7 @@ where
                 Ok(payload) => Some((payload, tag)),
                 Err(_) => {
                     self.access.counters.not_encoded.count();
-                    let ended = self.hand_over(|reply| Task::End(won.token, Duration::ZERO, reply));
+                    let ended = self.hand_over_end(won.token, Duration::ZERO);
                     if !is_task {
                         let _ = ended.wait(self.policy.patience);
                     }
@@ -80,8 +79,10 @@ where
         match &answer {
             Ok(Publish::Stored(version)) => {
                 self.access.counters.published.count();
-                self.backoff_until.store(0, Ordering::Relaxed);
-                self.sees(token.epoch(), Some(*version));
+                self.with(|state| {
+                    state.paused_until = Tick::default();
+                    state.sees(token.epoch(), Some(*version));
+                });
             }
             Ok(Publish::Superseded | Publish::Invalidated) => {
                 match answer {
@@ -127,7 +128,7 @@ where
                 self.access.counters.early.count();
                 let now = self.clock.now();
                 let soft_end = now.saturating_add(self.policy.ttl);
-                let known = Known { soft_end, ..began.alone(now) };
+                let known = Known { alone: Some((now, began)), soft_end, ..Known::default() };
                 let Some(lease) = lease.or_else(|| self.elect()) else { return value };
                 let published = lease.publish_snapshot(value, Some(self.policy.ttl));
                 if let Some(generation) = self.register(&published, known) {
@@ -159,11 +160,7 @@ where
     pub(super) fn settle(&self, generation: u64, delivered: &Delivered) {
         match delivered.answer {
             Ok(Publish::Stored(version)) => {
-                let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-                if known.generation == generation {
-                    let soft_end = known.soft_end;
-                    *known = Known { generation, version: Some(version), soft_end, ..Known::default() };
-                }
+                self.with(|state| state.has_stored(generation, version));
             }
             Ok(Publish::Superseded | Publish::Invalidated) => self.outdated(generation),
             Err(_) => self.access.counters.local_builds.count(),
@@ -172,29 +169,27 @@ where
 
     /// The store could not be told that a build has ended. It will be, when it works again.
     pub(super) fn orphaned(&self, token: Token) {
-        self.orphans.lock().unwrap_or_else(PoisonError::into_inner).push(token);
+        self.with(|state| state.orphans.push(token));
         self.mailbox.attach();
         self.mailbox.nudge(Job::Kick);
     }
 
     /// Gives back what could not be given back before. Returns when to try again.
     pub(crate) fn tidy_orphans(&self, now: Tick) -> Option<Tick> {
-        let mut orphans = self.orphans.lock().unwrap_or_else(PoisonError::into_inner);
-        if orphans.is_empty() {
+        if self.with(|state| state.orphans.is_empty()) {
             return None;
         }
         if let Some(until) = self.open_until(Kind::Change, now) {
             return Some(until);
         }
-        let tokens = std::mem::take(&mut *orphans);
-        drop(orphans);
+        let tokens = self.with(|state| std::mem::take(&mut state.orphans));
         let mut failed = Vec::new();
         for token in tokens {
             if self.ask(Operation::Fail, |store, name| store.fail(name, &token, Duration::ZERO)).is_none() {
                 failed.push(token);
             }
         }
-        self.orphans.lock().unwrap_or_else(PoisonError::into_inner).extend(failed);
+        self.with(|state| state.orphans.extend(failed));
         self.open_until(Kind::Change, self.clock.now())
     }
 
@@ -228,7 +223,9 @@ where
                     return served;
                 }
             }
-            (Some((Current::Nothing { cleared: true }, _)), _) if self.concerns(self.epoch()) => {
+            (Some((Current::Nothing { cleared: true }, _)), _)
+                if self.concerns(self.with(|state| state.epoch)) =>
+            {
                 drop(self.local.clear());
             }
             (_, lease) => drop(lease),
@@ -250,7 +247,8 @@ where
         let ttl = foreign.map_or(ttl, |(_, left)| left.min(self.policy.ttl));
         let now = self.clock.now();
         let foreign = foreign.map(|(version, _)| version);
-        let known = Known { foreign, soft_end: now.saturating_add(ttl), ..began.alone(now) };
+        let (alone, soft_end) = (Some((now, began)), now.saturating_add(ttl));
+        let known = Known { foreign, alone, soft_end, ..Known::default() };
         match lease.or_else(|| self.elect()) {
             Some(lease) => self.publish(lease, value, ttl, known),
             None => value,

@@ -1,7 +1,6 @@
 //! Elections: what a caller that the local cell has elected is to do, and rights to build that nobody came for.
 
-use std::sync::atomic::Ordering;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use dogpile::{Clock, Lease, Tick};
@@ -55,7 +54,7 @@ where
             let asked = self.clock.now();
             self.access.counters.acquires.count();
             let known = self.known();
-            let (known_version, seen) = (known.to_store(), self.seen());
+            let (known_version, seen) = (known.to_store(), self.with(|state| state.seen));
             let request = Request { known: known_version, refuse, seen, ..Request::new(self.policy.lease) };
             let answer = self.ask(Operation::Acquire, |store, name| store.acquire(name, &request));
             let Some(answer) = answer else {
@@ -74,7 +73,7 @@ where
                 }
                 Acquire::Backoff { left, epoch, current } => {
                     self.access.counters.backoffs.count();
-                    self.is_epoch(epoch);
+                    self.with(|state| state.epoch = Some(epoch));
                     let lease = self.take_stale(lease, current, Some(epoch), asked);
                     self.set_backoff(left);
                     return self.back_off(lease, left, caller);
@@ -114,8 +113,10 @@ where
         asked: Tick,
     ) -> Ticket<T, C> {
         self.access.counters.fleet_builds.count();
-        self.is_epoch(token.epoch());
-        self.sees(token.epoch(), current.newer().map(|value| value.version));
+        self.with(|state| {
+            state.epoch = Some(token.epoch());
+            state.sees(token.epoch(), current.newer().map(|value| value.version));
+        });
         let mut won =
             Won { token, tag: None, failures, previous: lease.previous().cloned(), has_value: false };
         let mut lease = Some(lease);
@@ -184,48 +185,40 @@ where
 
     /// How long the pause after a failed build lasts, as far as it is known here.
     pub(crate) fn backoff_left(&self, now: Tick) -> Duration {
-        // Relaxed: only a hint that saves a question.
-        Tick::from_nanos(self.backoff_until.load(Ordering::Relaxed)).saturating_duration_since(now)
+        self.with(|state| state.paused_until.saturating_duration_since(now))
     }
 
     pub(super) fn set_backoff(&self, left: Duration) {
-        let until = self.clock.now().saturating_add(left).as_nanos();
-        self.backoff_until.fetch_max(until, Ordering::Relaxed);
+        let until = self.clock.now().saturating_add(left);
+        self.with(|state| state.paused_until = state.paused_until.max(until));
     }
 
     /// Keeps what an impatient caller did not wait for.
     pub(crate) fn unclaimed(&self, step: Step<T, C>) {
         if let Step::Build(Ticket { won: Some(won), .. }) = step {
-            let mut stash = self.stash.lock().unwrap_or_else(PoisonError::into_inner);
-            *stash = Some((won, self.clock.now()));
+            let now = self.clock.now();
+            drop(self.with(|state| state.stash.replace((won, now))));
         }
     }
 
     pub(super) fn unstash(&self) -> Option<Won<T>> {
-        let (won, since) = self.stash.lock().unwrap_or_else(PoisonError::into_inner).take()?;
+        let (won, since) = self.with(|state| state.stash.take())?;
         (self.since(since) < self.policy.lease / 2).then_some(won)
     }
 
     /// Gives a right to build back that nobody came for. Returns when there will be one to be given back.
     pub(crate) fn tidy_stash(&self, now: Tick) -> Option<Tick> {
-        let mut stash = self.stash.lock().unwrap_or_else(PoisonError::into_inner);
-        let (_, since) = stash.as_ref()?;
-        let due = since.saturating_add(self.policy.lease / 4);
-        if now < due {
-            return Some(due);
+        let (won, due) = self.with(|state| state.take_stash_if_due(now, self.policy.lease));
+        if let Some(won) = won {
+            self.ask(Operation::Fail, |store, name| store.fail(name, &won.token, Duration::ZERO));
         }
-        let token = stash.take().map(|(won, _)| won.token);
-        drop(stash);
-        if let Some(token) = token {
-            self.ask(Operation::Fail, |store, name| store.fail(name, &token, Duration::ZERO));
-        }
-        None
+        due
     }
 
     /// The cell is gone: all that it holds in the store is given back, as far as that is possible at once.
     pub(crate) fn give_back(&self) {
-        let stashed = self.stash.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let mut tokens = std::mem::take(&mut *self.orphans.lock().unwrap_or_else(PoisonError::into_inner));
+        let (stashed, mut tokens) =
+            self.with(|state| (state.stash.take(), std::mem::take(&mut state.orphans)));
         tokens.extend(stashed.map(|(won, _)| won.token));
         if self.is_owing() && self.deliver().is_err() {
             return;

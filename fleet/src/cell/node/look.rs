@@ -6,19 +6,43 @@ use std::time::Duration;
 use dogpile::{Clock, Freshness, Lookup};
 
 use super::{Node, Taken};
+use crate::access::Operation;
 use crate::breaker::Kind;
 use crate::cell::job::Watch;
-use crate::store::{Current, Poll};
+use crate::store::{Current, Poll, Version};
 
 impl<T, C> Node<T, C>
 where
     T: Send + Sync + 'static,
     C: Clock + Clone + 'static,
 {
+    /// Asks what there is. What has gone back in time does not count.
+    pub(super) fn poll(&self, known: Option<Version>) -> Option<Poll> {
+        self.access.counters.polls.count();
+        let mut poll = self.ask(Operation::Poll, |store, name| store.poll(name, known))?;
+        let version = poll.current.newer().map(|value| value.version).or(match poll.current {
+            Current::Same { .. } => known,
+            _ => None,
+        });
+        let has_gone_back = self.with(|state| {
+            state.epoch = Some(poll.epoch);
+            let has_gone_back = state.has_gone_back(poll.epoch, version);
+            if !has_gone_back {
+                state.sees(poll.epoch, version);
+            }
+            has_gone_back
+        });
+        if has_gone_back {
+            self.access.counters.gone_back.count();
+            poll.current = Current::Nothing { cleared: false };
+        }
+        Some(poll)
+    }
+
     /// A look at the store while there is no election, because other nodes may have invalidated or rebuilt the value.
     pub(crate) fn look(self: &Arc<Self>) {
         let Some(snapshot) = self.local.snapshot() else { return };
-        let invalidations = self.invalidations();
+        let invalidations = self.with(|state| state.invalidations);
         let known = self.known();
         let asked = self.clock.now();
         let Some(poll) = self.poll(known.to_store()) else { return };
@@ -49,7 +73,7 @@ where
                 if value.hard_left > self.since(asked)
                     && let Lookup::Elected(lease) = self.local.request_owned().no_cache().lookup()
                     // Else the answer may be from before an invalidation, and the lease is from after it.
-                    && self.invalidations() == invalidations
+                    && self.with(|state| state.invalidations) == invalidations
                     && let Taken::Over(_) = self.take_over(lease, &value, asked)
                 {
                     return;

@@ -5,6 +5,7 @@ use std::sync::{Arc, PoisonError};
 use dogpile::{Clock, Tick};
 
 use super::Node;
+use super::state::State;
 use crate::access::Operation;
 use crate::breaker::Kind;
 use crate::cell::job::Job;
@@ -17,15 +18,10 @@ where
 {
     /// Invalidates the value, in the store and here.
     pub(crate) fn invalidate(&self, how: Invalidation) -> Result<(), Arc<StoreError>> {
-        {
-            // Before the store is asked: what is asked of it from now on delivers this first, should it fail.
-            let mut owed = self.owed.lock().unwrap_or_else(PoisonError::into_inner);
-            owed.number += 1;
-            owed.how = Some(if owed.how == Some(Invalidation::Hard) { Invalidation::Hard } else { how });
-            owed.delivering += 1;
-        }
+        // Before the store is asked: what is asked of it from now on delivers this first, should it fail.
+        self.with(|state| state.owes(how));
         let told = self.deliver_owed();
-        self.owed.lock().unwrap_or_else(PoisonError::into_inner).delivering -= 1;
+        self.with(State::has_tried);
         // After the store: nobody can take the old value over as a fresh one any more.
         match how {
             Invalidation::Soft => self.local.invalidate(),
@@ -39,15 +35,9 @@ where
         told
     }
 
-    /// How many invalidations this node has begun.
-    pub(super) fn invalidations(&self) -> u64 {
-        self.owed.lock().unwrap_or_else(PoisonError::into_inner).number
-    }
-
     /// Whether there is an invalidation that the store has not acknowledged, and that nobody is delivering.
     pub(super) fn is_owing(&self) -> bool {
-        let owed = self.owed.lock().unwrap_or_else(PoisonError::into_inner);
-        owed.how.is_some() && owed.delivering == 0
+        self.with(|state| state.is_owing())
     }
 
     /// Delivers what is owed from before.
@@ -61,37 +51,11 @@ where
         Ok(())
     }
 
-    pub(super) fn deliver_owed(&self) -> Result<(), Arc<StoreError>> {
-        let (how, number) = {
-            let owed = self.owed.lock().unwrap_or_else(PoisonError::into_inner);
-            let Some(how) = owed.how else { return Ok(()) };
-            (how, owed.number)
-        };
+    fn deliver_owed(&self) -> Result<(), Arc<StoreError>> {
+        let Some((how, number)) = self.with(|state| state.owed()) else { return Ok(()) };
         self.try_ask(Operation::Invalidate, |store, name| store.invalidate(name, how))?;
-        let mut owed = self.owed.lock().unwrap_or_else(PoisonError::into_inner);
-        if owed.number == number {
-            owed.how = None;
-        }
-        drop(owed);
-        self.has_delivered(number);
+        self.with(|state| state.has_delivered(number));
         Ok(())
-    }
-
-    /// The store's epoch is one more than it was, at least.
-    pub(super) fn has_delivered(&self, number: u64) {
-        if let Some(epoch) = &mut *self.epoch.lock().unwrap_or_else(PoisonError::into_inner) {
-            epoch.number += 1;
-        }
-        if let Some(seen) = &mut *self.seen.lock().unwrap_or_else(PoisonError::into_inner) {
-            seen.epoch.number += 1;
-        }
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        // Built here after it had begun: it is not what was invalidated.
-        if known.local_after >= number
-            && let Some(epoch) = &mut known.local_epoch
-        {
-            epoch.number += 1;
-        }
     }
 
     /// Delivers what could not be delivered before. Returns when to try again.

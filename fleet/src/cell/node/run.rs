@@ -4,13 +4,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use dogpile::{BoxError, Clock, Lease, SharedError, Tick};
+use dogpile::{BoxError, Clock, Lease, SharedError};
 
 use super::conclude::Prepared;
-use super::{Known, Node, Ticket, shared};
+use super::state::Began;
+use super::{Node, Ticket, shared};
 use crate::cell::build::{BuildContext, Building, Built};
-use crate::cell::job::{Beat, Job, Task};
-use crate::store::Epoch;
+use crate::cell::job::{Beat, Job};
 
 impl<T, C> Node<T, C>
 where
@@ -32,14 +32,14 @@ where
                 Prepared::Published(value) => value,
                 Prepared::Deliver(concluding, delivery) => {
                     let late = Arc::clone(&concluding.late);
-                    let delivered = self.hand_over(|reply| Task::Deliver(delivery, late, reply));
+                    let delivered = self.hand_over(|reply| Job::Deliver(delivery, late, reply));
                     self.conclude(concluding, delivered.wait(self.policy.patience))
                 }
             }),
             Err(error) => {
                 let pause = self.pauses(&ticket);
                 if let Some(won) = &ticket.won {
-                    let ended = self.hand_over(|reply| Task::End(won.token, pause, reply));
+                    let ended = self.hand_over_end(won.token, pause);
                     let _ = ended.wait(self.policy.patience);
                 }
                 Err(self.fail(ticket, error.into()))
@@ -80,7 +80,7 @@ where
                 Prepared::Published(value) => Ok(value),
                 Prepared::Deliver(concluding, delivery) => {
                     let late = Arc::clone(&concluding.late);
-                    let delivered = self.hand_over(|reply| Task::Deliver(delivery, late, reply));
+                    let delivered = self.hand_over(|reply| Job::Deliver(delivery, late, reply));
                     let answer = delivered.wait_async(self.policy.patience).await;
                     Ok(self.conclude(concluding, answer))
                 }
@@ -89,7 +89,7 @@ where
                 let error = error.into();
                 let pause = self.pauses(&ticket);
                 if let Some(won) = &ticket.won {
-                    let ended = self.hand_over(|reply| Task::End(won.token, pause, reply));
+                    let ended = self.hand_over_end(won.token, pause);
                     let _ = ended.wait_async(self.policy.patience).await;
                 }
                 Err(self.fail(ticket, error))
@@ -110,21 +110,6 @@ where
             Some(lease) => lease.fail(error),
             None => shared(error),
         }
-    }
-}
-
-/// What was known of invalidations when a build began.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Began {
-    pub(super) epoch: Option<Epoch>,
-    /// How many this node had begun.
-    pub(super) after: u64,
-}
-
-impl Began {
-    /// Of a value that is this node's alone, and whose build has ended `now`.
-    pub(super) fn alone(self, now: Tick) -> Known {
-        Known { local_until: Some(now), local_epoch: self.epoch, local_after: self.after, ..Known::default() }
     }
 }
 
@@ -153,7 +138,7 @@ where
         let won = ticket.won.as_ref().map(|won| won.token.epoch());
         let running = Self {
             node,
-            began: Began { epoch: won.or_else(|| node.epoch()), after: node.invalidations() },
+            began: node.with(|state| Began { epoch: won.or(state.epoch), after: state.invalidations }),
             ticket: Some(ticket),
             done: Arc::new(AtomicBool::new(false)),
             lost: Arc::new(AtomicBool::new(false)),
@@ -219,7 +204,7 @@ where
             } else {
                 let (node, pause) = (self.node, self.node.pauses(&ticket));
                 if let Some(won) = ticket.won {
-                    let ended = node.hand_over(|reply| Task::End(won.token, pause, reply));
+                    let ended = node.hand_over_end(won.token, pause);
                     let _ = ended.wait(node.policy.patience);
                 }
             }
