@@ -7,9 +7,8 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use dogpile_fleet::{
-    Acquire, Breaker, BuildContext, Built, FleetCell, FleetKeys, FleetPolicy, Hint, Invalidation,
-    MemoryStore, Plain, Poll, Publication, Publish, RefreshStore, Request, StoreError, Subscription, Token,
-    Version,
+    Acquire, Breaker, BuildContext, FleetCell, FleetKeys, FleetPolicy, Hint, Invalidation, MemoryStore,
+    Plain, Poll, Publication, Publish, RefreshStore, Request, StoreError, Subscription, Token, Version,
 };
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -135,7 +134,7 @@ fn a_loader_had_a_thread_of_its_own() {
     let is_prolonged = |_: &BuildContext<'_, String>| {
         let renewals = store.renewals.load(Ordering::SeqCst);
         eventually("a lease is prolonged", || store.renewals.load(Ordering::SeqCst) > renewals + 60);
-        Ok::<_, std::io::Error>(Built::from(String::from("value")))
+        Ok::<_, std::io::Error>(dogpile::Refreshed::New(String::from("value")))
     };
     std::thread::scope(|scope| {
         for loader in &loaders {

@@ -80,7 +80,7 @@ mod state;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use dogpile::{BoxError, Clock, DogpileCell, Lease, Lookup, PublishOutcome, Published, SharedError, Tick};
+use dogpile::{Clock, DogpileCell, Lease, Lookup, PublishOutcome, Published, Tick};
 
 use super::job::Job;
 use super::mailbox::Mailbox;
@@ -114,6 +114,8 @@ pub(crate) struct Delivery {
     pub(crate) token: Token,
     /// With its tag; `None`: the value was found unchanged.
     payload: Option<(Vec<u8>, Option<String>)>,
+    /// For how long the value is fresh.
+    ttl: Duration,
 }
 
 /// What became of a publication.
@@ -167,15 +169,6 @@ pub(crate) enum Step<T: 'static, C: Clock + 'static> {
     Build(Ticket<T, C>),
     /// There is nothing to serve, and a pause runs.
     Backoff(Backoff),
-}
-
-/// An error that no lease ends with.
-pub(crate) fn shared(error: BoxError) -> SharedError {
-    let cell = DogpileCell::<()>::new(Duration::ZERO);
-    match cell.lookup() {
-        Lookup::Elected(lease) => lease.fail(error),
-        _ => unreachable!("the first caller is elected"),
-    }
 }
 
 /// Whether a pause after a failed build keeps the caller from building.

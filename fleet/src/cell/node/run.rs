@@ -4,12 +4,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use dogpile::{BoxError, Clock, Lease, SharedError};
+use dogpile::{BoxError, Clock, Lease, Refreshed, SharedError};
 
 use super::conclude::Prepared;
 use super::state::Began;
-use super::{Node, Ticket, shared};
-use crate::cell::build::{BuildContext, Building, Built};
+use super::{Node, Ticket};
+use crate::cell::build::{BuildContext, Building, Made};
 use crate::cell::job::{Beat, Job};
 
 impl<T, C> Node<T, C>
@@ -21,14 +21,14 @@ where
     pub(crate) fn build<E: Into<BoxError>>(
         self: &Arc<Self>,
         ticket: Ticket<T, C>,
-        build: impl FnOnce(&BuildContext<'_, T>) -> Result<Built<T>, E>,
+        build: impl FnOnce(&BuildContext<'_, T>) -> Result<Refreshed<T>, E>,
     ) -> Result<Arc<T>, SharedError> {
         let mut running = Running::new(self, ticket, false);
         let result = running.run(build);
         let Some(ticket) = running.ticket.take() else { unreachable!("taken only here") };
         running.stop_beat();
         match result {
-            Ok(result) => Ok(match self.prepare(ticket, result, running.began, false) {
+            Ok(made) => Ok(match self.prepare(ticket, made, running.began, false) {
                 Prepared::Published(value) => value,
                 Prepared::Deliver(concluding, delivery) => {
                     let late = Arc::clone(&concluding.late);
@@ -42,7 +42,7 @@ where
                     let ended = self.hand_over_end(won.token, pause);
                     let _ = ended.wait(self.policy.patience);
                 }
-                Err(self.fail(ticket, error.into()))
+                Err(self.fail(ticket, error))
             }
         }
     }
@@ -56,7 +56,7 @@ where
     ) -> Result<Arc<T>, SharedError>
     where
         E: Into<BoxError>,
-        F: AsyncFnOnce(&BuildContext<'_, T>) -> Result<Built<T>, E>,
+        F: AsyncFnOnce(&BuildContext<'_, T>) -> Result<Refreshed<T>, E>,
     {
         let mut running = Running::new(self, ticket, true);
         let result = {
@@ -69,14 +69,14 @@ where
                 build.as_mut().poll(task)
             })
             .await;
-            context.check(&result);
-            result
+            let _building = Building::of(address);
+            context.made(result)
         };
         let Some(ticket) = running.ticket.take() else { unreachable!("taken only here") };
         running.stop_beat();
         let began = running.began;
         match result {
-            Ok(result) => match self.prepare(ticket, result, began, true) {
+            Ok(made) => match self.prepare(ticket, made, began, true) {
                 Prepared::Published(value) => Ok(value),
                 Prepared::Deliver(concluding, delivery) => {
                     let late = Arc::clone(&concluding.late);
@@ -86,7 +86,6 @@ where
                 }
             },
             Err(error) => {
-                let error = error.into();
                 let pause = self.pauses(&ticket);
                 if let Some(won) = &ticket.won {
                     let ended = self.hand_over_end(won.token, pause);
@@ -108,7 +107,7 @@ where
         self.access.counters.failed.count();
         match ticket.lease {
             Some(lease) => lease.fail(error),
-            None => shared(error),
+            None => SharedError::new(error),
         }
     }
 }
@@ -161,22 +160,22 @@ where
         let ticket = self.ticket.as_ref();
         let won = ticket.and_then(|ticket| ticket.won.as_ref());
         let local = ticket.and_then(|ticket| ticket.lease.as_ref()).and_then(Lease::previous);
-        BuildContext {
-            fence: won.map(|won| won.token.fence),
-            previous: won.map_or(local, |won| won.previous.as_ref()),
-            tag: won.and_then(|won| won.tag.as_deref()),
-            lost: &self.lost,
-        }
+        BuildContext::new(
+            won.map(|won| won.token.fence),
+            won.map_or(local, |won| won.previous.as_ref()),
+            won.and_then(|won| won.tag.as_deref()),
+            &self.lost,
+        )
     }
 
-    fn run<E>(&self, build: impl FnOnce(&BuildContext<'_, T>) -> Result<Built<T>, E>) -> Result<Built<T>, E> {
+    fn run<E: Into<BoxError>>(
+        &self,
+        build: impl FnOnce(&BuildContext<'_, T>) -> Result<Refreshed<T>, E>,
+    ) -> Result<Made<T>, BoxError> {
         let context = self.context();
-        let result = {
-            let _building = Building::of(self.node.address());
-            build(&context)
-        };
-        context.check(&result);
-        result
+        // The conversion of the error is the user's code too, which may ask the cell.
+        let _building = Building::of(self.node.address());
+        context.made(build(&context))
     }
 
     fn stop_beat(&self) {
