@@ -171,14 +171,17 @@ impl<C: Clock + 'static> Scheduler<C> {
     fn attach(self: &Arc<Self>, actor: Arc<dyn Actor>) -> Option<u64> {
         let store = actor.store();
         let mut state = self.lock();
-        if state.threads == 0 && !self.start(&mut state) {
+        let is_first = state.threads == 0;
+        if is_first && !self.start(&mut state) {
             return None;
         }
         state.last += 1;
         let number = state.last;
         state.tasks.insert(number, Task { actor, store, phase: Phase::Ready });
         state.ready.push_back(number);
-        self.call(&mut state);
+        if !is_first {
+            self.call(&mut state);
+        }
         Some(number)
     }
 

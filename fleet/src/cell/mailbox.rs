@@ -36,6 +36,10 @@ impl<J, C: Clock + 'static> Mailbox<J, C> {
         self.jobs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    pub(crate) fn len(&self) -> usize {
+        self.jobs().len()
+    }
+
     pub(crate) fn next(&self) -> Option<J> {
         self.jobs().pop_front()
     }

@@ -73,7 +73,8 @@ where
     fn work(&self, agenda: &mut Option<Agenda<T, C>>) -> Next {
         let (node, mailbox) = (&self.node, &self.node.mailbox);
         let agenda = agenda.get_or_insert_with(|| {
-            let subscription = node.access.store.subscribe(&node.name, mailbox.hint());
+            let hint = || node.access.store.subscribe(&node.name, mailbox.hint());
+            let subscription = if mailbox.is_closed() { None } else { hint() };
             let unhinted = subscription.is_some();
             Agenda {
                 watch: None,
@@ -84,7 +85,8 @@ where
                 subscription,
             }
         });
-        while let Some(job) = mailbox.next() {
+        // What is posted meanwhile leads to another step: other nodes may be due before that.
+        for job in (0..mailbox.len()).map_while(|_| mailbox.next()) {
             agenda.take(node, job);
         }
         let hinted = mailbox.take_hint();

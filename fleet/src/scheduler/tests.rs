@@ -166,6 +166,26 @@ fn steps_are_due_by_the_clock() {
 }
 
 #[test]
+fn what_is_due_during_another_step_does_not_wait_for_it() {
+    let clock = ManualClock::new();
+    let scheduler = Scheduler::new(clock.clone(), THREADS);
+    let (stepped, has_stepped) = channel();
+    attach(&scheduler, 1, move || {
+        stepped.send(()).unwrap();
+        Next::At(Some(Tick::from_nanos(5)))
+    });
+    has_stepped.recv_timeout(HANG).unwrap();
+    eventually("the one thread leads", || scheduler.lock().leader.is_some());
+    let (begun, has_begun) = channel();
+    let (step, end) = held(2, &begun);
+    attach(&scheduler, 2, step);
+    has_begun.recv_timeout(HANG).unwrap();
+    clock.advance(Duration::from_nanos(5));
+    has_stepped.recv_timeout(HANG).unwrap();
+    end.send(()).unwrap();
+}
+
+#[test]
 fn a_deadline_that_is_earlier_than_the_leaders_is_kept() {
     let scheduler = Scheduler::new(SystemClock, THREADS);
     attach(&scheduler, 1, || Next::At(Some(SystemClock.now().saturating_add(3600 * SECOND))));
