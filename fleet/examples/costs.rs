@@ -11,7 +11,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use dogpile::DogpileCell;
-use dogpile_fleet::{Built, FileStore, FleetCell, FleetPolicy, Functions, MemoryStore, Plain, RefreshStore};
+use dogpile_fleet::{
+    FileStore, FleetCell, FleetPolicy, Functions, MemoryStore, Plain, RefreshStore, Refreshed,
+};
 
 use counted::{Counted, Counts};
 
@@ -177,11 +179,11 @@ fn round_trips(stores: &[Subject]) {
         }),
         ("the same, found unchanged: the node that builds", &|store| {
             let [builder, _] = pair(store, "unchanged", quiet);
-            builder.during(|cell| drop(cell.try_get_or_refresh::<&str, _>(|_| Ok(Built::Unchanged))))
+            builder.during(|cell| drop(cell.try_get_or_refresh::<&str, _>(|_| Ok(Refreshed::NotModified))))
         }),
         ("the same, found unchanged: another node that asks after that", &|store| {
             let [builder, other] = pair(store, "unchanged-after", quiet);
-            let _ = builder.cell.try_get_or_refresh::<&str, _>(|_| Ok(Built::Unchanged));
+            let _ = builder.cell.try_get_or_refresh::<&str, _>(|_| Ok(Refreshed::NotModified));
             other.during(|cell| drop(cell.get_or_refresh(value)))
         }),
         ("a build of one second, the lease being 300 ms", &|store| {

@@ -1,7 +1,7 @@
 //! `FleetCell`: thin methods over the local cell and the node.
 //!
 //! ```text
-//! build          what a build is given and returns
+//! build          what a build is given, and what it has made
 //! node           elections, takings-over, ends of builds: what talks to the store
 //! reply          an answer from the worker
 //! worker         the thread that talks to the store where no caller should have to
@@ -22,7 +22,8 @@ mod search;
 mod spawned;
 mod worker;
 
-pub use build::{BuildContext, Built};
+pub use build::BuildContext;
+pub(crate) use build::{IsStored, Made};
 pub use refresher::FleetRefresher;
 pub use spawned::FleetSpawn;
 
@@ -30,11 +31,10 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use dogpile::{BoxError, Clock, DogpileCell, Freshness, Guard, Reader, SystemClock};
+use dogpile::{BoxError, Clock, DogpileCell, Freshness, Guard, Reader, RefreshError, Refreshed, SystemClock};
 
 use crate::breaker::Kind;
 use crate::codec::Codec;
-use crate::error::FleetError;
 use crate::policy::FleetPolicy;
 use crate::stats::FleetStats;
 use crate::store::{Invalidation, RefreshStore, StoreError, Version};
@@ -249,40 +249,48 @@ where
     /// As [`get_or_refresh`](FleetCell::get_or_refresh), with a build that may fail, and that is given what is known of the
     /// previous value.
     ///
+    /// A build returns a [`Refreshed`]: a value (`map(Refreshed::from)`), a value with a time to live of its own, for which it is fresh on
+    /// all nodes, or that the previous value is still right. Without a previous value the latter is a failed build.
+    ///
     /// The callers that waited for a build that fails share its error, whatever error type their own builds have.
     ///
     /// # Errors
     ///
-    /// * [`FleetError::Build`]: the caller's own build failed, or the build of this process that it waited for, and the
+    /// * [`RefreshError::Build`]: the caller's own build failed, or the build of this process that it waited for, and the
     ///   policy's [`stale_if_error`](FleetPolicy::stale_if_error) does not allow the old value instead.
-    /// * [`FleetError::Backoff`]: there is nothing to serve, the latest build failed, on whatever node, and the pause after it
-    ///   runs.
-    /// * [`FleetError::Reentrant`]: called from inside the build of the same cell, with nothing to serve.
+    /// * [`RefreshError::Build`] with [`Backoff`](crate::Backoff): there is nothing to serve, the latest build failed, on whatever node,
+    ///   and the pause after it runs.
+    /// * [`RefreshError::Reentrant`]: called from inside the build of the same cell, with nothing to serve.
     ///
     /// # Examples
     ///
     /// ```
-    /// use dogpile_fleet::{Built, FleetCell, FleetError, FleetPolicy, MemoryStore, Plain};
+    /// use dogpile_fleet::{FleetCell, FleetPolicy, MemoryStore, Plain, Refreshed};
+    /// use std::io;
     /// use std::time::Duration;
+    ///
+    /// fn download() -> io::Result<String> {
+    ///     Ok(String::from("<html>"))
+    /// }
     ///
     /// let policy = FleetPolicy::ttl(Duration::from_secs(60));
     /// let page = FleetCell::new("page", MemoryStore::new(), Plain, policy);
-    /// let value = page.try_get_or_refresh(|_| Ok::<_, std::io::Error>(String::from("<html>").into()))?;
+    /// let value = page.try_get_or_refresh(|_| download().map(Refreshed::from))?;
     /// assert_eq!(*value, "<html>");
     ///
     /// page.invalidate()?;
     /// let value = page.try_get_or_refresh(|context| match context.previous() {
-    ///     Some(_) => Ok(Built::Unchanged),
-    ///     None => Err(std::io::Error::other("no route to host")),
+    ///     Some(_) => Ok(Refreshed::NotModified),
+    ///     None => Err(io::Error::other("no route to host")),
     /// })?;
     /// assert_eq!(*value, "<html>");
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     #[inline]
-    pub fn try_get_or_refresh<E, F>(&self, build: F) -> Result<Arc<T>, FleetError>
+    pub fn try_get_or_refresh<E, F>(&self, build: F) -> Result<Arc<T>, RefreshError>
     where
         E: Into<BoxError>,
-        F: FnOnce(&BuildContext<'_, T>) -> Result<Built<T>, E>,
+        F: FnOnce(&BuildContext<'_, T>) -> Result<Refreshed<T>, E>,
     {
         match self.local.get_unless_due() {
             Some(value) => Ok(value),
@@ -302,10 +310,10 @@ where
             });
             match outcome {
                 Ok(value) => return value,
-                Err(FleetError::Reentrant) => panic!(
+                Err(RefreshError::Reentrant) => panic!(
                     "get_or_refresh was called from inside the build of the same cell, which must not wait for a \
                      value of that cell; inside a build use `get`, or `try_get_or_refresh`, which returns \
-                     `FleetError::Reentrant`"
+                     `RefreshError::Reentrant`"
                 ),
                 // A caller that has to return a value shares no error: it looks again.
                 Err(_) => {}
@@ -315,10 +323,10 @@ where
 
     #[cold]
     #[inline(never)]
-    fn try_build<E, F>(&self, build: F) -> Result<Arc<T>, FleetError>
+    fn try_build<E, F>(&self, build: F) -> Result<Arc<T>, RefreshError>
     where
         E: Into<BoxError>,
-        F: FnOnce(&BuildContext<'_, T>) -> Result<Built<T>, E>,
+        F: FnOnce(&BuildContext<'_, T>) -> Result<Refreshed<T>, E>,
     {
         self.node.search(Caller::Tries, build)
     }

@@ -1,96 +1,68 @@
-//! What can go wrong.
+//! The errors that only a fleet has. All others are those of the build, and of [`dogpile`].
 
 use std::error::Error;
 use std::fmt;
 use std::time::Duration;
 
-use dogpile::SharedError;
+use dogpile::{RefreshError, SharedError};
 
-/// Why a read returned no value.
+/// The latest build has failed, here or on another node, and the pause after it runs.
 ///
-/// One concrete type, whatever the build's error type is, so `?` converts it into `anyhow::Error`, `Box<dyn Error + Send +
-/// Sync>`, or a variant with thiserror's `#[from]`.
+/// Found in a [`RefreshError::Build`]. See [`FleetPolicy::retry_backoff`](crate::FleetPolicy::retry_backoff).
 ///
 /// # Examples
 ///
 /// ```
-/// use dogpile_fleet::{Built, FleetCell, FleetError, FleetPolicy, MemoryStore, Plain};
-/// use std::io;
+/// use dogpile_fleet::{Backoff, FleetCell, FleetPolicy, MemoryStore, Plain, RefreshError};
 /// use std::time::Duration;
 ///
-/// fn download() -> io::Result<String> {
-///     Err(io::ErrorKind::TimedOut.into())
-/// }
+/// let minute = Duration::from_secs(60);
+/// let policy = FleetPolicy::ttl(minute).retry_backoff(minute, minute);
+/// let page: FleetCell<String> = FleetCell::new("page", MemoryStore::new(), Plain, policy);
+/// let read = || -> Result<_, RefreshError> { page.try_get_or_refresh(|_| Err("no route to host")) };
 ///
-/// let page = FleetCell::new("page", MemoryStore::new(), Plain, FleetPolicy::ttl(Duration::from_secs(60)));
-/// let error: FleetError = page.try_get_or_refresh(|_| download().map(Built::from)).unwrap_err();
-/// assert_eq!(error.to_string(), "timed out");
-/// assert_eq!(error.downcast_ref::<io::Error>().unwrap().kind(), io::ErrorKind::TimedOut);
+/// assert_eq!(read().unwrap_err().to_string(), "no route to host");
+/// let error = read().unwrap_err();
+/// let Backoff { left, .. } = error.downcast_ref().unwrap();
+/// assert!(*left > minute / 2);
 /// ```
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum FleetError {
-    /// The caller's own build failed, or the build of this process that it waited for.
-    ///
-    /// Displays as the build's error does, and has the same [`source`](Error::source).
-    Build(SharedError),
-    /// The latest build, here or on another node, has failed, and the pause after it runs.
-    Backoff {
-        /// How long the pause lasts from now.
-        left: Duration,
-    },
-    /// Another node builds, or the store does not work, and there is an old value to serve meanwhile. Only
-    /// [`FleetKeys::load`](crate::FleetKeys::load) returns it, for the map to serve that value.
-    Busy {
-        /// How long the other node's lease lasts from now, at least.
-        left: Duration,
-    },
-    /// Called from inside the build of the same cell, with nothing to serve.
-    Reentrant,
-    /// The time that the call was to wait at most is over; the build goes on. See
-    /// [`FleetSpawn::wait_at_most`](crate::FleetSpawn::wait_at_most).
-    WaitTimeout,
-    /// The spawner has dropped the build, or the build has panicked there. See
-    /// [`FleetCell::spawn_with`](crate::FleetCell::spawn_with).
-    Abandoned,
+pub struct Backoff {
+    /// How long the pause lasts from now.
+    pub left: Duration,
 }
 
-impl FleetError {
-    /// The build's error, if there is one.
-    #[must_use]
-    pub fn build_error(&self) -> Option<&SharedError> {
-        if let Self::Build(error) = self { Some(error) } else { None }
-    }
-
-    /// Whether the build failed with an `E`. See [`SharedError::is`].
-    #[must_use]
-    pub fn is<E: Error + 'static>(&self) -> bool {
-        self.downcast_ref::<E>().is_some()
-    }
-
-    /// The build's error, if it is an `E`. See [`SharedError::downcast_ref`].
-    #[must_use]
-    pub fn downcast_ref<E: Error + 'static>(&self) -> Option<&E> {
-        self.build_error()?.downcast_ref()
-    }
-}
-
-impl From<SharedError> for FleetError {
-    fn from(error: SharedError) -> Self {
-        Self::Build(error)
-    }
-}
-
-/// A retry pause that runs; also the error that the local waiters share then.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Backoff {
-    pub(crate) left: Duration,
-}
-
-impl From<Backoff> for FleetError {
-    fn from(Backoff { left }: Backoff) -> Self {
-        Self::Backoff { left }
-    }
+/// Another node builds, or the store does not work, and there is an old value to serve meanwhile.
+///
+/// Found in a [`RefreshError::Build`] that [`FleetKeys::load`](crate::FleetKeys::load) returns: the map serves the old value in
+/// its place.
+///
+/// # Examples
+///
+/// ```
+/// use dogpile_fleet::{Busy, FleetKeys, FleetPolicy, MemoryStore, Plain, Refreshed};
+/// use std::sync::Arc;
+/// use std::time::Duration;
+///
+/// let store = Arc::new(MemoryStore::new());
+/// let node = || FleetKeys::new("users", Arc::clone(&store), Plain, FleetPolicy::ttl(Duration::from_secs(60)));
+/// let (a, b) = (node(), node());
+/// let first = a.load("7", None, |_| Ok::<_, &str>(Refreshed::NewFor(String::from("old"), Duration::ZERO)))?;
+/// let Refreshed::NewFor(old, _) = first else { unreachable!("a load says how long its value is fresh") };
+///
+/// a.load("7", None, |_| {
+///     let error = b.load::<&str, _>("7", Some(Arc::new(old)), |_| unreachable!("a builds")).unwrap_err();
+///     assert!(error.is::<Busy>());
+///     Ok::<_, &str>(Refreshed::New(String::from("new")))
+/// })?;
+/// # Ok::<(), dogpile_fleet::RefreshError>(())
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Busy {
+    /// How long the other node's lease lasts from now, at least.
+    pub left: Duration,
 }
 
 impl fmt::Display for Backoff {
@@ -100,27 +72,24 @@ impl fmt::Display for Backoff {
     }
 }
 
-impl Error for Backoff {}
-
-impl fmt::Display for FleetError {
+impl fmt::Display for Busy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Build(error) => fmt::Display::fmt(error, f),
-            Self::Backoff { left } => fmt::Display::fmt(&Backoff { left: *left }, f),
-            Self::Busy { .. } => f.write_str("another node builds the value, or the store does not work"),
-            Self::Reentrant => {
-                f.write_str("the caller would wait for itself, as it is inside the build of the same cell")
-            }
-            Self::WaitTimeout => f.write_str("there was no value within the time that the caller could wait"),
-            Self::Abandoned => {
-                f.write_str("the spawner has dropped the build, or the build has panicked: see its message")
-            }
-        }
+        f.write_str("another node builds the value, or the store does not work")
     }
 }
 
-impl Error for FleetError {
-    fn source(&self) -> Option<&(dyn Error + 'static)> {
-        self.build_error()?.source()
+impl Error for Backoff {}
+
+impl Error for Busy {}
+
+impl From<Backoff> for RefreshError {
+    fn from(backoff: Backoff) -> Self {
+        Self::Build(SharedError::new(backoff))
+    }
+}
+
+impl From<Busy> for RefreshError {
+    fn from(busy: Busy) -> Self {
+        Self::Build(SharedError::new(busy))
     }
 }

@@ -25,12 +25,12 @@ use std::sync::Arc;
 use std::sync::mpsc::channel;
 use std::time::Duration;
 
-use dogpile::{BoxError, Clock, Policy, Refreshed, SystemClock, Tick};
+use dogpile::{BoxError, Clock, Policy, RefreshError, Refreshed, SystemClock, Tick};
 
 use crate::access::{Access, Operation};
-use crate::cell::{BuildContext, Built};
+use crate::cell::BuildContext;
 use crate::codec::{Codec, Opened, open};
-use crate::error::{Backoff, FleetError};
+use crate::error::{Backoff, Busy};
 use crate::policy::FleetPolicy;
 use crate::stats::FleetStats;
 use crate::store::{
@@ -102,7 +102,7 @@ impl<T> fmt::Debug for FleetValue<T> {
 /// # Examples
 ///
 /// ```
-/// use dogpile_fleet::{BuildContext, Built, FleetKeys, FleetPolicy, FleetValue, MemoryStore, Plain};
+/// use dogpile_fleet::{BuildContext, FleetKeys, FleetPolicy, FleetValue, MemoryStore, Plain, Refreshed};
 /// use dogpile_map::DogpileMap;
 /// use std::io;
 /// use std::sync::Arc;
@@ -114,8 +114,8 @@ impl<T> fmt::Debug for FleetValue<T> {
 ///
 /// let read = |id: u64| {
 ///     users.request(&id).try_get_with(|id, previous| {
-///         let build = |_: &BuildContext<'_, String>| Ok::<_, io::Error>(Built::from(format!("user {id}")));
-///         keys.load(&id.to_string(), previous.as_deref(), build)
+///         let build = |_: &BuildContext<'_, String>| Ok::<_, io::Error>(Refreshed::from(format!("user {id}")));
+///         keys.load(&id.to_string(), previous, build)
 ///     })
 /// };
 /// assert_eq!(**read(7)?, "user 7");
@@ -211,9 +211,11 @@ where
     ///
     /// # Errors
     ///
-    /// * The error of `build`.
-    /// * [`FleetError::Backoff`]: the latest build failed, on whatever node, and the pause after it runs.
-    /// * [`FleetError::Busy`]: another node builds, or the store does not work, and `previous` may be served meanwhile.
+    /// [`RefreshError::Build`] with
+    ///
+    /// * the error of `build`;
+    /// * [`Backoff`]: the latest build failed, on whatever node, and the pause after it runs;
+    /// * [`Busy`]: another node builds, or the store does not work, and `previous` may be served meanwhile.
     ///
     /// The map serves the old value in place of an error, as far as its policy allows.
     ///
@@ -225,17 +227,18 @@ where
     /// # Panics
     ///
     /// If `build` panics. The right to build is given back.
+    #[allow(clippy::needless_pass_by_value)] // as a map gives it
     pub fn load<E, F>(
         &self,
         key: &str,
-        previous: Option<&FleetValue<T>>,
+        previous: Option<Arc<FleetValue<T>>>,
         build: F,
-    ) -> Result<Refreshed<FleetValue<T>>, BoxError>
+    ) -> Result<Refreshed<FleetValue<T>>, RefreshError>
     where
         E: Into<BoxError>,
-        F: FnOnce(&BuildContext<'_, T>) -> Result<Built<T>, E>,
+        F: FnOnce(&BuildContext<'_, T>) -> Result<Refreshed<T>, E>,
     {
-        let shared = &*self.shared;
+        let (shared, previous) = (&*self.shared, previous.as_deref());
         let Ok(name) = shared.name_of(key) else { return self.build_alone(previous, None, build) };
         let (hinted, hints) = channel();
         let mut subscription = None;
@@ -249,7 +252,7 @@ where
             shared.access.counters.acquires.count();
             let answer = match shared.acquire(&name, &request) {
                 Some(answer) => answer,
-                None if serves.is_some() => return Err(FleetError::Busy { left: shared.pause() }.into()),
+                None if serves.is_some() => return Err(Busy { left: shared.pause() }.into()),
                 None => return self.build_alone(previous, None, build),
             };
             match answer {
@@ -289,7 +292,7 @@ where
                         return Ok(Refreshed::NewFor(taken, Duration::ZERO));
                     }
                     if serves.is_some() {
-                        return Err(FleetError::Busy { left }.into());
+                        return Err(Busy { left }.into());
                     }
                     if subscription.is_none() {
                         // Before the store is asked once more: what happens after that is hinted at.
@@ -308,7 +311,7 @@ where
                     if let Some(taken) = self.take_stale(current, asked) {
                         return Ok(Refreshed::NewFor(taken, Duration::ZERO));
                     }
-                    return Err(FleetError::from(Backoff { left }).into());
+                    return Err(Backoff { left }.into());
                 }
             }
         }

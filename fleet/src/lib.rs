@@ -24,7 +24,8 @@
 //! |---|---|
 //! | the value | [`FleetCell`] |
 //! | how long it is fresh, how long it is served while the store is down, leases | [`FleetPolicy`] |
-//! | a build that fails, finds nothing changed, or makes files | [`FleetCell::try_get_or_refresh`], [`BuildContext`] |
+//! | a build that fails, finds nothing changed, has a ttl of its own, or makes files | [`FleetCell::try_get_or_refresh`], [`Refreshed`], [`BuildContext`] |
+//! | what went wrong | [`RefreshError`], with [`Backoff`] or [`Busy`] in it |
 //! | a value that is rebuilt before it expires, so that no caller builds | [`FleetRefresher`] |
 //! | builds that run on a pool, not in the caller | [`FleetCell::spawn_with`] |
 //! | many keys, kept by a `DogpileMap` of `dogpile-map` | [`FleetKeys`] |
@@ -83,13 +84,14 @@ mod swap;
 mod trace;
 
 pub use breaker::Breaker;
-pub use cell::{BuildContext, Built, FleetCell, FleetReader, FleetRefresher, FleetSnapshot, FleetSpawn};
+pub use cell::{BuildContext, FleetCell, FleetReader, FleetRefresher, FleetSnapshot, FleetSpawn};
 #[cfg(feature = "json")]
 pub use codec::Json;
 #[cfg(feature = "postcard")]
 pub use codec::Postcard;
 pub use codec::{Codec, CodecError, Functions, Plain};
-pub use error::FleetError;
+pub use dogpile::{RefreshError, Refreshed, SharedError};
+pub use error::{Backoff, Busy};
 #[cfg(feature = "file")]
 pub use file::{FileStore, HostClock};
 pub use keys::{FleetKeys, FleetValue};

@@ -163,9 +163,9 @@ impl FleetPolicy {
             .retry_backoff(Duration::ZERO, Duration::ZERO)
     }
 
-    /// How long past its publication a value may be served.
-    pub(crate) fn hard(&self) -> Duration {
-        self.ttl.saturating_add(self.stale).min(LONGEST)
+    /// How long past its publication a value may be served that is fresh for `ttl`.
+    pub(crate) fn hard(&self, ttl: Duration) -> Duration {
+        ttl.saturating_add(self.stale).min(LONGEST)
     }
 
     /// The pause after the `failures`-th failure in a row.
@@ -198,7 +198,7 @@ mod tests {
     #[test]
     fn the_hard_bound_saturates() {
         let second = Duration::from_secs(1);
-        assert_eq!(FleetPolicy::ttl(second).hard(), LONGEST);
-        assert_eq!(FleetPolicy::ttl(second).stale_while_refresh(second).hard(), 2 * second);
+        assert_eq!(FleetPolicy::ttl(second).hard(second), LONGEST);
+        assert_eq!(FleetPolicy::ttl(second).stale_while_refresh(second).hard(second), 2 * second);
     }
 }

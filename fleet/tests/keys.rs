@@ -7,11 +7,11 @@ use std::sync::{Arc, Barrier};
 use std::thread;
 use std::time::Duration;
 
-use dogpile::{ManualClock, RefreshError};
+use dogpile::ManualClock;
 use dogpile_fleet::{
-    Acquire, BuildContext, Built, FleetError, FleetKeys, FleetPolicy, FleetValue, Functions, Hint,
-    Invalidation, MemoryStore, Plain, Poll, Publication, Publish, RefreshStore, Request, StoreError,
-    Subscription, Token, Version,
+    Acquire, Backoff, BuildContext, FleetKeys, FleetPolicy, FleetValue, Functions, Hint, Invalidation,
+    MemoryStore, Plain, Poll, Publication, Publish, RefreshError, RefreshStore, Refreshed, Request,
+    StoreError, Subscription, Token, Version,
 };
 use dogpile_map::DogpileMap;
 
@@ -104,17 +104,17 @@ impl Node {
     fn try_read<E: Into<dogpile::BoxError>>(
         &self,
         id: u64,
-        build: impl FnOnce(&BuildContext<'_, String>) -> Result<Built<String>, E>,
+        build: impl FnOnce(&BuildContext<'_, String>) -> Result<Refreshed<String>, E>,
     ) -> Result<Arc<FleetValue<String>>, RefreshError> {
         let load = |id: &u64, previous: Option<Arc<FleetValue<String>>>| {
-            self.keys.load(&id.to_string(), previous.as_deref(), build)
+            self.keys.load(&id.to_string(), previous, build)
         };
         self.map.request(&id).try_get_with(load)
     }
 
     #[track_caller]
     fn read(&self, id: u64, value: &str) -> String {
-        let value = self.try_read(id, |_| Ok::<_, io::Error>(Built::from(value.to_owned()))).unwrap();
+        let value = self.try_read(id, |_| Ok::<_, io::Error>(Refreshed::from(value.to_owned()))).unwrap();
         value.value().to_string()
     }
 
@@ -169,7 +169,7 @@ fn while_another_node_builds_the_old_value_is_served_and_without_one_callers_wai
         assert_eq!(b.served(7), "old");
         fleet.clock.advance(SECOND);
         assert_eq!(b.served(7), "old");
-        Ok::<_, io::Error>(Built::from(String::from("new")))
+        Ok::<_, io::Error>(Refreshed::from(String::from("new")))
     };
     assert_eq!(**a.try_read(7, build).unwrap().value(), "new");
     eventually("it is taken over after the pause", || {
@@ -185,7 +185,7 @@ fn while_another_node_builds_the_old_value_is_served_and_without_one_callers_wai
             let build = |_: &BuildContext<'_, String>| {
                 waits.wait();
                 may_end.recv().unwrap();
-                Ok::<_, io::Error>(Built::from(String::from("first")))
+                Ok::<_, io::Error>(Refreshed::from(String::from("first")))
             };
             a.try_read(8, build).unwrap();
         });
@@ -212,9 +212,9 @@ fn an_invalidation_is_noticed_at_the_next_look_and_fences_the_build_that_runs() 
 
     fleet.clock.advance(11 * SECOND);
     let build = |context: &BuildContext<'_, String>| {
-        assert_eq!(**context.previous().unwrap(), "new");
+        assert_eq!(*context.previous().unwrap(), "new");
         b.keys.invalidate("7").unwrap();
-        Ok::<_, io::Error>(Built::from(String::from("from before")))
+        Ok::<_, io::Error>(Refreshed::from(String::from("from before")))
     };
     a.try_read(7, build).unwrap();
     assert_eq!(a.keys.stats().invalidated, 1);
@@ -242,7 +242,7 @@ fn a_failed_build_throttles_the_fleet_and_takes_no_value_away() {
     let error = a.try_read(8, fails).unwrap_err();
     assert_eq!((error.to_string().as_str(), error.is::<io::Error>()), ("no", true));
     let error = b.try_read(8, fails).unwrap_err();
-    assert!(matches!(error.downcast_ref::<FleetError>(), Some(FleetError::Backoff { .. })), "{error}");
+    assert!(error.is::<Backoff>(), "{error}");
     fleet.clock.advance(11 * SECOND);
     assert_eq!(b.read(8, "value"), "value");
 }
@@ -297,7 +297,7 @@ fn what_another_node_began_before_this_ones_own_build_is_not_taken_over() {
         fleet.clock.advance(SECOND);
         assert_eq!(b.read(7, "read later"), "read later");
         fleet.way.down.store(false, Ordering::SeqCst);
-        Ok::<_, io::Error>(Built::from(String::from("read before")))
+        Ok::<_, io::Error>(Refreshed::from(String::from("read before")))
     };
     a.try_read(7, build).unwrap();
     b.map.invalidate(&7);
@@ -309,15 +309,16 @@ fn what_another_node_began_before_this_ones_own_build_is_not_taken_over() {
 fn a_value_found_unchanged_keeps_its_version_and_its_tag_comes_back() {
     let fleet = Fleet::new();
     let (a, b) = (fleet.node(POLICY), fleet.node(POLICY));
-    let tagged = |_: &BuildContext<'_, String>| {
-        Ok::<_, io::Error>(Built::New { value: String::from("value"), tag: Some(String::from("v1")) })
+    let tagged = |context: &BuildContext<'_, String>| {
+        context.set_tag("v1");
+        Ok::<_, io::Error>(Refreshed::New(String::from("value")))
     };
     a.try_read(7, tagged).unwrap();
     let version = a.map.get(&7).unwrap().version();
     fleet.clock.advance(11 * SECOND);
     let unchanged = |context: &BuildContext<'_, String>| {
         assert_eq!((context.tag(), context.fence().is_some()), (Some("v1"), true));
-        Ok::<_, io::Error>(Built::Unchanged)
+        Ok::<_, io::Error>(Refreshed::NotModified)
     };
     b.try_read(7, unchanged).unwrap();
     assert_eq!(b.map.get(&7).unwrap().version(), version);
@@ -342,10 +343,8 @@ fn payloads_that_are_damaged_or_of_another_schema_are_built() {
 
     let codec = Functions::new(|n: &u64| Ok(n.to_le_bytes().to_vec()), |_| Ok(7)).schema(9);
     let other = FleetKeys::with_clock("users", Arc::clone(&fleet.way), codec, POLICY, fleet.clock.clone());
-    let loaded = other.load("7", None, |_| Ok::<_, io::Error>(Built::from(7))).unwrap();
-    assert!(
-        matches!(loaded, dogpile::Refreshed::NewFor(value, _) if *value == 7 && value.version().is_none())
-    );
+    let loaded = other.load("7", None, |_| Ok::<_, io::Error>(Refreshed::from(7))).unwrap();
+    assert!(matches!(loaded, Refreshed::NewFor(value, _) if *value == 7 && value.version().is_none()));
     assert_eq!(fleet.node(POLICY).served(7), "again");
 }
 
@@ -360,8 +359,9 @@ fn a_key_that_no_store_can_keep_is_built_here_and_reported() {
             report.fetch_add(1, Ordering::SeqCst);
         });
     let long = "x".repeat(60);
-    let loaded = keys.load(&long, None, |_| Ok::<_, io::Error>(Built::from(String::from("value")))).unwrap();
-    assert!(matches!(loaded, dogpile::Refreshed::NewFor(value, _) if *value == "value"));
+    let loaded =
+        keys.load(&long, None, |_| Ok::<_, io::Error>(Refreshed::from(String::from("value")))).unwrap();
+    assert!(matches!(loaded, Refreshed::NewFor(value, _) if *value == "value"));
     keys.invalidate(&long).unwrap_err();
     assert_eq!(reported.load(Ordering::SeqCst), 2);
 }
@@ -380,10 +380,10 @@ fn a_long_build_keeps_its_lease_and_learns_that_it_has_become_pointless() {
         assert!(!context.is_superseded());
         store.invalidate("users:7", Invalidation::Soft).unwrap();
         eventually("it is told", || context.is_superseded());
-        Ok::<_, io::Error>(Built::from(String::from("late")))
+        Ok::<_, io::Error>(Refreshed::from(String::from("late")))
     };
     let loaded = keys.load("7", None, build).unwrap();
-    assert!(matches!(loaded, dogpile::Refreshed::NewFor(value, Duration::ZERO) if *value == "late"));
+    assert!(matches!(loaded, Refreshed::NewFor(value, Duration::ZERO) if *value == "late"));
     assert_eq!(store.entry("users:7").value, None);
 }
 

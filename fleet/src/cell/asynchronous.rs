@@ -8,11 +8,11 @@ use std::convert::Infallible;
 use std::future::Future;
 use std::sync::Arc;
 
-use dogpile::{BoxError, Clock};
+use dogpile::{BoxError, Clock, RefreshError, Refreshed};
 
-use super::build::{BuildContext, Built};
+use super::FleetCell;
+use super::build::BuildContext;
 use super::node::Caller;
-use super::{FleetCell, FleetError};
 use crate::store::{Invalidation, StoreError};
 
 impl<T, C> FleetCell<T, C>
@@ -53,10 +53,10 @@ where
         let build = async |_: &BuildContext<'_, T>| Ok::<_, Infallible>(build().await.into());
         match self.node.search_async(Caller::Insists, build).await {
             Ok(value) => value,
-            Err(FleetError::Reentrant) => panic!(
+            Err(RefreshError::Reentrant) => panic!(
                 "get_or_refresh_async was awaited inside the build of the same cell, which must not wait for a value of \
                  that cell; inside a build use `get`, or `try_get_or_refresh_async`, which returns \
-                 `FleetError::Reentrant`"
+                 `RefreshError::Reentrant`"
             ),
             Err(_) => unreachable!("a caller that has to return a value gets no error of a build"),
         }
@@ -71,24 +71,24 @@ where
     /// # Examples
     ///
     /// ```
-    /// use dogpile_fleet::{BuildContext, Built, FleetCell, FleetError, FleetPolicy, MemoryStore, Plain};
+    /// use dogpile_fleet::{BuildContext, FleetCell, FleetPolicy, MemoryStore, Plain, RefreshError, Refreshed};
     /// use std::time::Duration;
     ///
     /// # futures_lite::future::block_on(async {
     /// let policy = FleetPolicy::ttl(Duration::from_secs(60));
     /// let page = FleetCell::new("page", MemoryStore::new(), Plain, policy);
     /// let build = async |context: &BuildContext<'_, String>| match context.previous() {
-    ///     Some(_) => Ok(Built::Unchanged),
+    ///     Some(_) => Ok(Refreshed::NotModified),
     ///     None => Ok::<_, std::io::Error>(String::from("<html>").into()),
     /// };
     /// assert_eq!(*page.try_get_or_refresh_async(build).await?, "<html>");
-    /// # Ok::<(), FleetError>(())
+    /// # Ok::<(), RefreshError>(())
     /// # }).unwrap();
     /// ```
-    pub async fn try_get_or_refresh_async<E, F>(&self, build: F) -> Result<Arc<T>, FleetError>
+    pub async fn try_get_or_refresh_async<E, F>(&self, build: F) -> Result<Arc<T>, RefreshError>
     where
         E: Into<BoxError>,
-        F: AsyncFnOnce(&BuildContext<'_, T>) -> Result<Built<T>, E>,
+        F: AsyncFnOnce(&BuildContext<'_, T>) -> Result<Refreshed<T>, E>,
     {
         match self.local.get_unless_due() {
             Some(value) => Ok(value),

@@ -1,10 +1,14 @@
-//! What a build is given, and what it returns.
+//! What a build is given, and what it has made.
 
 use std::cell::RefCell;
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
+use dogpile::{BoxError, Refreshed};
+
+use crate::policy::FleetPolicy;
 use crate::store::Fence;
 
 /// What a build is given.
@@ -14,27 +18,50 @@ use crate::store::Fence;
 /// A conditional build, and a file beside the value that a builder which has been overtaken cannot overwrite:
 ///
 /// ```
-/// use dogpile_fleet::{BuildContext, Built};
+/// use dogpile::ManualClock;
+/// use dogpile_fleet::{BuildContext, FleetCell, FleetPolicy, MemoryStore, Plain, Refreshed};
+/// use std::time::Duration;
 ///
-/// fn download(context: &BuildContext<'_, String>) -> std::io::Result<Built<String>> {
+/// fn download(context: &BuildContext<'_, String>) -> std::io::Result<Refreshed<String>> {
 ///     let not_modified = context.tag() == Some("v1"); // If-None-Match
 ///     if not_modified && context.previous().is_some() {
-///         return Ok(Built::Unchanged);
+///         return Ok(Refreshed::NotModified);
 ///     }
 ///     let file = match context.fence() {
 ///         Some(fence) => format!("data.{fence}"),
 ///         None => format!("data.local-{}", std::process::id()),
 ///     };
 ///     // ... write the file ...
-///     Ok(Built::New { value: file, tag: Some("v1".to_owned()) })
+///     context.set_tag("v1");
+///     Ok(Refreshed::New(file))
 /// }
-/// # let _ = download;
+///
+/// let (minute, clock) = (Duration::from_secs(60), ManualClock::new());
+/// let store = MemoryStore::with_clock(clock.clone());
+/// let file = FleetCell::with_clock("file", store, Plain, FleetPolicy::ttl(minute), clock.clone());
+/// let first = file.try_get_or_refresh(download)?;
+/// clock.advance(2 * minute);
+/// assert_eq!(file.try_get_or_refresh(download)?, first, "it is not modified");
+/// # Ok::<(), dogpile_fleet::RefreshError>(())
 /// ```
 pub struct BuildContext<'a, T> {
-    pub(crate) fence: Option<Fence>,
-    pub(crate) previous: Option<&'a Arc<T>>,
-    pub(crate) tag: Option<&'a str>,
-    pub(crate) lost: &'a AtomicBool,
+    fence: Option<Fence>,
+    previous: Option<&'a Arc<T>>,
+    tag: Option<&'a str>,
+    lost: &'a AtomicBool,
+    /// What the build has noted about its own value.
+    set_tag: Mutex<Option<String>>,
+}
+
+impl<'a, T> BuildContext<'a, T> {
+    pub(crate) fn new(
+        fence: Option<Fence>,
+        previous: Option<&'a Arc<T>>,
+        tag: Option<&'a str>,
+        lost: &'a AtomicBool,
+    ) -> Self {
+        Self { fence, previous, tag, lost, set_tag: Mutex::default() }
+    }
 }
 
 impl<T> BuildContext<'_, T> {
@@ -47,14 +74,23 @@ impl<T> BuildContext<'_, T> {
 
     /// The value that the build is to replace, fresh or not.
     #[must_use]
-    pub fn previous(&self) -> Option<&Arc<T>> {
-        self.previous
+    pub fn previous(&self) -> Option<Arc<T>> {
+        self.previous.cloned()
     }
 
-    /// What the builder of the previous value noted about it.
+    /// The tag of the previous value, as its build has [set](BuildContext::set_tag) it.
     #[must_use]
     pub fn tag(&self) -> Option<&str> {
         self.tag
+    }
+
+    /// Stores `tag` with the value that this build returns, for the next build: an `ETag`, for instance. The last call counts.
+    ///
+    /// A new value without a call has no tag. With [`Refreshed::NotModified`] the previous value keeps its tag. If the build sets
+    /// another one, the value is stored once more with it.
+    pub fn set_tag(&self, tag: impl Into<String>) {
+        let tag = Some(tag.into());
+        *self.set_tag.lock().unwrap_or_else(PoisonError::into_inner) = tag;
     }
 
     /// Whether it is known already that the result will not be accepted: the value has been invalidated since, or another
@@ -67,14 +103,60 @@ impl<T> BuildContext<'_, T> {
 }
 
 impl<T> BuildContext<'_, T> {
-    /// A result that makes no sense is the build's mistake.
-    pub(crate) fn check<E>(&self, result: &Result<Built<T>, E>) {
-        assert!(
-            !matches!(result, Ok(Built::Unchanged)) || self.previous.is_some(),
-            "a build returned `Built::Unchanged` though there was no previous value; look at `BuildContext::previous` first"
-        );
+    /// What the build has made, or its error.
+    pub(crate) fn made<E: Into<BoxError>>(
+        &self,
+        result: Result<Refreshed<T>, E>,
+    ) -> Result<Made<T>, BoxError> {
+        let (value, ttl, is_unchanged) = match result.map_err(Into::into)? {
+            Refreshed::New(value) => (Arc::new(value), None, false),
+            Refreshed::NewFor(value, ttl) => (Arc::new(value), Some(ttl), false),
+            // `NotModified`.
+            _ => {
+                let nothing = "the build returned NotModified, but there is no previous value";
+                (self.previous().ok_or(nothing)?, None, true)
+            }
+        };
+        let tag = self.set_tag.lock().unwrap_or_else(PoisonError::into_inner).take();
+        Ok(Made { value, ttl, tag, is_unchanged })
     }
 }
+
+/// What a build has made.
+pub(crate) struct Made<T> {
+    pub(crate) value: Arc<T>,
+    /// A time to live of its own.
+    ttl: Option<Duration>,
+    /// What the build has noted.
+    tag: Option<String>,
+    /// It is the previous value.
+    pub(crate) is_unchanged: bool,
+}
+
+impl<T> Made<T> {
+    pub(crate) fn ttl(&self, policy: &FleetPolicy) -> Duration {
+        self.ttl.unwrap_or(policy.ttl)
+    }
+
+    /// The tag to be stored with the value; `Err` if the store has both already, the value with the tag `stored`.
+    pub(crate) fn tag_to_store(
+        &mut self,
+        has_value: bool,
+        stored: Option<String>,
+    ) -> Result<Option<String>, IsStored> {
+        let tag = self.tag.take();
+        if !self.is_unchanged {
+            Ok(tag)
+        } else if has_value && (tag.is_none() || tag == stored) {
+            Err(IsStored)
+        } else {
+            Ok(tag.or(stored))
+        }
+    }
+}
+
+/// The store has the value of a build already, with its tag.
+pub(crate) struct IsStored;
 
 impl<T> fmt::Debug for BuildContext<'_, T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -82,26 +164,6 @@ impl<T> fmt::Debug for BuildContext<'_, T> {
             .field("fence", &self.fence)
             .field("tag", &self.tag)
             .finish_non_exhaustive()
-    }
-}
-
-/// What a build returns.
-#[derive(Debug)]
-pub enum Built<T> {
-    /// A value.
-    New {
-        /// The value.
-        value: T,
-        /// A note for the next builder, such as an `ETag`.
-        tag: Option<String>,
-    },
-    /// The previous value is still right. Without a previous value the build counts as failed by a panic.
-    Unchanged,
-}
-
-impl<T> From<T> for Built<T> {
-    fn from(value: T) -> Self {
-        Self::New { value, tag: None }
     }
 }
 

@@ -77,7 +77,7 @@ use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use dogpile::{BoxError, Clock, DogpileCell, Lease, Lookup, PublishOutcome, Published, SharedError, Tick};
+use dogpile::{Clock, DogpileCell, Lease, Lookup, PublishOutcome, Published, Tick};
 
 use super::worker::Worker;
 use crate::access::{Access, Operation};
@@ -127,6 +127,8 @@ pub(crate) struct Delivery {
     pub(crate) token: Token,
     /// With its tag; `None`: the value was found unchanged.
     payload: Option<(Vec<u8>, Option<String>)>,
+    /// For how long the value is fresh.
+    ttl: Duration,
 }
 
 /// What became of a publication.
@@ -217,15 +219,6 @@ pub(crate) enum Step<T: 'static, C: Clock + 'static> {
     Build(Ticket<T, C>),
     /// There is nothing to serve, and a pause runs.
     Backoff(Backoff),
-}
-
-/// An error that no lease ends with.
-pub(crate) fn shared(error: BoxError) -> SharedError {
-    let cell = DogpileCell::<()>::new(Duration::ZERO);
-    match cell.lookup() {
-        Lookup::Elected(lease) => lease.fail(error),
-        _ => unreachable!("the first caller is elected"),
-    }
 }
 
 /// Whether a pause after a failed build keeps the caller from building.

@@ -24,10 +24,10 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use dogpile::{BoxError, Clock, Freshness, Hook, Lookup, SharedError, Tick};
+use dogpile::{BoxError, Clock, Freshness, Hook, Lookup, Refreshed, SharedError, Tick};
 
 use super::FleetCell;
-use super::build::{BuildContext, Built};
+use super::build::BuildContext;
 use super::node::{Ahead, Caller, Node, Step, Ticket};
 use super::worker::Wake;
 use crate::draw;
@@ -67,14 +67,14 @@ const LOOK: Duration = Duration::from_secs(1);
 /// # Examples
 ///
 /// ```
-/// use dogpile_fleet::{BuildContext, Built, FleetCell, FleetPolicy, FleetRefresher, MemoryStore, Plain};
+/// use dogpile_fleet::{BuildContext, FleetCell, FleetPolicy, FleetRefresher, MemoryStore, Plain, Refreshed};
 /// use std::io;
 /// use std::time::Duration;
 ///
 /// let policy = FleetPolicy::ttl(Duration::from_secs(60));
 /// let page = FleetCell::new("page", MemoryStore::new(), Plain, policy);
 ///
-/// let build = |_: &BuildContext<'_, String>| Ok::<_, io::Error>(Built::from(String::from("<html>")));
+/// let build = |_: &BuildContext<'_, String>| Ok::<_, io::Error>(Refreshed::from(String::from("<html>")));
 /// let refresher = FleetRefresher::spawn(&page, Duration::from_secs(10), build)?;
 /// assert!(refresher.wait_ready(Duration::from_secs(10)));
 /// assert_eq!(*page.get().unwrap(), "<html>");
@@ -123,11 +123,11 @@ impl FleetRefresher {
     /// # Examples
     ///
     /// ```
-    /// use dogpile_fleet::{BuildContext, Built, FleetCell, FleetPolicy, FleetRefresher, MemoryStore, Plain};
+    /// use dogpile_fleet::{BuildContext, FleetCell, FleetPolicy, FleetRefresher, MemoryStore, Plain, Refreshed};
     /// use std::io;
     /// use std::time::Duration;
     ///
-    /// fn build(_: &BuildContext<'_, String>) -> io::Result<Built<String>> {
+    /// fn build(_: &BuildContext<'_, String>) -> io::Result<Refreshed<String>> {
     ///     Ok(String::from("<html>").into())
     /// }
     ///
@@ -141,7 +141,7 @@ impl FleetRefresher {
         T: Send + Sync + 'static,
         C: Clock + Clone + 'static,
         E: Into<BoxError>,
-        F: FnMut(&BuildContext<'_, T>) -> Result<Built<T>, E> + Send + 'static,
+        F: FnMut(&BuildContext<'_, T>) -> Result<Refreshed<T>, E> + Send + 'static,
     {
         if ahead >= cell.node.policy.ttl {
             return Err(io::Error::new(
@@ -183,14 +183,14 @@ impl FleetRefresher {
     /// # Examples
     ///
     /// ```
-    /// use dogpile_fleet::{BuildContext, Built, FleetCell, FleetPolicy, FleetRefresher, MemoryStore, Plain};
+    /// use dogpile_fleet::{BuildContext, FleetCell, FleetPolicy, FleetRefresher, MemoryStore, Plain, Refreshed};
     /// use std::io;
     /// use std::time::Duration;
     ///
     /// let policy = FleetPolicy::ttl(Duration::from_secs(60));
     /// let page = FleetCell::new("page", MemoryStore::new(), Plain, policy);
     ///
-    /// let build = |_: &BuildContext<'_, String>| Ok::<_, io::Error>(Built::from(String::from("<html>")));
+    /// let build = |_: &BuildContext<'_, String>| Ok::<_, io::Error>(Refreshed::from(String::from("<html>")));
     /// let refresher = FleetRefresher::spawn(&page, Duration::from_secs(10), build)?;
     /// assert!(refresher.wait_ready(Duration::from_secs(10)));
     /// assert!(refresher.last_error().is_none());
@@ -248,7 +248,7 @@ where
     T: Send + Sync + 'static,
     C: Clock + Clone + 'static,
     E: Into<BoxError>,
-    F: FnMut(&BuildContext<'_, T>) -> Result<Built<T>, E>,
+    F: FnMut(&BuildContext<'_, T>) -> Result<Refreshed<T>, E>,
 {
     fn run(mut self) {
         let status = Arc::clone(&self.status);
@@ -272,9 +272,10 @@ where
     }
 
     fn plan(&mut self, node: &Node<T, C>) -> Plan {
+        // Before the age is looked at: if this thread stands still in between, it wakes up too early, and not too late.
+        let now = self.clock.now();
         let snapshot = node.local.snapshot();
         let fresh = snapshot.filter(|snapshot| snapshot.freshness == Freshness::Fresh);
-        let now = self.clock.now();
         let (due, plan) = match fresh {
             None => (now, Plan::Look),
             Some(fresh) => {
@@ -352,7 +353,7 @@ where
 fn panicked(panic: &(dyn Any + Send)) -> SharedError {
     let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
     let text = text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default();
-    super::node::shared(format!("the build panicked: {text}").into())
+    SharedError::new(format!("the build panicked: {text}"))
 }
 
 /// However the thread ends, nobody waits for it.

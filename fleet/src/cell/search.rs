@@ -2,11 +2,10 @@
 
 use std::sync::Arc;
 
-use dogpile::{BoxError, Clock, Lookup, SharedError, Waited};
+use dogpile::{BoxError, Clock, Lookup, RefreshError, Refreshed, SharedError, Waited};
 
-use super::build::{BuildContext, Built};
+use super::build::BuildContext;
 use super::node::{Caller, Node, Step};
-use crate::error::{Backoff, FleetError};
 
 impl<T, C> Node<T, C>
 where
@@ -14,10 +13,10 @@ where
     C: Clock + Clone + 'static,
 {
     /// A value that may be served, from wherever it has to come.
-    pub(crate) fn search<E, F>(self: &Arc<Self>, caller: Caller, build: F) -> Result<Arc<T>, FleetError>
+    pub(crate) fn search<E, F>(self: &Arc<Self>, caller: Caller, build: F) -> Result<Arc<T>, RefreshError>
     where
         E: Into<BoxError>,
-        F: FnOnce(&BuildContext<'_, T>) -> Result<Built<T>, E>,
+        F: FnOnce(&BuildContext<'_, T>) -> Result<Refreshed<T>, E>,
     {
         loop {
             let error = match self.local.lookup_owned() {
@@ -25,13 +24,13 @@ where
                 Lookup::Failed(error) => error,
                 Lookup::Pending(pending) => {
                     if self.is_building_here() {
-                        return Err(FleetError::Reentrant);
+                        return Err(RefreshError::Reentrant);
                     }
                     self.worker.kick(self);
                     match pending.wait() {
                         Waited::Published(value) => return Ok(value),
                         Waited::Failed(error) => error,
-                        Waited::Reentrant => return Err(FleetError::Reentrant),
+                        Waited::Reentrant => return Err(RefreshError::Reentrant),
                         // It ended without a result.
                         _ => continue,
                     }
@@ -67,23 +66,15 @@ where
     }
 
     /// What the caller makes of the error of a build that it waited for. `None`: it looks again.
-    fn weigh(&self, error: SharedError, caller: Caller) -> Option<Result<Arc<T>, FleetError>> {
-        (caller == Caller::Tries).then(|| self.shares(error))
+    fn weigh(&self, error: SharedError, caller: Caller) -> Option<Result<Arc<T>, RefreshError>> {
+        (caller == Caller::Tries).then(|| self.instead_of(error))
     }
 
-    /// What a caller gets that waited for a build which failed.
-    pub(crate) fn shares(&self, error: SharedError) -> Result<Arc<T>, FleetError> {
-        match error.downcast_ref::<Backoff>() {
-            Some(backoff) => Err((*backoff).into()),
-            None => self.instead_of(error),
-        }
-    }
-
-    /// What the callers of a build that failed get.
-    pub(crate) fn instead_of(&self, error: SharedError) -> Result<Arc<T>, FleetError> {
+    /// What the callers get that ran a build which failed, or waited for it, or for one that a pause keeps from running.
+    pub(crate) fn instead_of(&self, error: SharedError) -> Result<Arc<T>, RefreshError> {
         let late = self.clock.now().saturating_duration_since(self.known().soft_end);
         let stale = self.local.get().filter(|_| late <= self.policy.stale_if_error);
-        stale.filter(|_| !self.policy.stale_if_error.is_zero()).ok_or(FleetError::Build(error))
+        stale.filter(|_| !self.policy.stale_if_error.is_zero()).ok_or(RefreshError::Build(error))
     }
 
     /// As [`search`](Node::search), for a task.
@@ -92,10 +83,10 @@ where
         self: &Arc<Self>,
         caller: Caller,
         build: F,
-    ) -> Result<Arc<T>, FleetError>
+    ) -> Result<Arc<T>, RefreshError>
     where
         E: Into<BoxError>,
-        F: AsyncFnOnce(&BuildContext<'_, T>) -> Result<Built<T>, E>,
+        F: AsyncFnOnce(&BuildContext<'_, T>) -> Result<Refreshed<T>, E>,
     {
         loop {
             let error = match self.local.lookup_owned() {
@@ -103,13 +94,13 @@ where
                 Lookup::Failed(error) => error,
                 Lookup::Pending(pending) => {
                     if self.is_building_here() {
-                        return Err(FleetError::Reentrant);
+                        return Err(RefreshError::Reentrant);
                     }
                     self.worker.kick(self);
                     match pending.await {
                         Waited::Published(value) => return Ok(value),
                         Waited::Failed(error) => error,
-                        Waited::Reentrant => return Err(FleetError::Reentrant),
+                        Waited::Reentrant => return Err(RefreshError::Reentrant),
                         // It ended without a result.
                         _ => continue,
                     }

@@ -7,13 +7,12 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use dogpile::{BoxError, Clock, Job, Lease, Lookup, Pending, Waited};
+use dogpile::{BoxError, Clock, Job, Lease, Lookup, Pending, RefreshError, Refreshed, Waited};
 
 use super::FleetCell;
-use super::build::{BuildContext, Built};
+use super::build::BuildContext;
 use super::node::{Caller, Node, Step};
 use super::reply::{Awaited, NoAnswer, reply};
-use crate::error::FleetError;
 
 /// A read whose builds run elsewhere. Made by [`FleetCell::spawn_with`].
 #[must_use = "it does nothing until `try_get` is called"]
@@ -39,17 +38,17 @@ where
     /// # Examples
     ///
     /// ```
-    /// use dogpile_fleet::{BuildContext, Built, FleetCell, FleetPolicy, MemoryStore, Plain};
+    /// use dogpile_fleet::{BuildContext, FleetCell, FleetPolicy, MemoryStore, Plain, Refreshed};
     /// use std::io;
     /// use std::time::Duration;
     ///
     /// let policy = FleetPolicy::ttl(Duration::from_secs(60));
     /// let page = FleetCell::new("page", MemoryStore::new(), Plain, policy);
     ///
-    /// let build = |_: &BuildContext<'_, String>| Ok::<_, io::Error>(Built::from(String::from("<html>")));
+    /// let build = |_: &BuildContext<'_, String>| Ok::<_, io::Error>(Refreshed::from(String::from("<html>")));
     /// let value = page.spawn_with(std::thread::spawn).try_get(build)?;
     /// assert_eq!(*value, "<html>");
-    /// # Ok::<(), dogpile_fleet::FleetError>(())
+    /// # Ok::<(), dogpile_fleet::RefreshError>(())
     /// ```
     pub fn spawn_with<S>(&self, spawner: S) -> FleetSpawn<'_, T, C, S> {
         FleetSpawn { cell: self, spawner, wait: None }
@@ -58,14 +57,14 @@ where
 
 /// What became of a job.
 enum Outcome<T, F> {
-    Done(Result<Arc<T>, FleetError>),
+    Done(Result<Arc<T>, RefreshError>),
     /// There is nothing to be built at the moment. The build comes back.
     Again(F),
 }
 
 /// What a caller does next.
 enum Next<T: 'static, C: Clock + 'static, F> {
-    Return(Result<Arc<T>, FleetError>),
+    Return(Result<Arc<T>, RefreshError>),
     /// A build that other callers wait for, too.
     Pending(Pending<'static, T, C>, F),
     /// A job of this caller.
@@ -83,7 +82,7 @@ where
     /// # Examples
     ///
     /// ```
-    /// use dogpile_fleet::{BuildContext, Built, FleetCell, FleetError, FleetPolicy, MemoryStore, Plain};
+    /// use dogpile_fleet::{BuildContext, FleetCell, FleetPolicy, MemoryStore, Plain, RefreshError, Refreshed};
     /// use std::io;
     /// use std::sync::mpsc::channel;
     /// use std::time::Duration;
@@ -94,10 +93,10 @@ where
     ///
     /// let slow = move |_: &BuildContext<'_, String>| {
     ///     let _ = may_go_on.recv();
-    ///     Ok::<_, io::Error>(Built::from(String::from("<html>")))
+    ///     Ok::<_, io::Error>(Refreshed::from(String::from("<html>")))
     /// };
     /// let outcome = page.spawn_with(std::thread::spawn).wait_at_most(Duration::ZERO).try_get(slow);
-    /// assert!(matches!(outcome, Err(FleetError::WaitTimeout)));
+    /// assert!(matches!(outcome, Err(RefreshError::WaitTimeout)));
     ///
     /// go_on.send(()).unwrap();
     /// assert_eq!(*page.get_or_refresh(|| unreachable!("it is being built")), "<html>");
@@ -114,34 +113,34 @@ where
     ///
     /// Those of [`FleetCell::try_get_or_refresh`], and:
     ///
-    /// * [`FleetError::WaitTimeout`]: there was nothing to serve within the [time](FleetSpawn::wait_at_most).
-    /// * [`FleetError::Abandoned`]: there is nothing to serve, and the spawner has dropped this caller's job, or the build has
+    /// * [`RefreshError::WaitTimeout`]: there was nothing to serve within the [time](FleetSpawn::wait_at_most).
+    /// * [`RefreshError::Abandoned`]: there is nothing to serve, and the spawner has dropped this caller's job, or the build has
     ///   panicked there.
     ///
     /// # Examples
     ///
     /// ```
     /// use dogpile::Job;
-    /// use dogpile_fleet::{BuildContext, Built, FleetCell, FleetError, FleetPolicy, MemoryStore, Plain};
+    /// use dogpile_fleet::{BuildContext, FleetCell, FleetPolicy, MemoryStore, Plain, RefreshError, Refreshed};
     /// use std::io;
     /// use std::time::Duration;
     ///
-    /// fn build(_: &BuildContext<'_, String>) -> io::Result<Built<String>> {
+    /// fn build(_: &BuildContext<'_, String>) -> io::Result<Refreshed<String>> {
     ///     Ok(String::from("<html>").into())
     /// }
     ///
     /// let policy = FleetPolicy::ttl(Duration::from_secs(60));
     /// let page = FleetCell::new("page", MemoryStore::new(), Plain, policy);
     /// let refused = page.spawn_with(|job: Job| drop(job)).try_get(build);
-    /// assert!(matches!(refused, Err(FleetError::Abandoned)));
+    /// assert!(matches!(refused, Err(RefreshError::Abandoned)));
     /// assert_eq!(*page.spawn_with(|job: Job| job()).try_get(build)?, "<html>");
-    /// # Ok::<(), FleetError>(())
+    /// # Ok::<(), RefreshError>(())
     /// ```
-    pub fn try_get<E, F, R>(self, build: F) -> Result<Arc<T>, FleetError>
+    pub fn try_get<E, F, R>(self, build: F) -> Result<Arc<T>, RefreshError>
     where
         S: Fn(Job) -> R,
         E: Into<BoxError>,
-        F: FnOnce(&BuildContext<'_, T>) -> Result<Built<T>, E> + Send + 'static,
+        F: FnOnce(&BuildContext<'_, T>) -> Result<Refreshed<T>, E> + Send + 'static,
     {
         let end = self.end();
         let mut build = build;
@@ -152,7 +151,7 @@ where
                 Next::Pending(pending, unused) => {
                     let waited = match left {
                         None => pending.wait(),
-                        Some(left) => pending.wait_timeout(left).map_err(|_| FleetError::WaitTimeout)?,
+                        Some(left) => pending.wait_timeout(left).map_err(|_| RefreshError::WaitTimeout)?,
                     };
                     match self.has_waited(waited) {
                         Some(outcome) => return outcome,
@@ -162,8 +161,8 @@ where
                 Next::Job(awaited) => match awaited.wait(left.unwrap_or(crate::LONGEST)) {
                     Ok(Outcome::Done(outcome)) => return outcome,
                     Ok(Outcome::Again(unused)) => unused,
-                    Err(NoAnswer::TooLate) => return Err(FleetError::WaitTimeout),
-                    Err(NoAnswer::Lost) => return Err(FleetError::Abandoned),
+                    Err(NoAnswer::TooLate) => return Err(RefreshError::WaitTimeout),
+                    Err(NoAnswer::Lost) => return Err(RefreshError::Abandoned),
                 },
             };
         }
@@ -182,7 +181,7 @@ where
     /// # Examples
     ///
     /// ```
-    /// use dogpile_fleet::{BuildContext, Built, FleetCell, FleetPolicy, MemoryStore, Plain};
+    /// use dogpile_fleet::{BuildContext, FleetCell, FleetPolicy, MemoryStore, Plain, Refreshed};
     /// use std::io;
     /// use std::time::Duration;
     ///
@@ -190,18 +189,18 @@ where
     /// let policy = FleetPolicy::ttl(Duration::from_secs(60));
     /// let page = FleetCell::new("page", MemoryStore::new(), Plain, policy);
     ///
-    /// let build = |_: &BuildContext<'_, String>| Ok::<_, io::Error>(Built::from(String::from("<html>")));
+    /// let build = |_: &BuildContext<'_, String>| Ok::<_, io::Error>(Refreshed::from(String::from("<html>")));
     /// let value = page.spawn_with(tokio::task::spawn_blocking).try_get_async(build).await?;
     /// assert_eq!(*value, "<html>");
-    /// # Ok::<(), dogpile_fleet::FleetError>(())
+    /// # Ok::<(), dogpile_fleet::RefreshError>(())
     /// # }).unwrap();
     /// ```
     #[cfg(feature = "async")]
-    pub async fn try_get_async<E, F, R>(self, build: F) -> Result<Arc<T>, FleetError>
+    pub async fn try_get_async<E, F, R>(self, build: F) -> Result<Arc<T>, RefreshError>
     where
         S: Fn(Job) -> R,
         E: Into<BoxError>,
-        F: FnOnce(&BuildContext<'_, T>) -> Result<Built<T>, E> + Send + 'static,
+        F: FnOnce(&BuildContext<'_, T>) -> Result<Refreshed<T>, E> + Send + 'static,
     {
         let end = self.end();
         let mut build = build;
@@ -211,7 +210,7 @@ where
                 Next::Return(outcome) => return outcome,
                 Next::Pending(pending, unused) => {
                     let Some(waited) = within(left, pending).await else {
-                        return Err(FleetError::WaitTimeout);
+                        return Err(RefreshError::WaitTimeout);
                     };
                     match self.has_waited(waited) {
                         Some(outcome) => return outcome,
@@ -221,8 +220,8 @@ where
                 Next::Job(awaited) => match awaited.wait_async(left).await {
                     Ok(Outcome::Done(outcome)) => return outcome,
                     Ok(Outcome::Again(unused)) => unused,
-                    Err(NoAnswer::TooLate) => return Err(FleetError::WaitTimeout),
-                    Err(NoAnswer::Lost) => return Err(FleetError::Abandoned),
+                    Err(NoAnswer::TooLate) => return Err(RefreshError::WaitTimeout),
+                    Err(NoAnswer::Lost) => return Err(RefreshError::Abandoned),
                 },
             };
         }
@@ -237,13 +236,13 @@ where
     where
         S: Fn(Job) -> R,
         E: Into<BoxError>,
-        F: FnOnce(&BuildContext<'_, T>) -> Result<Built<T>, E> + Send + 'static,
+        F: FnOnce(&BuildContext<'_, T>) -> Result<Refreshed<T>, E> + Send + 'static,
     {
         let (local, node) = (&self.cell.local, &self.cell.node);
         match local.lookup_owned() {
             Lookup::Fresh(value) | Lookup::Stale(value) => Next::Return(Ok(value)),
-            Lookup::Failed(error) => Next::Return(node.shares(error)),
-            Lookup::Pending(_) if node.is_building_here() => Next::Return(Err(FleetError::Reentrant)),
+            Lookup::Failed(error) => Next::Return(node.instead_of(error)),
+            Lookup::Pending(_) if node.is_building_here() => Next::Return(Err(RefreshError::Reentrant)),
             Lookup::Pending(pending) => {
                 node.worker.kick(node);
                 Next::Pending(pending, build)
@@ -263,11 +262,11 @@ where
     }
 
     /// What became of a build that others ran. `None`: it ended without a result.
-    fn has_waited(&self, waited: Waited<T>) -> Option<Result<Arc<T>, FleetError>> {
+    fn has_waited(&self, waited: Waited<T>) -> Option<Result<Arc<T>, RefreshError>> {
         match waited {
             Waited::Published(value) => Some(Ok(value)),
-            Waited::Failed(error) => Some(self.cell.node.shares(error)),
-            Waited::Reentrant => Some(Err(FleetError::Reentrant)),
+            Waited::Failed(error) => Some(self.cell.node.instead_of(error)),
+            Waited::Reentrant => Some(Err(RefreshError::Reentrant)),
             _ => None,
         }
     }
@@ -282,7 +281,7 @@ where
     fn work<E, F>(self: &Arc<Self>, lease: Lease<'static, T, C>, build: F) -> Outcome<T, F>
     where
         E: Into<BoxError>,
-        F: FnOnce(&BuildContext<'_, T>) -> Result<Built<T>, E>,
+        F: FnOnce(&BuildContext<'_, T>) -> Result<Refreshed<T>, E>,
     {
         Outcome::Done(match self.elected(lease, Caller::Tries) {
             Step::Again => return Outcome::Again(build),

@@ -4,12 +4,12 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use dogpile::{BoxError, Clock, Refreshed, Tick};
+use dogpile::{BoxError, Clock, RefreshError, Refreshed, SharedError, Tick};
 
 use super::shared::Shared;
 use super::{FleetKeys, FleetValue, Won};
 use crate::access::Operation;
-use crate::cell::{BuildContext, Built};
+use crate::cell::{BuildContext, IsStored, Made};
 use crate::codec::seal;
 use crate::draw;
 use crate::store::{Current, Publication, Publish, Token};
@@ -27,11 +27,11 @@ where
         current: &Current,
         previous: Option<&FleetValue<T>>,
         asked: Tick,
-        make: F,
-    ) -> Result<Refreshed<FleetValue<T>>, BoxError>
+        build: F,
+    ) -> Result<Refreshed<FleetValue<T>>, RefreshError>
     where
         E: Into<BoxError>,
-        F: FnOnce(&BuildContext<'_, T>) -> Result<Built<T>, E>,
+        F: FnOnce(&BuildContext<'_, T>) -> Result<Refreshed<T>, E>,
     {
         let shared = &*self.shared;
         shared.access.counters.fleet_builds.count();
@@ -49,41 +49,38 @@ where
         let result = {
             let lost = Arc::new(AtomicBool::new(false));
             let _beat = self.beats.add(self.shared.beat(name, token, &lost));
-            let (fence, tag) = (Some(token.fence), tag.as_deref());
-            let context = BuildContext { fence, previous: given, tag, lost: &lost };
-            let result = make(&context);
-            context.check(&result);
-            result
+            let context = BuildContext::new(Some(token.fence), given, tag.as_deref(), &lost);
+            context.made(build(&context))
         };
         unless_panicked.token = None;
-        let outcome = match result {
-            Ok(outcome) => outcome,
+        let mut made = match result {
+            Ok(made) => made,
             Err(error) => {
                 shared.access.counters.failed.count();
                 shared.fail(name, token, shared.policy.pause(failures.saturating_add(1)));
-                return Err(error.into());
+                return Err(SharedError::new(error).into());
             }
         };
-        let (value, new_tag, is_unchanged) = match (outcome, given) {
-            (Built::New { value, tag }, _) => (Arc::new(value), tag, false),
-            (Built::Unchanged, Some(previous)) => (Arc::clone(previous), tag, true),
-            (Built::Unchanged, None) => {
-                unreachable!("an unchanged value has a previous one, as was asserted")
-            }
+        let ttl = made.ttl(&shared.policy);
+        let payload = match made.tag_to_store(has_value, tag) {
+            Err(IsStored) => None,
+            Ok(tag) => match seal(&*self.codec, &*made.value) {
+                Ok(payload) => Some((payload, tag)),
+                Err(_) => {
+                    shared.access.counters.not_encoded.count();
+                    shared.fail(name, token, Duration::ZERO);
+                    return Ok(self.alone(made.value, ttl, None));
+                }
+            },
         };
-        let payload = if is_unchanged && has_value { None } else { Some(seal(&*self.codec, &*value)) };
-        let Ok(payload) = payload.transpose() else {
-            shared.access.counters.not_encoded.count();
-            shared.fail(name, token, Duration::ZERO);
-            return Ok(self.alone(value, None));
-        };
+        let Made { value, is_unchanged, .. } = made;
         let asked = shared.clock.now();
-        let (ttl, hard) = (shared.policy.ttl, shared.policy.hard());
+        let hard = shared.policy.hard(ttl);
         let publish = || {
             shared.access.run(Operation::Publish, name, |store, name| match &payload {
                 None => store.unchanged(name, &token, ttl, hard),
-                Some(payload) => {
-                    let publication = Publication { payload, tag: new_tag.as_deref(), soft: ttl, hard };
+                Some((payload, tag)) => {
+                    let publication = Publication { payload, tag: tag.as_deref(), soft: ttl, hard };
                     store.publish(name, &token, &publication)
                 }
             })
@@ -123,7 +120,7 @@ where
                     }
                 })
             }
-            Err(_) => Ok(self.alone(value, None)),
+            Err(_) => Ok(self.alone(value, ttl, None)),
         }
     }
 
@@ -133,34 +130,33 @@ where
         previous: Option<&FleetValue<T>>,
         left: Option<Duration>,
         build: F,
-    ) -> Result<Refreshed<FleetValue<T>>, BoxError>
+    ) -> Result<Refreshed<FleetValue<T>>, RefreshError>
     where
         E: Into<BoxError>,
-        F: FnOnce(&BuildContext<'_, T>) -> Result<Built<T>, E>,
+        F: FnOnce(&BuildContext<'_, T>) -> Result<Refreshed<T>, E>,
     {
         let previous = previous.map(|previous| &previous.value);
         let lost = AtomicBool::new(false);
-        let context = BuildContext { fence: None, previous, tag: None, lost: &lost };
-        let result = build(&context);
-        context.check(&result);
-        match (result, previous) {
-            (Ok(Built::New { value, .. }), _) => Ok(self.alone(Arc::new(value), left)),
-            (Ok(Built::Unchanged), Some(previous)) => Ok(self.alone(Arc::clone(previous), left)),
-            (Ok(Built::Unchanged), None) => unreachable!("as was asserted"),
-            (Err(error), _) => {
+        let context = BuildContext::new(None, previous, None, &lost);
+        match context.made(build(&context)) {
+            Ok(made) => {
+                let ttl = made.ttl(&self.shared.policy);
+                Ok(self.alone(made.value, ttl, left))
+            }
+            Err(error) => {
                 self.shared.access.counters.failed.count();
-                Err(error.into())
+                Err(SharedError::new(error).into())
             }
         }
     }
 
     /// A value that was built for this node alone.
-    fn alone(&self, value: Arc<T>, left: Option<Duration>) -> Refreshed<FleetValue<T>> {
+    fn alone(&self, value: Arc<T>, ttl: Duration, left: Option<Duration>) -> Refreshed<FleetValue<T>> {
         let shared = &*self.shared;
         shared.access.counters.local_builds.count();
         // Up to a quarter shorter, so that the nodes of a fleet without a store do not build at the same time.
-        let ttl = draw::around(shared.policy.ttl.mul_f64(0.875), 12);
-        let ttl = left.map_or(ttl, |left| left.min(shared.policy.ttl));
+        let drawn = draw::around(ttl.mul_f64(0.875), 12);
+        let ttl = left.map_or(drawn, |left| left.min(ttl));
         let now = shared.clock.now();
         let hard_end = now.saturating_add(ttl).saturating_add(shared.policy.stale);
         Refreshed::NewFor(FleetValue { value, version: None, alone: Some(now), hard_end }, ttl)

@@ -6,20 +6,20 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::channel;
 use std::thread;
 
-use dogpile_fleet::{FleetError, FleetPolicy};
+use dogpile_fleet::{Backoff, FleetPolicy, RefreshError, Refreshed};
 
 use crate::support::*;
 
 const PAUSE: FleetPolicy = POLICY.retry_backoff(SECOND, SECOND);
 
-fn failing(node: &Node) -> FleetError {
+fn failing(node: &Node) -> RefreshError {
     node.try_get_or_refresh(|_| Err("no route to host")).unwrap_err()
 }
 
 fn refused(node: &Node) {
     let error = node.try_get_or_refresh::<&str, _>(|_| panic!("a pause runs")).unwrap_err();
     assert!(
-        matches!(error, FleetError::Backoff { left } if !left.is_zero() && left <= 2 * SECOND),
+        matches!(error.downcast_ref(), Some(Backoff { left, .. }) if !left.is_zero() && *left <= 2 * SECOND),
         "{error:?}"
     );
 }
@@ -28,7 +28,7 @@ fn refused(node: &Node) {
 fn a_failure_pauses_the_whole_fleet() {
     let fleet = Fleet::new();
     let nodes: Vec<Node> = (0..4).map(|_| fleet.node(PAUSE)).collect();
-    let FleetError::Build(error) = failing(&nodes[0]) else { panic!("another error") };
+    let RefreshError::Build(error) = failing(&nodes[0]) else { panic!("another error") };
     assert_eq!(error.to_string(), "no route to host");
     for node in &nodes {
         for _ in 0..3 {
@@ -60,7 +60,7 @@ fn a_stale_value_is_served_while_the_pause_runs() {
     one.get_or_refresh(|| text("old"));
     assert_eq!(served(&other), "old");
     fleet.clock.advance(11 * SECOND);
-    assert!(matches!(failing(&one), FleetError::Build(_)));
+    assert!(matches!(failing(&one), RefreshError::Build(_)));
     for node in [&one, &other] {
         for _ in 0..10 {
             assert_eq!(*node.try_get_or_refresh::<&str, _>(|_| panic!("a pause runs")).unwrap(), "old");
@@ -81,7 +81,7 @@ fn the_callers_of_a_failed_build_get_the_stale_value_if_the_policy_says_so() {
     fleet.clock.advance(14 * SECOND);
     assert_eq!(*node.try_get_or_refresh(|_| Err("no")).unwrap(), "old");
     fleet.clock.advance(2 * SECOND);
-    assert!(matches!(failing(&node), FleetError::Build(_)));
+    assert!(matches!(failing(&node), RefreshError::Build(_)));
 }
 
 #[test]
@@ -104,8 +104,10 @@ fn threads_that_wait_on_the_same_node_share_the_error() {
         let second = waiting.spawn_scoped(scope, || node.try_get_or_refresh(|_| Err("built twice"))).unwrap();
         // It waits, or it comes too late and builds itself; it cannot hang.
         let_go.send(()).unwrap();
-        assert!(matches!(first.join().unwrap(), Err(FleetError::Build(error)) if error.to_string() == "no"));
-        assert!(matches!(second.join().unwrap(), Err(FleetError::Build(_))));
+        assert!(
+            matches!(first.join().unwrap(), Err(RefreshError::Build(error)) if error.to_string() == "no")
+        );
+        assert!(matches!(second.join().unwrap(), Err(RefreshError::Build(_))));
     });
 }
 
@@ -114,14 +116,14 @@ fn without_a_retry_backoff_the_next_caller_builds_at_once_and_gets_its_error() {
     let fleet = Fleet::new();
     let node = fleet.quiet(POLICY);
     for attempts in 1..=2 {
-        assert!(matches!(failing(&node), FleetError::Build(_)));
+        assert!(matches!(failing(&node), RefreshError::Build(_)));
         assert_eq!(node.stats().failed, attempts, "the clock has not moved");
     }
     node.get_or_refresh(|| text("old"));
     fleet.clock.advance(11 * SECOND);
     for attempts in 3..=4 {
         assert!(
-            matches!(failing(&node), FleetError::Build(_)),
+            matches!(failing(&node), RefreshError::Build(_)),
             "the stale value is no answer to a failed build"
         );
         assert_eq!(node.stats().failed, attempts, "the clock has not moved");
@@ -137,11 +139,11 @@ fn an_error_converts_into_a_boxed_error_and_shows_the_text_and_the_type_of_the_b
         node.try_get_or_refresh(|_| Err(io::Error::new(io::ErrorKind::NotFound, "no such table")))?;
         Ok(())
     };
-    let error = *read().unwrap_err().downcast::<FleetError>().unwrap();
+    let error = *read().unwrap_err().downcast::<RefreshError>().unwrap();
     assert_eq!(error.to_string(), "no such table");
     assert_eq!(error.downcast_ref::<io::Error>().unwrap().kind(), io::ErrorKind::NotFound);
-    let error = *read().unwrap_err().downcast::<FleetError>().unwrap();
-    assert!(error.build_error().is_none());
+    let error = *read().unwrap_err().downcast::<RefreshError>().unwrap();
+    assert!(error.is::<Backoff>());
     assert!(error.to_string().starts_with("the build of the value failed a moment ago"), "{error}");
 }
 
@@ -157,11 +159,11 @@ fn a_panic_gives_the_lease_back_to_the_fleet() {
 }
 
 #[test]
-fn unchanged_without_a_previous_value_is_a_panic() {
+fn not_modified_without_a_previous_value_is_a_failed_build() {
     let fleet = Fleet::new();
     let (one, other) = (fleet.node(POLICY), fleet.node(POLICY));
-    let build = || one.try_get_or_refresh::<&str, _>(|_| Ok(dogpile_fleet::Built::Unchanged));
-    let panicked = catch_unwind(AssertUnwindSafe(build)).unwrap_err();
-    assert!(panicked.downcast_ref::<&str>().unwrap().contains("BuildContext::previous"));
+    let error = one.try_get_or_refresh::<&str, _>(|_| Ok(Refreshed::NotModified)).unwrap_err();
+    assert_eq!(error.to_string(), "the build returned NotModified, but there is no previous value");
+    assert_eq!(one.stats().failed, 1);
     assert_eq!(*other.get_or_refresh(|| text("value")), "value");
 }

@@ -1,5 +1,6 @@
 //! Fleets of nodes in one process, on a clock that stands still.
 
+mod builds;
 mod damage;
 mod down;
 mod failure;

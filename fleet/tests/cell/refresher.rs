@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::mpsc::channel;
 use std::time::Duration;
 
-use dogpile::{Freshness, ManualClock};
-use dogpile_fleet::{BuildContext, Built, FleetPolicy, FleetRefresher};
+use dogpile::{Clock, Freshness, ManualClock};
+use dogpile_fleet::{BuildContext, FleetPolicy, FleetRefresher, Refreshed};
 
 use crate::support::*;
 
@@ -17,9 +17,9 @@ const AHEAD: Duration = Duration::from_secs(3);
 /// A build that counts.
 fn numbered(
     builds: &Arc<AtomicU32>,
-) -> impl FnMut(&BuildContext<'_, String>) -> io::Result<Built<String>> + Send + 'static {
+) -> impl FnMut(&BuildContext<'_, String>) -> io::Result<Refreshed<String>> + Send + 'static {
     let builds = Arc::clone(builds);
-    move |_| Ok(Built::from(format!("build {}", builds.fetch_add(1, Ordering::SeqCst) + 1)))
+    move |_| Ok(Refreshed::from(format!("build {}", builds.fetch_add(1, Ordering::SeqCst) + 1)))
 }
 
 fn start(node: &Node, builds: &Arc<AtomicU32>) -> FleetRefresher {
@@ -46,7 +46,8 @@ fn no_caller_builds_or_waits_and_the_fleet_builds_once_per_expiry() {
     }
     for node in &nodes {
         assert_eq!((node.stats().store_errors, node.stats().local_builds), (0, 0), "{:?}", node.stats());
-        assert!(node.snapshot().unwrap().version.is_some());
+        // Noted down after the publication.
+        eventually("it is the store's", || node.snapshot().unwrap().version.is_some());
     }
 }
 
@@ -75,9 +76,9 @@ fn readers_are_served_the_fresh_value_while_it_is_rebuilt_and_then_the_stale_one
         if context.previous().is_some() {
             begun.send(context.fence().is_some()).unwrap();
             let _ = may_go_on.recv();
-            return Ok::<_, io::Error>(Built::from(text("second")));
+            return Ok::<_, io::Error>(Refreshed::from(text("second")));
         }
-        Ok(Built::from(text("first")))
+        Ok(Refreshed::from(text("first")))
     };
     let refresher = FleetRefresher::spawn(&node, AHEAD, build).unwrap();
     assert!(refresher.wait_ready(Duration::from_secs(60)));
@@ -117,7 +118,7 @@ fn a_build_that_fails_or_panics_leaves_the_value_and_is_tried_again() {
             if fails.load(Ordering::SeqCst) {
                 Err(io::Error::other("no"))
             } else {
-                Ok(Built::from(text("value")))
+                Ok(Refreshed::from(text("value")))
             }
         }
     };
@@ -132,15 +133,22 @@ fn a_build_that_fails_or_panics_leaves_the_value_and_is_tried_again() {
 
     fails.store(false, Ordering::SeqCst);
     panics.store(true, Ordering::SeqCst);
+    // Not as far as the end of the value, however long the refresher's thread takes.
+    let start = fleet.clock.now();
+    let pass_until = |end: Duration| {
+        if fleet.clock.now() < start.saturating_add(end) {
+            fleet.clock.advance(Duration::from_millis(10));
+        }
+    };
     eventually("it has panicked", || {
-        fleet.clock.advance(Duration::from_millis(10));
+        pass_until(SECOND);
         refresher.last_error().is_some_and(|error| error.to_string() == "the build panicked: as planned")
     });
     assert_eq!(served(&node), "value");
 
     panics.store(false, Ordering::SeqCst);
     eventually("it has succeeded", || {
-        fleet.clock.advance(Duration::from_millis(10));
+        pass_until(2 * SECOND);
         refresher.last_error().is_none()
     });
     assert_eq!(node.freshness(), Freshness::Fresh);
@@ -157,8 +165,12 @@ fn when_the_builder_dies_another_node_builds_ahead_of_expiry() {
     let request = dogpile_fleet::Request { ahead: 10 * SECOND, ..dogpile_fleet::Request::new(SECOND) };
     let won = dogpile_fleet::RefreshStore::acquire(&*fleet.store, NAME, &request).unwrap();
     assert!(matches!(won, dogpile_fleet::Acquire::Won { .. }));
+    // Due at 7.75 s at the latest, with another second for the lease; not as far as the end of the value.
+    let start = fleet.clock.now();
     eventually("the lease has ended", || {
-        fleet.clock.advance(Duration::from_millis(50));
+        if fleet.clock.now() < start.saturating_add(9 * SECOND) {
+            fleet.clock.advance(Duration::from_millis(50));
+        }
         builds.load(Ordering::SeqCst) == 2
     });
     eventually("it is published", || *node.get().unwrap() == "build 2");

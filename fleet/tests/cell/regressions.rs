@@ -5,7 +5,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use dogpile::{Freshness, ManualClock};
-use dogpile_fleet::{Acquire, Built, FleetCell, FleetError, FleetPolicy, Functions, RefreshStore, Request};
+use dogpile_fleet::{
+    Acquire, Backoff, FleetCell, FleetPolicy, Functions, RefreshError, RefreshStore, Refreshed, Request,
+};
 
 use crate::support::*;
 
@@ -133,7 +135,7 @@ fn a_value_found_unchanged_was_fresh_here_for_longer_than_the_store_said() {
     node.get_or_refresh(|| text("value"));
     fleet.clock.advance(11 * SECOND);
     way.delay.store(4, Ordering::SeqCst);
-    node.try_get_or_refresh::<&str, _>(|_| Ok(Built::Unchanged)).unwrap();
+    node.try_get_or_refresh::<&str, _>(|_| Ok(Refreshed::NotModified)).unwrap();
     assert_eq!(node.freshness(), Freshness::Fresh);
     fleet.clock.advance(6 * SECOND + Duration::from_micros(1));
     assert_eq!(node.freshness(), Freshness::Stale);
@@ -147,7 +149,7 @@ fn a_value_found_unchanged_elsewhere_was_fetched_once_more() {
     assert_eq!(served(&other), "value");
     let before = other.get().unwrap();
     fleet.clock.advance(11 * SECOND);
-    builder.try_get_or_refresh::<&str, _>(|_| Ok(Built::Unchanged)).unwrap();
+    builder.try_get_or_refresh::<&str, _>(|_| Ok(Refreshed::NotModified)).unwrap();
     let operations = other.stats().store_operations;
     assert_eq!(served(&other), "value");
     assert!(Arc::ptr_eq(&other.get().unwrap(), &before), "the same value, and not another one like it");
@@ -226,7 +228,7 @@ fn those_who_found_nothing_to_serve_in_a_pause_waited_for_the_next_look() {
     eventually("it looks", || node.stats().polls > before);
     fleet.clock.advance(2 * SECOND + Duration::from_millis(1));
     let refused = at_once("an answer", move || node.try_get_or_refresh(|_| Err("built in a pause")));
-    assert!(matches!(refused, Err(FleetError::Backoff { .. })), "{refused:?}");
+    assert!(refused.as_ref().is_err_and(RefreshError::is::<Backoff>), "{refused:?}");
 }
 
 #[test]
@@ -380,7 +382,7 @@ fn an_invalidation_that_was_owed_ended_with_the_cell() {
     eventually("it is delivered", || fleet.store.entry(NAME).epoch == 1);
 }
 
-/// Built, invalidated meanwhile, published when nobody waited any more: what was served is stale.
+/// Refreshed, invalidated meanwhile, published when nobody waited any more: what was served is stale.
 #[test]
 fn a_publication_that_is_refused_late_leaves_the_value_stale() {
     let fleet = Fleet::new();

@@ -5,7 +5,7 @@ use std::thread;
 use std::time::Duration;
 
 use dogpile::Freshness;
-use dogpile_fleet::{Built, FleetError};
+use dogpile_fleet::{RefreshError, Refreshed};
 
 use crate::support::*;
 
@@ -243,10 +243,11 @@ fn an_unchanged_value_is_fresh_again_on_all_nodes_under_the_same_version() {
     let (builder, other) = (fleet.quiet(POLICY), fleet.quiet(POLICY));
     let build = |context: &dogpile_fleet::BuildContext<'_, String>| {
         if context.tag() == Some("v1") {
-            assert_eq!(**context.previous().unwrap(), "value");
-            return Ok::<_, &str>(Built::Unchanged);
+            assert_eq!(*context.previous().unwrap(), "value");
+            return Ok::<_, &str>(Refreshed::NotModified);
         }
-        Ok(Built::New { value: text("value"), tag: Some(text("v1")) })
+        context.set_tag("v1");
+        Ok(Refreshed::New(text("value")))
     };
     let first = builder.try_get_or_refresh(build).unwrap();
     assert_eq!(served(&other), "value");
@@ -274,9 +275,9 @@ fn a_value_that_was_too_old_to_be_served_is_fresh_once_it_is_found_unchanged() {
     builder.get_or_refresh(|| text("value"));
     fleet.clock.advance(111 * SECOND);
     let value = newcomer.try_get_or_refresh(|context| {
-        assert_eq!(**context.previous().unwrap(), "value");
+        assert_eq!(*context.previous().unwrap(), "value");
         assert!(newcomer.get().is_none());
-        Ok::<_, &str>(Built::Unchanged)
+        Ok::<_, &str>(Refreshed::NotModified)
     });
     assert_eq!(*value.unwrap(), "value");
     assert_eq!(newcomer.freshness(), Freshness::Fresh);
@@ -329,7 +330,7 @@ fn a_build_that_calls_its_own_cell_gets_the_old_value_or_an_error() {
     let node = fleet.quiet(POLICY);
     let value = node.get_or_refresh(|| {
         let inner = node.try_get_or_refresh::<&str, _>(|_| panic!("two at a time"));
-        assert!(matches!(inner, Err(FleetError::Reentrant)));
+        assert!(matches!(inner, Err(RefreshError::Reentrant)));
         text("first")
     });
     assert_eq!(*value, "first");

@@ -7,7 +7,7 @@ use std::thread;
 use std::time::Duration;
 
 use dogpile::Job;
-use dogpile_fleet::{BuildContext, Built, FleetError};
+use dogpile_fleet::{BuildContext, RefreshError, Refreshed};
 
 use crate::support::*;
 
@@ -19,9 +19,9 @@ fn pool() -> (impl Fn(Job), Receiver<Job>) {
 
 fn build(
     value: &str,
-) -> impl FnOnce(&BuildContext<'_, String>) -> io::Result<Built<String>> + Send + 'static {
+) -> impl FnOnce(&BuildContext<'_, String>) -> io::Result<Refreshed<String>> + Send + 'static {
     let value = text(value);
-    move |_| Ok(Built::from(value))
+    move |_| Ok(Refreshed::from(value))
 }
 
 #[test]
@@ -58,7 +58,7 @@ fn a_caller_that_gives_up_does_not_stop_the_build() {
     let node = fleet.quiet(POLICY);
     let (spawn, jobs) = pool();
     let outcome = node.spawn_with(spawn).wait_at_most(Duration::ZERO).try_get(build("value"));
-    assert!(matches!(outcome, Err(FleetError::WaitTimeout)), "{outcome:?}");
+    assert!(matches!(outcome, Err(RefreshError::WaitTimeout)), "{outcome:?}");
     jobs.recv().unwrap()();
     assert_eq!(served(&node), "value");
 }
@@ -89,7 +89,7 @@ fn a_job_that_is_dropped_gives_the_right_to_build_back() {
     let fleet = Fleet::new();
     let node = fleet.quiet(POLICY);
     let outcome = node.spawn_with(drop::<Job>).try_get(build("value"));
-    assert!(matches!(outcome, Err(FleetError::Abandoned)), "{outcome:?}");
+    assert!(matches!(outcome, Err(RefreshError::Abandoned)), "{outcome:?}");
     assert_eq!(*node.get_or_refresh(|| text("by the next caller")), "by the next caller");
 }
 
@@ -97,7 +97,7 @@ fn a_job_that_is_dropped_gives_the_right_to_build_back() {
 fn the_error_of_a_build_reaches_its_caller_and_those_that_wait() {
     let fleet = Fleet::new();
     let node = fleet.quiet(POLICY);
-    let fails = |_: &BuildContext<'_, String>| Err::<Built<String>, _>(io::Error::other("no"));
+    let fails = |_: &BuildContext<'_, String>| Err::<Refreshed<String>, _>(io::Error::other("no"));
     let error = node.spawn_with(thread::spawn).try_get(fails).unwrap_err();
     assert_eq!(error.to_string(), "no");
     assert!(error.is::<io::Error>());
@@ -113,12 +113,12 @@ fn a_job_that_finds_another_node_building_is_made_again_when_that_one_has_died()
         let node = Arc::clone(&node);
         thread::spawn(move || node.spawn_with(thread::spawn).try_get(build("value")).unwrap())
     };
+    eventually("it has found the other node building", || node.stats().busy > 0);
     eventually("the lease of the dead node has ended", || {
         fleet.clock.advance(SECOND / 10);
         caller.is_finished()
     });
     assert_eq!(*caller.join().unwrap(), "value");
-    assert!(node.stats().busy > 0);
 }
 
 #[cfg(feature = "async")]
@@ -144,5 +144,5 @@ fn a_task_that_is_dropped_does_not_stop_the_build() {
     assert_eq!(served(&node), "newer");
     node.clear().unwrap();
     let timed_out = node.spawn_with(&spawn).wait_at_most(Duration::ZERO).try_get_async(build("x"));
-    assert!(matches!(futures_lite::future::block_on(timed_out), Err(FleetError::WaitTimeout)));
+    assert!(matches!(futures_lite::future::block_on(timed_out), Err(RefreshError::WaitTimeout)));
 }

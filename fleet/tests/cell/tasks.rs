@@ -10,7 +10,7 @@ use std::sync::mpsc::channel;
 use std::task::{Context, Poll, Waker};
 use std::thread;
 
-use dogpile_fleet::{BuildContext, Built, FleetError};
+use dogpile_fleet::{Backoff, BuildContext, RefreshError, Refreshed};
 use futures_lite::future::{block_on, yield_now};
 
 use crate::support::*;
@@ -65,10 +65,10 @@ fn a_build_is_given_its_context_and_may_fail_or_find_nothing_changed() {
     let node = fleet.node(POLICY.retry_backoff(SECOND, SECOND));
     let error =
         block_on(node.try_get_or_refresh_async(async |_: &BuildContext<'_, String>| Err("no"))).unwrap_err();
-    assert!(matches!(error, FleetError::Build(error) if error.to_string() == "no"));
+    assert!(matches!(error, RefreshError::Build(error) if error.to_string() == "no"));
     let refused =
-        node.try_get_or_refresh_async(async |_: &BuildContext<'_, String>| Err::<Built<_>, _>("never"));
-    assert!(matches!(block_on(refused), Err(FleetError::Backoff { .. })));
+        node.try_get_or_refresh_async(async |_: &BuildContext<'_, String>| Err::<Refreshed<_>, _>("never"));
+    assert!(block_on(refused).unwrap_err().is::<Backoff>());
     fleet.clock.advance(2 * SECOND);
     let first = block_on(node.get_or_refresh_async(|| async { text("value") }));
     fleet.clock.advance(11 * SECOND);
@@ -76,7 +76,7 @@ fn a_build_is_given_its_context_and_may_fail_or_find_nothing_changed() {
         yield_now().await;
         assert_eq!(context.fence().unwrap().number, 3);
         assert!(context.previous().is_some());
-        Ok::<_, &str>(Built::Unchanged)
+        Ok::<_, &str>(Refreshed::NotModified)
     }));
     assert!(Arc::ptr_eq(&first, &second.unwrap()));
 }
@@ -135,9 +135,10 @@ fn a_build_that_awaits_its_own_value_gets_an_error() {
     let node = fleet.node(POLICY);
     let value = block_on(node.get_or_refresh_async(|| async {
         yield_now().await;
-        let inner = node
-            .try_get_or_refresh_async(async |_: &BuildContext<'_, String>| Err::<Built<_>, _>("not built"));
-        assert!(matches!(inner.await, Err(FleetError::Reentrant)));
+        let inner = node.try_get_or_refresh_async(async |_: &BuildContext<'_, String>| {
+            Err::<Refreshed<_>, _>("not built")
+        });
+        assert!(matches!(inner.await, Err(RefreshError::Reentrant)));
         text("value")
     }));
     assert_eq!(*value, "value");
@@ -160,7 +161,11 @@ fn its_futures_can_be_sent() {
     let fleet = Fleet::new();
     let node = fleet.node(POLICY);
     sent(node.get_or_refresh_async(|| async { text("value") }));
-    sent(node.try_get_or_refresh_async(async |_: &BuildContext<'_, String>| Err::<Built<_>, _>("not built")));
+    sent(
+        node.try_get_or_refresh_async(async |_: &BuildContext<'_, String>| {
+            Err::<Refreshed<_>, _>("not built")
+        }),
+    );
 }
 
 #[test]
@@ -174,7 +179,7 @@ fn tasks_that_waited_for_a_failed_build_share_its_error_whatever_their_own_error
             .try_get_or_refresh(|_| {
                 let (waits, node) = (waits.clone(), &node);
                 waiter = Some(scope.spawn(move || {
-                    let never = async |_: &BuildContext<'_, String>| Err::<Built<_>, _>(fmt::Error);
+                    let never = async |_: &BuildContext<'_, String>| Err::<Refreshed<_>, _>(fmt::Error);
                     let mut read = pin!(node.try_get_or_refresh_async(never));
                     assert!(poll(read.as_mut()).is_pending());
                     waits.send(()).unwrap();

@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use dogpile::Freshness;
 use dogpile_fleet::{
-    BuildContext, Built, CodecError, FileStore, FleetCell, FleetPolicy, Functions, PostgresStore, RedisStore,
-    RefreshStore, Version,
+    BuildContext, CodecError, FileStore, FleetCell, FleetPolicy, Functions, PostgresStore, RedisStore,
+    RefreshStore, Refreshed, Version,
 };
 
 pub(crate) const SETTINGS: &str = "DOGPILE_FLEET_NODE";
@@ -194,7 +194,7 @@ impl Node {
         }
     }
 
-    fn build(&self, context: &BuildContext<'_, u64>) -> Built<u64> {
+    fn build(&self, context: &BuildContext<'_, u64>) -> Refreshed<u64> {
         let source = read_source(&self.settings.source);
         self.note(&format!("{:?} builds from {source}", context.fence()));
         let mut closed = self.gate.closed.lock().unwrap();

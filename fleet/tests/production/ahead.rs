@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use dogpile::{Freshness, ManualClock};
 use dogpile_fleet::{
-    BuildContext, Built, FleetCell, FleetPolicy, FleetRefresher, Plain, PostgresStore, RedisStore,
-    RefreshStore,
+    BuildContext, FleetCell, FleetPolicy, FleetRefresher, Plain, PostgresStore, RedisStore, RefreshStore,
+    Refreshed,
 };
 
 use crate::servers::{Kind, server_or_skip};
@@ -26,7 +26,7 @@ fn callers_built_or_waited_when_a_value_expired(store: impl RefreshStore + 'stat
         .map(|node| {
             let builds = Arc::clone(&builds);
             let build = move |_: &BuildContext<'_, String>| {
-                Ok::<_, io::Error>(Built::from(format!(
+                Ok::<_, io::Error>(Refreshed::from(format!(
                     "build {}",
                     builds.fetch_add(1, Ordering::SeqCst) + 1
                 )))

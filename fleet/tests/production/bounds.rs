@@ -178,7 +178,7 @@ fn withheld(kind: Kind, port: u16) {
         move || {
             node.try_get_or_refresh(|_| {
                 hold();
-                Err::<dogpile_fleet::Built<String>, _>("no route to host")
+                Err::<dogpile_fleet::Refreshed<String>, _>("no route to host")
             })
         }
     });

@@ -6,7 +6,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::channel;
 
 use dogpile_fleet::{
-    BuildContext, Built, FleetKeys, FleetPolicy, FleetValue, Plain, PostgresStore, RedisStore, RefreshStore,
+    BuildContext, FleetKeys, FleetPolicy, FleetValue, Plain, PostgresStore, RedisStore, RefreshStore,
+    Refreshed,
 };
 use dogpile_map::DogpileMap;
 
@@ -28,9 +29,9 @@ impl Node {
     }
 
     fn read(&self, id: u64, build: impl FnOnce() -> String) -> Arc<FleetValue<String>> {
-        let build = |_: &BuildContext<'_, String>| Ok::<_, io::Error>(Built::from(build()));
+        let build = |_: &BuildContext<'_, String>| Ok::<_, io::Error>(Refreshed::from(build()));
         let load = |id: &u64, previous: Option<Arc<FleetValue<String>>>| {
-            self.keys.load(&id.to_string(), previous.as_deref(), build)
+            self.keys.load(&id.to_string(), previous, build)
         };
         self.map.request(&id).try_get_with(load).unwrap()
     }

@@ -10,7 +10,7 @@ use super::run::Began;
 use super::{Delivered, Delivery, Known, Late, Meeting, Node, Taken, Ticket};
 use crate::access::Operation;
 use crate::breaker::Kind;
-use crate::cell::build::Built;
+use crate::cell::build::{IsStored, Made};
 use crate::cell::reply::NoAnswer;
 use crate::codec::seal;
 use crate::store::{Current, Publication, Publish, Token, Version};
@@ -24,23 +24,18 @@ where
     pub(super) fn prepare(
         self: &Arc<Self>,
         ticket: Ticket<T, C>,
-        built: Built<T>,
+        mut made: Made<T>,
         began: Began,
         is_task: bool,
     ) -> Prepared<T, C> {
         let Ticket { lease, won, foreign } = ticket;
-        let is_unchanged = matches!(built, Built::Unchanged);
+        let ttl = made.ttl(&self.policy);
         let Some(won) = won else {
-            let previous = lease.as_ref().and_then(|lease| lease.previous().cloned());
-            let value = value(built, previous).0;
-            return Prepared::Published(self.publish_locally(lease, value, foreign, began));
+            return Prepared::Published(self.publish_locally(lease, made.value, ttl, foreign, began));
         };
-        let (value, tag) = value(built, won.previous);
-        let payload = if is_unchanged && won.has_value {
-            None
-        } else {
-            let tag = if is_unchanged { won.tag } else { tag };
-            match seal(&*self.codec, &*value) {
+        let payload = match made.tag_to_store(won.has_value, won.tag) {
+            Err(IsStored) => None,
+            Ok(tag) => match seal(&*self.codec, &*made.value) {
                 Ok(payload) => Some((payload, tag)),
                 Err(_) => {
                     self.access.counters.not_encoded.count();
@@ -48,17 +43,18 @@ where
                     if !is_task {
                         let _ = ended.wait(self.policy.patience);
                     }
-                    return Prepared::Published(self.publish_locally(lease, value, None, began));
+                    return Prepared::Published(self.publish_locally(lease, made.value, ttl, None, began));
                 }
-            }
+            },
         };
-        let concluding = Concluding { lease, value, began, is_unchanged, late: Arc::default() };
-        Prepared::Deliver(concluding, Delivery { token: won.token, payload })
+        let Made { value, is_unchanged, .. } = made;
+        let concluding = Concluding { lease, value, ttl, began, is_unchanged, late: Arc::default() };
+        Prepared::Deliver(concluding, Delivery { token: won.token, payload, ttl })
     }
 
     /// Publishes, for the worker: what the store says to what a build has brought.
     pub(crate) fn deliver_build(&self, delivery: &Delivery) -> Delivered {
-        let (soft, hard) = (self.policy.ttl, self.policy.hard());
+        let (soft, hard) = (delivery.ttl, self.policy.hard(delivery.ttl));
         let token = &delivery.token;
         let asked = self.clock.now();
         let publish = || {
@@ -108,27 +104,26 @@ where
         concluding: Concluding<T, C>,
         delivered: Result<Delivered, NoAnswer>,
     ) -> Arc<T> {
-        let Concluding { lease, value, began, is_unchanged, late } = concluding;
+        let Concluding { lease, value, ttl, began, is_unchanged, late } = concluding;
         match delivered {
             Ok(Delivered { answer: Ok(Publish::Stored(version)), asked, .. }) => {
                 if is_unchanged {
                     self.access.counters.unchanged.count();
                 }
-                let soft_end = asked.saturating_add(self.policy.ttl);
+                let soft_end = asked.saturating_add(ttl);
                 let known = Known { version: Some(version), soft_end, ..Known::default() };
-                self.publish_stored(lease, value, known, asked)
+                self.publish_stored(lease, value, ttl, known, asked)
             }
             Ok(Delivered { answer: Ok(_), instead, .. }) => self.refused(lease, value, instead),
             Ok(Delivered { answer: Err(_), .. }) | Err(NoAnswer::Lost) => {
-                self.publish_locally(lease, value, None, began)
+                self.publish_locally(lease, value, ttl, None, began)
             }
             Err(NoAnswer::TooLate) => {
                 self.access.counters.early.count();
                 let now = self.clock.now();
-                let soft_end = now.saturating_add(self.policy.ttl);
-                let known = Known { soft_end, ..began.alone(now) };
+                let known = Known { soft_end: now.saturating_add(ttl), ..began.alone(now) };
                 let Some(lease) = lease.or_else(|| self.elect()) else { return value };
-                let published = lease.publish_snapshot(value, Some(self.policy.ttl));
+                let published = lease.publish_snapshot(value, Some(ttl));
                 if let Some(generation) = self.register(&published, known) {
                     self.meets(&late, Meeting::Served(generation));
                 }
@@ -203,13 +198,12 @@ where
         &self,
         lease: Option<Lease<'static, T, C>>,
         value: Arc<T>,
+        ttl: Duration,
         known: Known,
         asked: Tick,
     ) -> Arc<T> {
         match lease.or_else(|| self.elect()) {
-            Some(lease) => {
-                self.publish(lease, value, self.policy.ttl.saturating_sub(self.since(asked)), known)
-            }
+            Some(lease) => self.publish(lease, value, ttl.saturating_sub(self.since(asked)), known),
             None => value,
         }
     }
@@ -240,13 +234,14 @@ where
         &self,
         lease: Option<Lease<'static, T, C>>,
         value: Arc<T>,
+        ttl: Duration,
         foreign: Option<(Version, Duration)>,
         began: Began,
     ) -> Arc<T> {
         self.access.counters.local_builds.count();
         // Up to a quarter shorter, so that the nodes of a fleet without a store do not build at the same time.
-        let ttl = crate::draw::around(self.policy.ttl.mul_f64(0.875), 12);
-        let ttl = foreign.map_or(ttl, |(_, left)| left.min(self.policy.ttl));
+        let drawn = crate::draw::around(ttl.mul_f64(0.875), 12);
+        let ttl = foreign.map_or(drawn, |(_, left)| left.min(ttl));
         let now = self.clock.now();
         let foreign = foreign.map(|(version, _)| version);
         let known = Known { foreign, soft_end: now.saturating_add(ttl), ..began.alone(now) };
@@ -261,6 +256,8 @@ where
 pub(super) struct Concluding<T: 'static, C: Clock + 'static> {
     lease: Option<Lease<'static, T, C>>,
     value: Arc<T>,
+    /// For how long it is fresh.
+    ttl: Duration,
     began: Began,
     is_unchanged: bool,
     pub(super) late: Arc<Late>,
@@ -272,14 +269,3 @@ pub(super) enum Prepared<T: 'static, C: Clock + 'static> {
     Published(Arc<T>),
     Deliver(Concluding<T, C>, Delivery),
 }
-
-/// What a build has brought, or found unchanged, and the builder's note.
-fn value<T>(built: Built<T>, previous: Option<Arc<T>>) -> (Arc<T>, Option<String>) {
-    match (built, previous) {
-        (Built::New { value, tag }, _) => (Arc::new(value), tag),
-        (Built::Unchanged, Some(previous)) => (previous, None),
-        (Built::Unchanged, None) => unreachable!("{NOTHING_UNCHANGED}"),
-    }
-}
-
-const NOTHING_UNCHANGED: &str = "an unchanged value has a previous one, as was asserted after the build";

@@ -4,11 +4,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use dogpile::{BoxError, Clock, Lease, SharedError, Tick};
+use dogpile::{BoxError, Clock, Lease, Refreshed, SharedError, Tick};
 
 use super::conclude::Prepared;
-use super::{Known, Node, Ticket, shared};
-use crate::cell::build::{BuildContext, Building, Built};
+use super::{Known, Node, Ticket};
+use crate::cell::build::{BuildContext, Building, Made};
 use crate::cell::worker::Beat;
 use crate::store::Epoch;
 
@@ -21,14 +21,14 @@ where
     pub(crate) fn build<E: Into<BoxError>>(
         self: &Arc<Self>,
         ticket: Ticket<T, C>,
-        build: impl FnOnce(&BuildContext<'_, T>) -> Result<Built<T>, E>,
+        build: impl FnOnce(&BuildContext<'_, T>) -> Result<Refreshed<T>, E>,
     ) -> Result<Arc<T>, SharedError> {
         let mut running = Running::new(self, ticket, false);
         let result = running.run(build);
         let Some(ticket) = running.ticket.take() else { unreachable!("taken only here") };
         running.stop_beat();
         match result {
-            Ok(result) => Ok(match self.prepare(ticket, result, running.began, false) {
+            Ok(made) => Ok(match self.prepare(ticket, made, running.began, false) {
                 Prepared::Published(value) => value,
                 Prepared::Deliver(concluding, delivery) => {
                     let delivered = self.worker.deliver(self, delivery, &concluding.late);
@@ -40,7 +40,7 @@ where
                 if let Some(won) = &ticket.won {
                     let _ = self.worker.end(self, won.token, pause).wait(self.policy.patience);
                 }
-                Err(self.fail(ticket, error.into()))
+                Err(self.fail(ticket, error))
             }
         }
     }
@@ -54,7 +54,7 @@ where
     ) -> Result<Arc<T>, SharedError>
     where
         E: Into<BoxError>,
-        F: AsyncFnOnce(&BuildContext<'_, T>) -> Result<Built<T>, E>,
+        F: AsyncFnOnce(&BuildContext<'_, T>) -> Result<Refreshed<T>, E>,
     {
         let mut running = Running::new(self, ticket, true);
         let result = {
@@ -67,14 +67,14 @@ where
                 build.as_mut().poll(task)
             })
             .await;
-            context.check(&result);
-            result
+            let _building = Building::of(address);
+            context.made(result)
         };
         let Some(ticket) = running.ticket.take() else { unreachable!("taken only here") };
         running.stop_beat();
         let began = running.began;
         match result {
-            Ok(result) => match self.prepare(ticket, result, began, true) {
+            Ok(made) => match self.prepare(ticket, made, began, true) {
                 Prepared::Published(value) => Ok(value),
                 Prepared::Deliver(concluding, delivery) => {
                     let delivered = self.worker.deliver(self, delivery, &concluding.late);
@@ -83,7 +83,6 @@ where
                 }
             },
             Err(error) => {
-                let error = error.into();
                 let pause = self.pauses(&ticket);
                 if let Some(won) = &ticket.won {
                     let ended = self.worker.end(self, won.token, pause);
@@ -105,7 +104,7 @@ where
         self.access.counters.failed.count();
         match ticket.lease {
             Some(lease) => lease.fail(error),
-            None => shared(error),
+            None => SharedError::new(error),
         }
     }
 }
@@ -176,22 +175,22 @@ where
         let ticket = self.ticket.as_ref();
         let won = ticket.and_then(|ticket| ticket.won.as_ref());
         let local = ticket.and_then(|ticket| ticket.lease.as_ref()).and_then(Lease::previous);
-        BuildContext {
-            fence: won.map(|won| won.token.fence),
-            previous: won.map_or(local, |won| won.previous.as_ref()),
-            tag: won.and_then(|won| won.tag.as_deref()),
-            lost: &self.lost,
-        }
+        BuildContext::new(
+            won.map(|won| won.token.fence),
+            won.map_or(local, |won| won.previous.as_ref()),
+            won.and_then(|won| won.tag.as_deref()),
+            &self.lost,
+        )
     }
 
-    fn run<E>(&self, build: impl FnOnce(&BuildContext<'_, T>) -> Result<Built<T>, E>) -> Result<Built<T>, E> {
+    fn run<E: Into<BoxError>>(
+        &self,
+        build: impl FnOnce(&BuildContext<'_, T>) -> Result<Refreshed<T>, E>,
+    ) -> Result<Made<T>, BoxError> {
         let context = self.context();
-        let result = {
-            let _building = Building::of(self.node.address());
-            build(&context)
-        };
-        context.check(&result);
-        result
+        // The conversion of the error is the user's code too, which may ask the cell.
+        let _building = Building::of(self.node.address());
+        context.made(build(&context))
     }
 
     fn stop_beat(&self) {
