@@ -17,7 +17,7 @@ mod asynchronous;
 mod build;
 mod node;
 mod refresher;
-mod reply;
+pub(crate) mod reply;
 mod search;
 mod spawned;
 mod worker;

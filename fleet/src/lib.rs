@@ -32,7 +32,7 @@
 //! | the processes of one host, without a server | [`FileStore`] |
 //! | many hosts | `RedisStore` (feature `redis`), `PostgresStore` (feature `postgres`) |
 //! | tests | [`MemoryStore`] |
-//! | tasks | `FleetCell::get_or_refresh_async`, `FleetCell::invalidate_async` (feature `async`) |
+//! | tasks | `FleetCell::get_or_refresh_async`, `FleetCell::invalidate_async`, `FleetKeys::load_async` (feature `async`) |
 //! | the value as bytes | [`Plain`], [`Functions`], `Json` (feature `json`), `Postcard` (feature `postcard`), [`Codec`] |
 //! | a client or a database of one's own | [`SwapStore`], `RedisConnect` |
 //! | a store of one's own | [`RefreshStore`], [`rules`], [`conformance`] |
