@@ -72,6 +72,7 @@ mod hub;
 mod io;
 mod keys;
 mod memory;
+mod operations;
 mod policy;
 #[cfg(feature = "postgres")]
 mod postgres;
