@@ -15,6 +15,7 @@ mod files;
 mod fork;
 mod housekeeping;
 mod keys;
+mod pool;
 #[cfg(feature = "redis-sentinel")]
 mod sentinel;
 #[path = "../support/servers.rs"]
