@@ -50,7 +50,7 @@ pub use build::Task;
 pub use build::{BuildResult, CanFail, CannotFail, Job, Refreshable, Refreshed};
 pub use guard::Guard;
 pub use handle::Handle;
-pub use lease::{Lease, PublishOutcome, Published};
+pub use lease::{Lease, Published};
 pub use lookup::Lookup;
 pub use owned::Owned;
 pub use pending::{Pending, Waited};
@@ -79,7 +79,7 @@ pub(crate) use lease::Held;
 pub(crate) use listeners::{Listener, Noted, Notified};
 pub(crate) use listening::Plan;
 pub(crate) use machine::Machine;
-pub(crate) use publish::{BuildOutput, Concluded, Observer, Ttl};
+pub(crate) use publish::{BuildOutput, Concluded, Observer};
 pub(crate) use reader::Currency;
 pub(crate) use search::{Caller, Search};
 pub(crate) use slot::{Record, Seen, Version};
@@ -529,7 +529,8 @@ impl<T, C: Clock> DogpileCell<T, C> {
         self.load().map(Guard::into_arc)
     }
 
-    /// Returns the value if no refresh is due: a fresh value, or a stale one while a build or a retry pause runs.
+    /// Returns the value if no refresh is due: a fresh value, or a stale one while a build or a retry pause runs or a
+    /// [`Refresher`](crate::Refresher) is attached.
     ///
     /// Returns `None` if [`lookup`](DogpileCell::lookup) would elect this caller, make it wait or return an error, or
     /// if the value changed at this very moment. Use it as a fast path before `lookup`: it costs no more than
@@ -672,7 +673,7 @@ impl<T, C: Clock> DogpileCell<T, C> {
     /// assert_eq!(*built, "set meanwhile");
     /// ```
     pub fn set(&self, value: T) -> Arc<T> {
-        self.set_setting(Arc::new(value), Ttl::Policy, None)
+        self.set_setting(Arc::new(value), None, None)
     }
 
     /// Publishes `value` with a time to live of its own instead of the policy's, and returns it.
@@ -694,7 +695,7 @@ impl<T, C: Clock> DogpileCell<T, C> {
     /// assert!(cell.snapshot().unwrap().fresh_for > Duration::from_secs(60));
     /// ```
     pub fn set_for(&self, value: T, ttl: Duration) -> Arc<T> {
-        self.set_setting(Arc::new(value), Ttl::Own(nanos(ttl)), None)
+        self.set_setting(Arc::new(value), Some(nanos(ttl)), None)
     }
 
     /// Publishes a value that is already in an [`Arc`], and returns it.
@@ -718,7 +719,7 @@ impl<T, C: Clock> DogpileCell<T, C> {
     /// assert!(Arc::ptr_eq(&cell.get().unwrap(), &shared));
     /// ```
     pub fn set_arc(&self, value: Arc<T>) -> Arc<T> {
-        self.set_setting(value, Ttl::Policy, None)
+        self.set_setting(value, None, None)
     }
 
     /// Publishes a value that was made `age` ago, for a warm start. Its age decides whether it is fresh, stale or
@@ -743,10 +744,10 @@ impl<T, C: Clock> DogpileCell<T, C> {
     /// assert!(cell.snapshot().unwrap().age >= Duration::from_secs(86_400));
     /// ```
     pub fn restore(&self, value: T, age: Duration) -> Arc<T> {
-        self.set_setting(Arc::new(value), Ttl::Policy, Some(nanos(age)))
+        self.set_setting(Arc::new(value), None, Some(nanos(age)))
     }
 
-    fn set_setting(&self, value: Arc<T>, ttl: Ttl, age: Option<u64>) -> Arc<T> {
+    fn set_setting(&self, value: Arc<T>, ttl: Option<u64>, age: Option<u64>) -> Arc<T> {
         let setting = Setting { value: Arc::clone(&value), ttl, age };
         match self.machine.set(setting, &()) {
             Ok(leftover) => drop(leftover),
@@ -1156,7 +1157,8 @@ pub struct Snapshot<T, S = Arc<T>> {
 
 impl<T, S> Snapshot<T, S> {
     pub(crate) fn new<R>(seen: Seen<R>, share: impl FnOnce(Arc<R>) -> S) -> Self {
-        let Seen { value, record, servable_end, now, freshness } = seen;
+        let freshness = seen.freshness();
+        let Seen { value, record, servable_end, now } = seen;
         Self {
             value: share(value),
             generation: record.generation,

@@ -233,8 +233,8 @@ pub use dogpile_macros::dogpile;
 #[cfg(feature = "async")]
 pub use cell::Task;
 pub use cell::{
-    BuildResult, DogpileCell, Guard, Handle, Job, Lease, Lookup, Owned, Pending, PublishOutcome, Published,
-    Reader, Refreshable, Refreshed, Request, Snapshot, Waited,
+    BuildResult, DogpileCell, Guard, Handle, Job, Lease, Lookup, Owned, Pending, Published, Reader,
+    Refreshable, Refreshed, Request, Snapshot, Waited,
 };
 #[cfg(feature = "async")]
 pub use derived::AsyncDerived;
@@ -249,6 +249,7 @@ pub use stats::Stats;
 pub use subscription::Subscription;
 pub use sync_reader::{Drain, DrainTimeout, ReadGuard, ReaderArc, SyncReaderCell, WriteLock, Writer};
 pub use time::{Clock, ManualClock, SystemClock, Tick, TickClock};
+pub use trace::PublishOutcome;
 
 /// Types that appear in signatures. Programs do not need to name them.
 pub mod markers {

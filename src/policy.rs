@@ -410,13 +410,8 @@ impl Policy {
 
     /// The pause after the `failures`-th failure in a row, with its jitter; zero if there is none.
     pub(crate) fn retry_pause(&self, failures: u32, draw: u64) -> u64 {
-        let doublings = failures.saturating_sub(1);
-        // Up to there no bit is lost.
-        let pause = if doublings > self.backoff_first.leading_zeros().min(63) {
-            self.backoff_max
-        } else {
-            (self.backoff_first << doublings).min(self.backoff_max)
-        };
+        let factor = 2_u64.saturating_pow(failures.saturating_sub(1));
+        let pause = self.backoff_first.saturating_mul(factor).min(self.backoff_max);
         pause.saturating_add(self.share(pause, draw))
     }
 

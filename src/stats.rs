@@ -42,7 +42,9 @@ pub struct Stats {
     /// Builds that ran longer than the lease timeout, so that another caller was elected in their place.
     pub superseded: u64,
     /// Builds whose result did not count as fresh because of a write during the build. After an `invalidate` it was
-    /// published as stale. After a `set`, a `clear`, a `revoke` or a `reset` it was not published.
+    /// published as stale. After a `set`, a `clear`, a `revoke` or a `reset` it was not published. Also a
+    /// [`Derived`](crate::Derived) value whose source has published during the build, and a value that was to be renewed and
+    /// has been replaced by a `restore`.
     pub fenced: u64,
     /// Builds that have failed or panicked since the latest publication.
     pub consecutive_failures: u64,

@@ -313,11 +313,11 @@ async fn wait_for_async<T, C: Clock, R>(
     mut check: impl FnMut() -> Option<R>,
 ) -> Option<R> {
     loop {
-        let mut waiting = match check_or_wait(machine, &mut check) {
+        let next = match check_or_wait(machine, &mut check) {
             ControlFlow::Break(found) => return found,
-            ControlFlow::Continue(next) => Entry::new(next),
+            ControlFlow::Continue(next) => next,
         };
-        if poll_fn(|cx| waiting.poll((), &machine.clock, deadline, cx, has_settled)).await.is_none() {
+        if !next.wait_async(&machine.clock, deadline).await {
             machine.counters.wait_timeouts.count();
             return check();
         }
@@ -342,11 +342,6 @@ fn check_or_wait<T, C: Clock, R>(
     }
     machine.counters.waits.count();
     ControlFlow::Continue(next)
-}
-
-#[cfg(feature = "async")]
-fn has_settled(change: &Attempt<()>) -> Option<()> {
-    change.outcome().map(|_| ())
 }
 
 /// Readiness.
@@ -426,14 +421,14 @@ impl<T, C, K: Kind> Subscription<'_, T, C, K> {
             }
             let machine = self.handle.machine();
             match &mut self.waiting {
-                Some(waiting) if waiting.has_joined() || has_settled(waiting.point()).is_none() => {
+                Some(waiting) if waiting.has_joined() || waiting.point().settled().is_none() => {
                     if !waiting.has_joined() {
                         if is_building(machine) {
                             would_wait_for_itself("changed");
                         }
                         machine.counters.waits.count();
                     }
-                    if waiting.poll((), &machine.clock, FOREVER, cx, has_settled).is_pending() {
+                    if waiting.poll((), &machine.clock, FOREVER, cx, Attempt::settled).is_pending() {
                         return Poll::Pending;
                     }
                     self.waiting = None;

@@ -34,7 +34,7 @@ use std::time::Duration;
 
 use crate::cell::{
     Awaits, Caller, DogpileCell, Handle, Held, Kind, Machine, Made, Publishes, Request, Search, Setting,
-    Snapshot, TakesBuild, Ttl,
+    Snapshot, TakesBuild,
 };
 use crate::error::{BoxError, RefreshError, SharedError};
 use crate::hook::{Change, Hook, hook_on_change, hook_on_publish};
@@ -279,7 +279,7 @@ impl<T: Send + Sync + 'static, C: Clock> Publishes for SyncReaderCell<T, C> {
         let _inside = held.inside();
         match made {
             Made::New(value, ttl) => Writer::new(held).publish(value, ttl),
-            Made::NotModified(value) => held.publish_again(value, Ttl::Policy),
+            Made::NotModified(value) => held.publish_again(value, None),
         }
     }
 
@@ -481,11 +481,6 @@ impl<T: Send + Sync + 'static, C: Clock> SyncReaderCell<T, C> {
     /// ```
     pub fn request_owned(self: &Arc<Self>) -> Request<'static, T, C, Self> {
         Request::new(Handle::Shared(Arc::clone(self)))
-    }
-
-    #[inline]
-    fn machine(&self) -> &Machine<Tracked<T>, C> {
-        self.cell.machine()
     }
 }
 
@@ -708,7 +703,7 @@ impl<T: Send + Sync + 'static, C: Clock> SyncReaderCell<T, C> {
     /// ```
     #[track_caller]
     pub fn set(&self, value: T) -> ReaderArc<T> {
-        self.set_setting(value, Ttl::Policy, None)
+        self.set_setting(value, None, None)
     }
 
     /// Publishes `value` with a time to live of its own instead of the policy's, and returns it.
@@ -732,7 +727,7 @@ impl<T: Send + Sync + 'static, C: Clock> SyncReaderCell<T, C> {
     /// ```
     #[track_caller]
     pub fn set_for(&self, value: T, ttl: Duration) -> ReaderArc<T> {
-        self.set_setting(value, Ttl::Own(nanos(ttl)), None)
+        self.set_setting(value, Some(nanos(ttl)), None)
     }
 
     /// Publishes a value that was made `age` ago, for a warm start. Its age decides whether it is fresh, stale or
@@ -758,12 +753,12 @@ impl<T: Send + Sync + 'static, C: Clock> SyncReaderCell<T, C> {
     /// ```
     #[track_caller]
     pub fn restore(&self, value: T, age: Duration) -> ReaderArc<T> {
-        self.set_setting(value, Ttl::Policy, Some(nanos(age)))
+        self.set_setting(value, None, Some(nanos(age)))
     }
 
     /// Publishes ahead of any build, but not into a cell whose value is being withheld: waits for the end of that build.
     #[track_caller]
-    fn set_setting(&self, value: T, ttl: Ttl, age: Option<u64>) -> ReaderArc<T> {
+    fn set_setting(&self, value: T, ttl: Option<u64>, age: Option<u64>) -> ReaderArc<T> {
         let machine = self.machine();
         let value = Arc::new(Tracked::new(value, &self.retirement));
         let mut setting = Setting { value: Arc::clone(&value), ttl, age };

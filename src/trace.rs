@@ -30,18 +30,19 @@ pub(crate) struct Beginning {
     pub(crate) supersedes: bool,
 }
 
-/// How a build ends.
-#[derive(Clone, Copy)]
-pub(crate) enum Ending {
+/// Whether and how the value of a build was published.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum PublishOutcome {
+    /// It was published.
     Published,
-    /// ... as stale, because of an `invalidate`.
+    /// It was published as already stale, because of an `invalidate` during the build, or, for a derived value, of a
+    /// publication of a source.
     PublishedStale,
-    /// Not published, because of a `set`, a `clear`, a `revoke` or a `reset`.
+    /// It was not published, because of a `set`, a `clear`, a `revoke` or a `reset` during the build.
     Displaced,
-    /// Not published, because another build has taken its place.
-    TooLate,
-    Panicked,
-    Abandoned,
+    /// It was not published, because the lease had timed out and another caller was elected.
+    Superseded,
 }
 
 #[cfg(feature = "tracing")]
@@ -51,12 +52,10 @@ mod on {
 
     use tracing::{Level, event, span};
 
-    use super::{Beginning, Cause, Ending};
+    use super::{Beginning, Cause, PublishOutcome};
     use crate::contain::contain;
     use crate::error::SharedError;
     use crate::time::Instant;
-
-    const NO_NAME: &str = "";
 
     /// The span of a build.
     pub(crate) struct Span(tracing::Span);
@@ -107,7 +106,7 @@ mod on {
             };
             let mut span = tracing::Span::none();
             contain(|| {
-                let (cell, generation) = (cell.unwrap_or(NO_NAME), beginning.generation);
+                let (cell, generation) = (cell.unwrap_or_default(), beginning.generation);
                 span = span!(target: "dogpile", Level::INFO, "build", cell, generation, cause);
                 if beginning.supersedes {
                     event!(target: "dogpile", parent: &span, Level::WARN, "supersedes a build that has not ended in time");
@@ -126,25 +125,30 @@ mod on {
             inside
         }
 
-        pub(crate) fn end(&self, ending: Ending, nanos: u64) {
+        pub(crate) fn end(&self, outcome: PublishOutcome, nanos: u64) {
             let duration = Duration::from_nanos(nanos);
-            contain(|| match ending {
-                Ending::Published => {
+            contain(|| match outcome {
+                PublishOutcome::Published => {
                     event!(target: "dogpile", parent: &self.0, Level::DEBUG, ?duration, "published");
                 }
-                Ending::PublishedStale => {
-                    event!(target: "dogpile", parent: &self.0, Level::DEBUG, ?duration, "published as stale: invalidated meanwhile");
+                PublishOutcome::PublishedStale => {
+                    event!(target: "dogpile", parent: &self.0, Level::DEBUG, ?duration, "published as stale: invalidated, or a source has published, meanwhile");
                 }
-                Ending::Displaced => {
+                PublishOutcome::Displaced => {
                     event!(target: "dogpile", parent: &self.0, Level::DEBUG, ?duration, "not published: set, cleared or revoked meanwhile");
                 }
-                Ending::TooLate => {
+                PublishOutcome::Superseded => {
                     event!(target: "dogpile", parent: &self.0, Level::WARN, ?duration, "superseded: too late to be published");
                 }
-                Ending::Panicked => {
+            });
+        }
+
+        pub(crate) fn give_back(&self, panicked: bool, nanos: u64) {
+            let duration = Duration::from_nanos(nanos);
+            contain(|| {
+                if panicked {
                     event!(target: "dogpile", parent: &self.0, Level::WARN, ?duration, "panicked");
-                }
-                Ending::Abandoned => {
+                } else {
                     event!(target: "dogpile", parent: &self.0, Level::DEBUG, ?duration, "abandoned");
                 }
             });
@@ -168,7 +172,7 @@ mod on {
 
     /// A build has waited for the write lock for a second, and goes on.
     pub(crate) fn write_lock_waits(cell: Option<&'static str>, readers: usize) {
-        let cell = cell.unwrap_or(NO_NAME);
+        let cell = cell.unwrap_or_default();
         contain(
             || event!(target: "dogpile", Level::WARN, cell, readers, "the write lock waits for readers that have not left for a second"),
         );
@@ -177,14 +181,14 @@ mod on {
     /// The last reader of a value that was retired at `since` has left.
     pub(crate) fn drained(cell: Option<&'static str>, number: u64, since: Stamp) {
         let duration = since.0.elapsed();
-        let cell = cell.unwrap_or(NO_NAME);
+        let cell = cell.unwrap_or_default();
         contain(|| event!(target: "dogpile", parent: None, Level::DEBUG, cell, number, ?duration, "drained"));
     }
 
     /// A value's finalizer, which began at `since`, has ended.
     pub(crate) fn finalized(cell: Option<&'static str>, number: u64, since: Stamp) {
         let duration = since.0.elapsed();
-        let cell = cell.unwrap_or(NO_NAME);
+        let cell = cell.unwrap_or_default();
         contain(
             || event!(target: "dogpile", parent: None, Level::DEBUG, cell, number, ?duration, "finalized"),
         );
@@ -193,7 +197,7 @@ mod on {
 
 #[cfg(not(feature = "tracing"))]
 mod off {
-    use super::{Beginning, Ending, SharedError};
+    use super::{Beginning, PublishOutcome, SharedError};
 
     pub(crate) struct Span;
     pub(crate) struct Inside;
@@ -208,7 +212,8 @@ mod off {
         pub(crate) fn enter(&self) -> Inside {
             Inside
         }
-        pub(crate) fn end(&self, _ending: Ending, _nanos: u64) {}
+        pub(crate) fn end(&self, _outcome: PublishOutcome, _nanos: u64) {}
+        pub(crate) fn give_back(&self, _panicked: bool, _nanos: u64) {}
         pub(crate) fn fail(&self, _error: &SharedError, _nanos: u64) {}
     }
 

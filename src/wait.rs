@@ -133,7 +133,8 @@ impl<P: Deref<Target: WaitPoint>> Drop for Entry<P> {
     }
 }
 
-/// Blocks until `check` yields something, or until `clock` shows `deadline`. What wakes this thread knows it already.
+/// Blocks until `check` yields something, or until `clock` shows `deadline`. The caller has
+/// registered this thread before, with what is to wake it.
 pub(crate) fn wait_until<C: Clock, R>(
     clock: &C,
     deadline: u64,

@@ -7,7 +7,8 @@
 #   tools/breaks.sh check          only whether each patch still applies, and its tests are there
 #   tools/breaks.sh table          the table in docs/testing.md
 #
-# A patch begins with the promise and what is broken, then `Red:` and the test (`--loom`: the model), once for each test. `Hangs.`: the test may
+# A patch begins with the promise and what is broken, then `Red:` and the test (`--loom`: the model; `--map`: of dogpile-map), once
+# for each test. `Hangs.`: the test may
 # stand still instead of failing, as that is what is broken. It is made in a copy; the working tree is left alone.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -55,14 +56,20 @@ cd "$copy"
 # A repository of its own, or `git apply` would look at the one around it.
 git init -q
 
-# Suites: --lib, --test=name, --loom. What is built for one stays there for the others.
+# Suites: --lib, --test=name, --loom, --map. What is built for one stays there for the others.
 # For how long at most, arguments.
 loom() { RUSTFLAGS="--cfg dogpile_loom" timeout "$1" cargo test --release -p models --test loom "${@:2}"; }
+# For how long at most, which, arguments.
+suite() {
+    local target=("$2")
+    [[ $2 == --map ]] && target=(-p dogpile-map --test it)
+    timeout "$1" cargo test --all-features "${target[@]}" "${@:3}"
+}
 list() {
     if [[ $1 == --loom ]]; then
         loom 600 -q -- --list
     else
-        cargo test -q --all-features "$1" -- --list | sed -n 's/: test$//p'
+        suite 600 "$1" -q -- --list | sed -n 's/: test$//p'
     fi
 }
 
@@ -95,7 +102,7 @@ build() {
     if [[ $1 == --loom ]]; then
         loom 600 -q --no-run >"$log" 2>&1
     else
-        cargo test -q --features async "$1" --no-run >"$log" 2>&1
+        suite 600 "$1" -q --no-run >"$log" 2>&1
     fi
 }
 # For how long at most, the suite, its tests.
@@ -105,7 +112,7 @@ run() {
     if [[ $suite == --loom ]]; then
         loom "$limit" -- "$@" >"$log" 2>&1
     else
-        timeout "$limit" cargo test --features async "$suite" -- --exact "$@" >"$log" 2>&1
+        suite "$limit" "$suite" -- --exact "$@" >"$log" 2>&1
     fi
 }
 # Whether that test has passed, or failed.

@@ -75,8 +75,19 @@ impl<T> Attempt<T> {
 
     /// Blocks until there is an outcome, or until `clock` shows `deadline`. Returns whether there is one.
     pub(crate) fn wait<C: Clock>(&self, clock: &C, deadline: u64) -> bool {
-        let has_ended = |attempt: &Self| attempt.outcome().map(|_| ());
-        Entry::new(self).wait((), clock, deadline, has_ended).is_some()
+        Entry::new(self).wait((), clock, deadline, Self::settled).is_some()
+    }
+
+    /// As [`wait`](Attempt::wait), for a task.
+    #[cfg(feature = "async")]
+    pub(crate) async fn wait_async<C: Clock>(self: Arc<Self>, clock: &C, deadline: u64) -> bool {
+        let mut entry = Entry::new(self);
+        std::future::poll_fn(|cx| entry.poll((), clock, deadline, cx, Self::settled)).await.is_some()
+    }
+
+    /// `Some`: there is an outcome.
+    pub(crate) fn settled(&self) -> Option<()> {
+        self.outcome().map(|_| ())
     }
 }
 

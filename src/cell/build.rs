@@ -8,7 +8,6 @@ use crate::time::nanos;
 
 use super::handle::{Handle, sealed::Kind};
 use super::lease::Held;
-use super::publish::Ttl;
 use super::search::Started;
 
 #[cfg(feature = "async")]
@@ -128,7 +127,7 @@ impl<K> Refreshable for K where
 /// What a build has made, to be published.
 #[allow(unreachable_pub)] // named by a sealed trait
 pub enum Made<K: Kind> {
-    New(K::Value, Ttl),
+    New(K::Value, Option<u64>),
     /// The value that the cell holds already.
     NotModified(Arc<K::Stored>),
 }
@@ -159,7 +158,7 @@ pub(crate) fn publish_in_arc<K: Publishes<Stored = <K as Kind>::Value>>(
 ) -> Arc<K::Value> {
     match made {
         Made::New(value, ttl) => held.publish_arc(Arc::new(value), ttl),
-        Made::NotModified(value) => held.publish_again(value, Ttl::Policy),
+        Made::NotModified(value) => held.publish_again(value, None),
     }
 }
 
@@ -175,7 +174,7 @@ impl<K: Publishes> Held<'_, K> {
     /// Runs `build` and publishes what it returns. If it panics, the lease is given back.
     pub(crate) fn build(mut self, build: impl FnOnce() -> K::Value) -> Arc<K::Stored> {
         let value = self.run(build);
-        K::publish(self, Made::New(value, Ttl::Policy))
+        K::publish(self, Made::New(value, None))
     }
 
     /// Runs `build` and publishes what it returns, or fails with its error.
@@ -185,7 +184,7 @@ impl<K: Publishes> Held<'_, K> {
     ) -> Result<Arc<K::Stored>, SharedError> {
         // The conversion of the error is user code too, which may ask the cell.
         match self.run(|| build().map_err(SharedError::new)) {
-            Ok(value) => Ok(K::publish(self, Made::New(value, Ttl::Policy))),
+            Ok(value) => Ok(K::publish(self, Made::New(value, None))),
             Err(error) => Err(self.fail(error)),
         }
     }
@@ -214,8 +213,8 @@ fn made<K: Kind>(
     previous: Option<Arc<K::Stored>>,
 ) -> Result<Made<K>, SharedError> {
     match found {
-        Ok(Refreshed::New(value)) => Ok(Made::New(value, Ttl::Policy)),
-        Ok(Refreshed::NewFor(value, ttl)) => Ok(Made::New(value, Ttl::Own(nanos(ttl)))),
+        Ok(Refreshed::New(value)) => Ok(Made::New(value, None)),
+        Ok(Refreshed::NewFor(value, ttl)) => Ok(Made::New(value, Some(nanos(ttl)))),
         Ok(Refreshed::NotModified) => previous.map(Made::NotModified).ok_or_else(nothing_to_keep),
         Err(error) => Err(SharedError::new(error)),
     }
@@ -264,7 +263,7 @@ impl<K: Publishes> Held<'_, K> {
     ) -> Pin<Box<impl Future<Output = Arc<K::Stored>>>> {
         Box::pin(async move {
             let value = self.run_async(build).await;
-            K::publish_async(self, Made::New(value, Ttl::Policy)).done().await
+            K::publish_async(self, Made::New(value, None)).done().await
         })
     }
 
@@ -283,7 +282,7 @@ impl<K: Publishes> Held<'_, K> {
                 Ok(value) => value,
                 Err(error) => return Err(self.fail(error)),
             };
-            Ok(K::publish_async(self, Made::New(value, Ttl::Policy)).done().await)
+            Ok(K::publish_async(self, Made::New(value, None)).done().await)
         })
     }
 
@@ -319,36 +318,25 @@ pub type Job = Box<dyn FnOnce() + Send + 'static>;
 #[cfg(feature = "async")]
 pub type Task = Pin<Box<dyn Future<Output = ()> + Send + 'static>>;
 
-/// What a spawner gets. It drops the lease before the user's closure, whose destructor may read the cell.
-pub(crate) struct Work<K: Kind + 'static, R> {
-    spawned: Spawned<K>,
-    run: R,
-}
-
-impl<K: Kind, R> Work<K, R> {
-    pub(crate) fn new(held: Held<'static, K>, run: R) -> (Self, Started<K::Stored>) {
-        let started = Arc::new(OnceCell::new());
-        let handle = held.handle().clone();
-        let spawned = Spawned { held: Some(held), handle, started: Arc::clone(&started) };
-        (Self { spawned, run }, started)
-    }
-
-    pub(crate) fn begin(self) -> (Spawned<K>, R) {
-        (self.spawned, self.run)
-    }
-}
-
-/// A build that was handed to a spawner.
-pub(crate) struct Spawned<K: Kind + 'static> {
+/// What a spawner gets: a build. It drops the lease before the user's closure, whose destructor may read the cell.
+pub(crate) struct Spawned<K: Kind + 'static, R> {
     /// `None` once the build has begun. If the spawner drops the job before that, or panics, the build has not panicked.
     held: Option<Held<'static, K>>,
     handle: Handle<'static, K>,
     started: Started<K::Stored>,
+    /// Last, so that it is dropped last. `None` once the build has begun.
+    run: Option<R>,
 }
 
-impl<K: Kind> Spawned<K> {
-    pub(crate) fn begin(&mut self) -> Held<'static, K> {
-        self.held.take().expect("a job begins once")
+impl<K: Kind, R> Spawned<K, R> {
+    pub(crate) fn new(held: Held<'static, K>, run: R) -> (Self, Started<K::Stored>) {
+        let started = Arc::new(OnceCell::new());
+        let handle = held.handle().clone();
+        (Self { held: Some(held), handle, started: Arc::clone(&started), run: Some(run) }, started)
+    }
+
+    pub(crate) fn begin(&mut self) -> (Held<'static, K>, R) {
+        self.held.take().zip(self.run.take()).expect("a job begins once")
     }
 
     pub(crate) fn end(self, outcome: Result<Arc<K::Stored>, SharedError>) {
@@ -356,7 +344,7 @@ impl<K: Kind> Spawned<K> {
     }
 }
 
-impl<K: Kind> Drop for Spawned<K> {
+impl<K: Kind, R> Drop for Spawned<K, R> {
     /// Gives the lease back if the build has not begun, and wakes the caller that waits for the outcome.
     fn drop(&mut self) {
         if let Some(held) = self.held.take() {

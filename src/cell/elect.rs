@@ -4,6 +4,7 @@ use crate::error::SharedError;
 use crate::sync::{Arc, MutexGuard, Ordering, into_arc, spin_a_moment};
 use crate::time::{Clock, FOREVER};
 use crate::trace::{Beginning, Cause};
+use crate::wait::Entry;
 
 use super::attempt::Attempt;
 use super::machine::Machine;
@@ -38,15 +39,15 @@ impl<T> Ticket<T> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Stage {
     Building,
-    /// It has had its result. The lease is held on to: it waits for the readers of what it has replaced.
+    /// Its result was handed in. The lease is held on to: it waits for the readers of what it has replaced.
     Draining,
-    /// It has had its result, and the lease was released.
+    /// Its result was handed in, published or not, and the lease was released.
     Ended,
 }
 
-/// A place among the waiters.
+/// A place among the waiters; a wait of a thread or of a task.
 pub(crate) struct Wait<T> {
-    pub(crate) attempt: Arc<Attempt<T>>,
+    pub(super) entry: Entry<Arc<Attempt<T>>>,
     /// When the build that is waited for may be superseded: then it is time to look again.
     pub(crate) look_again_at: u64,
     pub(crate) awaits: Awaits,
@@ -154,8 +155,7 @@ impl<T, C: Clock> Machine<T, C> {
             && ((arrived && self.did_meet(demand, &record, state.origin))
                 || (now < state.due_at(&self.policy, &record) && demand.accepts(&record, state.origin, now)));
         let is_held = now < state.lease.held_until();
-        let is_failed =
-            state.pause(now).is_some() && state.failure.as_ref().is_some_and(|failure| !failure.is_panic);
+        let is_failed = state.paused_by(now).is_some_and(|failure| !failure.is_panic);
         let decision = match (verdict(is_served, is_held, is_failed, demand), held) {
             (Verdict::Serve, Some(value)) => {
                 drop(state);
@@ -176,7 +176,8 @@ impl<T, C: Clock> Machine<T, C> {
                 let attempt = state.open_attempt();
                 drop(state);
                 drop(held);
-                Decision::Pending(Wait { attempt, look_again_at, awaits, origin, seen: since })
+                let entry = Entry::new(attempt);
+                Decision::Pending(Wait { entry, look_again_at, awaits, origin, seen: since })
             }
         };
         if let Some(notified) = notified {

@@ -1,4 +1,4 @@
-//! What a lease, a place among the waiters, a request or a refresher knows of its cell.
+//! References to a cell, and the trait of all kinds of cells.
 
 use crate::sync::{Arc, Weak};
 use crate::time::Clock;
@@ -119,7 +119,8 @@ pub(crate) mod sealed {
 
         fn share(stored: Arc<Self::Stored>) -> Self::Shared;
 
-        /// Asked before this thread blocks until a build has ended: whether that build waits for this thread.
+        /// Asked before this thread blocks until a build has ended: whether that build waits for this thread. If it
+        /// only waits for readers of a value that it has replaced, it stops waiting, and the answer is no.
         fn is_awaited(&self, awaits: Awaits) -> bool {
             let _ = awaits;
             false

@@ -1,8 +1,8 @@
 //! The right to build.
 //!
-//! A lease ends in exactly one way: [`publish`](Lease::publish), [`publish_for`](Lease::publish_for),
-//! [`renew`](Lease::renew), [`renew_for`](Lease::renew_for), [`fail`](Lease::fail), or by being dropped. Each hands the ticket back to the state
-//! machine; whether the result still counts is decided there.
+//! A lease ends once: by one of the methods that publish ([`publish`](Lease::publish)), by one that renews
+//! ([`renew`](Lease::renew)), by [`fail`](Lease::fail), or by being dropped. Each hands the ticket back to the state machine;
+//! whether the result still counts is decided there.
 
 use std::any::Any;
 use std::fmt;
@@ -14,14 +14,14 @@ use crate::error::{BoxError, SharedError};
 use crate::inside::Building;
 use crate::sync::{Arc, panicking};
 use crate::time::{Clock, FOREVER, SystemClock, nanos};
-use crate::trace::{self, Ending, Span};
+use crate::trace::{self, PublishOutcome, Span};
 
 use super::DogpileCell;
 use super::elect::{Stage, Ticket};
 use super::handle::Handle;
 use super::handle::sealed::Kind;
 use super::machine::Machine;
-use super::publish::{BuildOutput, Concluded, Observer, Ttl};
+use super::publish::{BuildOutput, Concluded, Observer};
 use super::state::Withheld;
 
 /// The right to build the next value, held by one caller at a time.
@@ -175,7 +175,7 @@ impl<T, C: Clock> Lease<'_, T, C> {
     /// assert_eq!(cell.freshness(), Freshness::Stale);
     /// ```
     pub fn publish(self, value: T) -> Arc<T> {
-        self.0.publish_arc(Arc::new(value), Ttl::Policy)
+        self.0.publish_arc(Arc::new(value), None)
     }
 
     /// Publishes `value` with a time to live of its own instead of the policy's.
@@ -194,7 +194,7 @@ impl<T, C: Clock> Lease<'_, T, C> {
     /// assert!(cell.snapshot().unwrap().fresh_for > Duration::from_secs(60));
     /// ```
     pub fn publish_for(self, value: T, ttl: Duration) -> Arc<T> {
-        self.0.publish_arc(Arc::new(value), Ttl::Own(nanos(ttl)))
+        self.0.publish_arc(Arc::new(value), Some(nanos(ttl)))
     }
 
     /// Publishes a value that is already in an [`Arc`].
@@ -214,7 +214,7 @@ impl<T, C: Clock> Lease<'_, T, C> {
     /// assert!(Arc::ptr_eq(&lease.publish_arc(Arc::clone(&shared)), &shared));
     /// ```
     pub fn publish_arc(self, value: Arc<T>) -> Arc<T> {
-        self.0.publish_arc(value, Ttl::Policy)
+        self.0.publish_arc(value, None)
     }
 
     /// Publishes `value`, and returns whether and how it was published.
@@ -239,7 +239,7 @@ impl<T, C: Clock> Lease<'_, T, C> {
     /// assert_eq!(published.servable_for, Duration::MAX);
     /// ```
     pub fn publish_snapshot(self, value: Arc<T>, ttl: Option<Duration>) -> Published<T> {
-        self.0.publish_snapshot(value, ttl.map_or(Ttl::Policy, |ttl| Ttl::Own(nanos(ttl))))
+        self.0.publish_snapshot(value, ttl.map(nanos))
     }
 
     /// Publishes the previous value again ("not modified"), as a new generation with the same `Arc`.
@@ -265,7 +265,7 @@ impl<T, C: Clock> Lease<'_, T, C> {
     /// ```
     #[allow(clippy::result_large_err)] // with `tracing`; it is the caller's own
     pub fn renew(self) -> Result<Arc<T>, Self> {
-        self.0.renew(Ttl::Policy).map_err(Self)
+        self.0.renew(None).map_err(Self)
     }
 
     /// Publishes the previous value again, with a time to live of its own instead of the policy's.
@@ -291,7 +291,7 @@ impl<T, C: Clock> Lease<'_, T, C> {
     /// ```
     #[allow(clippy::result_large_err)] // as above
     pub fn renew_for(self, ttl: Duration) -> Result<Arc<T>, Self> {
-        self.0.renew(Ttl::Own(nanos(ttl))).map_err(Self)
+        self.0.renew(Some(nanos(ttl))).map_err(Self)
     }
 
     /// Ends the build with an error, which all its waiters share.
@@ -350,20 +350,6 @@ impl<T> fmt::Debug for Published<T> {
     }
 }
 
-/// Whether and how the value of a build was published.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum PublishOutcome {
-    /// It was published.
-    Published,
-    /// It was published as already stale, because of an `invalidate` during the build.
-    PublishedStale,
-    /// It was not published, because of a `set`, a `clear`, a `revoke` or a `reset` during the build.
-    Displaced,
-    /// It was not published, because the lease had timed out and another caller was elected.
-    Superseded,
-}
-
 /// The lease of a cell of any kind.
 #[allow(unreachable_pub, missing_debug_implementations)] // named by a sealed trait
 pub struct Held<'a, K: Kind> {
@@ -373,12 +359,6 @@ pub struct Held<'a, K: Kind> {
     span: Span,
     /// The thread was unwinding when it got the lease, so that it unwinds is no sign of a panic of the build.
     was_panicking: bool,
-}
-
-/// This thread is inside a build.
-pub(crate) struct Inside {
-    _building: Building,
-    _span: trace::Inside,
 }
 
 impl<'a, K: Kind> Held<'a, K> {
@@ -404,12 +384,12 @@ impl<'a, K: Kind> Held<'a, K> {
         self.ticket.as_ref()?.previous.as_ref()
     }
 
-    pub(crate) fn publish_arc(self, value: Arc<K::Stored>, ttl: Ttl) -> Arc<K::Stored> {
+    pub(crate) fn publish_arc(self, value: Arc<K::Stored>, ttl: Option<u64>) -> Arc<K::Stored> {
         self.publish_output(BuildOutput::new(value, ttl))
     }
 
     /// Publishes the previous value anew.
-    pub(crate) fn publish_again(self, value: Arc<K::Stored>, ttl: Ttl) -> Arc<K::Stored> {
+    pub(crate) fn publish_again(self, value: Arc<K::Stored>, ttl: Option<u64>) -> Arc<K::Stored> {
         self.publish_output(BuildOutput { renews: true, ..BuildOutput::new(value, ttl) })
     }
 
@@ -422,7 +402,7 @@ impl<'a, K: Kind> Held<'a, K> {
     }
 
     #[allow(clippy::result_large_err)] // with `tracing`; it is the caller's own
-    pub(crate) fn renew(self, ttl: Ttl) -> Result<Arc<K::Stored>, Self> {
+    pub(crate) fn renew(self, ttl: Option<u64>) -> Result<Arc<K::Stored>, Self> {
         match self.previous().cloned() {
             Some(previous) => Ok(self.publish_again(previous, ttl)),
             None => Err(self),
@@ -446,7 +426,7 @@ impl<'a, K: Kind> Held<'a, K> {
         let Self { handle, ticket, span, .. } = self;
         let (machine, ticket) = (handle.machine(), unended(ticket));
         let concluded = machine.conclude(ticket, output, observer, machine.now());
-        span.end(concluded.ending, ticket.nanos(concluded.now));
+        span.end(concluded.outcome, ticket.nanos(concluded.now));
         concluded
     }
 
@@ -489,7 +469,7 @@ impl<'a, K: Kind> Held<'a, K> {
         let nanos = ticket.nanos(now);
         let rejected = self.machine().give_back(ticket, panicked, withheld, now);
         if is_building {
-            self.span.end(if panicked { Ending::Panicked } else { Ending::Abandoned }, nanos);
+            self.span.give_back(panicked, nanos);
             if panicked {
                 self.handle.has_failed();
             }
@@ -498,8 +478,8 @@ impl<'a, K: Kind> Held<'a, K> {
     }
 
     /// This thread runs the build until the returned guard is dropped.
-    pub(crate) fn inside(&self) -> Inside {
-        Inside { _building: Building::of(self.machine()), _span: self.span.enter() }
+    pub(crate) fn inside(&self) -> (Building, trace::Inside) {
+        (Building::of(self.machine()), self.span.enter())
     }
 
     pub(crate) fn ticket(&self) -> &Ticket<K::Stored> {
@@ -534,8 +514,8 @@ impl<'a, K: Kind> Held<'a, K> {
 }
 
 impl<T, C: Clock> Held<'_, DogpileCell<T, C>> {
-    fn publish_snapshot(mut self, value: Arc<T>, ttl: Ttl) -> Published<T> {
-        let Concluded { served, record, servable_end, ending, now, leftover, .. } =
+    fn publish_snapshot(mut self, value: Arc<T>, ttl: Option<u64>) -> Published<T> {
+        let Concluded { served, record, servable_end, outcome, now, leftover, .. } =
             self.conclude(BuildOutput::new(value, ttl), &());
         let left = |end: Option<u64>| end.map_or(Duration::ZERO, |end| left(end, now));
         let published = Published {
@@ -543,12 +523,7 @@ impl<T, C: Clock> Held<'_, DogpileCell<T, C>> {
             generation: record.map(|record| record.generation),
             fresh_for: left(record.map(|record| record.fresh_end())),
             servable_for: left(record.map(|_| servable_end)),
-            outcome: match ending {
-                Ending::Published => PublishOutcome::Published,
-                Ending::PublishedStale => PublishOutcome::PublishedStale,
-                Ending::Displaced => PublishOutcome::Displaced,
-                Ending::TooLate | Ending::Panicked | Ending::Abandoned => PublishOutcome::Superseded,
-            },
+            outcome,
         };
         drop(self);
         drop(leftover);

@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | a refresher's [`Signal`] | each change | plans anew |
 //! | a [`Hook`](crate::Hook) | each change, with what has changed | calls back |
-//! | a [`Derived`](crate::Derived) value | each change | is stale |
+//! | a [`Derived`](crate::Derived) value | each change | goes stale, if it was made from another value |
 //! | the *watchers* ([`Subscription`](crate::Subscription), `wait_ready`) | what may make a value available | look again |
 //!
 //! A cell without listeners has no list: a publication pays one check. The watchers share one [`Attempt`], which the first of

@@ -87,7 +87,7 @@ impl<T, C: Clock> Machine<T, C> {
         matches!(self.state.lock().lease, LeaseState::Exclusive { .. })
     }
 
-    /// Whether there is such a value.
+    /// Whether [`newer_than`](Machine::newer_than) would return a value. It marks no read.
     pub(crate) fn has_newer_than(&self, generation: u64) -> bool {
         let reading = self.slot.read();
         reading.record.generation > generation
@@ -109,7 +109,7 @@ impl<T, C: Clock> Machine<T, C> {
     pub(crate) fn paused_by(&self) -> Option<SharedError> {
         let now = self.now();
         let state = self.state.lock();
-        let failure = state.failure.as_ref().filter(|failure| now < failure.retry_at)?;
+        let failure = state.paused_by(now)?;
         // After a panic there is a pause only beside a value.
         (!failure.is_panic || !self.slot.is_empty(&state.key)).then(|| failure.error.clone())
     }
@@ -123,8 +123,8 @@ impl<T, C: Clock> Machine<T, C> {
         if state.lease != LeaseState::Free && now < held_until {
             return Plan::Wait(held_until);
         }
-        if let Some(retry_at) = state.pause(now) {
-            return Plan::Wait(retry_at);
+        if let Some(failure) = state.paused_by(now) {
+            return Plan::Wait(failure.retry_at);
         }
         if self.slot.is_empty(&state.key) {
             return Plan::Build(state.origins);
@@ -159,7 +159,7 @@ mod tests {
     use std::time::Duration;
 
     use super::super::elect::Decision;
-    use super::super::publish::{BuildOutput, Ttl};
+    use super::super::publish::BuildOutput;
     use super::super::state::Demand;
     use super::super::write::Setting;
     use super::*;
@@ -187,7 +187,7 @@ mod tests {
         assert_eq!(next(&machine, 100, 0), None, "there is no value");
 
         let value = Arc::new(1);
-        let setting = Setting { value, ttl: Ttl::Policy, age: None };
+        let setting = Setting { value, ttl: None, age: None };
         drop(machine.set(setting, &()).unwrap_or_else(|_| unreachable!()));
         // Fresh up to and including its ttl.
         let end = TTL + 1;
@@ -216,10 +216,10 @@ mod tests {
         // A ttl that the source chose leads to at most one build in the least interval.
         clock.advance(ms(20));
         for (ttl, expected) in [
-            (Ttl::Own(1_000_000), Some(120_000_000)),
-            (Ttl::Own(400_000_000), Some(220_000_000)),
-            (Ttl::Own(FOREVER), Some(FOREVER)),
-            (Ttl::Policy, Some(520_000_000)),
+            (Some(1_000_000), Some(120_000_000)),
+            (Some(400_000_000), Some(220_000_000)),
+            (Some(FOREVER), Some(FOREVER)),
+            (None, Some(520_000_000)),
         ] {
             let Decision::Elected(mut ticket) = machine.lookup(&Demand::after(machine.latest_origin()), None)
             else {
@@ -239,7 +239,7 @@ mod tests {
         clock.advance(Duration::from_micros(1));
         let machine = Machine::new(Policy::ttl(Duration::from_nanos(99)), clock);
         for (age, due) in [(0, 1_050), (20, 1_030), (49, 1_001), (60, 990)] {
-            let setting = Setting { value: Arc::new(1), ttl: Ttl::Policy, age: Some(age) };
+            let setting = Setting { value: Arc::new(1), ttl: None, age: Some(age) };
             drop(machine.set(setting, &()).unwrap_or_else(|_| unreachable!()));
             assert_eq!(next(&machine, 98, 0), Some(due), "{age}");
         }
@@ -251,7 +251,7 @@ mod tests {
         let machine = Machine::new(Policy::ttl(Duration::from_nanos(100)), clock.clone());
         let signal = Arc::new(Signal::default());
         machine.attach(Arc::<Signal>::clone(&signal), true);
-        let setting = Setting { value: Arc::new(1), ttl: Ttl::Policy, age: None };
+        let setting = Setting { value: Arc::new(1), ttl: None, age: None };
         drop(machine.set(setting, &()).unwrap_or_else(|_| unreachable!()));
         assert_eq!(machine.plan(10, 0, true, 91), Plan::Wait(FOREVER));
         assert!(machine.serve().is_none(), "the first read takes the slow path");
@@ -278,7 +278,7 @@ mod tests {
     fn a_list_of_listeners_goes_away_by_itself() {
         let machine = Machine::new(Policy::never_expires(), ManualClock::new());
         let set = |value| {
-            let setting = Setting { value: Arc::new(value), ttl: Ttl::Policy, age: None };
+            let setting = Setting { value: Arc::new(value), ttl: None, age: None };
             drop(machine.set(setting, &()).unwrap_or_else(|_| unreachable!()));
         };
         let next = machine.next_change();
@@ -300,7 +300,7 @@ mod tests {
     fn what_is_newer_counts_as_read_though_the_lock_is_taken() {
         let machine = Machine::new(Policy::never_expires(), ManualClock::new());
         machine.attach(Arc::<Signal>::default(), true);
-        let setting = Setting { value: Arc::new(1), ttl: Ttl::Policy, age: None };
+        let setting = Setting { value: Arc::new(1), ttl: None, age: None };
         drop(machine.set(setting, &()).unwrap_or_else(|_| unreachable!()));
         assert!(machine.state.lock().listeners.is_unread());
         let locked = machine.state.lock();

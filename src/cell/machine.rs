@@ -18,7 +18,8 @@
 //! | fail | unchanged | released | counted, pause begins | share the error |
 //! | panic | unchanged | released | counted, pause begins | look again |
 //! | give back | unchanged | released | unchanged | look again |
-//! | `set`, `restore` | replaced | Building to Free | forgotten | handed the value |
+//! | `set` | replaced | Building to Free | forgotten | handed the value |
+//! | `restore` | replaced | unchanged | forgotten | handed the value, if it may be served |
 //! | `invalidate` | declared stale | unchanged | unchanged | go on waiting |
 //! | `clear` | removed | Building to Free | unchanged | look again |
 //! | `revoke` | unchanged | Building to Free | unchanged | look again |
@@ -27,7 +28,8 @@
 //! # Rules
 //!
 //! * The fence (G4): builds, `set`s and the like are numbered in the order in which they begin. A result is published if its
-//!   build still holds the lease; as stale, if an `invalidate` came after its number.
+//!   build still holds the lease and was not displaced, and, if it renews a value, that is still there; as stale, if an
+//!   `invalidate` came after its number.
 //! * Publishing and releasing the lease are one critical section (G9).
 //! * No user code runs under the lock (G9): the clock is read before; what may be dropped (old values, errors) and the waiters
 //!   leave the section, and are dropped and woken after unlocking ([`unlock`](super::publish::unlock)).
@@ -109,7 +111,7 @@ impl<T, C> Machine<T, C> {
         self.counters.read(consecutive_failures)
     }
 
-    /// Changes with every change of the state. See [`Slot::version`].
+    /// Moves when the value, its record or its [`due_at`](Slot::due_at) changes. See [`Slot::version`].
     #[inline]
     pub(crate) fn version(&self) -> Version {
         self.slot.version()
@@ -215,8 +217,7 @@ impl<T, C: Clock> Machine<T, C> {
 
     /// Whether there is a value that may be served. This does not count as a read.
     pub(crate) fn is_servable(&self) -> bool {
-        let reading = self.read_with_due_at();
-        matches!(self.classify(&reading, |tick| self.is_before(tick)), Freshness::Fresh | Freshness::Stale)
+        matches!(self.freshness(), Freshness::Fresh | Freshness::Stale)
     }
 
     /// As [`mark_read`](Machine::mark_read), also if it has to wait for the lock: for a caller that may not read again before
@@ -266,8 +267,16 @@ impl<T, C: Clock> Machine<T, C> {
     }
 
     pub(crate) fn freshness(&self) -> Freshness {
-        let reading = self.read_with_due_at();
-        self.classify(&reading, |tick| self.is_before(tick))
+        let Reading { guard, record, due_at } = self.read_with_due_at();
+        if guard.is_none() {
+            Freshness::Empty
+        } else if self.is_before(record.fresh_end()) {
+            Freshness::Fresh
+        } else if self.is_before(self.servable_end(&record)) || self.is_before(due_at) {
+            Freshness::Stale
+        } else {
+            Freshness::Expired
+        }
     }
 
     /// As [`Slot::read`], with the true `due_at` also while the next read has to be marked.
@@ -291,12 +300,10 @@ impl<T, C: Clock> Machine<T, C> {
 
     /// As [`snapshot`](Machine::snapshot), but does not count as a read.
     pub(crate) fn peek(&self) -> Option<Seen<T>> {
-        let reading = self.read_with_due_at();
+        let Reading { guard, record, due_at } = self.read_with_due_at();
         let now = self.now();
-        let freshness = self.classify(&reading, |tick| now < tick);
-        let Reading { guard, record, due_at } = reading;
         let value = into_arc(guard)?;
-        Some(Seen { value, record, servable_end: self.servable_end(&record).max(due_at), now, freshness })
+        Some(Seen { value, record, servable_end: self.servable_end(&record).max(due_at), now })
     }
 
     /// Up to when a value may be served if nothing happens.
@@ -307,18 +314,6 @@ impl<T, C: Clock> Machine<T, C> {
     /// Whether a value could be served when it was published: only what is restored may have expired by then.
     pub(super) fn was_servable(&self, record: &Record) -> bool {
         record.initial_age == 0 || record.published < self.servable_end(record)
-    }
-
-    fn classify(&self, reading: &Reading<T>, is_before: impl Fn(u64) -> bool) -> Freshness {
-        if reading.guard.is_none() {
-            Freshness::Empty
-        } else if is_before(reading.record.fresh_end()) {
-            Freshness::Fresh
-        } else if is_before(self.servable_end(&reading.record)) || is_before(reading.due_at) {
-            Freshness::Stale
-        } else {
-            Freshness::Expired
-        }
     }
 
     /// Less than [`FOREVER`], so that it is before a deadline that never comes.
@@ -332,7 +327,6 @@ mod tests {
     use std::time::Duration;
 
     use super::super::elect::Decision;
-    use super::super::publish::Ttl;
     use super::super::state::Demand;
     use super::super::write::Setting;
     use super::*;
@@ -344,7 +338,7 @@ mod tests {
     }
 
     fn set_arc<C: Clock>(machine: &Machine<u32, C>, value: &Arc<u32>) {
-        let setting = Setting { value: Arc::clone(value), ttl: Ttl::Policy, age: None };
+        let setting = Setting { value: Arc::clone(value), ttl: None, age: None };
         drop(machine.set(setting, &()).unwrap_or_else(|_| unreachable!()));
     }
 

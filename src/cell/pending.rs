@@ -7,14 +7,12 @@ use crate::error::{RefreshError, SharedError};
 use crate::inside::is_building;
 use crate::sync::Arc;
 use crate::time::{Clock, FOREVER, SystemClock, deadline};
-use crate::wait::Entry;
 
 use super::DogpileCell;
 use super::attempt::{Attempt, Outcome, Publication};
 use super::elect::Wait;
 use super::handle::Handle;
 use super::machine::Machine;
-use super::state::Awaits;
 
 #[cfg(feature = "async")]
 use std::task::{Context, Poll};
@@ -72,12 +70,12 @@ impl<T> fmt::Debug for Waited<T> {
 #[must_use = "nothing is waited for until `wait` is called"]
 pub struct Pending<'a, T, C: Clock = SystemClock> {
     handle: Handle<'a, DogpileCell<T, C>>,
-    waiting: Waiting<T>,
+    waiting: Wait<T>,
 }
 
 impl<'a, T, C: Clock> Pending<'a, T, C> {
-    pub(super) fn new(handle: Handle<'a, DogpileCell<T, C>>, wait: Wait<T>) -> Self {
-        Self { handle, waiting: Waiting::new(wait) }
+    pub(super) fn new(handle: Handle<'a, DogpileCell<T, C>>, waiting: Wait<T>) -> Self {
+        Self { handle, waiting }
     }
 
     /// Blocks until the build has ended.
@@ -171,14 +169,6 @@ impl<T, C: Clock> Machine<T, C> {
     }
 }
 
-/// A wait of a thread or of a task.
-pub(crate) struct Waiting<T> {
-    entry: Entry<Arc<Attempt<T>>>,
-    /// When the build that is waited for may be superseded: then it is time to look again.
-    pub(crate) look_again_at: u64,
-    pub(crate) awaits: Awaits,
-}
-
 /// How a wait ended: with an outcome ([`Outcome::Abandoned`]: look again), or with [`RefreshError::WaitTimeout`] or
 /// [`RefreshError::Reentrant`].
 pub(crate) type Ended<T> = Result<Outcome<T>, RefreshError>;
@@ -193,11 +183,7 @@ fn waited<T>(ended: Ended<T>) -> Waited<T> {
     }
 }
 
-impl<T> Waiting<T> {
-    pub(crate) fn new(Wait { attempt, look_again_at, awaits, .. }: Wait<T>) -> Self {
-        Self { entry: Entry::new(attempt), look_again_at, awaits }
-    }
-
+impl<T> Wait<T> {
     /// Waits until `deadline`, or only looks if there is none.
     pub(crate) fn wait_until<C: Clock>(
         &mut self,
@@ -229,7 +215,7 @@ impl<T> Waiting<T> {
         Err(RefreshError::WaitTimeout)
     }
 
-    /// As [`wait_until`](Waiting::wait_until), for a task.
+    /// As [`wait_until`](Wait::wait_until), for a task.
     #[cfg(feature = "async")]
     pub(crate) fn poll<C: Clock>(
         &mut self,

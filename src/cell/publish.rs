@@ -2,10 +2,9 @@
 
 use crate::contain::contain;
 use crate::error::SharedError;
-use crate::policy::Freshness;
 use crate::sync::{Arc, MutexGuard};
 use crate::time::{Clock, FOREVER};
-use crate::trace::Ending;
+use crate::trace::PublishOutcome;
 
 use super::attempt::{Outcome, Publication};
 use super::elect::{Stage, Ticket};
@@ -22,7 +21,7 @@ pub(crate) struct Concluded<T> {
     pub(crate) record: Option<Record>,
     /// Up to when that may be served if nothing happens.
     pub(crate) servable_end: u64,
-    pub(crate) ending: Ending,
+    pub(crate) outcome: PublishOutcome,
     /// When it ended.
     pub(crate) now: u64,
     pub(crate) leftover: Leftover<T>,
@@ -47,18 +46,10 @@ pub(super) fn unlock<T>(mut state: MutexGuard<'_, State<T>>, waiters: Waiters<T>
     notified.notify();
 }
 
-/// A time to live for one publication.
-#[derive(Clone, Copy)]
-#[allow(unreachable_pub)] // named by a sealed trait
-pub enum Ttl {
-    Policy,
-    Own(u64),
-}
-
 /// What a build has made.
 pub(crate) struct BuildOutput<T> {
     pub(crate) value: Arc<T>,
-    pub(crate) ttl: Ttl,
+    pub(crate) ttl: Option<u64>,
     /// It is the previous value.
     pub(crate) renews: bool,
     /// Whether the lease is released; else it is held until [`give_back`](Machine::give_back).
@@ -67,7 +58,7 @@ pub(crate) struct BuildOutput<T> {
 
 impl<T> BuildOutput<T> {
     /// A new value, whose publication releases the lease.
-    pub(crate) fn new(value: Arc<T>, ttl: Ttl) -> Self {
+    pub(crate) fn new(value: Arc<T>, ttl: Option<u64>) -> Self {
         Self { value, ttl, renews: false, release: true }
     }
 }
@@ -89,16 +80,16 @@ pub(crate) trait Observer<T> {
         let _ = (value, generation, drains);
     }
 
-    /// The value is about to be taken away. [`None`]: there is none, or a build has withheld it.
-    fn clears(&self, value: Option<&Arc<T>>) {
-        let _ = value;
+    /// The value is about to be taken away. `is_empty`: there is none, or a build has withheld it.
+    fn clears(&self, is_empty: bool) {
+        let _ = is_empty;
     }
 }
 
 impl<T> Observer<T> for () {}
 
-/// How builds end: `now`. (The clock is the user's and may panic, so the owner of the lease reads it before anything is taken out
-/// of its hands.)
+/// How builds end. `now` is a parameter because the clock is the user's and may panic: the owner of the lease reads it before
+/// anything is taken out of its hands.
 impl<T, C: Clock> Machine<T, C> {
     /// Publishes the result of a build, as far as the fence allows.
     pub(crate) fn conclude(
@@ -108,7 +99,7 @@ impl<T, C: Clock> Machine<T, C> {
         observer: &impl Observer<T>,
         now: u64,
     ) -> Concluded<T> {
-        let has_own_ttl = matches!(ttl, Ttl::Own(_));
+        let has_own_ttl = ttl.is_some();
         let ttl = self.draw_ttl(ttl);
         ticket.stage = if release { Stage::Ended } else { Stage::Draining };
         let mut state = self.state.lock();
@@ -117,28 +108,28 @@ impl<T, C: Clock> Machine<T, C> {
         let is_gone = renews && !self.slot.holds(&state.key, &value);
         let is_displaced = state.displaced >= ticket.origin || (holds && is_gone);
         self.counters.build_took(ticket.nanos(now));
-        let (ending, record, instead, waiters, mut leftover) = if holds && !is_displaced {
+        let (outcome, record, instead, waiters, mut leftover) = if holds && !is_displaced {
             let fresh_until = observer.fresh_until();
             // Fresh up to and including its ttl.
             let ttl = if fresh_until == FOREVER { ttl } else { ttl.min(fresh_until.saturating_sub(now + 1)) };
             let record = Record::fresh(self.slot.record(&state.key).generation + 1, now, ttl);
-            let (ending, record) = if state.invalidated < ticket.origin && now < fresh_until {
-                (Ending::Published, record)
+            let (outcome, record) = if state.invalidated < ticket.origin && now < fresh_until {
+                (PublishOutcome::Published, record)
             } else {
                 self.counters.fenced.count_locked();
-                (Ending::PublishedStale, record.lapsed(now))
+                (PublishOutcome::PublishedStale, record.lapsed(now))
             };
             self.note_publication(&mut state, has_own_ttl || fresh_until != FOREVER);
             observer.publishes(&value, record.generation, !release);
             let (waiters, leftover) =
                 self.make_visible(&mut state, Arc::clone(&value), record, ticket.origin);
-            (ending, Some(record), None, waiters, leftover)
+            (outcome, Some(record), None, waiters, leftover)
         } else {
-            let ending = if is_displaced {
+            let outcome = if is_displaced {
                 self.counters.fenced.count_locked();
-                Ending::Displaced
+                PublishOutcome::Displaced
             } else {
-                Ending::TooLate
+                PublishOutcome::Superseded
             };
             // What the cell serves now, if that meets the caller's conditions; else what it has built, which always does.
             let record = self.slot.record(&state.key);
@@ -147,7 +138,7 @@ impl<T, C: Clock> Machine<T, C> {
             let instead = if is_served { self.slot.load_full() } else { None };
             let record = instead.as_ref().map(|_| record);
             let waiters = if holds { state.take_waiters(Outcome::Abandoned) } else { None };
-            (ending, record, instead, waiters, Leftover { replaced: None, _failure: None })
+            (outcome, record, instead, waiters, Leftover { replaced: None, _failure: None })
         };
         if holds {
             // The build is over even if the lease is held on to: another build cannot take its place meanwhile.
@@ -166,7 +157,7 @@ impl<T, C: Clock> Machine<T, C> {
             }
             None => value,
         };
-        Concluded { served, record, servable_end, ending, now, leftover }
+        Concluded { served, record, servable_end, outcome, now, leftover }
     }
 
     /// The build failed with `error`. What it has withheld is put back, or returned if it was cleared meanwhile.
@@ -228,8 +219,8 @@ impl<T, C: Clock> Machine<T, C> {
         rejected
     }
 
-    /// Puts back what the build has withheld, and releases the lease, unless the build has lost it. Returns whether it had
-    /// it, and what could not be put back.
+    /// Puts back what the build has withheld, and releases the lease, unless the build has lost it. Returns whether it held
+    /// the lease, and the value that could not be put back.
     fn release(
         &self,
         state: &mut State<T>,
@@ -303,14 +294,7 @@ impl<T, C: Clock> Machine<T, C> {
         if let Some(value) = self.slot.load_full() {
             let servable_end = self.servable_end(&record).max(state.due_at_when_read(&self.policy, &record));
             let now = record.published;
-            let freshness = if now < record.fresh_end() {
-                Freshness::Fresh
-            } else if now < servable_end {
-                Freshness::Stale
-            } else {
-                Freshness::Expired
-            };
-            state.listeners.note(&Noted::Published(Seen { value, record, servable_end, now, freshness }));
+            state.listeners.note(&Noted::Published(Seen { value, record, servable_end, now }));
             // Not the last reference: the slot has one, and does not change under the lock.
         }
     }
@@ -338,11 +322,8 @@ impl<T, C: Clock> Machine<T, C> {
         if self.policy.has_jitter() { RandomState::new().hash_one(0) } else { 0 }
     }
 
-    pub(super) fn draw_ttl(&self, ttl: Ttl) -> u64 {
-        let ttl = match ttl {
-            Ttl::Policy => self.policy.default_ttl(),
-            Ttl::Own(ttl) => ttl,
-        };
-        self.policy.jittered_ttl(ttl, self.draw())
+    /// `own`: the publication's own time to live, in place of the policy's.
+    pub(super) fn draw_ttl(&self, own: Option<u64>) -> u64 {
+        self.policy.jittered_ttl(own.unwrap_or(self.policy.default_ttl()), self.draw())
     }
 }

@@ -329,7 +329,8 @@ impl<T, C: Clock> Reader<'_, T, C> {
         self.value.as_ref()
     }
 
-    /// Returns the value if no refresh is due: a fresh value, or a stale one while a build or a retry pause runs.
+    /// Returns the value if no refresh is due: a fresh value, or a stale one while a build or a retry pause runs or a
+    /// [`Refresher`](crate::Refresher) is attached.
     ///
     /// See [`DogpileCell::get_unless_due`](crate::DogpileCell::get_unless_due).
     ///

@@ -9,7 +9,7 @@ use crate::sync::Arc;
 use crate::time::{Clock, FOREVER, SystemClock, nanos};
 
 use super::DogpileCell;
-use super::build::{Job, Publishes, Refreshable, Refreshed, Work};
+use super::build::{Job, Publishes, Refreshable, Refreshed, Spawned};
 use super::handle::Handle;
 use super::handle::sealed::Kind;
 use super::lookup::Lookup;
@@ -96,9 +96,7 @@ pub struct SpawnWith<S>(pub(crate) S);
 
 #[derive(Clone, Copy)]
 struct Conditions {
-    max_stale: u64,
-    max_age: u64,
-    newer_than: u64,
+    demand: Demand,
     no_cache: bool,
     patience: u64,
     or_stale: bool,
@@ -118,14 +116,8 @@ impl<K, T, C, S> fmt::Debug for Request<'_, T, C, K, S> {
 
 impl<'a, T, C, K> Request<'a, T, C, K> {
     pub(crate) fn new(handle: Handle<'a, K>) -> Self {
-        let conditions = Conditions {
-            max_stale: FOREVER,
-            max_age: FOREVER,
-            newer_than: 0,
-            no_cache: false,
-            patience: FOREVER,
-            or_stale: false,
-        };
+        let conditions =
+            Conditions { demand: Demand::ANY, no_cache: false, patience: FOREVER, or_stale: false };
         Self { handle, conditions, spawner: InCaller, cell: PhantomData }
     }
 }
@@ -153,7 +145,7 @@ impl<'a, T, C: Clock, K: Kind<Value = T, Clock = C>, S> Request<'a, T, C, K, S> 
     /// assert_eq!(*cell.request().max_stale(Duration::ZERO).get(|| 2), 2);
     /// ```
     pub fn max_stale(mut self, window: Duration) -> Self {
-        self.conditions.max_stale = nanos(window);
+        self.conditions.demand.max_stale = nanos(window);
         self
     }
 
@@ -179,7 +171,7 @@ impl<'a, T, C: Clock, K: Kind<Value = T, Clock = C>, S> Request<'a, T, C, K, S> 
     /// assert_eq!(*cell.request().max_age(30 * SECOND).get(|| 2), 2);
     /// ```
     pub fn max_age(mut self, age: Duration) -> Self {
-        self.conditions.max_age = nanos(age);
+        self.conditions.demand.max_age = nanos(age);
         self
     }
 
@@ -203,7 +195,7 @@ impl<'a, T, C: Clock, K: Kind<Value = T, Clock = C>, S> Request<'a, T, C, K, S> 
     /// assert_eq!(*token, "new token");
     /// ```
     pub fn newer_than(mut self, generation: u64) -> Self {
-        self.conditions.newer_than = generation;
+        self.conditions.demand.newer_than = generation;
         self
     }
 
@@ -277,23 +269,20 @@ impl<'a, T, C: Clock, K: Kind<Value = T, Clock = C>, S> Request<'a, T, C, K, S> 
     }
 
     fn demand(&self, caller: Caller) -> Demand {
-        let Conditions { max_stale, max_age, newer_than, no_cache, or_stale, .. } = self.conditions;
+        let Conditions { demand, no_cache, or_stale, .. } = self.conditions;
         Demand {
-            max_stale,
-            max_age,
-            newer_than,
             after: if no_cache { self.handle.machine().latest_origin() } else { 0 },
             builds_in_pause: no_cache || (caller == Caller::Infallible && !or_stale),
-            may_build: true,
+            ..demand
         }
     }
 
     /// The search, and the spawner.
     pub(crate) fn begin(self, caller: Caller) -> (Search<'a, K>, S) {
         let demand = self.demand(caller);
-        let Self { handle, conditions, spawner, .. } = self;
-        let search =
-            Search::new(handle, demand, caller).patience(conditions.patience).or_stale(conditions.or_stale);
+        let Self { handle, conditions: Conditions { patience, or_stale, .. }, spawner, .. } = self;
+        let mut search = Search::new(handle, demand, caller);
+        (search.patience, search.or_stale) = (patience, or_stale);
         (search, spawner)
     }
 }
@@ -608,8 +597,8 @@ impl<'a, T, C: Clock, K: TakesBuild + Kind<Value = T, Clock = C>> Request<'a, T,
     }
 }
 
-/// What a job does with the lease.
-type Outcome<K> = Result<Arc<<K as Kind>::Stored>, SharedError>;
+/// What the build of a job comes to.
+type Built<K> = Result<Arc<<K as Kind>::Stored>, SharedError>;
 
 /// Runs a search whose builds are handed to a spawner.
 impl<K: Refreshable> Search<'static, K> {
@@ -617,17 +606,17 @@ impl<K: Refreshable> Search<'static, K> {
     pub(crate) fn run_spawned<R>(
         &mut self,
         spawn: impl FnOnce(Job) -> R,
-        run: impl FnOnce(Held<K>) -> Outcome<K> + Send + 'static,
+        run: impl FnOnce(Held<K>) -> Built<K> + Send + 'static,
     ) -> Result<Arc<K::Stored>, RefreshError> {
         let held = match self.run()? {
             Found::Served(value) => return Ok(value),
             Found::Elected(held) => held,
         };
-        let (work, started) = Work::new(held, run);
+        let (mut spawned, started) = Spawned::new(held, run);
         self.start(started);
         drop(spawn(Box::new(move || {
-            let (mut spawned, run) = work.begin();
-            let outcome = run(spawned.begin());
+            let (held, run) = spawned.begin();
+            let outcome = run(held);
             spawned.end(outcome);
         })));
         match self.acceptable() {
@@ -651,7 +640,7 @@ impl<K: Refreshable> Search<'static, K> {
         run: impl FnOnce(Held<K>) -> Fut + Send + 'static,
     ) -> Result<Arc<K::Stored>, RefreshError>
     where
-        Fut: Future<Output = Outcome<K>> + Send + 'static,
+        Fut: Future<Output = Built<K>> + Send + 'static,
     {
         let held = match self.run_async().await? {
             Found::Served(value) => return Ok(value),
@@ -672,13 +661,13 @@ impl<K: Refreshable> Search<'static, K> {
         spawn: impl FnOnce(Task) -> R,
         run: impl FnOnce(Held<K>) -> Fut + Send + 'static,
     ) where
-        Fut: Future<Output = Outcome<K>> + Send + 'static,
+        Fut: Future<Output = Built<K>> + Send + 'static,
     {
-        let (work, started) = Work::new(held, run);
+        let (mut spawned, started) = Spawned::new(held, run);
         self.start(started);
         drop(spawn(Box::pin(async move {
-            let (mut spawned, run) = work.begin();
-            let outcome = run(spawned.begin()).await;
+            let (held, run) = spawned.begin();
+            let outcome = run(held).await;
             spawned.end(outcome);
         })));
     }

@@ -1,6 +1,7 @@
 //! The one loop around a look: serve, build, or wait and look again.
 //!
-//! [`Search::get`], [`Search::try_get`] and their async forms are what every method that may build comes to. Inside,
+//! [`Search::get`], [`Search::try_get`], their async forms and [`Search::run_spawned`] are what every read that may build comes
+//! to. (`lookup`, a refresher and a derived value's sources call [`Machine::lookup`] themselves.) Inside,
 //! [`Search::step`] looks; [`Search::resume`] weighs the end of a wait. Both are the same for threads and tasks, which differ
 //! only in how they wait: [`Search::run`] blocks, [`Search::run_async`] suspends. No wake-up is trusted: what follows a wait
 //! is decided by another look, or by a value that was handed over.
@@ -22,13 +23,13 @@ use crate::sync::{Arc, OnceCell};
 use crate::time::{FOREVER, deadline};
 
 use super::attempt::{Outcome, Publication};
-use super::elect::Decision;
+use super::elect::{Decision, Wait};
 use super::handle::Handle;
 use super::handle::sealed::Kind;
 use super::lease::Held;
 use super::machine::Machine;
-use super::pending::{Ended, Waiting};
-use super::state::{Awaits, Demand};
+use super::pending::Ended;
+use super::state::Demand;
 
 /// The outcome of a build that a call has handed to a spawner.
 pub(crate) type Started<T> = Arc<OnceCell<Result<Arc<T>, RefreshError>>>;
@@ -48,9 +49,9 @@ pub(crate) struct Search<'a, K: Kind> {
     demand: Demand,
     caller: Caller,
     /// Where the demand cannot be met: whatever the policy may serve.
-    or_stale: bool,
+    pub(super) or_stale: bool,
     /// In nanoseconds, from its first wait on. 0: it only looks. [`FOREVER`]: without end.
-    patience: u64,
+    pub(super) patience: u64,
     /// When that is over, once it has waited.
     deadline: Option<u64>,
     /// The generation that it saw first.
@@ -93,14 +94,6 @@ impl<'a, K: Kind> Search<'a, K> {
         Self::new(handle, demand, caller)
     }
 
-    pub(crate) fn patience(self, patience: u64) -> Self {
-        Self { patience, ..self }
-    }
-
-    pub(crate) fn or_stale(self, or_stale: bool) -> Self {
-        Self { or_stale, ..self }
-    }
-
     fn machine(&self) -> &Machine<K::Stored, K::Clock> {
         self.handle.machine()
     }
@@ -117,7 +110,7 @@ impl<'a, K: Kind> Search<'a, K> {
     }
 
     /// Looks. It ends here, or continues with a wait.
-    fn step(&mut self) -> ControlFlow<Done<'a, K>, Waiting<K::Stored>> {
+    fn step(&mut self) -> ControlFlow<Done<'a, K>, Wait<K::Stored>> {
         loop {
             if let Some(done) = self.started_has_ended() {
                 return ControlFlow::Break(done);
@@ -137,7 +130,7 @@ impl<'a, K: Kind> Search<'a, K> {
                     // Again, now that there is an attempt for the job to settle: it stores the outcome first.
                     return match self.started_has_ended() {
                         Some(done) => ControlFlow::Break(done),
-                        None => ControlFlow::Continue(Waiting::new(wait)),
+                        None => ControlFlow::Continue(wait),
                     };
                 }
                 Decision::Failed(error) => {
@@ -166,10 +159,9 @@ impl<'a, K: Kind> Search<'a, K> {
             Ok(Outcome::Failed(error)) => self.failed(error),
             Ok(Outcome::Abandoned) => None,
             Err(RefreshError::WaitTimeout) if self.caller == Caller::Infallible => {
-                let stale = if self.or_stale { self.machine().servable_arc() } else { None };
                 // There is no error to return, so it goes on.
                 self.patience = FOREVER;
-                stale.map(|value| Ok(Found::Served(value)))
+                self.refuse(RefreshError::WaitTimeout).ok().map(Ok)
             }
             Err(error) => Some(self.refuse(error)),
         }
@@ -243,7 +235,7 @@ impl<'a, K: Kind> Search<'a, K> {
             };
             let deadline = self.deadline();
             let awaits = waiting.awaits;
-            if deadline.is_some() && awaits != Awaits::Nobody && self.handle.is_awaited(awaits) {
+            if deadline.is_some() && self.handle.is_awaited(awaits) {
                 self.is_guarded = true;
                 return self.refuse(RefreshError::Reentrant);
             }

@@ -5,9 +5,10 @@
 //! A read usually needs three words, `sequence`, `due_at` and `value`; a [`Reader`](crate::Reader) needs `sequence` only.
 //! They share a cache line, which is written when the state changes and at no other time.
 //!
-//! From the tick `due_at` on, a refresh is due. Before it, a read serves what the slot holds without further checks. While the value is fresh it
-//! is the end of its freshness; while a build runs, the end of the time that the stale value may be served; while a retry
-//! pause runs, the end of that; otherwise 0. So a stale read during a build takes the same few instructions as a fresh one.
+//! From the tick `due_at` on, a refresh is due. Before it, a read serves what the slot holds without further checks. It is the
+//! end of the value's freshness; while a build, a retry pause or a refresher covers the stale value, the end of that or of the
+//! policy's window ([`State::due_at`](super::state::State::due_at)). 0: there is no value, it is declared stale, or the first
+//! read has to be marked. So a stale read during a build takes the same few instructions as a fresh one.
 //!
 //! # Who may write, and in which order
 //!
@@ -126,7 +127,18 @@ pub(crate) struct Seen<T> {
     pub(crate) record: Record,
     pub(crate) servable_end: u64,
     pub(crate) now: u64,
-    pub(crate) freshness: Freshness,
+}
+
+impl<T> Seen<T> {
+    pub(crate) fn freshness(&self) -> Freshness {
+        if self.now < self.record.fresh_end() {
+            Freshness::Fresh
+        } else if self.now < self.servable_end {
+            Freshness::Stale
+        } else {
+            Freshness::Expired
+        }
+    }
 }
 
 /// One of the two places for a record.

@@ -14,8 +14,9 @@
 //! Building, Exclusive ───────────────► Draining ────────────────────────────┘
 //! ```
 //!
-//! A build whose result can no longer be published holds no lease (G1), unless it has the write lock. A build that was
-//! displaced by a `clear` goes from Free to Exclusive if the cell is still empty, and back to Free.
+//! A build whose result can no longer be published holds no lease (G1), unless it has the write lock. After a
+//! `clear`, the build that it has displaced may still take the write lock, if the cell is still empty (Free to Exclusive). It ends in
+//! Free.
 
 use crate::error::SharedError;
 use crate::policy::Policy;
@@ -159,9 +160,9 @@ impl<T> State<T> {
         self.origins
     }
 
-    /// When the running retry pause ends, if one runs.
-    pub(super) fn pause(&self, now: u64) -> Option<u64> {
-        self.failure.as_ref().map(|failure| failure.retry_at).filter(|retry_at| now < *retry_at)
+    /// The failure after which a retry pause runs, if one runs.
+    pub(super) fn paused_by(&self, now: u64) -> Option<&Failure> {
+        self.failure.as_deref().filter(|failure| now < failure.retry_at)
     }
 
     /// A value with this record is served before this tick, and no caller is elected. From then on, a read elects its caller or
@@ -277,8 +278,9 @@ pub(super) enum Verdict {
 
 /// The decision table. See [`Lookup`](crate::Lookup).
 ///
-/// `is_served`: there is a value that meets the demand, and no refresh is due ([`State::due_at`]). `is_held`: a build runs that may not be superseded. `is_failed`: a retry pause runs after an
-/// error.
+/// * `is_served`: there is a value that meets the demand, and no refresh is due ([`State::due_at`]).
+/// * `is_held`: a build runs that may not be superseded.
+/// * `is_failed`: a retry pause runs after an error.
 pub(super) fn verdict(is_served: bool, is_held: bool, is_failed: bool, demand: &Demand) -> Verdict {
     if is_served {
         Verdict::Serve

@@ -9,14 +9,14 @@ use crate::time::{Clock, FOREVER};
 use super::attempt::{Attempt, Outcome};
 use super::listeners::{Noted, Notified};
 use super::machine::Machine;
-use super::publish::{Leftover, Observer, Ttl, unlock};
+use super::publish::{Leftover, Observer, unlock};
 use super::slot::{Record, address_of};
-use super::state::{Failure, LeaseState, State};
+use super::state::{LeaseState, State};
 
 /// What is set, and how old it is.
 pub(crate) struct Setting<T> {
     pub(crate) value: Arc<T>,
-    pub(crate) ttl: Ttl,
+    pub(crate) ttl: Option<u64>,
     /// [`Some`]: it is restored, and was made that long ago. A build that runs is newer.
     pub(crate) age: Option<u64>,
 }
@@ -53,7 +53,7 @@ impl<T, C: Clock> Machine<T, C> {
         }
         let generation = self.slot.record(&state.key).generation + 1;
         let record = Record { initial_age: age.unwrap_or(0), ..Record::fresh(generation, now, ttl) };
-        self.note_publication(&mut state, matches!(own_ttl, Ttl::Own(_)));
+        self.note_publication(&mut state, own_ttl.is_some());
         observer.publishes(&value, generation, false);
         let (waiters, leftover) = self.make_visible(&mut state, value, record, origin);
         unlock(state, waiters);
@@ -61,14 +61,12 @@ impl<T, C: Clock> Machine<T, C> {
     }
 
     pub(crate) fn invalidate(&self) {
-        let now = self.now();
-        self.invalidate_if(now, |_| true);
+        self.invalidate_if(|_| true);
     }
 
     /// Only if the cell still holds `seen`, and it is not declared stale. Returns whether it was.
     pub(crate) fn invalidate_if_current(&self, seen: &Arc<T>) -> bool {
-        let now = self.now();
-        self.invalidate_if(now, |state| match state.lease {
+        self.invalidate_if(|state| match state.lease {
             // Perhaps it is put back.
             LeaseState::Exclusive { address, declared_stale, .. } => {
                 address == address_of(Some(seen)) && declared_stale == FOREVER
@@ -77,7 +75,8 @@ impl<T, C: Clock> Machine<T, C> {
         })
     }
 
-    fn invalidate_if(&self, now: u64, condition: impl FnOnce(&State<T>) -> bool) -> bool {
+    fn invalidate_if(&self, condition: impl FnOnce(&State<T>) -> bool) -> bool {
+        let now = self.now();
         let mut state = self.state.lock();
         if !condition(&state) {
             return false;
@@ -134,7 +133,7 @@ impl<T, C: Clock> Machine<T, C> {
 
     /// Takes the value away.
     pub(crate) fn clear(&self, observer: &impl Observer<T>) -> Option<Arc<T>> {
-        self.clear_and(observer, |_| None)
+        self.clear_locked(self.state.lock(), observer, false)
     }
 
     /// Only if the cell still holds `seen`. Returns whether it did.
@@ -143,36 +142,30 @@ impl<T, C: Clock> Machine<T, C> {
         if !self.slot.holds(&state.key, seen) {
             return false;
         }
-        drop(self.clear_locked(state, &(), |_| None));
+        drop(self.clear_locked(state, &(), false));
         true
     }
 
     /// As [`clear`](Machine::clear), and forgets failures and statistics.
     pub(crate) fn reset(&self, observer: &impl Observer<T>) -> Option<Arc<T>> {
-        self.clear_and(observer, |state| {
-            self.counters.reset();
-            state.failure.take()
-        })
-    }
-
-    fn clear_and(
-        &self,
-        observer: &impl Observer<T>,
-        forget: impl FnOnce(&mut State<T>) -> Option<Box<Failure>>,
-    ) -> Option<Arc<T>> {
-        self.clear_locked(self.state.lock(), observer, forget)
+        self.clear_locked(self.state.lock(), observer, true)
     }
 
     fn clear_locked(
         &self,
         mut state: MutexGuard<'_, State<T>>,
         observer: &impl Observer<T>,
-        forget: impl FnOnce(&mut State<T>) -> Option<Box<Failure>>,
+        resets: bool,
     ) -> Option<Arc<T>> {
-        observer.clears(self.slot.load().as_ref());
+        observer.clears(self.slot.is_empty(&state.key));
         let record = self.slot.record(&state.key);
         let cleared = self.slot.replace(&mut state.key, None, record, 0);
-        let failure = forget(&mut state);
+        let failure = if resets {
+            self.counters.reset();
+            state.failure.take()
+        } else {
+            None
+        };
         // The waiters of a build that has lost its lease look again, and one of them builds.
         let waiters = if state.displace() { state.take_waiters(Outcome::Abandoned) } else { None };
         self.mirror(&mut state);

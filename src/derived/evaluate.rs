@@ -33,7 +33,8 @@ pub(super) type MakeAsync<T> = dyn Fn(Cx) -> Making<T> + Send + Sync;
 pub(super) type Making<T> = Pinned<Box<dyn Future<Output = Result<T, BoxError>> + Send>>;
 
 /// An evaluation that runs. If it has the lease and does not end with a value, what it has taken is noted as that of a failure: a
-/// pause begins, and is to end when one of them publishes. Without the lease no pause begins, and what another one waits for stays.
+/// pause begins, and is to end when one of them publishes. Without the lease no pause begins, and
+/// the sources that the last failed build has noted are kept.
 struct Running<'a, T, C: Clock, B> {
     node: &'a Node<T, C, B>,
     cx: Cx,

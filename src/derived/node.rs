@@ -27,18 +27,18 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use crate::cell::{
     BuildOutput, Concluded, DogpileCell, Held, Kind, Listener, Machine, Made, Notified, Observer, Publishes,
-    Record, Ttl,
+    Record,
 };
 use crate::contain::contain;
 use crate::policy::{Freshness, Policy};
-use crate::sync::{Arc, Mutex, Ordering, PlainBool, Weak};
+use crate::sync::{Arc, Mutex, Weak};
 use crate::time::Clock;
-use crate::trace;
+use crate::trace::PublishOutcome;
 
 use super::source::{AnySource, Followed, Gave, Stamp, UNPUBLISHED, are_current, fresh_until};
 
 /// What a [`Derived`](crate::Derived) value and its links share.
-#[allow(missing_debug_implementations)] // as above
+#[allow(missing_debug_implementations)] // named by a sealed trait
 pub struct Node<T, C, B> {
     cell: DogpileCell<T, C>,
     pub(super) build: B,
@@ -70,7 +70,6 @@ struct Linked {
 pub(super) struct Link {
     node: Weak<dyn Dependent>,
     source: usize,
-    is_detached: PlainBool,
 }
 
 trait Dependent: Send + Sync {
@@ -99,15 +98,10 @@ impl<T> Listener<T> for Link {
     fn notify(&self) {
         self.with_node(Dependent::notify);
     }
-
-    fn is_detached(&self) -> bool {
-        // Relaxed: a hint; what is seen late is removed later.
-        self.is_detached.load(Ordering::Relaxed)
-    }
 }
 
 /// What a build has made.
-#[allow(missing_debug_implementations)] // as above
+#[allow(missing_debug_implementations)] // named by a sealed trait
 pub struct Computed<T> {
     pub(super) value: Arc<T>,
     pub(super) stamps: Arc<[Stamp]>,
@@ -178,11 +172,11 @@ impl<T, C, B> Drop for Ending<'_, T, C, B> {
             return;
         }
         let Inputs { stamps, failed, links, .. } = &mut *inputs;
-        let is_used = |linked: &mut Linked| {
+        let is_unused = |linked: &mut Linked| {
             let id = linked.link.source;
             !stamps.iter().chain(&**failed).any(|stamp| stamp.source.id() == id)
         };
-        let unused: Vec<Linked> = links.extract_if(.., is_used).collect();
+        let unused: Vec<Linked> = links.extract_if(.., is_unused).collect();
         drop(inputs);
         detach(unused);
     }
@@ -190,7 +184,6 @@ impl<T, C, B> Drop for Ending<'_, T, C, B> {
 
 fn detach(links: Vec<Linked>) {
     for Linked { source, link, .. } in links {
-        link.is_detached.store(true, Ordering::Relaxed);
         source.detach(&link);
     }
 }
@@ -237,7 +230,7 @@ impl<T, C: Clock, B> Node<T, C, B> {
         let made = missing.into_iter().map(|Stamp { source, .. }| {
             let (seen, _) = source.state();
             let node = Weak::clone(&self.me);
-            let link = Arc::new(Link { node, source: source.id(), is_detached: PlainBool::new(false) });
+            let link = Arc::new(Link { node, source: source.id() });
             source.attach(&link);
             Linked { source: Arc::clone(source), link, seen }
         });
@@ -273,13 +266,13 @@ impl<T, C: Clock, B> Node<T, C, B> {
     ) -> (Arc<T>, u64) {
         let node = held.handle().clone();
         let ending = node.link(stamps);
-        let output = BuildOutput::new(Arc::clone(value), Ttl::Policy);
+        let output = BuildOutput::new(Arc::clone(value), None);
         let observer = MadeFrom { inputs: &node.inputs, stamps, former: Cell::default() };
-        let Concluded { served, record, ending: how, leftover, .. } = held.conclude(output, &observer);
+        let Concluded { served, record, outcome, leftover, .. } = held.conclude(output, &observer);
         drop(ending);
         drop(observer);
-        let generation = match (how, record) {
-            (trace::Ending::Published | trace::Ending::PublishedStale, Some(record)) => record.generation,
+        let generation = match (outcome, record) {
+            (PublishOutcome::Published | PublishOutcome::PublishedStale, Some(record)) => record.generation,
             _ => UNPUBLISHED,
         };
         // The previous value first; what is dropped last may panic.
@@ -299,7 +292,7 @@ impl<T, C: Clock, B> Node<T, C, B> {
     pub(super) fn settled(&self) -> Option<Arc<T>> {
         let machine = self.machine();
         let seen = machine.snapshot()?;
-        match seen.freshness {
+        match seen.freshness() {
             Freshness::Fresh => return Some(seen.value),
             Freshness::Stale => {}
             _ => return None,
@@ -373,7 +366,7 @@ impl<T, C: Clock, B> Publishes for Node<T, C, B> {
     fn publish(held: Held<'_, Self>, made: Made<Self>) -> Arc<T> {
         match made {
             Made::New(computed, _) => Self::publish_computed(held, &computed).0,
-            Made::NotModified(value) => held.publish_again(value, Ttl::Policy),
+            Made::NotModified(value) => held.publish_again(value, None),
         }
     }
 

@@ -41,7 +41,8 @@ pub enum Gave {
 }
 
 impl Stamp {
-    /// Refreshes the source if it is due and knows how, and returns whether it would still give the same, and makes nothing else.
+    /// Lets a source that knows how to refresh itself do so, if it is due. Returns whether the source still gives what this stamp
+    /// notes. Makes no derived value.
     pub(super) fn holds_after_refresh(&self) -> bool {
         self.source.holds_after_refresh(self.generation, self.gave)
     }
@@ -124,7 +125,7 @@ pub trait Followed<M>: Kind<Stored: Send + Sync + 'static> + Send + Sync + Sized
     const IS_DERIVED: bool = false;
 
     /// Up to when what is made without its value is fresh: for ever, if only others can give it one.
-    const FRESH_WHEN_EMPTY: u64;
+    const FRESH_WHEN_EMPTY: u64 = FOREVER;
 
     /// See [`Stamp::holds_after_refresh`].
     fn refresh(&self, generation: u64, gave: Gave) -> bool {
@@ -214,7 +215,7 @@ fn take_from_cell<S: Source<M>, M: 'static>(
     let mut is_empty = false;
     loop {
         if let Some(seen) = machine.snapshot()
-            && (matches!(seen.freshness, Freshness::Fresh | Freshness::Stale)
+            && (matches!(seen.freshness(), Freshness::Fresh | Freshness::Stale)
                 || seen.record.generation > since)
         {
             let generation = seen.record.generation;
@@ -238,9 +239,7 @@ fn take_from_cell<S: Source<M>, M: 'static>(
     }
 }
 
-impl<T: Send + Sync + 'static, C: Clock + Send + Sync + 'static> Followed<()> for DogpileCell<T, C> {
-    const FRESH_WHEN_EMPTY: u64 = FOREVER;
-}
+impl<T: Send + Sync + 'static, C: Clock + Send + Sync + 'static> Followed<()> for DogpileCell<T, C> {}
 
 impl<T: Send + Sync + 'static, C: Clock + Send + Sync + 'static> Source<()> for DogpileCell<T, C> {
     fn take(handle: &Handle<'static, Self>, _: &Cx) -> Result<Pin, RefreshError> {
@@ -248,9 +247,7 @@ impl<T: Send + Sync + 'static, C: Clock + Send + Sync + 'static> Source<()> for 
     }
 }
 
-impl<T: Send + Sync + 'static, C: Clock + Send + Sync + 'static> Followed<()> for SyncReaderCell<T, C> {
-    const FRESH_WHEN_EMPTY: u64 = FOREVER;
-}
+impl<T: Send + Sync + 'static, C: Clock + Send + Sync + 'static> Followed<()> for SyncReaderCell<T, C> {}
 
 impl<T: Send + Sync + 'static, C: Clock + Send + Sync + 'static> Source<()> for SyncReaderCell<T, C> {
     fn take(handle: &Handle<'static, Self>, _: &Cx) -> Result<Pin, RefreshError> {

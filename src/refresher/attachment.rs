@@ -11,7 +11,7 @@ use crate::sync::{Arc, Mutex};
 use crate::time::deadline;
 
 #[cfg(feature = "async")]
-use {crate::wait::Entry, std::pin::Pin};
+use std::pin::Pin;
 
 /// What a refresher's owner and its thread or task share.
 pub(super) struct Status {
@@ -130,11 +130,6 @@ impl<K: Refreshable> Attached for Attachment<K> {
 
     #[cfg(feature = "async")]
     fn wait_ended_async(&self, time: Duration) -> Pin<Box<dyn Future<Output = bool> + Send + '_>> {
-        let deadline = deadline(&self.clock, time);
-        let mut entry = Entry::new(Arc::clone(&self.status.ended));
-        Box::pin(std::future::poll_fn(move |cx| {
-            let has_ended = |ended: &Attempt<()>| ended.outcome().map(|_| ());
-            entry.poll((), &self.clock, deadline, cx, has_ended).map(|ended| ended.is_some())
-        }))
+        Box::pin(Arc::clone(&self.status.ended).wait_async(&self.clock, deadline(&self.clock, time)))
     }
 }

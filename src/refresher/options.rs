@@ -13,7 +13,7 @@ use crate::time::{FOREVER, nanos};
 use crate::wait::{Waiter, wait_until};
 
 use super::Refresher;
-use super::attachment::{Attached, Attachment, Ended, Status};
+use super::attachment::{Attachment, Ended, Status};
 use super::refresh_loop::{RefreshLoop, Step};
 
 #[cfg(feature = "async")]
@@ -124,7 +124,9 @@ impl RefresherOptions {
         R: BuildResult<K::Value, M>,
         F: FnMut(Option<K::Shared>) -> R + Send + 'static,
     {
-        let (status, cell, mut refresh_loop) = self.attach(&cell.into(), ahead)?;
+        let mut refresh_loop = self.attach(&cell.into(), ahead)?;
+        let cell = Arc::clone(&refresh_loop.attachment);
+        let status = Arc::clone(&cell.status);
         let end = Ended(Arc::clone(&status));
         let work = move || {
             let attachment = Arc::clone(&refresh_loop.attachment);
@@ -193,7 +195,9 @@ impl RefresherOptions {
         F: FnMut(Option<K::Shared>) -> Fut + Send + 'static,
         Fut: Future<Output = R> + Send,
     {
-        let (status, cell, mut refresh_loop) = self.attach(&cell.into(), ahead)?;
+        let mut refresh_loop = self.attach(&cell.into(), ahead)?;
+        let cell = Arc::clone(&refresh_loop.attachment);
+        let status = Arc::clone(&cell.status);
         let end = Ended(Arc::clone(&status));
         let work = async move {
             loop {
@@ -223,12 +227,11 @@ impl RefresherOptions {
         Ok(Refresher { status, cell, thread: None })
     }
 
-    #[allow(clippy::type_complexity)] // three parts of one thing
     fn attach<K: Refreshable<Clock: Clone>>(
         self,
         cell: &Handle<'static, K>,
         ahead: Duration,
-    ) -> io::Result<(Arc<Status>, Arc<dyn Attached>, RefreshLoop<K>)> {
+    ) -> io::Result<RefreshLoop<K>> {
         let machine = cell.machine();
         let ahead = nanos(ahead);
         let ttl = machine.policy.default_ttl();
@@ -239,21 +242,16 @@ impl RefresherOptions {
                  published",
             ));
         }
-        let status = Arc::new(Status::new());
         let attachment = Arc::new(Attachment {
             cell: cell.downgrade(),
             clock: machine.clock.clone(),
-            status: Arc::clone(&status),
+            status: Arc::new(Status::new()),
             rests: self.rests,
         });
-        let refresh_loop = RefreshLoop {
-            attachment: Arc::clone(&attachment),
-            ahead,
-            min_interval: nanos(self.min_interval),
-            pause_end: 0,
-        };
+        let min_interval = nanos(self.min_interval);
+        let refresh_loop = RefreshLoop { attachment, ahead, min_interval, pause_end: 0 };
         // Last: from here on its drop detaches it, and the clone of the clock, which is user code, may have panicked.
-        machine.attach(Arc::<Signal>::clone(&status.signal), self.rests);
-        Ok((status, attachment, refresh_loop))
+        machine.attach(Arc::<Signal>::clone(&refresh_loop.attachment.status.signal), self.rests);
+        Ok(refresh_loop)
     }
 }

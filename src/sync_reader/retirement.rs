@@ -204,9 +204,9 @@ impl<T> Observer<Tracked<T>> for Retirement<T> {
         }
     }
 
-    fn clears(&self, value: Option<&Arc<Tracked<T>>>) {
-        // If a writer has withheld it, the writer releases it later.
-        self.state.lock().queue.retire_current(value.is_none());
+    fn clears(&self, is_empty: bool) {
+        // Empty, or a writer has withheld the value, and releases it later.
+        self.state.lock().queue.retire_current(is_empty);
     }
 }
 

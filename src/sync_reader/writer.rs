@@ -11,7 +11,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use crate::cell::{BuildOutput, Concluded, Held, Place, Record, Ttl, Withheld};
+use crate::cell::{BuildOutput, Concluded, Held, Place, Record, Withheld};
 use crate::error::SharedError;
 use crate::sync::{Arc, ThreadId, current_thread};
 use crate::time::{Clock, FOREVER, SystemClock, deadline};
@@ -249,7 +249,7 @@ impl<'a, T: Send + Sync + 'static, C: Clock> Writer<'a, T, C> {
     }
 
     /// Publishes `value`, and drains the old one as the cell's [`Drain`] says.
-    pub(super) fn publish(mut self, value: T, ttl: Ttl) -> Arc<Tracked<T>> {
+    pub(super) fn publish(mut self, value: T, ttl: Option<u64>) -> Arc<Tracked<T>> {
         let drain = self.held.handle().drain;
         let (Concluded { served, record, mut leftover, .. }, taken) = self.conclude(value, ttl);
         self.retirement.drain(leftover.replaced.take(), taken, drain, &self.held.machine().clock);
@@ -263,7 +263,7 @@ impl<'a, T: Send + Sync + 'static, C: Clock> Writer<'a, T, C> {
     /// As [`publish`](Writer::publish), for a task. If the task is dropped while the old value drains, the value goes to the
     /// background and the lease is released.
     #[cfg(feature = "async")]
-    pub(super) async fn publish_async(mut self, value: T, ttl: Ttl) -> Arc<Tracked<T>> {
+    pub(super) async fn publish_async(mut self, value: T, ttl: Option<u64>) -> Arc<Tracked<T>> {
         let drain = self.held.handle().drain;
         let (Concluded { served, record, mut leftover, .. }, taken) = self.conclude(value, ttl);
         let machine = self.held.machine();
@@ -276,7 +276,7 @@ impl<'a, T: Send + Sync + 'static, C: Clock> Writer<'a, T, C> {
     }
 
     /// Publishes the result. Also returns the number of the value that the build had taken out and has replaced.
-    fn conclude(&mut self, value: T, ttl: Ttl) -> (Concluded<Tracked<T>>, Option<u64>) {
+    fn conclude(&mut self, value: T, ttl: Option<u64>) -> (Concluded<Tracked<T>>, Option<u64>) {
         self.end_wait();
         let Self { retirement, held, section, .. } = self;
         let value = Arc::new(Tracked::new(value, retirement));

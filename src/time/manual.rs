@@ -3,11 +3,14 @@
 use std::fmt;
 use std::time::Duration;
 
-#[cfg(feature = "async")]
-use super::clock::Alarm;
 use super::clock::{Clock, Tick, nanos};
 use crate::sync::{Arc, AtomicU64, Mutex, Ordering, PlainOnceCell, const_fn, park};
 use crate::wait::{WaitQueue, Waiter};
+#[cfg(feature = "async")]
+use {
+    super::clock::{Alarm, FOREVER},
+    crate::wait::{Entry, WaitPoint},
+};
 
 /// A clock that stands still until it is advanced: for tests.
 ///
@@ -141,46 +144,21 @@ impl Clock for ManualClock {
 
     #[cfg(feature = "async")]
     fn sleep_until(&self, deadline: Tick, _now: Tick) -> Alarm {
-        Box::pin(ManualSleep { shared: Arc::clone(self.shared()), deadline, number: None })
-    }
-}
-
-/// A task that waits for a [`ManualClock`].
-#[cfg(feature = "async")]
-struct ManualSleep {
-    shared: Arc<Shared>,
-    deadline: Tick,
-    /// Its number in the queue, while it waits.
-    number: Option<usize>,
-}
-
-#[cfg(feature = "async")]
-impl Future for ManualSleep {
-    type Output = ();
-
-    fn poll(mut self: std::pin::Pin<&mut Self>, cx: &mut std::task::Context<'_>) -> std::task::Poll<()> {
-        self.leave();
-        let waiter = Waiter::task(cx.waker());
-        let number = self.shared.queue.lock().join(waiter, ());
-        self.number = Some(number);
-        // Joined before it looks, as in `park_until`. Acquire: as in `now`.
-        let now = Tick(self.shared.now.load(Ordering::Acquire));
-        if now < self.deadline { std::task::Poll::Pending } else { std::task::Poll::Ready(()) }
+        let (clock, mut entry) = (self.clone(), Entry::new(Arc::clone(self.shared())));
+        Box::pin(std::future::poll_fn(move |cx| {
+            // Acquire: as in `now`.
+            let is_over = |shared: &Shared| (shared.now.load(Ordering::Acquire) >= deadline.0).then_some(());
+            entry.poll((), &clock, FOREVER, cx, is_over).map(drop)
+        }))
     }
 }
 
 #[cfg(feature = "async")]
-impl ManualSleep {
-    fn leave(&mut self) {
-        let left = self.number.take().and_then(|number| self.shared.queue.lock().leave(number));
-        drop(left);
-    }
-}
+impl WaitPoint for Shared {
+    type Note = ();
 
-#[cfg(feature = "async")]
-impl Drop for ManualSleep {
-    fn drop(&mut self) {
-        self.leave();
+    fn with_queue<R>(&self, access: impl FnOnce(&mut WaitQueue<()>) -> R) -> R {
+        access(&mut self.queue.lock())
     }
 }
 

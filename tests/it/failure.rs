@@ -28,6 +28,7 @@ fn g5_an_error_leaves_the_value_and_frees_the_lease() {
 /// With nothing configured, an outage is invisible to callers as long as there is a value, and asks the source a few times
 /// a minute.
 #[test]
+#[cfg_attr(miri, ignore = "one thread, and half of the time of a schedule")]
 fn g5_by_default_an_error_costs_no_caller_the_stale_value() {
     let (cell, clock) = stale_cell(1);
     let (mut builds, mut reads) = (0, 0);

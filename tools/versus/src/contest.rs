@@ -4,6 +4,8 @@
 //! the same loops as every other, and measured through [`Entry`] and [`Runner`], so that a virtual call comes once per
 //! batch and never per read.
 
+use hitbox::serde::{Deserialize, Serialize};
+use hitbox_derive::CacheableResponse;
 use std::cell::Cell;
 use std::hint::black_box;
 use std::marker::PhantomData;
@@ -11,7 +13,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 /// What is kept in the cells: a number, and perhaps ballast.
-pub(crate) trait Value: Send + Sync + Sized + 'static + crate::contestants::Once {
+pub(crate) trait Value:
+    Send + Sync + Sized + 'static + crate::contestants::Once + crate::contestants::Kept
+{
     /// As it is printed.
     const SIZE: &'static str;
 
@@ -21,34 +25,42 @@ pub(crate) trait Value: Send + Sync + Sized + 'static + crate::contestants::Once
 }
 
 /// 8 bytes.
-pub(crate) struct Small(u64);
+#[derive(Clone, Serialize, Deserialize, CacheableResponse)]
+#[serde(crate = "hitbox::serde")]
+pub(crate) struct Small {
+    number: u64,
+}
 
 impl Value for Small {
     const SIZE: &'static str = "8 B";
 
     fn make(number: u64) -> Self {
-        Self(number)
+        Self { number }
     }
 
     #[inline]
     fn number(&self) -> u64 {
-        self.0
+        self.number
     }
 }
 
 /// 1 MiB, all of it written when it is made.
-pub(crate) struct Large(Box<[u64]>);
+#[derive(Clone, Serialize, Deserialize, CacheableResponse)]
+#[serde(crate = "hitbox::serde")]
+pub(crate) struct Large {
+    numbers: Box<[u64]>,
+}
 
 impl Value for Large {
     const SIZE: &'static str = "1 MiB";
 
     fn make(number: u64) -> Self {
-        Self(vec![number; (1 << 20) / size_of::<u64>()].into_boxed_slice())
+        Self { numbers: vec![number; (1 << 20) / size_of::<u64>()].into_boxed_slice() }
     }
 
     #[inline]
     fn number(&self) -> u64 {
-        self.0[0]
+        self.numbers[0]
     }
 }
 

@@ -6,6 +6,7 @@
 //! uses too, unless the name says otherwise: with the exact one they would all cost the same, namely the clock.
 
 pub(crate) mod caches;
+pub(crate) mod hitbox;
 pub(crate) mod kovan;
 pub(crate) mod locks;
 pub(crate) mod own;
@@ -17,6 +18,7 @@ use std::marker::PhantomData;
 use std::time::{Duration, Instant};
 
 pub(crate) use caches::Once;
+pub(crate) use hitbox::Kept;
 
 /// Everybody.
 pub(crate) fn all<V: Value>() -> Vec<Card<V>> {
@@ -58,6 +60,7 @@ pub(crate) fn all<V: Value>() -> Vec<Card<V>> {
         other::<V, caches::Moka<V>>("moka get_with"),
         other::<V, caches::QuickCache<V>>("quick_cache; coarse clock"),
         other::<V, caches::CachedOnce<V>>("cached #[once]"),
+        other::<V, hitbox::Hitbox<V>>("hitbox #[cached]"),
         other::<V, caches::Floor<V>>("once_cell; no expiry"),
     ]
 }

@@ -491,6 +491,9 @@ fn participants() -> String {
              - kovan: its guards are cheaper than arc-swap's, at the price of values that stay alive. Of 400 values that \
              are replaced one after the other, all are alive until `kovan::flush()` is called, and the contestant does \
              not call it. It limits the number of builds as little as arc_swap does.\n\
+             - hitbox: an `async` function under `#[cached]`, on moka, with one build at a time and with the old value \
+             during a build, neither of which is the default. It keeps values as bytes, so that each read decodes the \
+             value: here with bincode, the quicker of its formats. A build behind an old value runs on tokio's threads.\n\
              - Contestants without expiry are the lower bound: a read that checks nothing.\n\n";
     text += "Releases: ";
     let crates = [
@@ -506,6 +509,7 @@ fn participants() -> String {
         "moka",
         "quick_cache",
         "cached",
+        "hitbox",
         "rustix",
     ];
     let releases: Vec<String> =
