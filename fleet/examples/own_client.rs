@@ -1,5 +1,5 @@
-//! A store by a client of the program's own: here one of `tokio-postgres`, on the program's runtime. A pool of `deadpool` or of
-//! `sqlx` takes its place in two lines.
+//! A store by a client of the program's own: here one of `tokio-postgres`, on the program's runtime. `sqlx_pool.rs` does the same with
+//! a pool of `sqlx`.
 //!
 //! ```sh
 //! cargo run --release -p dogpile-fleet --features postgres --example own_client -- postgres://user@127.0.0.1/database

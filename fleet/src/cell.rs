@@ -21,7 +21,7 @@ mod job;
 mod mailbox;
 mod node;
 mod refresher;
-mod reply;
+pub(crate) mod reply;
 mod search;
 mod spawned;
 mod worker;

@@ -35,8 +35,8 @@ use std::time::{Duration, Instant};
 
 use dogpile::{Clock, Tick};
 
-use crate::draw;
 use crate::entry::Header;
+use crate::operations;
 use crate::rules::{Entry, Micros};
 use crate::store::{
     Acquire, Invalidation, Poll, Publication, Publish, RefreshStore, Request, StoreError, Token, Version,
@@ -485,12 +485,7 @@ impl<C: Clock> RefreshStore for FileStore<C> {
     }
 
     fn acquire(&self, name: &str, request: &Request) -> Result<Acquire, StoreError> {
-        self.change(name, |entry, now| {
-            let incarnation = entry.incarnation;
-            let answer = entry.acquire(now, request, draw::incarnation());
-            let changed = entry.incarnation != incarnation || matches!(answer, Acquire::Won { .. });
-            (changed, answer)
-        })
+        self.change(name, operations::acquire(request))
     }
 
     fn publish(
@@ -499,10 +494,7 @@ impl<C: Clock> RefreshStore for FileStore<C> {
         token: &Token,
         publication: &Publication<'_>,
     ) -> Result<Publish, StoreError> {
-        self.change(name, |entry, now| {
-            let answer = entry.publish(now, token, publication);
-            (matches!(answer, Publish::Stored(_)), answer)
-        })
+        self.change(name, operations::publish(token, publication))
     }
 
     fn unchanged(
@@ -512,17 +504,11 @@ impl<C: Clock> RefreshStore for FileStore<C> {
         soft: Duration,
         hard: Duration,
     ) -> Result<Publish, StoreError> {
-        self.change(name, |entry, now| {
-            let answer = entry.unchanged(now, token, soft, hard);
-            (matches!(answer, Publish::Stored(_)), answer)
-        })
+        self.change(name, operations::unchanged(token, soft, hard))
     }
 
     fn fail(&self, name: &str, token: &Token, pause: Duration) -> Result<bool, StoreError> {
-        self.change(name, |entry, now| {
-            let heard = entry.fail(now, token, pause);
-            (heard, heard)
-        })
+        self.change(name, operations::fail(token, pause))
     }
 
     fn renew(&self, name: &str, token: &Token, lease: Duration) -> Result<bool, StoreError> {
@@ -569,10 +555,7 @@ impl<C: Clock> RefreshStore for FileStore<C> {
     }
 
     fn invalidate(&self, name: &str, how: Invalidation) -> Result<(), StoreError> {
-        self.change(name, |entry, now| {
-            entry.invalidate(now, how, draw::incarnation());
-            (true, ())
-        })
+        self.change(name, operations::invalidate(how))
     }
 }
 

@@ -4,84 +4,52 @@
 //!
 //! The map keeps the values, elects one caller per key and process, and serves the old value to the others. A load is what that
 //! one caller does: it asks the store for the right to build, and builds, takes over, waits or fails. Nothing is kept here
-//! between two loads but invalidations that could not be delivered.
+//! between two loads but invalidations that could not be delivered, and publications that go on.
 //!
 //! ```text
 //! acquire --> fresh, the same  --> the previous value, fresh for a while
 //!         --> fresh, another   --> that one
-//!         --> won              --> build --> publish --> stored: it | refused: what the store has, or else it, stale
+//!         --> won              --> build --> publish: stored | refused | failed | no answer within the patience
 //!         --> another builds   --> with a value to serve: an error, which costs no caller that value; else wait, and again
 //!         --> a pause runs     --> an error
 //!         --> no answer        --> with a value to serve: an error; else a build for this node alone
 //! ```
+//!
+//! ```text
+//! value     a value, and what its node knows about it
+//! load      the loop around the question
+//! build     what a build is given, and how it ends
+//! publish   what becomes of a publication, in time or later
+//! shared    the store, as all keys use it
+//! beats     what prolongs leases
+//! pool      threads for what no caller is to wait for
+//! ```
 
 mod beats;
 mod build;
+mod load;
+mod pool;
+mod publish;
 mod shared;
+mod value;
 
 use std::fmt;
-use std::ops::Deref;
 use std::sync::Arc;
-use std::sync::mpsc::channel;
 use std::time::Duration;
 
-use dogpile::{BoxError, Clock, Policy, RefreshError, Refreshed, SystemClock, Tick};
+use dogpile::{BoxError, Clock, Policy, RefreshError, Refreshed, SystemClock};
 
 use crate::access::{Access, Operation};
 use crate::cell::BuildContext;
-use crate::codec::{Codec, Opened, open};
-use crate::error::{Backoff, Busy};
+use crate::codec::Codec;
 use crate::policy::FleetPolicy;
 use crate::stats::FleetStats;
-use crate::store::{
-    Acquire, Current, Invalidation, RefreshStore, Request, StoreError, Token, Value, Version,
-};
+use crate::store::{Invalidation, RefreshStore, StoreError};
 use beats::Beats;
+use load::{Next, Search};
 use shared::Shared;
 
-/// A value of a key, with what its node knows about it. Dereferences to the value.
-pub struct FleetValue<T> {
-    value: Arc<T>,
-    version: Option<Version>,
-    /// When it was built, if it was built for this node alone.
-    alone: Option<Tick>,
-    /// When it must not be served any more.
-    hard_end: Tick,
-}
-
-impl<T> FleetValue<T> {
-    /// The value.
-    #[must_use]
-    pub fn value(&self) -> &Arc<T> {
-        &self.value
-    }
-
-    /// The store's version of it. `None` if it was built for this node alone.
-    #[must_use]
-    pub fn version(&self) -> Option<Version> {
-        self.version
-    }
-}
-
-impl<T> Deref for FleetValue<T> {
-    type Target = T;
-
-    fn deref(&self) -> &T {
-        &self.value
-    }
-}
-
-impl<T> Clone for FleetValue<T> {
-    fn clone(&self) -> Self {
-        Self { value: Arc::clone(&self.value), ..*self }
-    }
-}
-
-impl<T> fmt::Debug for FleetValue<T> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("FleetValue").field("version", &self.version).finish_non_exhaustive()
-    }
-}
+pub use value::FleetValue;
 
 /// The loader of a map whose builds are shared by all processes that use the same store.
 ///
@@ -89,14 +57,15 @@ impl<T> fmt::Debug for FleetValue<T> {
 /// through [`load`](FleetKeys::load), which runs it only if the store elects this process. No key has a thread, a connection or
 /// a poll of its own: a hundred thousand keys use the two connections of their store.
 ///
-/// A [`FleetCell`](crate::FleetCell) is for one value that matters: it polls and is hinted while nobody reads, and serves a
-/// finished build before it is stored. Here a key is dealt with only when it is read:
+/// A [`FleetCell`](crate::FleetCell) is for one value that matters: it polls and is hinted while nobody reads. Here a key is dealt
+/// with only when it is read:
 ///
 /// * The map counts a value as fresh for the policy's [`poll`](FleetPolicy::poll), or for as long as the store does, if that is
 ///   less. After that the next caller of the key asks the store whether the value is still the newest: one round trip, during which
 ///   the others are served the old one. So an invalidation on another node is noticed by the first read after `poll`.
 /// * A caller that finds nothing to serve while another node builds waits for that build; the store's hint wakes it.
-/// * A build is stored before it is served, within the store's timeout.
+/// * A finished build is served when the policy's [`patience`](FleetPolicy::patience) has passed, and its publication goes on behind
+///   it. Until the next read after `poll` such a value is fresh here, whatever the store says to it.
 /// * An invalidation that could not be delivered is delivered when its key is next used on this node.
 ///
 /// # Examples
@@ -131,22 +100,20 @@ pub struct FleetKeys<T: 'static, C: Clock + 'static = SystemClock> {
     beats: Arc<Beats<C>>,
 }
 
-/// A right to build.
-struct Won {
-    token: Token,
-    tag: Option<String>,
-    failures: u32,
-}
-
-/// A value of the store that is of no use here.
-enum Useless {
-    Damaged,
-    Foreign,
-}
-
 impl<T: Send + Sync + 'static> FleetKeys<T> {
     /// Keys that share their builds with all `FleetKeys` of the same name in the store. The entry of a key has the name
     /// `<name>:<key>`.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile_fleet::{FleetKeys, FleetPolicy, MemoryStore, Plain};
+    /// use std::time::Duration;
+    ///
+    /// let policy = FleetPolicy::ttl(Duration::from_secs(60));
+    /// let keys: FleetKeys<String> = FleetKeys::new("users", MemoryStore::new(), Plain, policy);
+    /// assert_eq!(keys.stats().store_operations, 0);
+    /// ```
     pub fn new(
         name: impl Into<String>,
         store: impl RefreshStore + 'static,
@@ -163,6 +130,18 @@ where
     C: Clock + Clone + 'static,
 {
     /// As [`new`](FleetKeys::new), with the clock that the map has.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile_fleet::{FleetKeys, FleetPolicy, MemoryStore, Plain};
+    /// use std::time::Duration;
+    ///
+    /// let (clock, policy) = (dogpile::ManualClock::new(), FleetPolicy::ttl(Duration::from_secs(60)));
+    /// let store = MemoryStore::with_clock(clock.clone());
+    /// let keys: FleetKeys<String, _> = FleetKeys::with_clock("users", store, Plain, policy, clock);
+    /// assert!(keys.check().is_ok());
+    /// ```
     pub fn with_clock(
         name: impl Into<String>,
         store: impl RefreshStore + 'static,
@@ -177,6 +156,24 @@ where
     }
 
     /// Calls `report` with each error of the store, on the thread that came across it. Of several the first one stays.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile_fleet::{FleetKeys, FleetPolicy, MemoryStore, Plain};
+    /// use std::sync::Arc;
+    /// use std::sync::atomic::{AtomicU32, Ordering};
+    /// use std::time::Duration;
+    ///
+    /// let policy = FleetPolicy::ttl(Duration::from_secs(60));
+    /// let errors = Arc::new(AtomicU32::new(0));
+    /// let counts = Arc::clone(&errors);
+    /// let keys: FleetKeys<String> = FleetKeys::new("users", MemoryStore::new(), Plain, policy)
+    ///     .on_error(move |_| drop(counts.fetch_add(1, Ordering::Relaxed)));
+    ///
+    /// keys.invalidate(&"a key that is too long".repeat(10)).unwrap_err();
+    /// assert_eq!(errors.load(Ordering::Relaxed), 1);
+    /// ```
     #[must_use]
     pub fn on_error(self, report: impl Fn(&Arc<StoreError>) + Send + Sync + 'static) -> Self {
         self.shared.access.on_error(Box::new(report));
@@ -208,27 +205,49 @@ where
     /// What a build of the map is to return: the newest value of `key`, from the store, or from `build` if this process is
     /// elected.
     ///
-    /// `previous` is the value that the map has, if it has one.
+    /// `previous` is the value that the map has, if it has one. What `build` returns is as for
+    /// [`FleetCell::try_get_or_refresh`](crate::FleetCell::try_get_or_refresh).
     ///
     /// # Errors
     ///
     /// [`RefreshError::Build`] with
     ///
     /// * the error of `build`;
-    /// * [`Backoff`]: the latest build failed, on whatever node, and the pause after it runs;
-    /// * [`Busy`]: another node builds, or the store does not work, and `previous` may be served meanwhile.
+    /// * [`Backoff`](crate::Backoff): the latest build failed, on whatever node, and the pause after it runs;
+    /// * [`Busy`](crate::Busy): another node builds, or the store does not work, and `previous` may be served meanwhile.
     ///
     /// The map serves the old value in place of an error, as far as its policy allows.
     ///
     /// # Blocking
     ///
-    /// Until the store has answered, or its timeout has passed, and while `build` runs. With nothing to serve, while another
-    /// node builds.
+    /// Until the store has said who builds, or its timeout has passed; while `build` runs; and after that until the value is stored,
+    /// but no longer than the policy's [`patience`](FleetPolicy::patience). With nothing to serve, while another node builds.
     ///
     /// # Panics
     ///
     /// If `build` panics. The right to build is given back.
-    #[allow(clippy::needless_pass_by_value)] // as a map gives it
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile_fleet::{FleetKeys, FleetPolicy, FleetValue, MemoryStore, Plain, Refreshed};
+    /// use dogpile_map::DogpileMap;
+    /// use std::io;
+    /// use std::time::Duration;
+    ///
+    /// fn read_from_database(id: u64) -> io::Result<String> {
+    ///     Ok(format!("user {id}"))
+    /// }
+    ///
+    /// let keys = FleetKeys::new("users", MemoryStore::new(), Plain, FleetPolicy::ttl(Duration::from_secs(60)));
+    /// let users = DogpileMap::<u64, FleetValue<String>>::builder(keys.policy()).max_entries(1000).build();
+    ///
+    /// let user = users.request(&7).try_get_with(|id, previous| {
+    ///     keys.load(&id.to_string(), previous, |_| read_from_database(*id).map(Refreshed::from))
+    /// })?;
+    /// assert_eq!(**user, "user 7");
+    /// # Ok::<(), dogpile_fleet::RefreshError>(())
+    /// ```
     pub fn load<E, F>(
         &self,
         key: &str,
@@ -239,83 +258,98 @@ where
         E: Into<BoxError>,
         F: FnOnce(&BuildContext<'_, T>) -> Result<Refreshed<T>, E>,
     {
-        let (shared, previous) = (&*self.shared, previous.as_deref());
-        let Ok(name) = shared.name_of(key) else { return self.build_alone(previous, None, build) };
-        let (hinted, hints) = channel();
-        let mut subscription = None;
-        let mut wait = Duration::from_millis(2);
-        let mut refuse = None;
-        loop {
-            let asked = shared.clock.now();
-            let serves = previous.filter(|previous| asked < previous.hard_end);
-            let known = previous.and_then(|previous| previous.version);
-            let request = Request { known, refuse, ..Request::new(shared.policy.lease) };
-            shared.access.counters.acquires.count();
-            let answer = match shared.acquire(&name, &request) {
-                Some(answer) => answer,
-                None if serves.is_some() => return Err(Busy { left: shared.pause() }.into()),
-                None => return self.build_alone(previous, None, build),
-            };
-            match answer {
-                Acquire::Won { token, tag, failures, current } => {
-                    let won = Won { token, tag, failures };
-                    return self.build(&name, won, &current, previous, asked, build);
-                }
-                Acquire::Fresh(Current::Newer(value)) => {
-                    let is_older = previous.and_then(|previous| previous.alone).is_some_and(|built| {
-                        // Its builder was elected before this node's own build had ended.
-                        value.age > asked.saturating_duration_since(built)
-                    });
-                    match self.open(&value, asked) {
-                        Ok(_) if is_older => refuse = Some(value.version),
-                        Ok(taken) => {
-                            shared.access.counters.adopted.count();
-                            return Ok(Refreshed::NewFor(taken, shared.fresh_for(value.soft_left, asked)));
-                        }
-                        Err(Useless::Damaged) => refuse = Some(value.version),
-                        Err(Useless::Foreign) => {
-                            return self.build_alone(previous, Some(value.soft_left), build);
-                        }
+        let building = match self.shared.name_of(key) {
+            Err(_) => self.building_alone(previous, None),
+            Ok(name) => {
+                let mut search = Search::new(self, name, previous);
+                loop {
+                    let request = search.request();
+                    let answer = self.shared.acquire(&search.name, &request);
+                    match search.answered(answer) {
+                        Next::Again => {}
+                        Next::Wait(time) => search.wait(time),
+                        Next::Build(building) => break building,
+                        Next::Return(result) => return result,
                     }
-                }
-                Acquire::Fresh(Current::Same { soft_left, hard_left }) => {
-                    // Else it has gone in the very moment.
-                    if let Some(previous) = previous {
-                        let hard_end = asked.saturating_add(hard_left);
-                        let same = FleetValue { hard_end, ..previous.clone() };
-                        return Ok(Refreshed::NewFor(same, shared.fresh_for(soft_left, asked)));
-                    }
-                }
-                Acquire::Fresh(Current::Nothing { .. }) => {}
-                Acquire::Busy { left, current } => {
-                    shared.access.counters.busy.count();
-                    if let Some(taken) = self.take_stale(current, asked) {
-                        return Ok(Refreshed::NewFor(taken, Duration::ZERO));
-                    }
-                    if serves.is_some() {
-                        return Err(Busy { left }.into());
-                    }
-                    if subscription.is_none() {
-                        // Before the store is asked once more: what happens after that is hinted at.
-                        let hinted = hinted.clone();
-                        let hint = Box::new(move || {
-                            let _ = hinted.send(());
-                        });
-                        subscription = Some(shared.access.store.subscribe(&name, hint));
-                        continue;
-                    }
-                    let _ = hints.recv_timeout(wait.min(left.saturating_add(Duration::from_millis(1))));
-                    wait = (wait * 2).min(shared.pause());
-                }
-                Acquire::Backoff { left, current, .. } => {
-                    shared.access.counters.backoffs.count();
-                    if let Some(taken) = self.take_stale(current, asked) {
-                        return Ok(Refreshed::NewFor(taken, Duration::ZERO));
-                    }
-                    return Err(Backoff { left }.into());
                 }
             }
-        }
+        };
+        let made = {
+            let context = building.context();
+            context.made(build(&context))
+        };
+        building.end(made).wait(self.shared.policy.patience)
+    }
+
+    /// As [`load`](FleetKeys::load), for tasks and with a build that is a future: for the asynchronous requests of a map.
+    ///
+    /// No thread of the executor is kept waiting: what talks to the store runs on threads of the loader. A future that is dropped
+    /// gives the right to build back; a publication that has begun goes on.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`load`](FleetKeys::load).
+    ///
+    /// # Panics
+    ///
+    /// If `build` panics. The right to build is given back.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile_fleet::{FleetKeys, FleetPolicy, FleetValue, MemoryStore, Plain, Refreshed};
+    /// use dogpile_map::DogpileMap;
+    /// use std::io;
+    /// use std::time::Duration;
+    ///
+    /// async fn read_from_database(id: u64) -> io::Result<String> {
+    ///     Ok(format!("user {id}"))
+    /// }
+    ///
+    /// # futures_lite::future::block_on(async {
+    /// let keys = FleetKeys::new("users", MemoryStore::new(), Plain, FleetPolicy::ttl(Duration::from_secs(60)));
+    /// let users = DogpileMap::<u64, FleetValue<String>>::builder(keys.policy()).max_entries(1000).build();
+    ///
+    /// let load = async |id: &u64, previous| {
+    ///     keys.load_async(&id.to_string(), previous, async |_| read_from_database(*id).await.map(Refreshed::from)).await
+    /// };
+    /// let user = users.request(&7).try_get_with_async(load).await?;
+    /// assert_eq!(**user, "user 7");
+    /// # Ok::<(), dogpile_fleet::RefreshError>(())
+    /// # }).unwrap();
+    /// ```
+    #[cfg(feature = "async")]
+    pub async fn load_async<E, F>(
+        &self,
+        key: &str,
+        previous: Option<Arc<FleetValue<T>>>,
+        build: F,
+    ) -> Result<Refreshed<FleetValue<T>>, RefreshError>
+    where
+        E: Into<BoxError>,
+        F: AsyncFnOnce(&BuildContext<'_, T>) -> Result<Refreshed<T>, E>,
+    {
+        let building = match self.shared.name_of(key) {
+            Err(_) => self.building_alone(previous, None),
+            Ok(name) => {
+                let mut search = Search::new(self, name, previous);
+                loop {
+                    let request = search.request();
+                    let answer = self.shared.acquire_async(&search.name, request).await;
+                    match search.answered(answer) {
+                        Next::Again => {}
+                        Next::Wait(time) => search.wait_async(time).await,
+                        Next::Build(building) => break building,
+                        Next::Return(result) => return result,
+                    }
+                }
+            }
+        };
+        let made = {
+            let context = building.context();
+            context.made(build(&context).await)
+        };
+        building.end(made).wait_async(self.shared.policy.patience).await
     }
 
     /// Declares the value of a key stale, on all nodes, as [`FleetCell::invalidate`](crate::FleetCell::invalidate) does. To be
@@ -325,6 +359,23 @@ where
     /// # Errors
     ///
     /// If the store could not be told. It will be before this node asks it for the key again.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile_fleet::{FleetKeys, FleetPolicy, MemoryStore, Plain, Refreshed};
+    /// use std::time::Duration;
+    ///
+    /// let policy = FleetPolicy::ttl(Duration::from_secs(60));
+    /// let keys = FleetKeys::new("users", MemoryStore::new(), Plain, policy);
+    /// keys.load("7", None, |_| Ok::<_, &str>(Refreshed::New(String::from("old"))))?;
+    ///
+    /// // After the change of the source:
+    /// keys.invalidate("7")?;
+    /// keys.load("7", None, |_| Ok::<_, &str>(Refreshed::New(String::from("new"))))?;
+    /// assert_eq!(keys.stats().fleet_builds, 2);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn invalidate(&self, key: &str) -> Result<(), Arc<StoreError>> {
         self.shared.invalidate(key, Invalidation::Soft)
     }
@@ -334,6 +385,24 @@ where
     /// # Errors
     ///
     /// As for [`invalidate`](FleetKeys::invalidate).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile_fleet::{FleetKeys, FleetPolicy, MemoryStore, Plain, Refreshed};
+    /// use std::time::Duration;
+    ///
+    /// let policy = FleetPolicy::ttl(Duration::from_secs(60));
+    /// let keys = FleetKeys::new("users", MemoryStore::new(), Plain, policy);
+    /// keys.load("7", None, |_| Ok::<_, &str>(Refreshed::New(String::from("old"))))?;
+    ///
+    /// keys.clear("7")?;
+    /// keys.load("7", None, |context| {
+    ///     assert!(context.previous().is_none());
+    ///     Ok::<_, &str>(Refreshed::New(String::from("new")))
+    /// })?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn clear(&self, key: &str) -> Result<(), Arc<StoreError>> {
         self.shared.invalidate(key, Invalidation::Hard)
     }
@@ -343,59 +412,63 @@ where
     /// # Errors
     ///
     /// What the store or the system has said.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile_fleet::{FleetKeys, FleetPolicy, MemoryStore, Plain};
+    /// use std::time::Duration;
+    ///
+    /// let policy = FleetPolicy::ttl(Duration::from_secs(60));
+    /// let keys: FleetKeys<String> = FleetKeys::new("users", MemoryStore::new(), Plain, policy);
+    /// assert!(keys.check().is_ok());
+    /// ```
     pub fn check(&self) -> Result<(), Arc<StoreError>> {
         let name = self.shared.name_of("check")?;
         self.shared.access.run(Operation::Check, &name, |store, name| store.check(name))
     }
 
     /// What this node has done so far, for all keys.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile_fleet::{FleetKeys, FleetPolicy, MemoryStore, Plain, Refreshed};
+    /// use std::time::Duration;
+    ///
+    /// let policy = FleetPolicy::ttl(Duration::from_secs(60));
+    /// let keys = FleetKeys::new("users", MemoryStore::new(), Plain, policy);
+    /// keys.load("7", None, |_| Ok::<_, &str>(Refreshed::New(String::from("user 7"))))?;
+    /// assert_eq!(keys.stats().fleet_builds, 1);
+    /// # Ok::<(), dogpile_fleet::RefreshError>(())
+    /// ```
     #[must_use]
     pub fn stats(&self) -> FleetStats {
         self.shared.access.counters.read()
     }
 
     /// The latest error of the store.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile_fleet::{FleetKeys, FleetPolicy, MemoryStore, Plain};
+    /// use std::time::Duration;
+    ///
+    /// let policy = FleetPolicy::ttl(Duration::from_secs(60));
+    /// let keys: FleetKeys<String> = FleetKeys::new("users", MemoryStore::new(), Plain, policy);
+    /// assert!(keys.last_store_error().is_none());
+    /// ```
     #[must_use]
     pub fn last_store_error(&self) -> Option<Arc<StoreError>> {
         self.shared.access.last_error()
-    }
-
-    fn open(&self, value: &Value, asked: Tick) -> Result<FleetValue<T>, Useless> {
-        let counters = &self.shared.access.counters;
-        match open(&*self.codec, &value.payload) {
-            Opened::Value(opened) => {
-                let hard_end = asked.saturating_add(value.hard_left);
-                Ok(FleetValue {
-                    value: Arc::new(opened),
-                    version: Some(value.version),
-                    alone: None,
-                    hard_end,
-                })
-            }
-            Opened::Damaged => {
-                counters.damaged.count();
-                Err(Useless::Damaged)
-            }
-            Opened::Foreign => {
-                counters.foreign.count();
-                Err(Useless::Foreign)
-            }
-        }
-    }
-
-    /// A value that this node does not have, and that may be served though it is stale.
-    fn take_stale(&self, current: Current, asked: Tick) -> Option<FleetValue<T>> {
-        let Current::Newer(value) = current else { return None };
-        let left = value.hard_left.saturating_sub(self.shared.since(asked));
-        let taken = if left.is_zero() { None } else { self.open(&value, asked).ok() }?;
-        self.shared.access.counters.adopted.count();
-        Some(taken)
     }
 }
 
 impl<T: 'static, C: Clock + 'static> Drop for FleetKeys<T, C> {
     fn drop(&mut self) {
         self.beats.close();
+        self.shared.pool.close();
     }
 }
 

@@ -32,9 +32,9 @@
 //! | the processes of one host, without a server | [`FileStore`] |
 //! | many hosts | `RedisStore` (feature `redis`), `PostgresStore` (feature `postgres`) |
 //! | tests | [`MemoryStore`] |
-//! | tasks | `FleetCell::get_or_refresh_async`, `FleetCell::invalidate_async` (feature `async`) |
+//! | tasks | `FleetCell::get_or_refresh_async`, `FleetCell::invalidate_async`, `FleetKeys::load_async` (feature `async`) |
 //! | the value as bytes | [`Plain`], [`Functions`], `Json` (feature `json`), `Postcard` (feature `postcard`), [`Codec`] |
-//! | a client or a database of one's own | [`SwapStore`], `RedisConnect` |
+//! | a client, a pool or a database of one's own | `RedisConnect`, `PostgresPool`, [`SwapStore`] |
 //! | a store of one's own | [`RefreshStore`], [`rules`], [`conformance`] |
 //!
 //! # Promises
@@ -74,6 +74,7 @@ mod hub;
 mod io;
 mod keys;
 mod memory;
+mod operations;
 mod policy;
 #[cfg(feature = "postgres")]
 mod postgres;
@@ -101,7 +102,7 @@ pub use keys::{FleetKeys, FleetValue};
 pub use memory::MemoryStore;
 pub use policy::FleetPolicy;
 #[cfg(feature = "postgres")]
-pub use postgres::PostgresStore;
+pub use postgres::{PostgresClient, PostgresPool, PostgresStore};
 #[cfg(feature = "redis")]
 pub use redis::{RedisConnect, RedisConnection, RedisStore};
 pub use stats::FleetStats;

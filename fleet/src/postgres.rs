@@ -5,6 +5,8 @@
 //! what the answer says is then worked out by the [rules](crate::rules) themselves from the row that came back.
 
 mod listen;
+mod operations;
+mod pool;
 mod session;
 mod statements;
 
@@ -20,23 +22,17 @@ use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Config, NoTls, Row, Socket};
 
 use crate::breaker::Breaker;
-use crate::draw;
-use crate::hub::{Hub, Settings};
+use crate::hub::Hub;
 use crate::io;
 use crate::io::PerProcess;
 use crate::rules::{Entry, Micros, Stored, micros};
-use crate::store::{
-    Acquire, Hint, Invalidation, Poll, Publication, Publish, RefreshStore, Request, StoreError, Subscription,
-    Token, Version,
-};
-use listen::Channels;
+use crate::store::{Invalidation, Publication, Publish, StoreError, Token, Version};
+use pool::AnyPool;
+pub use pool::{PostgresClient, PostgresPool};
 use session::{Connect, Failure, Limit, Shared};
-use statements::{
-    DEFAULT_TABLE, GIVEN_NOW, NOW, NOW_OR_1, POLL, Parameter, acquire_statement, bytes, int, invalidation,
-    known_parameters, optional_text, signed, text, token_parameters, told, unsigned,
-};
+use statements::{DEFAULT_TABLE, NOW, NOW_OR_1, POLL, Parameter, int, invalidation, signed, text, unsigned};
 
-/// A [`RefreshStore`] in `PostgreSQL`, version 12 or later.
+/// A [`RefreshStore`](crate::RefreshStore) in `PostgreSQL`, version 12 or later.
 ///
 /// *Correctness-grade.* What is acknowledged is committed. With `synchronous_commit` off, or when an asynchronous
 /// standby takes over, the last commits may be lost; see [`RedisStore`](crate::RedisStore) for what is noticed of that.
@@ -54,13 +50,15 @@ use statements::{
 /// Two for each store, whatever the number of cells that use it: one for operations, one for hints. So share the store, by
 /// an [`Arc`], among the cells of a process. While an operation waits in the server, for a row that a transaction of others
 /// has locked, there may be up to three more, so that the other names are not kept waiting with it. Nothing is connected until the
-/// first operation. A connection is given up, and made again by the next operation, when it breaks, when an answer is not
-/// complete in time, and when the server turns out to be a standby.
+/// first operation. With a [`pool`](PostgresStore::pool) of the program's own, only the one for hints is the store's. A connection is
+/// given up, and made again by the next operation, when it breaks, when an answer is not complete in time, and when the server turns
+/// out to be a standby.
 ///
 /// Operations block the thread, also where that thread belongs to an executor: tasks use the cell's asynchronous methods.
 pub struct PostgresStore {
     config: Config,
     connect: Arc<dyn Connect>,
+    pool: Option<Arc<dyn AnyPool>>,
     timeout: Duration,
     spread: Duration,
     largest: usize,
@@ -121,6 +119,7 @@ impl PostgresStore {
         Self {
             config,
             connect: Arc::new(tls),
+            pool: None,
             timeout: Duration::from_secs(1),
             spread: Duration::from_millis(50),
             largest: 64 << 20,
@@ -129,6 +128,18 @@ impl PostgresStore {
             breaker: Breaker::new(),
             clock: None,
         }
+    }
+
+    /// Has operations use the clients of a pool that the program has, in place of connections of the store's own. See
+    /// [`PostgresPool`]. The configuration and the encryption that the store was made with are for the connection for hints, and for
+    /// telling the server to stop what was not done in time.
+    ///
+    /// The pool's clients are used as they are, and one at a time for each operation: a pool that is exhausted makes operations wait,
+    /// and fail after the store's timeout.
+    #[must_use]
+    pub fn pool(mut self, pool: impl PostgresPool) -> Self {
+        self.pool = Some(Arc::new(pool));
+        self
     }
 
     /// A hint is handed to the cell after a random part of `spread`, so that not all nodes of a large fleet ask at the same
@@ -227,7 +238,7 @@ impl PostgresStore {
     }
 
     /// Removes the entries of names that are not used any more: those that nobody has been elected for within `unused`, and whose
-    /// value is not fresh any more. Returns how many there were. See [`delete`](RefreshStore::delete) for what that is to a node
+    /// value is not fresh any more. Returns how many there were. See [`delete`](crate::RefreshStore::delete) for what that is to a node
     /// that comes later. To be called now and then, by one process.
     ///
     /// # Errors
@@ -271,6 +282,7 @@ impl PostgresStore {
                 table: self.of_table(PostgresStore::TABLE),
                 config: self.config.clone(),
                 connect: Arc::clone(&self.connect),
+                pool: self.pool.clone(),
                 sessions: Mutex::default(),
                 returned: Notify::new(),
                 hub: Hub::new(),
@@ -350,212 +362,6 @@ impl PostgresStore {
             Publish::Stored(_) => Publish::Invalidated,
             refusal => refusal,
         })
-    }
-}
-
-impl RefreshStore for PostgresStore {
-    fn poll(&self, name: &str, known: Option<Version>) -> Result<Poll, StoreError> {
-        let time = self.time();
-        let (incarnation, version) = known_parameters(known);
-        let parameters = vec![text(name), int(time), int(incarnation), int(version)];
-        let rows = self.query(self.limit(), POLL, parameters)?;
-        let (entry, now) = rows.first().map(Self::entry).unwrap_or_default();
-        Ok(entry.poll(now, known))
-    }
-
-    fn acquire(&self, name: &str, request: &Request) -> Result<Acquire, StoreError> {
-        let time = self.time();
-        let (incarnation, version) = known_parameters(request.known);
-        let (refused, refused_version) = known_parameters(request.refuse);
-        let lease = signed(micros(request.lease));
-        let draw = signed(draw::incarnation());
-        let seen = request.seen.map(|seen| (seen.epoch.incarnation, seen.epoch.number, seen.version));
-        let seen = [
-            seen.map(|seen| signed(seen.0)),
-            seen.map(|seen| signed(seen.1)),
-            seen.map(|seen| signed(seen.2)),
-        ];
-        let limit = self.limit();
-        // Once more if there was no row, or if it had changed under the statement.
-        for _ in 0..5 {
-            let rows = self.query(
-                limit,
-                acquire_statement(),
-                vec![
-                    text(name),
-                    int(time),
-                    int(incarnation),
-                    int(version),
-                    int(lease),
-                    int(refused),
-                    int(refused_version),
-                    int(draw),
-                    int(seen[0]),
-                    int(seen[1]),
-                    int(seen[2]),
-                    int(signed(micros(request.ahead))),
-                ],
-            )?;
-            let Some(row) = rows.first() else {
-                self.query(
-                    limit,
-                    "INSERT INTO dogpile_fleet (name, incarnation) VALUES ($1, $2) ON CONFLICT (name) DO NOTHING",
-                    vec![text(name), int(draw)],
-                )?;
-                continue;
-            };
-            let (mut entry, now) = Self::entry(row);
-            if row.get("granted") {
-                let fence = crate::store::Fence { incarnation: entry.incarnation, number: entry.fence };
-                return Ok(Acquire::Won {
-                    token: Token { fence, epoch: entry.epoch },
-                    tag: entry.value.as_ref().and_then(|value| value.tag.clone()),
-                    failures: entry.failures,
-                    current: entry.poll(now, request.known).current,
-                });
-            }
-            match entry.acquire(now, request, 1) {
-                Acquire::Won { .. } => {}
-                answer => return Ok(answer),
-            }
-        }
-        Err(StoreError::new("the row of the entry changed too often"))
-    }
-
-    fn publish(
-        &self,
-        name: &str,
-        token: &Token,
-        publication: &Publication<'_>,
-    ) -> Result<Publish, StoreError> {
-        let Publication { payload, tag, soft, hard } = *publication;
-        crate::store::check_size(payload, self.largest)?;
-        let now = GIVEN_NOW;
-        let statement = told(
-            &format!(
-                "UPDATE dogpile_fleet SET version = version + 1, payload = $8, tag = $9, began = elected,
-                    soft_until = {now} + $6, hard_until = {now} + $7, cleared = false, lease_until = 0, retry_at = 0,
-                    failures = 0
-                WHERE name = $1 AND incarnation = $3 AND fence = $4 AND epoch = $5 RETURNING version"
-            ),
-            "version",
-        );
-        let time = self.time();
-        let (incarnation, fence, epoch) = token_parameters(token);
-        let (soft, hard) = (signed(micros(soft)), signed(micros(hard.max(soft))));
-        let limit = self.limit();
-        let rows = self.query(
-            limit,
-            statement,
-            vec![
-                text(name),
-                int(time),
-                int(incarnation),
-                int(fence),
-                int(epoch),
-                int(soft),
-                int(hard),
-                bytes(payload),
-                optional_text(tag),
-            ],
-        )?;
-        self.published(limit, name, token, &rows)
-    }
-
-    fn unchanged(
-        &self,
-        name: &str,
-        token: &Token,
-        soft: Duration,
-        hard: Duration,
-    ) -> Result<Publish, StoreError> {
-        let now = GIVEN_NOW;
-        let statement = told(
-            &format!(
-                "UPDATE dogpile_fleet SET began = elected, soft_until = {now} + $6, hard_until = {now} + $7,
-                    lease_until = 0, retry_at = 0, failures = 0
-                WHERE name = $1 AND incarnation = $3 AND fence = $4 AND epoch = $5 AND payload IS NOT NULL
-                RETURNING version"
-            ),
-            "version",
-        );
-        let time = self.time();
-        let (incarnation, fence, epoch) = token_parameters(token);
-        let (soft, hard) = (signed(micros(soft)), signed(micros(hard.max(soft))));
-        let limit = self.limit();
-        let rows = self.query(
-            limit,
-            statement,
-            vec![text(name), int(time), int(incarnation), int(fence), int(epoch), int(soft), int(hard)],
-        )?;
-        self.published(limit, name, token, &rows)
-    }
-
-    fn fail(&self, name: &str, token: &Token, pause: Duration) -> Result<bool, StoreError> {
-        let statement = told(
-            &format!(
-                "UPDATE dogpile_fleet SET lease_until = 0,
-                    retry_at = CASE WHEN $5 > 0 THEN {GIVEN_NOW} + $5 ELSE retry_at END,
-                    failures = CASE WHEN $5 > 0 THEN failures + 1 ELSE failures END
-                WHERE name = $1 AND incarnation = $3 AND fence = $4 RETURNING 1 AS done"
-            ),
-            "done",
-        );
-        let time = self.time();
-        let (incarnation, fence, _) = token_parameters(token);
-        let pause = signed(micros(pause));
-        self.heard(statement, vec![text(name), int(time), int(incarnation), int(fence), int(pause)])
-    }
-
-    fn renew(&self, name: &str, token: &Token, lease: Duration) -> Result<bool, StoreError> {
-        let statement = format!(
-            "UPDATE dogpile_fleet SET lease_until = {GIVEN_NOW} + $6
-            WHERE name = $1 AND incarnation = $3 AND fence = $4 AND epoch = $5 AND lease_until <> 0 RETURNING 1"
-        );
-        let time = self.time();
-        let (incarnation, fence, epoch) = token_parameters(token);
-        let lease = signed(micros(lease));
-        self.heard(
-            statement,
-            vec![text(name), int(time), int(incarnation), int(fence), int(epoch), int(lease)],
-        )
-    }
-
-    fn delete(&self, name: &str) -> Result<(), StoreError> {
-        let statement = told("DELETE FROM dogpile_fleet WHERE name = $1 RETURNING 1 AS done", "done");
-        self.query(self.limit(), statement, vec![text(name)]).map(drop)
-    }
-
-    fn invalidate(&self, name: &str, how: Invalidation) -> Result<(), StoreError> {
-        match self.time() {
-            None => self.query(self.limit(), invalidation(how, NOW), vec![text(name)])?,
-            // Inserted as a number: the statement for others has one parameter only.
-            Some(time) => {
-                self.query(self.limit(), invalidation(how, &format!("{time}::bigint")), vec![text(name)])?
-            }
-        };
-        Ok(())
-    }
-
-    fn subscribe(&self, name: &str, hint: Hint) -> Option<Subscription> {
-        let settings = Settings { timeout: self.timeout, spread: self.spread };
-        let (config, connect) = (self.config.clone(), Arc::clone(&self.connect));
-        self.shared().hub.subscribe(move || Channels { config, connect }, settings, name, hint)
-    }
-
-    fn breaker(&self) -> Option<&Breaker> {
-        Some(&self.breaker)
-    }
-
-    fn check(&self, name: &str) -> Result<(), StoreError> {
-        // The rights are looked at before it turns out that there is nothing to be done.
-        self.query(
-            self.limit(),
-            "WITH changed AS (UPDATE dogpile_fleet SET name = name WHERE false RETURNING 1)
-            INSERT INTO dogpile_fleet (name, incarnation) SELECT $1, 1 FROM changed",
-            vec![text(name)],
-        )?;
-        self.poll(name, None).map(drop)
     }
 }
 

@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use crate::draw;
 use crate::entry;
+use crate::operations;
 use crate::rules::{Entry, Micros};
 use crate::store::{
     Acquire, Hint, Invalidation, Poll, Publication, Publish, RefreshStore, Request, StoreError, Subscription,
@@ -146,12 +147,7 @@ impl<S: SwapEntry> RefreshStore for SwapStore<S> {
     }
 
     fn acquire(&self, name: &str, request: &Request) -> Result<Acquire, StoreError> {
-        let draw = draw::incarnation();
-        self.change(name, |entry, now| {
-            let incarnation = entry.incarnation;
-            let answer = entry.acquire(now, request, draw);
-            (entry.incarnation != incarnation || matches!(answer, Acquire::Won { .. }), answer)
-        })
+        self.change(name, operations::acquire(request))
     }
 
     fn publish(
@@ -160,10 +156,7 @@ impl<S: SwapEntry> RefreshStore for SwapStore<S> {
         token: &Token,
         publication: &Publication<'_>,
     ) -> Result<Publish, StoreError> {
-        self.change(name, |entry, now| {
-            let answer = entry.publish(now, token, publication);
-            (matches!(answer, Publish::Stored(_)), answer)
-        })
+        self.change(name, operations::publish(token, publication))
     }
 
     fn unchanged(
@@ -173,32 +166,19 @@ impl<S: SwapEntry> RefreshStore for SwapStore<S> {
         soft: Duration,
         hard: Duration,
     ) -> Result<Publish, StoreError> {
-        self.change(name, |entry, now| {
-            let answer = entry.unchanged(now, token, soft, hard);
-            (matches!(answer, Publish::Stored(_)), answer)
-        })
+        self.change(name, operations::unchanged(token, soft, hard))
     }
 
     fn fail(&self, name: &str, token: &Token, pause: Duration) -> Result<bool, StoreError> {
-        self.change(name, |entry, now| {
-            let heard = entry.fail(now, token, pause);
-            (heard, heard)
-        })
+        self.change(name, operations::fail(token, pause))
     }
 
     fn renew(&self, name: &str, token: &Token, lease: Duration) -> Result<bool, StoreError> {
-        self.change(name, |entry, now| {
-            let lives = entry.renew(now, token, lease);
-            (lives, lives)
-        })
+        self.change(name, operations::renew(token, lease))
     }
 
     fn invalidate(&self, name: &str, how: Invalidation) -> Result<(), StoreError> {
-        let draw = draw::incarnation();
-        self.change(name, |entry, now| {
-            entry.invalidate(now, how, draw);
-            (true, ())
-        })
+        self.change(name, operations::invalidate(how))
     }
 
     fn subscribe(&self, name: &str, hint: Hint) -> Option<Subscription> {

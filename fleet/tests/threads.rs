@@ -19,9 +19,13 @@ const MOST: usize = 4;
 static ALONE: Mutex<()> = Mutex::new(());
 
 fn threads() -> usize {
+    threads_whose_name(|name| name.starts_with("dogpile"))
+}
+
+fn threads_whose_name(is_so: impl Fn(&str) -> bool) -> usize {
     let tasks = std::fs::read_dir("/proc/self/task").unwrap().flatten();
     let names = tasks.filter_map(|task| std::fs::read_to_string(task.path().join("comm")).ok());
-    names.filter(|name| name.starts_with("dogpile")).count()
+    names.filter(|name| is_so(name.trim_end())).count()
 }
 
 #[track_caller]
@@ -141,7 +145,10 @@ fn a_loader_had_a_thread_of_its_own() {
             scope.spawn(|| loader.load("key", None, is_prolonged).unwrap());
         }
     });
-    assert!((1..=MOST).contains(&threads()), "{} threads", threads());
+    let shared = threads_whose_name(|name| name == "dogpile-fleet");
+    assert!((1..=MOST).contains(&shared), "{shared} threads");
+    // The others publish, and rest for a while; each of these loaders has published once.
+    assert!(threads() <= shared + loaders.len(), "{} threads", threads());
     drop(loaders);
     eventually("without loaders there are no threads", || threads() == 0);
 }

@@ -142,16 +142,11 @@ impl<T> Made<T> {
     pub(crate) fn tag_to_store(
         &mut self,
         has_value: bool,
-        stored: Option<String>,
+        stored: Option<&str>,
     ) -> Result<Option<String>, IsStored> {
         let tag = self.tag.take();
-        if !self.is_unchanged {
-            Ok(tag)
-        } else if has_value && (tag.is_none() || tag == stored) {
-            Err(IsStored)
-        } else {
-            Ok(tag.or(stored))
-        }
+        let is_kept = tag.is_none() || tag.as_deref() == stored;
+        if self.is_unchanged && has_value && is_kept { Err(IsStored) } else { Ok(tag) }
     }
 }
 

@@ -1,4 +1,4 @@
-//! Builds of a load, and what becomes of them.
+//! Builds of a load: what they are given, and how they end.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -6,175 +6,179 @@ use std::time::Duration;
 
 use dogpile::{BoxError, Clock, RefreshError, Refreshed, SharedError, Tick};
 
-use super::shared::Shared;
-use super::{FleetKeys, FleetValue, Won};
-use crate::access::Operation;
+use super::beats::Beating;
+use super::publish::{Delivered, Delivery, Publishing};
+use super::shared::Won;
+use super::{FleetKeys, FleetValue};
+use crate::cell::reply::Awaited;
 use crate::cell::{BuildContext, IsStored, Made};
 use crate::codec::seal;
-use crate::draw;
-use crate::store::{Current, Publication, Publish, Token};
+use crate::store::Current;
+
+/// A build that is about to run, or runs.
+pub(super) struct Building<'a, T: 'static, C: Clock + 'static> {
+    keys: &'a FleetKeys<T, C>,
+    kind: Kind<'a, C>,
+    /// What this node has.
+    held: Option<Arc<FleetValue<T>>>,
+    /// What the build is given.
+    previous: Option<Arc<T>>,
+    tag: Option<String>,
+    lost: Arc<AtomicBool>,
+}
+
+enum Kind<'a, C: Clock + 'static> {
+    Fleet {
+        won: Won<C>,
+        /// The store has the previous value too.
+        has_value: bool,
+        _beat: Beating<'a, C>,
+    },
+    /// For this node alone. Fresh for no longer than this, if the store has something that cannot be read here.
+    Alone(Option<Duration>),
+}
+
+/// How a load ends, when its build is over.
+pub(super) enum Ending<'a, T: 'static, C: Clock + 'static> {
+    /// The result, for which the store is not needed; it may be told of the end of the build first.
+    Over(Option<Awaited<()>>, Result<Refreshed<FleetValue<T>>, RefreshError>),
+    Publishing(Publishing<'a, T, C>, Awaited<Delivered>),
+}
 
 impl<T, C> FleetKeys<T, C>
 where
     T: Send + Sync + 'static,
     C: Clock + Clone + 'static,
 {
-    /// Builds for the whole fleet.
-    pub(super) fn build<E, F>(
+    /// A build for the whole fleet.
+    pub(super) fn building(
         &self,
-        name: &str,
-        won: Won,
+        mut won: Won<C>,
         current: &Current,
-        previous: Option<&FleetValue<T>>,
+        held: Option<Arc<FleetValue<T>>>,
+        name: &str,
         asked: Tick,
-        build: F,
-    ) -> Result<Refreshed<FleetValue<T>>, RefreshError>
-    where
-        E: Into<BoxError>,
-        F: FnOnce(&BuildContext<'_, T>) -> Result<Refreshed<T>, E>,
-    {
-        let shared = &*self.shared;
-        shared.access.counters.fleet_builds.count();
-        let Won { token, tag, failures } = won;
+    ) -> Building<'_, T, C> {
+        self.shared.access.counters.fleet_builds.count();
         let stored = match current {
-            Current::Newer(value) => self.open(value, asked).ok(),
-            Current::Same { .. } => previous.cloned(),
+            Current::Newer(value) => self.open(value, asked).ok().map(|stored| stored.value),
+            Current::Same { .. } => held.as_ref().map(|held| Arc::clone(&held.value)),
             Current::Nothing { .. } => None,
         };
-        let (has_value, tag) = (stored.is_some(), tag.filter(|_| stored.is_some()));
-        let cleared = matches!(current, Current::Nothing { cleared: true });
-        let stored = stored.or_else(|| previous.filter(|_| !cleared).cloned());
-        let given = stored.as_ref().map(|stored| &stored.value);
-        let mut unless_panicked = GiveBack { shared, name, token: Some(token) };
-        let result = {
-            let lost = Arc::new(AtomicBool::new(false));
-            let _beat = self.beats.add(self.shared.beat(name, token, &lost));
-            let context = BuildContext::new(Some(token.fence), given, tag.as_deref(), &lost);
-            context.made(build(&context))
+        let has_value = stored.is_some();
+        let tag = won.tag.take().filter(|_| has_value);
+        let is_cleared = matches!(current, Current::Nothing { cleared: true });
+        let own = held.as_ref().filter(|_| !is_cleared).map(|held| Arc::clone(&held.value));
+        let lost = Arc::new(AtomicBool::new(false));
+        let beat = self.beats.add(self.shared.beat(name, won.token(), &lost));
+        let kind = Kind::Fleet { won, has_value, _beat: beat };
+        Building { keys: self, kind, previous: stored.or(own), held, tag, lost }
+    }
+
+    /// A build for this node alone.
+    pub(super) fn building_alone(
+        &self,
+        held: Option<Arc<FleetValue<T>>>,
+        left: Option<Duration>,
+    ) -> Building<'_, T, C> {
+        let previous = held.as_ref().map(|held| Arc::clone(&held.value));
+        Building { keys: self, kind: Kind::Alone(left), held, previous, tag: None, lost: Arc::default() }
+    }
+}
+
+impl<'a, T, C> Building<'a, T, C>
+where
+    T: Send + Sync + 'static,
+    C: Clock + Clone + 'static,
+{
+    pub(super) fn context(&self) -> BuildContext<'_, T> {
+        let fence = match &self.kind {
+            Kind::Fleet { won, .. } => Some(won.token().fence),
+            Kind::Alone(_) => None,
         };
-        unless_panicked.token = None;
+        BuildContext::new(fence, self.previous.as_ref(), self.tag.as_deref(), &self.lost)
+    }
+
+    /// The build is over.
+    pub(super) fn end(self, result: Result<Made<T>, BoxError>) -> Ending<'a, T, C> {
+        let Self { keys, kind, held, tag, .. } = self;
+        let shared = &keys.shared;
         let mut made = match result {
             Ok(made) => made,
             Err(error) => {
                 shared.access.counters.failed.count();
-                shared.fail(name, token, shared.policy.pause(failures.saturating_add(1)));
-                return Err(SharedError::new(error).into());
+                let ended = match kind {
+                    Kind::Fleet { won, .. } => {
+                        let pause = shared.policy.pause(won.failures.saturating_add(1));
+                        let (name, token) = won.end();
+                        Some(shared.end(name, token, pause))
+                    }
+                    Kind::Alone(_) => None,
+                };
+                return Ending::Over(ended, Err(SharedError::new(error).into()));
             }
         };
         let ttl = made.ttl(&shared.policy);
-        let payload = match made.tag_to_store(has_value, tag) {
+        let (won, has_value) = match kind {
+            Kind::Alone(left) => return Ending::Over(None, Ok(keys.alone(made.value, ttl, left))),
+            Kind::Fleet { won, has_value, .. } => (won, has_value),
+        };
+        let (name, token) = won.end();
+        let payload = match made.tag_to_store(has_value, tag.as_deref()) {
             Err(IsStored) => None,
-            Ok(tag) => match seal(&*self.codec, &*made.value) {
+            Ok(tag) => match seal(&*keys.codec, &*made.value) {
                 Ok(payload) => Some((payload, tag)),
                 Err(_) => {
                     shared.access.counters.not_encoded.count();
-                    shared.fail(name, token, Duration::ZERO);
-                    return Ok(self.alone(made.value, ttl, None));
+                    let ended = shared.end(name, token, Duration::ZERO);
+                    return Ending::Over(Some(ended), Ok(keys.alone(made.value, ttl, None)));
                 }
             },
         };
         let Made { value, is_unchanged, .. } = made;
-        let asked = shared.clock.now();
-        let hard = shared.policy.hard(ttl);
-        let publish = || {
-            shared.access.run(Operation::Publish, name, |store, name| match &payload {
-                None => store.unchanged(name, &token, ttl, hard),
-                Some((payload, tag)) => {
-                    let publication = Publication { payload, tag: tag.as_deref(), soft: ttl, hard };
-                    store.publish(name, &token, &publication)
-                }
-            })
-        };
-        // Once more if it fails: whether it has taken effect is not known, and it may be repeated.
-        let counters = &shared.access.counters;
-        match publish().or_else(|_| publish()) {
-            Ok(Publish::Stored(version)) => {
-                counters.published.count();
-                if is_unchanged {
-                    counters.unchanged.count();
-                }
-                let hard_end = asked.saturating_add(hard);
-                let stored = FleetValue { value, version: Some(version), alone: None, hard_end };
-                Ok(Refreshed::NewFor(stored, shared.fresh_for(ttl, asked)))
-            }
-            Ok(refusal) => {
-                if refusal == Publish::Superseded {
-                    counters.superseded.count();
-                } else {
-                    counters.invalidated.count();
-                }
-                // What is there instead; else its own caller gets it, and the next one looks again.
-                counters.polls.count();
-                let asked = shared.clock.now();
-                let poll = shared.access.run(Operation::Poll, name, |store, name| store.poll(name, None));
-                let instead = poll.ok().and_then(|poll| {
-                    let soft_left = poll.current.soft_left();
-                    Some((self.take_stale(poll.current, asked)?, soft_left))
-                });
-                Ok(match instead {
-                    Some((taken, soft_left)) => Refreshed::NewFor(taken, shared.fresh_for(soft_left, asked)),
-                    None => {
-                        let hard_end = asked.saturating_add(hard);
-                        let own = FleetValue { value, version: None, alone: Some(asked), hard_end };
-                        Refreshed::NewFor(own, Duration::ZERO)
-                    }
-                })
-            }
-            Err(_) => Ok(self.alone(value, ttl, None)),
-        }
-    }
-
-    /// Builds for this node alone.
-    pub(super) fn build_alone<E, F>(
-        &self,
-        previous: Option<&FleetValue<T>>,
-        left: Option<Duration>,
-        build: F,
-    ) -> Result<Refreshed<FleetValue<T>>, RefreshError>
-    where
-        E: Into<BoxError>,
-        F: FnOnce(&BuildContext<'_, T>) -> Result<Refreshed<T>, E>,
-    {
-        let previous = previous.map(|previous| &previous.value);
-        let lost = AtomicBool::new(false);
-        let context = BuildContext::new(None, previous, None, &lost);
-        match context.made(build(&context)) {
-            Ok(made) => {
-                let ttl = made.ttl(&self.shared.policy);
-                Ok(self.alone(made.value, ttl, left))
-            }
-            Err(error) => {
-                self.shared.access.counters.failed.count();
-                Err(SharedError::new(error).into())
-            }
-        }
-    }
-
-    /// A value that was built for this node alone.
-    fn alone(&self, value: Arc<T>, ttl: Duration, left: Option<Duration>) -> Refreshed<FleetValue<T>> {
-        let shared = &*self.shared;
-        shared.access.counters.local_builds.count();
-        // Up to a quarter shorter, so that the nodes of a fleet without a store do not build at the same time.
-        let drawn = draw::around(ttl.mul_f64(0.875), 12);
-        let ttl = left.map_or(drawn, |left| left.min(ttl));
-        let now = shared.clock.now();
-        let hard_end = now.saturating_add(ttl).saturating_add(shared.policy.stale);
-        Refreshed::NewFor(FleetValue { value, version: None, alone: Some(now), hard_end }, ttl)
+        let publishing =
+            Publishing { keys, value, ttl, is_unchanged, previous: held, verdict: Arc::default() };
+        let verdict = Arc::clone(&publishing.verdict);
+        let delivered = shared.publish(Delivery { name, token, payload, ttl }, verdict);
+        Ending::Publishing(publishing, delivered)
     }
 }
 
-/// Gives the right to build back if the build panics.
-struct GiveBack<'a, C: Clock + 'static> {
-    shared: &'a Shared<C>,
-    name: &'a str,
-    token: Option<Token>,
-}
+impl<T, C> Ending<'_, T, C>
+where
+    T: Send + Sync + 'static,
+    C: Clock + Clone + 'static,
+{
+    /// What the load returns, when the caller has waited for the store, but no longer than `patience`.
+    pub(super) fn wait(self, patience: Duration) -> Result<Refreshed<FleetValue<T>>, RefreshError> {
+        match self {
+            Self::Over(ended, result) => {
+                if let Some(ended) = ended {
+                    let _ = ended.wait(patience);
+                }
+                result
+            }
+            Self::Publishing(publishing, delivered) => Ok(publishing.conclude(delivered.wait(patience))),
+        }
+    }
 
-impl<C: Clock + 'static> Drop for GiveBack<'_, C> {
-    fn drop(&mut self) {
-        if let Some(token) = self.token {
-            self.shared.access.counters.panicked.count();
-            self.shared.fail(self.name, token, Duration::ZERO);
+    /// The same, for a task.
+    #[cfg(feature = "async")]
+    pub(super) async fn wait_async(
+        self,
+        patience: Duration,
+    ) -> Result<Refreshed<FleetValue<T>>, RefreshError> {
+        match self {
+            Self::Over(ended, result) => {
+                if let Some(ended) = ended {
+                    let _ = ended.wait_async(patience).await;
+                }
+                result
+            }
+            Self::Publishing(publishing, delivered) => {
+                let answer = delivered.wait_async(patience).await;
+                Ok(publishing.conclude(answer))
+            }
         }
     }
 }

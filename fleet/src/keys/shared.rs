@@ -8,9 +8,12 @@ use std::time::Duration;
 use dogpile::{Clock, Tick};
 
 use super::beats;
+use super::pool::Pool;
 use crate::access::{Access, Operation};
+#[cfg(feature = "async")]
+use crate::cell::reply::reply;
 use crate::policy::FleetPolicy;
-use crate::store::{Acquire, Invalidation, Request, StoreError, Token};
+use crate::store::{Acquire, Current, Invalidation, Request, StoreError, Token};
 
 /// What does not depend on the type of the values.
 pub(super) struct Shared<C> {
@@ -18,13 +21,22 @@ pub(super) struct Shared<C> {
     pub(super) access: Access<C>,
     pub(super) policy: FleetPolicy,
     pub(super) clock: C,
-    /// Invalidations that the store has not acknowledged.
-    owed: Mutex<HashMap<String, Invalidation>>,
+    /// For what no caller is to wait for.
+    pub(super) pool: Arc<Pool>,
+    owed: Mutex<HashMap<String, Owed>>,
+}
+
+/// Invalidations of an entry that the store has not acknowledged. One stands for several: a hard one for soft ones too.
+#[derive(Clone, Copy)]
+struct Owed {
+    how: Invalidation,
+    /// How many there were.
+    number: u64,
 }
 
 impl<C: Clock + 'static> Shared<C> {
     pub(super) fn new(name: String, access: Access<C>, policy: FleetPolicy, clock: C) -> Self {
-        Self { name, access, policy, clock, owed: Mutex::default() }
+        Self { name, access, policy, clock, pool: Arc::default(), owed: Mutex::default() }
     }
 
     pub(super) fn name_of(&self, key: &str) -> Result<String, Arc<StoreError>> {
@@ -39,48 +51,72 @@ impl<C: Clock + 'static> Shared<C> {
         ))))
     }
 
-    fn owed(&self) -> MutexGuard<'_, HashMap<String, Invalidation>> {
+    fn owed(&self) -> MutexGuard<'_, HashMap<String, Owed>> {
         self.owed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn acquire(&self, name: &str, request: &Request) -> Option<Acquire> {
+    /// Asks for the right to build. `None`: the store does not work, or is left alone.
+    pub(super) fn acquire(self: &Arc<Self>, name: &str, request: &Request) -> Option<Answer<C>> {
         if !self.access.admits(Operation::Acquire) {
             return None;
         }
-        let owed = self.owed().get(name).copied();
-        if let Some(how) = owed {
-            self.deliver(name, how).ok()?;
-            self.access.counters.redelivered.count();
-        }
-        self.access.run(Operation::Acquire, name, |store, name| store.acquire(name, request)).ok()
-    }
-
-    pub(super) fn invalidate(&self, key: &str, how: Invalidation) -> Result<(), Arc<StoreError>> {
-        let name = self.name_of(key)?;
-        let how = {
-            // Before the store is asked, so that it is delivered before anything else if that fails.
-            let mut owed = self.owed();
-            let owed = owed.entry(name.clone()).or_insert(how);
-            if how == Invalidation::Hard {
-                *owed = how;
+        self.access.counters.acquires.count();
+        self.deliver_owed(name).ok()?;
+        let answer =
+            self.access.run(Operation::Acquire, name, |store, name| store.acquire(name, request)).ok()?;
+        Some(match answer {
+            Acquire::Won { token, tag, failures, current } => {
+                let (shared, name) = (Arc::clone(self), name.to_owned());
+                Answer::Won(Won { shared, name, token: Some(token), tag, failures }, current)
             }
-            *owed
-        };
-        self.deliver(&name, how)
+            Acquire::Fresh(current) => Answer::Fresh(current),
+            Acquire::Busy { left, current } => Answer::Busy(left, current),
+            Acquire::Backoff { left, current, .. } => Answer::Backoff(left, current),
+        })
     }
 
-    fn deliver(&self, name: &str, how: Invalidation) -> Result<(), Arc<StoreError>> {
-        self.access.run(Operation::Invalidate, name, |store, name| store.invalidate(name, how))?;
-        let mut owed = self.owed();
-        if owed.get(name) == Some(&how) {
-            owed.remove(name);
+    /// The same for a task. If it is dropped, a right to build that was granted is given back.
+    #[cfg(feature = "async")]
+    pub(super) async fn acquire_async(self: &Arc<Self>, name: &str, request: Request) -> Option<Answer<C>> {
+        let (reply, awaited) = reply();
+        let (shared, name) = (Arc::clone(self), name.to_owned());
+        self.pool.submit(Box::new(move || drop(reply.send(shared.acquire(&name, &request)))));
+        (&awaited).await.flatten()
+    }
+
+    /// Delivers what could not be delivered before.
+    pub(super) fn deliver_owed(&self, name: &str) -> Result<(), Arc<StoreError>> {
+        let owed = self.owed().get(name).copied();
+        if let Some(owed) = owed {
+            self.deliver(name, owed)?;
+            self.access.counters.redelivered.count();
         }
         Ok(())
     }
 
-    pub(super) fn fail(&self, name: &str, token: Token, pause: Duration) {
-        // If it fails the lease ends by itself.
-        let _ = self.access.run(Operation::Fail, name, |store, name| store.fail(name, &token, pause));
+    pub(super) fn invalidate(&self, key: &str, how: Invalidation) -> Result<(), Arc<StoreError>> {
+        let name = self.name_of(key)?;
+        let owed = {
+            // Before the store is asked, so that it is delivered before anything else if that fails.
+            let mut owed = self.owed();
+            let owed = owed.entry(name.clone()).or_insert(Owed { how, number: 0 });
+            if how == Invalidation::Hard {
+                owed.how = how;
+            }
+            owed.number += 1;
+            *owed
+        };
+        self.deliver(&name, owed)
+    }
+
+    fn deliver(&self, name: &str, Owed { how, number }: Owed) -> Result<(), Arc<StoreError>> {
+        self.access.run(Operation::Invalidate, name, |store, name| store.invalidate(name, how))?;
+        let mut owed = self.owed();
+        // Another one that has begun since is owed until it is acknowledged itself.
+        if owed.get(name).is_some_and(|owed| owed.number == number) {
+            owed.remove(name);
+        }
+        Ok(())
     }
 
     pub(super) fn since(&self, tick: Tick) -> Duration {
@@ -114,5 +150,48 @@ impl<C: Clock + 'static> Shared<C> {
             Box::new(renew),
             Arc::clone(lost),
         )
+    }
+}
+
+/// The store's answer to an election.
+pub(super) enum Answer<C: Clock + 'static> {
+    Won(Won<C>, Current),
+    Fresh(Current),
+    /// Another node builds, and its lease lasts for this long.
+    Busy(Duration, Current),
+    /// A pause runs for this long.
+    Backoff(Duration, Current),
+}
+
+/// A right to build. Dropped, it is given back: by a build that panicked, by a task that was dropped.
+pub(super) struct Won<C: Clock + 'static> {
+    shared: Arc<Shared<C>>,
+    name: String,
+    token: Option<Token>,
+    pub(super) tag: Option<String>,
+    pub(super) failures: u32,
+}
+
+impl<C: Clock + 'static> Won<C> {
+    pub(super) fn token(&self) -> Token {
+        self.token.unwrap_or_else(|| unreachable!("taken at the end only"))
+    }
+
+    /// The build is over: its name and its token, to tell the store with.
+    pub(super) fn end(mut self) -> (String, Token) {
+        let token = self.token();
+        self.token = None;
+        (std::mem::take(&mut self.name), token)
+    }
+}
+
+impl<C: Clock + 'static> Drop for Won<C> {
+    fn drop(&mut self) {
+        if let Some(token) = self.token {
+            if std::thread::panicking() {
+                self.shared.access.counters.panicked.count();
+            }
+            drop(self.shared.end(std::mem::take(&mut self.name), token, Duration::ZERO));
+        }
     }
 }

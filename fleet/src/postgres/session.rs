@@ -16,6 +16,7 @@ use tokio_postgres::tls::{MakeTlsConnect, TlsConnect};
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{AsyncMessage, CancelToken, Client, Config, Row, Socket};
 
+use super::pool::{AnyPool, PostgresClient};
 use crate::hub::Hub;
 use crate::store::StoreError;
 
@@ -25,6 +26,8 @@ pub(super) struct Shared {
     pub(super) table: String,
     pub(super) config: Config,
     pub(super) connect: Arc<dyn Connect>,
+    /// Where clients for operations come from, if not from here.
+    pub(super) pool: Option<Arc<dyn AnyPool>>,
     pub(super) sessions: Mutex<Sessions>,
     /// A session has come back, or ended.
     pub(super) returned: Notify,
@@ -38,10 +41,19 @@ pub(super) struct Sessions {
     count: usize,
 }
 
-/// A connection. Dropped, it says good-bye to the server.
-pub(super) struct Session {
-    client: Client,
-    driver: AbortHandle,
+/// A connection. Dropped, it says good-bye to the server, or goes back to its pool.
+pub(super) enum Session {
+    Own { client: Client, driver: AbortHandle },
+    Lent(PostgresClient),
+}
+
+impl Session {
+    fn client(&self) -> &Client {
+        match self {
+            Self::Own { client, .. } => client,
+            Self::Lent(lent) => lent.client(),
+        }
+    }
 }
 
 /// A session that is used. If it is dropped before it was brought back, the connection is cut off: what is still to come through
@@ -144,7 +156,8 @@ impl Shared {
         };
         let is_new = used.is_new;
         let (answer, is_clean) = {
-            let Some(Session { client, .. }) = &used.session else { unreachable!("taken at the end only") };
+            let Some(session) = &used.session else { unreachable!("taken at the end only") };
+            let client = session.client();
             let token = client.cancel_token();
             let mut query = pin!(client.query_typed(statement, parameters));
             // The rest is for the server to stop.
@@ -179,13 +192,17 @@ impl Shared {
     }
 
     pub(super) async fn use_session(&self) -> Result<Used<'_>, Failure> {
+        if let Some(pool) = &self.pool {
+            let lent = pool.lend().await.map_err(Failure::Pool)?;
+            return Ok(Used { shared: self, session: Some(Session::Lent(lent)), is_new: false });
+        }
         let mut waited = false;
         loop {
             let returned = self.returned.notified();
             {
                 let mut sessions = self.lock();
                 while let Some(session) = sessions.idle.pop() {
-                    if !session.client.is_closed() {
+                    if !session.client().is_closed() {
                         return Ok(Used { shared: self, session: Some(session), is_new: false });
                     }
                     sessions.count -= 1;
@@ -201,25 +218,31 @@ impl Shared {
         let mut used = Used { shared: self, session: None, is_new: true };
         let (client, mut messages) = self.connect.connect(&self.config).await.map_err(Failure::Server)?;
         let driver = tokio::spawn(async move { while let Some(Ok(_)) = poll_fn(&mut messages).await {} });
-        used.session = Some(Session { client, driver: driver.abort_handle() });
+        used.session = Some(Session::Own { client, driver: driver.abort_handle() });
         Ok(used)
     }
 }
 
 impl Used<'_> {
     pub(super) fn bring_back(mut self) {
-        if let Some(session) = self.session.take() {
-            self.shared.lock().idle.push(session);
-            self.shared.returned.notify_one();
-            std::mem::forget(self);
+        match self.session.take() {
+            Some(Session::Lent(lent)) => drop(lent),
+            Some(session) => {
+                self.shared.lock().idle.push(session);
+                self.shared.returned.notify_one();
+            }
+            None => return,
         }
+        std::mem::forget(self);
     }
 }
 
 impl Drop for Used<'_> {
     fn drop(&mut self) {
-        if let Some(session) = self.session.take() {
-            session.driver.abort();
+        match self.session.take() {
+            Some(Session::Lent(lent)) => return lent.discard(),
+            Some(Session::Own { driver, .. }) => driver.abort(),
+            None => {}
         }
         self.shared.lock().count -= 1;
         self.shared.returned.notify_one();
@@ -241,6 +264,8 @@ pub(super) enum Failure {
     /// The server works, and has stopped what was not done in time.
     Busy(Duration),
     Standby,
+    /// The program's pool has lent no client.
+    Pool(StoreError),
 }
 
 impl Failure {
@@ -251,7 +276,7 @@ impl Failure {
                 has_ended(error) || error.code() == Some(&SqlState::READ_ONLY_SQL_TRANSACTION)
             }
             Self::Slow(_) | Self::Standby => true,
-            Self::Busy(_) => false,
+            Self::Busy(_) | Self::Pool(_) => false,
         }
     }
 
@@ -259,7 +284,7 @@ impl Failure {
         match self {
             Self::Server(error) => error.code() == Some(&SqlState::READ_ONLY_SQL_TRANSACTION),
             Self::Standby => true,
-            Self::Slow(_) | Self::Busy(_) => false,
+            Self::Slow(_) | Self::Busy(_) | Self::Pool(_) => false,
         }
     }
 
@@ -271,6 +296,7 @@ impl Failure {
                 "the server was still waiting when the timeout of {timeout:?} had passed, and was told to stop: a \
                  transaction of others holds the row"
             )),
+            Self::Pool(error) => error,
             Self::Standby => StoreError::new("the server is a standby, which takes no changes"),
         }
     }

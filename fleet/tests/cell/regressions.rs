@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use dogpile::{Freshness, ManualClock};
 use dogpile_fleet::{
-    Acquire, Backoff, FleetCell, FleetPolicy, Functions, RefreshError, RefreshStore, Refreshed, Request,
+    Acquire, Backoff, BuildContext, FleetCell, FleetPolicy, Functions, RefreshError, RefreshStore, Refreshed,
+    Request,
 };
 
 use crate::support::*;
@@ -386,4 +387,30 @@ fn a_publication_that_is_refused_late_leaves_the_value_stale() {
     eventually("it is refused", || node.freshness() == Freshness::Stale);
     assert_eq!((node.stats().invalidated, node.stats().published), (1, 0));
     assert_eq!(get(&node).as_deref(), Some("early"));
+}
+
+/// An invalidation was counted twice if a look came before its acknowledgement, and then the store seemed to have gone back.
+#[test]
+fn a_look_during_an_invalidation_made_the_store_seem_to_have_gone_back() {
+    let fleet = Fleet::new();
+    let (node, way) = fleet.disturbed(POLICY);
+    let tagged = |value: &'static str| {
+        move |context: &BuildContext<'_, String>| {
+            let tag = context.tag().map(str::to_owned);
+            context.set_tag(value);
+            Ok::<_, std::io::Error>(Refreshed::New(format!("{value} after {tag:?}")))
+        }
+    };
+    assert_eq!(*node.try_get_or_refresh(tagged("v1")).unwrap(), "v1 after None");
+    let (begun, let_go) = way.hold_up_an_invalidation();
+    std::thread::scope(|scope| {
+        let invalidation = scope.spawn(|| node.invalidate());
+        begun.recv().unwrap();
+        eventually("a hint makes it look", || node.freshness() == Freshness::Stale);
+        let_go.send(()).unwrap();
+        invalidation.join().unwrap().unwrap();
+    });
+    // A read that finds the cell's lock taken is served the old value.
+    eventually("it is built", || *node.try_get_or_refresh(tagged("v2")).unwrap() == "v2 after Some(\"v1\")");
+    assert_eq!(node.stats().gone_back, 0);
 }

@@ -62,6 +62,7 @@ impl Fleet {
             gate: Mutex::new(None),
             poll_gate: Mutex::new(None),
             publication_gate: Mutex::new(None),
+            invalidation_gate: Mutex::new(None),
         });
         (self.node_with(policy, Arc::clone(&store)), store)
     }
@@ -79,6 +80,8 @@ pub(crate) struct Disturbed {
     gate: Gate,
     poll_gate: Gate,
     publication_gate: Gate,
+    /// The next `invalidate` reports here when it has taken effect, and then waits.
+    invalidation_gate: Gate,
 }
 
 type Gate = Mutex<Option<(Sender<()>, Receiver<()>)>>;
@@ -110,6 +113,10 @@ impl Disturbed {
 
     pub(crate) fn hold_up_a_publication(&self) -> (Receiver<()>, Sender<()>) {
         close(&self.publication_gate)
+    }
+
+    pub(crate) fn hold_up_an_invalidation(&self) -> (Receiver<()>, Sender<()>) {
+        close(&self.invalidation_gate)
     }
 
     fn way(&self) -> Result<&MemoryStore<ManualClock>, StoreError> {
@@ -155,7 +162,9 @@ impl RefreshStore for Disturbed {
         self.way()?.renew(name, token, lease)
     }
     fn invalidate(&self, name: &str, how: Invalidation) -> Result<(), StoreError> {
-        self.way()?.invalidate(name, how)
+        self.way()?.invalidate(name, how)?;
+        pass(&self.invalidation_gate);
+        Ok(())
     }
     fn subscribe(&self, name: &str, hint: Hint) -> Option<Subscription> {
         self.hints.load(Ordering::SeqCst).then(|| self.store.subscribe(name, hint))?

@@ -16,6 +16,7 @@ mod fork;
 mod housekeeping;
 mod keys;
 mod nodes;
+mod pool;
 #[cfg(feature = "redis-sentinel")]
 mod sentinel;
 #[path = "../support/servers.rs"]

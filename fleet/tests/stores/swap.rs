@@ -16,6 +16,9 @@ use crate::servers::{Kind, server_or_skip};
 #[allow(dead_code)] // its `main`
 #[path = "../../examples/own_client.rs"]
 mod own_client;
+#[allow(dead_code)] // its `main`
+#[path = "../../examples/sqlx_pool.rs"]
+mod sqlx_pool;
 
 struct Table<C> {
     clock: C,
@@ -92,4 +95,10 @@ fn of_many_that_come_at_once_one_is_elected_and_each_publication_is_seen_by_the_
 fn the_example_of_a_client_of_ones_own_keeps_the_rules() {
     let server = server_or_skip!(Kind::Postgres);
     own_client::run(&server.address()).unwrap();
+}
+
+#[test]
+fn the_example_of_a_pool_of_sqlx_keeps_the_rules() {
+    let server = server_or_skip!(Kind::Postgres);
+    sqlx_pool::run(&server.address()).unwrap();
 }

@@ -60,7 +60,7 @@ where
             }
             Acquire::Backoff { left, epoch, .. } => {
                 self.access.counters.backoffs.count();
-                self.with(|state| state.epoch = Some(epoch));
+                self.with(|state| state.is_told(epoch));
                 self.set_backoff(left);
                 Ahead::Later(left)
             }

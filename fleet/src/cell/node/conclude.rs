@@ -33,7 +33,7 @@ where
         let Some(won) = won else {
             return Prepared::Published(self.publish_locally(lease, made.value, ttl, foreign, began));
         };
-        let payload = match made.tag_to_store(won.has_value, won.tag) {
+        let payload = match made.tag_to_store(won.has_value, won.tag.as_deref()) {
             Err(IsStored) => None,
             Ok(tag) => match seal(&*self.codec, &*made.value) {
                 Ok(payload) => Some((payload, tag)),

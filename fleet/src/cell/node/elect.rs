@@ -73,7 +73,7 @@ where
                 }
                 Acquire::Backoff { left, epoch, current } => {
                     self.access.counters.backoffs.count();
-                    self.with(|state| state.epoch = Some(epoch));
+                    self.with(|state| state.is_told(epoch));
                     let lease = self.take_stale(lease, current, Some(epoch), asked);
                     self.set_backoff(left);
                     return self.back_off(lease, left, caller);
@@ -114,7 +114,7 @@ where
     ) -> Ticket<T, C> {
         self.access.counters.fleet_builds.count();
         self.with(|state| {
-            state.epoch = Some(token.epoch());
+            state.is_told(token.epoch());
             state.sees(token.epoch(), current.newer().map(|value| value.version));
         });
         let mut won =

@@ -25,7 +25,7 @@ where
             _ => None,
         });
         let has_gone_back = self.with(|state| {
-            state.epoch = Some(poll.epoch);
+            state.is_told(poll.epoch);
             let has_gone_back = state.has_gone_back(poll.epoch, version);
             if !has_gone_back {
                 state.sees(poll.epoch, version);

@@ -52,9 +52,9 @@ where
     }
 
     fn deliver_owed(&self) -> Result<(), Arc<StoreError>> {
-        let Some((how, number)) = self.with(|state| state.owed()) else { return Ok(()) };
-        self.try_ask(Operation::Invalidate, |store, name| store.invalidate(name, how))?;
-        self.with(|state| state.has_delivered(number));
+        let Some(owing) = self.with(|state| state.owed()) else { return Ok(()) };
+        self.try_ask(Operation::Invalidate, |store, name| store.invalidate(name, owing.how))?;
+        self.with(|state| state.has_delivered(owing));
         Ok(())
     }
 

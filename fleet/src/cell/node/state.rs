@@ -25,7 +25,9 @@ pub(super) struct State<T> {
     pub(super) stash: Option<(Won<T>, Tick)>,
     pub(super) orphans: Vec<Token>,
     pub(super) paused_until: Tick,
+    /// The epoch that the store told last, and how often it has told one.
     pub(super) epoch: Option<Epoch>,
+    told: u64,
     pub(super) seen: Option<Seen>,
     /// One stands for several: a hard one for soft ones too.
     owed: Option<Invalidation>,
@@ -43,6 +45,7 @@ impl<T> State<T> {
             orphans: Vec::new(),
             paused_until: Tick::default(),
             epoch: None,
+            told: 0,
             seen: None,
             owed: None,
             invalidations: 0,
@@ -133,6 +136,12 @@ impl<T> State<T> {
         })
     }
 
+    /// The store has said that it is at this epoch.
+    pub(super) fn is_told(&mut self, epoch: Epoch) {
+        self.epoch = Some(epoch);
+        self.told += 1;
+    }
+
     /// The store is at this epoch, and at this version at least.
     pub(super) fn sees(&mut self, epoch: Epoch, version: Option<Version>) {
         if epoch.incarnation == 0 {
@@ -169,30 +178,45 @@ impl<T> State<T> {
         self.owed.is_some() && self.delivering == 0
     }
 
-    /// What is to be delivered, and which number it has.
-    pub(super) fn owed(&self) -> Option<(Invalidation, u64)> {
-        self.owed.map(|how| (how, self.invalidations))
+    /// What is to be delivered.
+    pub(super) fn owed(&self) -> Option<Owing> {
+        let Self { epoch, told, invalidations, .. } = *self;
+        self.owed.map(|how| Owing { how, number: invalidations, epoch, told })
     }
 
-    /// The store has acknowledged all up to `number`: its epoch is one more than it was, at least.
-    pub(super) fn has_delivered(&mut self, number: u64) {
+    /// The store has acknowledged it: it is one epoch further than it was, at least.
+    pub(super) fn has_delivered(&mut self, Owing { number, epoch: before, told, .. }: Owing) {
         if self.invalidations == number {
             self.owed = None;
         }
-        if let Some(epoch) = &mut self.epoch {
-            epoch.number += 1;
-        }
-        if let Some(seen) = &mut self.seen {
-            seen.epoch.number += 1;
-        }
+        let is_as_before = self.told == told;
+        let advance = |epoch: &mut Epoch| {
+            if is_as_before {
+                epoch.number += 1;
+            } else if let Some(before) = before.filter(|before| before.incarnation == epoch.incarnation) {
+                // The store has been asked meanwhile: perhaps it has counted the invalidation in its answer.
+                epoch.number = epoch.number.max(before.number + 1);
+            }
+        };
+        self.epoch.iter_mut().for_each(advance);
+        self.seen.iter_mut().map(|seen| &mut seen.epoch).for_each(advance);
         // Built here after it had begun: it is not what was invalidated.
         if let Some((_, began)) = &mut self.known.alone
             && began.after >= number
-            && let Some(epoch) = &mut began.epoch
         {
-            epoch.number += 1;
+            began.epoch.iter_mut().for_each(advance);
         }
     }
+}
+
+/// An invalidation for the store, and what was known of the store before it was asked.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Owing {
+    pub(super) how: Invalidation,
+    /// How many this node had begun, with this one.
+    number: u64,
+    epoch: Option<Epoch>,
+    told: u64,
 }
 
 #[cfg(test)]

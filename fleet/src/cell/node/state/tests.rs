@@ -153,7 +153,7 @@ fn what_is_owed() {
         }
         (0..back).for_each(|_| state.has_tried());
         assert_eq!(state.is_owing(), owed.is_some(), "{callers:?} {back}");
-        assert_eq!(state.owed().map(|(how, _)| how).filter(|_| state.is_owing()), owed);
+        assert_eq!(state.owed().map(|owing| owing.how).filter(|_| state.is_owing()), owed);
         assert_eq!(state.invalidations, callers.len() as u64);
     }
 }
@@ -165,15 +165,35 @@ fn what_is_delivered_is_not_owed_and_the_store_is_one_epoch_further() {
         // A value that was built after so many of them has missed what was begun later.
         for after in 0..=begun {
             let mut state = state();
-            (0..begun).for_each(|_| state.owes(Invalidation::Soft));
-            (0..begun).for_each(|_| state.has_tried());
-            state.epoch = Some(epoch(3));
+            state.is_told(epoch(3));
             state.sees(epoch(3), Some(version(5)));
+            (0..number).for_each(|_| state.owes(Invalidation::Soft));
+            let owing = state.owed().unwrap();
+            (number..begun).for_each(|_| state.owes(Invalidation::Soft));
+            (0..begun).for_each(|_| state.has_tried());
             state.has_published(1, alone(Some(epoch(3)), after));
-            state.has_delivered(number);
+            state.has_delivered(owing);
             assert_eq!((state.is_owing(), state.epoch), (owing, Some(epoch(4))));
             assert_eq!(state.seen, Some(Seen { epoch: epoch(4), version: 5 }));
             assert_eq!(state.known(Some(1)).has_missed(epoch(4)), after < number, "{begun} {number} {after}");
         }
+    }
+}
+
+/// An answer that comes before the acknowledgement may have the invalidation in it already.
+#[test]
+fn an_epoch_that_the_store_has_told_meanwhile_is_not_counted_twice() {
+    // What the store tells while it is asked to invalidate, and where this node believes it to be then.
+    for (told, expected) in [(3, 4), (4, 4), (5, 5)] {
+        let mut state = state();
+        state.is_told(epoch(3));
+        state.sees(epoch(3), None);
+        state.owes(Invalidation::Soft);
+        let owing = state.owed().unwrap();
+        state.is_told(epoch(told));
+        state.sees(epoch(told), None);
+        state.has_delivered(owing);
+        assert_eq!(state.epoch, Some(epoch(expected)), "{told}");
+        assert_eq!(state.seen, Some(Seen { epoch: epoch(expected), version: 0 }), "{told}");
     }
 }

@@ -1,137 +1,18 @@
-//! Many keys: maps of several nodes that share a store, on a clock that stands still.
+//! Loads: elections, takings-over, failures, losses.
 
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Barrier};
 use std::thread;
 use std::time::Duration;
 
-use dogpile::ManualClock;
 use dogpile_fleet::{
-    Acquire, Backoff, BuildContext, FleetKeys, FleetPolicy, FleetValue, Functions, Hint, Invalidation,
-    MemoryStore, Plain, Poll, Publication, Publish, RefreshError, RefreshStore, Refreshed, Request,
-    StoreError, Subscription, Token, Version,
+    Backoff, BuildContext, FleetKeys, FleetPolicy, Functions, Invalidation, MemoryStore, Plain, Publication,
+    RefreshStore, Refreshed, Token,
 };
-use dogpile_map::DogpileMap;
 
-const SECOND: Duration = Duration::from_secs(1);
-
-/// Fresh for ten seconds, looked after each second, stale for a hundred more.
-const POLICY: FleetPolicy = FleetPolicy::ttl(Duration::from_secs(10))
-    .stale_while_refresh(Duration::from_secs(100))
-    .poll(SECOND)
-    .breaker(SECOND, SECOND);
-
-/// A store in memory, which can be down.
-struct Way {
-    store: MemoryStore<ManualClock>,
-    down: AtomicBool,
-    lists: AtomicU32,
-}
-
-impl Way {
-    fn way(&self) -> Result<&MemoryStore<ManualClock>, StoreError> {
-        if self.down.load(Ordering::SeqCst) { Err(StoreError::new("down")) } else { Ok(&self.store) }
-    }
-}
-
-impl RefreshStore for Way {
-    fn poll(&self, name: &str, known: Option<Version>) -> Result<Poll, StoreError> {
-        self.way()?.poll(name, known)
-    }
-    fn acquire(&self, name: &str, request: &Request) -> Result<Acquire, StoreError> {
-        self.way()?.acquire(name, request)
-    }
-    fn publish(
-        &self,
-        name: &str,
-        token: &Token,
-        publication: &Publication<'_>,
-    ) -> Result<Publish, StoreError> {
-        self.way()?.publish(name, token, publication)
-    }
-    fn unchanged(
-        &self,
-        name: &str,
-        token: &Token,
-        soft: Duration,
-        hard: Duration,
-    ) -> Result<Publish, StoreError> {
-        self.way()?.unchanged(name, token, soft, hard)
-    }
-    fn fail(&self, name: &str, token: &Token, pause: Duration) -> Result<bool, StoreError> {
-        self.way()?.fail(name, token, pause)
-    }
-    fn renew(&self, name: &str, token: &Token, lease: Duration) -> Result<bool, StoreError> {
-        self.way()?.renew(name, token, lease)
-    }
-    fn invalidate(&self, name: &str, how: Invalidation) -> Result<(), StoreError> {
-        self.way()?.invalidate(name, how)
-    }
-    fn subscribe(&self, name: &str, hint: Hint) -> Option<Subscription> {
-        self.lists.fetch_add(1, Ordering::SeqCst);
-        self.store.subscribe(name, hint)
-    }
-}
-
-struct Fleet {
-    clock: ManualClock,
-    way: Arc<Way>,
-}
-
-struct Node {
-    keys: FleetKeys<String, ManualClock>,
-    map: DogpileMap<u64, FleetValue<String>, ManualClock>,
-}
-
-impl Fleet {
-    fn new() -> Self {
-        let clock = ManualClock::new();
-        clock.advance(1000 * SECOND);
-        let store = MemoryStore::with_clock(clock.clone());
-        Self { way: Arc::new(Way { store, down: AtomicBool::new(false), lists: AtomicU32::new(0) }), clock }
-    }
-
-    fn node(&self, policy: FleetPolicy) -> Node {
-        let keys = FleetKeys::with_clock("users", Arc::clone(&self.way), Plain, policy, self.clock.clone());
-        let map = DogpileMap::builder(keys.policy()).clock(self.clock.clone()).max_entries(1000).build();
-        Node { keys, map }
-    }
-}
-
-impl Node {
-    fn try_read<E: Into<dogpile::BoxError>>(
-        &self,
-        id: u64,
-        build: impl FnOnce(&BuildContext<'_, String>) -> Result<Refreshed<String>, E>,
-    ) -> Result<Arc<FleetValue<String>>, RefreshError> {
-        let load = |id: &u64, previous: Option<Arc<FleetValue<String>>>| {
-            self.keys.load(&id.to_string(), previous, build)
-        };
-        self.map.request(&id).try_get_with(load)
-    }
-
-    #[track_caller]
-    fn read(&self, id: u64, value: &str) -> String {
-        let value = self.try_read(id, |_| Ok::<_, io::Error>(Refreshed::from(value.to_owned()))).unwrap();
-        value.value().to_string()
-    }
-
-    #[track_caller]
-    fn served(&self, id: u64) -> String {
-        self.try_read::<io::Error>(id, |_| panic!("not to be built here")).unwrap().value().to_string()
-    }
-}
-
-#[track_caller]
-fn eventually(what: &str, condition: impl Fn() -> bool) {
-    let hang = std::time::Instant::now() + Duration::from_secs(60);
-    while !condition() {
-        assert!(std::time::Instant::now() < hang, "never: {what}");
-        thread::yield_now();
-    }
-}
+use crate::support::*;
 
 #[test]
 fn each_key_is_built_once_in_the_fleet_and_fresh_reads_ask_nobody() {
@@ -286,6 +167,43 @@ fn without_the_store_old_values_are_served_then_each_node_builds_and_then_they_s
         fleet.clock.advance(SECOND / 10);
         b.served(7) == "shared"
     });
+}
+
+#[test]
+fn an_invalidation_that_failed_during_a_build_was_delivered_after_it_was_stored() {
+    let fleet = Fleet::new();
+    let a = fleet.node(POLICY);
+    let build = |_: &BuildContext<'_, String>| {
+        fleet.way.down.store(true, Ordering::SeqCst);
+        a.keys.invalidate("7").unwrap_err();
+        fleet.way.down.store(false, Ordering::SeqCst);
+        Ok::<_, io::Error>(Refreshed::from(String::from("from before")))
+    };
+    a.try_read(7, build).unwrap();
+    let stats = a.keys.stats();
+    assert_eq!((stats.redelivered, stats.invalidated, stats.published), (1, 1, 0));
+    assert_eq!(fleet.node(POLICY).read(7, "from after"), "from after");
+}
+
+#[test]
+fn an_invalidation_that_failed_was_forgotten_when_an_earlier_one_of_the_same_key_was_acknowledged() {
+    let fleet = Fleet::new();
+    let a = fleet.node(POLICY);
+    a.read(7, "old");
+    let earlier = fleet.way.hold_up_an_invalidation();
+    std::thread::scope(|scope| {
+        let acknowledged = scope.spawn(|| a.keys.invalidate("7"));
+        earlier.begun.recv().unwrap();
+        fleet.way.down.store(true, Ordering::SeqCst);
+        a.keys.invalidate("7").unwrap_err();
+        fleet.way.down.store(false, Ordering::SeqCst);
+        earlier.go_on();
+        acknowledged.join().unwrap().unwrap();
+    });
+    a.map.invalidate(&7);
+    fleet.clock.advance(11 * SECOND);
+    assert_eq!(a.read(7, "new"), "new");
+    assert_eq!(a.keys.stats().redelivered, 1);
 }
 
 #[test]

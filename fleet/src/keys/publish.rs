@@ -1,0 +1,208 @@
+//! Publications, which go on behind their callers.
+//!
+//! A caller waits for the store's answer no longer than the policy's patience. The publication is a job of the
+//! [pool](super::pool), and goes on when the caller has gone:
+//!
+//! | answer | in time | later |
+//! |---|---|---|
+//! | `Stored` | the value with its version | the value gets its version |
+//! | refused | what the store has, or what is here already, or else the caller's own, stale | the value was fresh for `poll` at most; the next load asks the store |
+//! | failed | a value for this node alone | the same as if it was refused |
+//!
+//! The map cannot be told of a late answer. So a value that is served early is fresh for no longer than the policy's `poll`, which is
+//! also how soon this node notices what others invalidate.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use dogpile::{Clock, Refreshed, Tick};
+
+use super::shared::Shared;
+use super::value::{Origin, Verdict};
+use super::{FleetKeys, FleetValue};
+use crate::access::Operation;
+use crate::cell::reply::{Awaited, NoAnswer, reply};
+use crate::draw;
+use crate::store::{Current, Publication, Publish, StoreError, Token};
+
+/// What the store is asked to publish.
+pub(super) struct Delivery {
+    pub(super) name: String,
+    pub(super) token: Token,
+    /// With its tag; `None`: the value was found unchanged.
+    pub(super) payload: Option<(Vec<u8>, Option<String>)>,
+    /// For how long it is fresh.
+    pub(super) ttl: Duration,
+}
+
+/// What became of it.
+pub(super) struct Delivered {
+    answer: Result<Publish, Arc<StoreError>>,
+    asked: Tick,
+    /// If it was refused: what the store has instead, and when that was asked for.
+    instead: Option<(Current, Tick)>,
+}
+
+impl<C: Clock + 'static> Shared<C> {
+    /// Has a thread publish.
+    pub(super) fn publish(self: &Arc<Self>, delivery: Delivery, verdict: Arc<Verdict>) -> Awaited<Delivered> {
+        let (reply, awaited) = reply();
+        let shared = Arc::clone(self);
+        self.pool.submit(Box::new(move || {
+            let delivered = shared.deliver_build(&delivery);
+            let stored = match delivered.answer {
+                Ok(Publish::Stored(version)) => Some(version),
+                _ => None,
+            };
+            // For a value that is served already. It has not been set before.
+            let _ = verdict.set(stored);
+            if let Some(Delivered { answer: Err(_), .. }) = reply.send(delivered) {
+                shared.access.counters.local_builds.count();
+            }
+        }));
+        awaited
+    }
+
+    fn deliver_build(&self, delivery: &Delivery) -> Delivered {
+        let Delivery { name, token, payload, ttl } = delivery;
+        let (soft, hard) = (*ttl, self.policy.hard(*ttl));
+        let asked = self.clock.now();
+        let publish = || {
+            // Or what was built before it would be accepted.
+            self.deliver_owed(name)?;
+            self.access.run(Operation::Publish, name, |store, name| match payload {
+                None => store.unchanged(name, token, soft, hard),
+                Some((payload, tag)) => {
+                    let publication = Publication { payload, tag: tag.as_deref(), soft, hard };
+                    store.publish(name, token, &publication)
+                }
+            })
+        };
+        // Once more if it fails: whether it has taken effect is not known, and it may be repeated.
+        let answer = publish().or_else(|_| publish());
+        let counters = &self.access.counters;
+        let refused = match answer {
+            Ok(Publish::Stored(_)) => {
+                counters.published.count();
+                false
+            }
+            Ok(Publish::Superseded) => {
+                counters.superseded.count();
+                true
+            }
+            Ok(Publish::Invalidated) => {
+                counters.invalidated.count();
+                true
+            }
+            Err(_) => false,
+        };
+        let instead = if refused {
+            counters.polls.count();
+            let asked = self.clock.now();
+            let poll = self.access.run(Operation::Poll, name, |store, name| store.poll(name, None));
+            poll.ok().map(|poll| (poll.current, asked))
+        } else {
+            None
+        };
+        Delivered { answer, asked, instead }
+    }
+
+    /// Has a thread tell the store that a build has ended without a value.
+    pub(super) fn end(self: &Arc<Self>, name: String, token: Token, pause: Duration) -> Awaited<()> {
+        let (reply, awaited) = reply();
+        let shared = Arc::clone(self);
+        self.pool.submit(Box::new(move || {
+            // If it fails the lease ends by itself.
+            let _ = shared.access.run(Operation::Fail, &name, |store, name| store.fail(name, &token, pause));
+            let _ = reply.send(());
+        }));
+        awaited
+    }
+}
+
+/// A build that is over, while the store is told.
+pub(super) struct Publishing<'a, T: 'static, C: Clock + 'static> {
+    pub(super) keys: &'a FleetKeys<T, C>,
+    pub(super) value: Arc<T>,
+    /// For how long it is fresh.
+    pub(super) ttl: Duration,
+    pub(super) is_unchanged: bool,
+    /// What this node has.
+    pub(super) previous: Option<Arc<FleetValue<T>>>,
+    pub(super) verdict: Arc<Verdict>,
+}
+
+impl<T, C> Publishing<'_, T, C>
+where
+    T: Send + Sync + 'static,
+    C: Clock + Clone + 'static,
+{
+    /// The store has said something, or not in time.
+    pub(super) fn conclude(self, delivered: Result<Delivered, NoAnswer>) -> Refreshed<FleetValue<T>> {
+        let Self { keys, value, ttl, is_unchanged, .. } = &self;
+        let (shared, value) = (&*keys.shared, Arc::clone(value));
+        let hard = shared.policy.hard(*ttl);
+        match delivered {
+            Ok(Delivered { answer: Ok(Publish::Stored(version)), asked, .. }) => {
+                if *is_unchanged {
+                    shared.access.counters.unchanged.count();
+                }
+                let hard_end = asked.saturating_add(hard);
+                let stored = FleetValue { value, origin: Origin::Stored(version), hard_end };
+                Refreshed::NewFor(stored, shared.fresh_for(*ttl, asked))
+            }
+            Ok(Delivered { answer: Ok(_), instead, .. }) => self.refused(instead),
+            Ok(Delivered { answer: Err(_), .. }) | Err(NoAnswer::Lost) => keys.alone(value, *ttl, None),
+            Err(NoAnswer::TooLate) => {
+                shared.access.counters.early.count();
+                let now = shared.clock.now();
+                let origin = Origin::Early(now, Arc::clone(&self.verdict));
+                let early = FleetValue { value, origin, hard_end: now.saturating_add(hard) };
+                Refreshed::NewFor(early, (*ttl).min(shared.pause()))
+            }
+        }
+    }
+
+    /// What is there instead; else what is here; else its own caller gets it. The next one looks again.
+    fn refused(self, instead: Option<(Current, Tick)>) -> Refreshed<FleetValue<T>> {
+        let Self { keys, value, ttl, previous, .. } = self;
+        let shared = &*keys.shared;
+        let is_cleared = matches!(instead, Some((Current::Nothing { cleared: true }, _)));
+        if let Some((current, asked)) = instead {
+            let soft_left = current.soft_left();
+            if let Some(taken) = keys.take_stale(current, previous.as_deref(), asked) {
+                return Refreshed::NewFor(taken, shared.fresh_for(soft_left, asked));
+            }
+        }
+        let now = shared.clock.now();
+        let previous = previous.filter(|previous| !is_cleared && now < previous.hard_end);
+        let own = || {
+            let hard_end = now.saturating_add(shared.policy.hard(ttl));
+            FleetValue { value, origin: Origin::Alone(now), hard_end }
+        };
+        Refreshed::NewFor(previous.map_or_else(own, |previous| (*previous).clone()), Duration::ZERO)
+    }
+}
+
+impl<T, C> FleetKeys<T, C>
+where
+    T: Send + Sync + 'static,
+    C: Clock + Clone + 'static,
+{
+    /// A value that was built for this node alone.
+    pub(super) fn alone(
+        &self,
+        value: Arc<T>,
+        ttl: Duration,
+        left: Option<Duration>,
+    ) -> Refreshed<FleetValue<T>> {
+        let shared = &*self.shared;
+        shared.access.counters.local_builds.count();
+        // Up to a quarter shorter, so that the nodes of a fleet without a store do not build at the same time.
+        let drawn = draw::around(ttl.mul_f64(0.875), 12);
+        let ttl = left.map_or(drawn, |left| left.min(ttl));
+        let now = shared.clock.now();
+        let hard_end = now.saturating_add(ttl).saturating_add(shared.policy.stale);
+        Refreshed::NewFor(FleetValue { value, origin: Origin::Alone(now), hard_end }, ttl)
+    }
+}

@@ -1,0 +1,7 @@
+//! Many keys: maps of several nodes that share a store, on a clock that stands still.
+
+mod early;
+mod loads;
+mod support;
+#[cfg(feature = "async")]
+mod tasks;
