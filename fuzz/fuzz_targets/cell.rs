@@ -46,7 +46,7 @@ impl<'a> Arbitrary<'a> for Case {
 
 /// `depth`: how many builds may run inside one another.
 fn operation(u: &mut Unstructured<'_>, depth: u32) -> Result<Operation> {
-    Ok(match u.int_in_range(0..=48)? {
+    Ok(match u.int_in_range(0..=49)? {
         0..=4 => Operation::Read(plain_read(u)?, build(u, depth)?, keep(u)?),
         5..=12 => Operation::Read(Read::Request(request(u, depth)?), build(u, depth)?, keep(u)?),
         13..=16 => Operation::Lookup { owned: u.arbitrary()?, conditions: perhaps(u, conditions)? },
@@ -89,6 +89,7 @@ fn operation(u: &mut Unstructured<'_>, depth: u32) -> Result<Operation> {
         44 => Operation::Detach(found(u)?),
         45 => Operation::Advance(step(u)?),
         46 => Operation::ClearIfCurrent(seen(u)?),
+        47 => Operation::Changed(keep(u)?),
         _ => Operation::AdvanceTo(which(u)?, u.int_in_range(0..=1)?),
     })
 }

@@ -73,6 +73,7 @@ fn operation(u: &mut Unstructured<'_>, depth: u32) -> Result<Operation> {
         30 => Operation::InvalidateIfCurrent(seen(u)?),
         31 => Operation::Clear,
         32 => Operation::Reset,
+        33 if u.arbitrary()? => Operation::Changed(keep(u)?),
         33 => Operation::Revoke,
         34 => Operation::Synchronize(patience(u)?),
         35..=36 => Operation::Advance(Duration::from_nanos(u.int_in_range(1..=10)?)),

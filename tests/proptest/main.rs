@@ -23,6 +23,7 @@
 //! * whether the build ran at all, and which previous value it was given;
 //! * each combination of a request's conditions, with each of its finishing calls, with a spawner and without;
 //! * `get`, `load`, `freshness`, `generation`, `is_refreshing`, `last_error`, all of `snapshot`, `peek` and `stats`;
+//! * what a subscription returns without a wait, and whether it says that there is something;
 //! * that no clock is asked by reads of what has no end, or of what a refresher rebuilds and may be served for ever;
 //! * exactly which values are alive. At the end none is, and each was dropped once, but for what a
 //!   leaked lease keeps.

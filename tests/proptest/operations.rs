@@ -73,6 +73,8 @@ pub(crate) enum Operation {
     ReaderGet(usize),
     ReaderGetUnlessDue(usize),
     ReaderRelease(usize),
+    /// `wait_changed_timeout` of a long-lived `Subscription`, for no time.
+    Changed(Keep),
     Set(Set, Keep),
     Invalidate,
     InvalidateIfCurrent(Which),

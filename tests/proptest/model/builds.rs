@@ -89,13 +89,7 @@ impl Model {
         self.conclude(build, value, ttl, false)
     }
 
-    pub(super) fn conclude(
-        &mut self,
-        build: BuildId,
-        value: Number,
-        ttl: Option<Duration>,
-        renews: bool,
-    ) -> Published {
+    fn conclude(&mut self, build: BuildId, value: Number, ttl: Option<Duration>, renews: bool) -> Published {
         let was_overdue = self.is_overdue(build);
         let Build {
             demand,
@@ -239,7 +233,7 @@ impl Model {
         self.note_end(build, Done::Abandoned);
     }
 
-    pub(super) fn note_end(&mut self, build: BuildId, done: Done) {
+    fn note_end(&mut self, build: BuildId, done: Done) {
         self.builds[build].done = Some(done);
         if self.builds[build].is_job {
             // Its caller may wait for it though it has lost its lease. All waiters are woken, and look again.
@@ -247,12 +241,12 @@ impl Model {
         }
     }
 
-    pub(super) fn end_without_a_lease(&self, build: BuildId, displaced: &'static str) -> &'static str {
+    fn end_without_a_lease(&self, build: BuildId, displaced: &'static str) -> &'static str {
         if self.builds[build].is_displaced { displaced } else { "end: superseded" }
     }
 
     /// The build gives the lease back. Whether it still had it.
-    pub(super) fn release(&mut self, build: BuildId) -> bool {
+    fn release(&mut self, build: BuildId) -> bool {
         let holds = self.lease == Some(build);
         if holds {
             self.lease = None;
@@ -261,7 +255,7 @@ impl Model {
     }
 
     /// A pause begins.
-    pub(super) fn count_failure(&mut self, latest: Fault, is_panic: bool) {
+    fn count_failure(&mut self, latest: Fault, is_panic: bool) {
         let count = self.failures.as_ref().map_or(0, |failures| failures.count) + 1;
         self.failures = Some(Failures { count, latest_at: self.now, latest, is_panic });
     }
@@ -394,14 +388,14 @@ impl Model {
     }
 
     /// No build that has begun can be published any more. Whether one has lost the lease: not if it has the write lock.
-    pub(super) fn displace(&mut self) -> bool {
+    fn displace(&mut self) -> bool {
         for build in &mut self.builds {
             build.is_displaced = true;
         }
         self.lease.take_if(|lease| self.builds[*lease].section.is_none()).is_some()
     }
 
-    pub(super) fn make_visible(
+    fn make_visible(
         &mut self,
         value: Number,
         ttl: Option<Duration>,
@@ -433,7 +427,7 @@ impl Model {
     }
 
     /// The waiters have their answer; later callers wait for another.
-    pub(super) fn settle(&mut self, ended: Ended<Publication>) {
+    fn settle(&mut self, ended: Ended<Publication>) {
         if let Some(open) = self.attempts.last_mut() {
             *open = Some(ended);
         }

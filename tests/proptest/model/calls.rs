@@ -77,7 +77,7 @@ impl Model {
         step
     }
 
-    pub(super) fn search(&mut self, call: CallId) -> Step {
+    fn search(&mut self, call: CallId) -> Step {
         loop {
             if let Some(step) = self.of_own_build(call) {
                 return step;
@@ -138,13 +138,13 @@ impl Model {
         step
     }
 
-    pub(super) fn limit(&mut self, call: CallId) -> Limit {
+    fn limit(&mut self, call: CallId) -> Limit {
         let patience = self.calls[call].demand.wait_at_most;
         let limit = self.deadline(patience);
         *self.calls[call].limit.get_or_insert(limit)
     }
 
-    pub(super) fn deadline(&self, patience: Duration) -> Limit {
+    fn deadline(&self, patience: Duration) -> Limit {
         match patience {
             Duration::ZERO => Limit::Now,
             patience if patience >= FOR_EVER => Limit::Never,
@@ -153,7 +153,7 @@ impl Model {
     }
 
     /// What the end of a wait leads to; `None`: to another look.
-    pub(super) fn after_wait(&mut self, call: CallId, ended: Ended<Publication>) -> Option<Step> {
+    fn after_wait(&mut self, call: CallId, ended: Ended<Publication>) -> Option<Step> {
         let Call { demand, can_fail, called, .. } = self.calls[call];
         match ended {
             Ended::Published(publication) => {
@@ -202,7 +202,7 @@ impl Model {
     }
 
     /// The build that the call waited for has failed, or a retry pause runs. `None`: it looks again, to build.
-    pub(super) fn after_failure(&mut self, call: CallId, fault: Fault) -> Option<Step> {
+    fn after_failure(&mut self, call: CallId, fault: Fault) -> Option<Step> {
         let has_waited = self.calls[call].place.is_some();
         if let Some(value) = self.instead_of_error(call) {
             self.meet(if has_waited {
@@ -228,7 +228,7 @@ impl Model {
     }
 
     /// What the end of the build that the call has handed over leads to; `None`: it has not ended.
-    pub(super) fn of_own_build(&mut self, call: CallId) -> Option<Step> {
+    fn of_own_build(&mut self, call: CallId) -> Option<Step> {
         let done = self.builds[self.calls[call].own?].done?;
         Some(match done {
             // It may have seen a newer one that will do.
@@ -259,7 +259,7 @@ impl Model {
         })
     }
 
-    pub(super) fn refuse(&mut self, call: CallId, refused: Refused) -> Step {
+    fn refuse(&mut self, call: CallId, refused: Refused) -> Step {
         if !self.calls[call].demand.or_stale {
             return Step::Refuses(refused);
         }
@@ -296,7 +296,7 @@ impl Model {
     }
 
     /// Whether a value that was published while the call looked or waited met its conditions then.
-    pub(super) fn was_acceptable(&self, value: &Publication, demand: &Demand, called: u64) -> bool {
+    fn was_acceptable(&self, value: &Publication, demand: &Demand, called: u64) -> bool {
         self.was_servable(value) && value.when_published().meets(demand, called, value.at)
     }
 
@@ -389,7 +389,7 @@ impl Model {
         seen
     }
 
-    pub(super) fn meet_arrival(&mut self, value: &Publication, demand: &Demand, called: u64) {
+    fn meet_arrival(&mut self, value: &Publication, demand: &Demand, called: u64) {
         if self.get().is_none() {
             self.meet("arrived: handed over though it has expired");
         } else if !value.meets(demand, called, self.now) {
@@ -398,7 +398,7 @@ impl Model {
     }
 
     /// Which conditions rule out a value that might be served.
-    pub(super) fn meet_unmet(&mut self, call: CallId) {
+    fn meet_unmet(&mut self, call: CallId) {
         let Call { demand, called, .. } = self.calls[call];
         let Some(value) = self.value.filter(|_| self.get().is_some()) else { return };
         if self.is_fresh() {
@@ -469,7 +469,7 @@ impl Model {
 
     /// How what a place waits for has ended. A value: the newest there is by now, which is read then; if that was taken away
     /// again, or was published for no reader, none.
-    pub(super) fn newest(&mut self, place: Place) -> Option<Ended<Publication>> {
+    fn newest(&mut self, place: Place) -> Option<Ended<Publication>> {
         let ended = self.attempts[place.attempt]?;
         let Ended::Published(publication) = ended else { return Some(ended) };
         if publication.generation == self.generation {
@@ -483,7 +483,7 @@ impl Model {
     }
 
     /// A wait begins; `None`: it goes on.
-    pub(super) fn begin_wait(&mut self, place: Place, limit: Limit) -> Option<Ended<Publication>> {
+    fn begin_wait(&mut self, place: Place, limit: Limit) -> Option<Ended<Publication>> {
         if let Some(ended) = self.newest(place) {
             return Some(ended);
         }
@@ -497,7 +497,7 @@ impl Model {
     }
 
     /// Whether a wait has ended; `None`: it goes on.
-    pub(super) fn check_wait(&mut self, place: Place, limit: Limit) -> Option<Ended<Publication>> {
+    fn check_wait(&mut self, place: Place, limit: Limit) -> Option<Ended<Publication>> {
         if let Some(ended) = self.newest(place) {
             return Some(ended);
         }
@@ -539,7 +539,7 @@ impl Model {
         until(place, limit)
     }
 
-    pub(super) fn note_wait(&mut self, ended: Option<Ended<Publication>>) -> Option<Ended> {
+    fn note_wait(&mut self, ended: Option<Ended<Publication>>) -> Option<Ended> {
         let (met, ended) = match ended? {
             Ended::Published(publication) => ("wait: published", Ended::Published(publication.value)),
             Ended::Failed(fault) => ("wait: failed", Ended::Failed(fault)),

@@ -68,6 +68,9 @@ const OF_BOTH: &[&str] = &[
     "revoke: a build",
     "revoke: nothing",
     "set: during a build",
+    "subscription: nothing newer",
+    "subscription: something newer",
+    "subscription: something newer, which has expired",
 ];
 
 const OF_DOGPILE_CELLS: &[&str] = &[

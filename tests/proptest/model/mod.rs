@@ -398,6 +398,13 @@ impl Model {
         self.value.map(|value| value.value)
     }
 
+    /// What a subscription returns that has returned this generation, and its generation: whatever was published for readers,
+    /// even if it has expired since.
+    pub(crate) fn published_after(&self, seen: u64) -> Option<(Number, u64)> {
+        let value = self.value.filter(|value| value.generation > seen && self.was_servable(value))?;
+        Some((value.value, value.generation))
+    }
+
     pub(crate) fn generation(&self) -> u64 {
         self.generation
     }

@@ -186,7 +186,7 @@ impl Model {
     }
 
     /// `None`: there is none, or it has to begin a build now.
-    pub(super) fn activity(&self) -> Option<Activity> {
+    fn activity(&self) -> Option<Activity> {
         if let Some(build) = self.refresher.as_ref()?.build {
             return Some(Activity::Building(build));
         }
@@ -195,7 +195,7 @@ impl Model {
     }
 
     /// What keeps a refresher that does not build from building, and until when.
-    pub(super) fn obstacles(&self) -> Vec<(Duration, &'static str)> {
+    fn obstacles(&self) -> Vec<(Duration, &'static str)> {
         let mut obstacles = Vec::new();
         let Some(refresher) = self.refresher.as_ref().filter(|refresher| refresher.build.is_none()) else {
             return obstacles;
@@ -295,11 +295,11 @@ impl Model {
         self.note(Some(PANICKED_AS_PLANNED));
     }
 
-    pub(super) fn end_refreshers_build(&mut self) -> BuildId {
+    fn end_refreshers_build(&mut self) -> BuildId {
         self.refresher.as_mut().and_then(|refresher| refresher.build.take()).expect("it builds")
     }
 
-    pub(super) fn note(&mut self, error: Option<Fault>) {
+    fn note(&mut self, error: Option<Fault>) {
         let now = self.now;
         let refresher = self.refresher.as_mut().expect("it builds");
         let former = refresher.trouble;

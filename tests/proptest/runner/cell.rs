@@ -30,6 +30,11 @@ pub(super) use either;
 
 pub(crate) type Dogpile = DogpileCell<Token, TestClock>;
 pub(super) type SyncReader = SyncReaderCell<Token, TestClock>;
+/// Follows the publications of a cell.
+pub(super) type Subscription<'a> = Either<
+    dogpile::Subscription<'a, Token, TestClock>,
+    dogpile::Subscription<'a, Token, TestClock, SyncReader>,
+>;
 pub(super) type TestCell = Either<Arc<Dogpile>, Arc<SyncReader>>;
 /// Keeps a value.
 pub(super) type Handle = Either<Arc<Token>, ReaderArc<Token>>;

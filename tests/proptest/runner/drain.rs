@@ -50,14 +50,14 @@ impl Runner {
                 // It counts as a reader.
                 self.compare(reach);
             }
-            let borrowed = reach.filter(|_| hold != Hold::Arc);
-            match borrowed.map(|borrowed| borrowed.guards.borrow().len() - 1) {
-                Some(last) => self.drop_guard(last, reach),
-                None => {
-                    let last = self.handles.borrow().len() - 1;
-                    self.drop_handle(last)
-                }
-            };
+            // What was kept last.
+            if hold == Hold::Arc {
+                let handles = self.handles.borrow().len();
+                self.drop_handle(handles - 1);
+            } else {
+                let guards = reach.map_or(0, |borrowed| borrowed.guards.borrow().len());
+                self.drop_guard(guards - 1, reach);
+            }
         }
     }
 

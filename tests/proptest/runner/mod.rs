@@ -19,7 +19,7 @@ use std::time::Duration;
 use dogpile::{Job, ManualClock, ReadGuard, Snapshot};
 
 pub(crate) use self::cell::Dogpile;
-use self::cell::{Either, Handle, SyncReader, TestCell, either};
+use self::cell::{Either, Handle, Subscription, SyncReader, TestCell, either};
 pub(crate) use self::waits::TestClock;
 use self::waits::Waiting;
 use crate::model::{BuildId, END_OF_TIME, Event, Hold, Model, Number, Place, Reads, Shot, Trouble, View};
@@ -58,6 +58,8 @@ struct Runner {
     placed: Cell<usize>,
     /// Builds that a spawner has kept.
     jobs: RefCell<Vec<(BuildId, Job)>>,
+    /// The generation that the subscription has returned last.
+    seen: Cell<u64>,
     /// What the readers keep.
     kept_by_readers: [Cell<Option<Number>>; READERS],
     parked: ParkedThread,
@@ -78,6 +80,7 @@ struct Runner {
 /// What borrows the cell: out of reach for builds that are handed to a spawner, and for what happens during a wait.
 struct Borrowed<'a> {
     cell: &'a TestCell,
+    subscription: RefCell<Subscription<'a>>,
     /// Of a `DogpileCell`.
     readers: Vec<RefCell<dogpile::Reader<'a, Token, TestClock>>>,
     leases: RefCell<Vec<(BuildId, Lease<'a>)>>,
@@ -106,6 +109,7 @@ pub(crate) fn run(case: &Case) -> BTreeMap<&'static str, u64> {
         places: RefCell::default(),
         placed: Cell::new(0),
         jobs: RefCell::default(),
+        seen: Cell::new(0),
         kept_by_readers: Default::default(),
         parked,
         refresher: RefCell::default(),
@@ -122,8 +126,13 @@ pub(crate) fn run(case: &Case) -> BTreeMap<&'static str, u64> {
         Either::Dogpile(cell) => (0..READERS).map(|_| RefCell::new(cell.reader())).collect(),
         Either::SyncReader(_) => Vec::new(),
     };
+    let subscription = match &cell {
+        Either::Dogpile(cell) => Either::Dogpile(cell.subscribe()),
+        Either::SyncReader(cell) => Either::SyncReader(cell.subscribe()),
+    };
     let borrowed = Borrowed {
         cell: &cell,
+        subscription: RefCell::new(subscription),
         readers,
         leases: RefCell::default(),
         pendings: RefCell::default(),
@@ -242,6 +251,7 @@ impl Runner {
             Operation::ReaderGet(which) => self.reader_get(*which, reach),
             Operation::ReaderGetUnlessDue(which) => self.reader_get_unless_due(*which, reach),
             Operation::ReaderRelease(which) => self.reader_release(*which, reach),
+            Operation::Changed(keep) => self.changed(*keep, reach),
             Operation::Set(set, keep) => self.set(*set, *keep, reach),
             Operation::Invalidate => {
                 self.model.borrow_mut().invalidate();
@@ -310,6 +320,13 @@ impl Runner {
             self.compare_lease(*build, lease);
         }
         if let Some(borrowed) = reach {
+            let (has_changed, seen) = either!(&*borrowed.subscription.borrow(), subscription => {
+                (subscription.has_changed(), subscription.seen())
+            });
+            let seen_by_model = self.seen.get();
+            assert_eq!(seen, seen_by_model, "Subscription::seen");
+            let expected = self.model.borrow().published_after(seen_by_model).is_some();
+            assert_eq!(has_changed, expected, "Subscription::has_changed");
             for (build, lease) in &*borrowed.leases.borrow() {
                 self.compare_lease(*build, lease);
             }
@@ -387,8 +404,8 @@ impl Runner {
         while self.drop_guard(0, Some(&borrowed)) {}
         self.pendings.borrow_mut().clear();
         self.places.borrow_mut().clear();
-        let Borrowed { readers, leases, pendings, .. } = borrowed;
-        drop((readers, pendings));
+        let Borrowed { subscription, readers, leases, pendings, .. } = borrowed;
+        drop((subscription, readers, pendings));
         self.kept_by_readers.iter().for_each(|kept| kept.set(None));
         while let Some((build, job)) = take(&self.jobs, 0) {
             self.drop_job(build, job);

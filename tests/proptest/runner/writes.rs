@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::sync::Arc;
+use std::time::Duration;
 
 use dogpile::Guard;
 
@@ -77,6 +78,32 @@ impl Runner {
         };
         handle.release();
         self.kept_by_readers[which].set(None);
+    }
+
+    pub(super) fn changed(&self, keep: Keep, reach: Reach<'_, '_>) {
+        let Some(borrowed) = reach else { return };
+        let got: Option<Handle> = either!(&mut *borrowed.subscription.borrow_mut(), subscription => {
+            subscription.wait_changed_timeout(Duration::ZERO).map(Handle::from)
+        });
+        let mut model = self.model.borrow_mut();
+        let expected = model.published_after(self.seen.get());
+        assert_eq!(
+            got.as_ref().map(|value| self.number(value)),
+            expected.map(|(number, _)| number),
+            "changed"
+        );
+        let has_expired = model.get().is_none();
+        model.meet(match expected {
+            Some(_) if has_expired => "subscription: something newer, which has expired",
+            Some(_) => "subscription: something newer",
+            None => "subscription: nothing newer",
+        });
+        let (Some(got), Some((number, generation))) = (got, expected) else { return };
+        model.read();
+        model.hold(number, Hold::Arc);
+        drop(model);
+        self.seen.set(generation);
+        self.receive(Held::Handle(got), number, Hold::Arc, keep, reach);
     }
 
     pub(super) fn set(&self, set: Set, keep: Keep, reach: Reach<'_, '_>) {

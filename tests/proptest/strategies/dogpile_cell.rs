@@ -50,6 +50,7 @@ fn operation(depth: u32) -> BoxedStrategy<Operation> {
         1 => (0..READERS).prop_map(Operation::ReaderGetUnlessDue),
         1 => (0..READERS).prop_map(Operation::ReaderRelease),
         5 => (set(), keep()).prop_map(|(set, keep)| Operation::Set(set, keep)),
+        2 => keep().prop_map(Operation::Changed),
         2 => Just(Operation::Invalidate),
         2 => seen().prop_map(Operation::InvalidateIfCurrent),
         1 => seen().prop_map(Operation::ClearIfCurrent),

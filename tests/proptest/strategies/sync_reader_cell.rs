@@ -95,6 +95,7 @@ fn operation(depth: u32) -> BoxedStrategy<Operation> {
         4 => which().prop_map(Operation::DropGuard),
         2 => Just(Operation::DropAll),
         5 => (set(), keep()).prop_map(|(set, keep)| Operation::Set(set, keep)),
+        2 => keep().prop_map(Operation::Changed),
         6 => Just(Operation::Invalidate),
         2 => seen().prop_map(Operation::InvalidateIfCurrent),
         2 => Just(Operation::Clear),
