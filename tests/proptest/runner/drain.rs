@@ -216,6 +216,8 @@ impl Runner {
         let would_block = self.model.borrow().would_block(build);
         if patience.is_some() || would_block {
             let patience = patience.unwrap_or(Duration::ZERO);
+            // A finalizer that the ledger has seen may not have returned yet, and without patience the lock is not waited for.
+            assert!(eventually(finalizers_sleep), "the cell's own thread does not come to rest");
             let got = writer.acquire_write_lock_timeout(patience);
             match (got, self.with_events(|model| model.lock_within(build, patience))) {
                 (Ok(mut lock), Locked::Over(number)) => self.check_old(lock.old(), number),
