@@ -57,7 +57,7 @@ fn kind_and_shape(read: &Read) -> (Kind, Shape) {
     }
 }
 
-/// The same conditions for a cell.
+/// Makes these conditions; `newer_than` is the generation that they name.
 pub(super) fn under<'r, K: Refreshable<Value = Token, Clock = TestClock>>(
     mut request: CellRequest<'r, Token, TestClock, K>,
     conditions: &Conditions,

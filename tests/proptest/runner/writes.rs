@@ -17,7 +17,6 @@ impl Runner {
     pub(super) fn peek(&self, peek: Peek, keep: Keep, reach: Reach<'_, '_>) {
         let cell = self.cell();
         self.model.borrow_mut().read();
-        let mut hold = Hold::Arc;
         let got = match (peek, &cell) {
             (Peek::Get, cell) => either!(cell, cell => cell.get().map(Handle::from)),
             (Peek::Snapshot, cell) => either!(cell, cell => cell.snapshot().map(|shot| shot.value.into())),
@@ -27,13 +26,12 @@ impl Runner {
                 if self.has_too_many_guards() {
                     return;
                 }
-                hold = Hold::Guard;
-                return self.got(cell.load().map(Held::Guard), peek, hold, keep, reach);
+                return self.got(cell.load().map(Held::Guard), peek, Hold::Guard, keep, reach);
             }
             (Peek::GetUnlessDue, Either::Dogpile(cell)) => cell.get_unless_due().map(Handle::from),
             (Peek::GetUnlessDue, Either::SyncReader(_)) => return,
         };
-        self.got(got.map(Held::Handle), peek, hold, keep, reach);
+        self.got(got.map(Held::Handle), peek, Hold::Arc, keep, reach);
     }
 
     fn got<'a>(&self, got: Option<Held<'a>>, peek: Peek, hold: Hold, keep: Keep, reach: Reach<'_, 'a>) {
