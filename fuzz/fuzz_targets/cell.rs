@@ -1,10 +1,10 @@
-//! The model and the runner of `tests/proptest`, with operations drawn from bytes.
+//! The model and the runner of `tests/proptest`, with operations on a `DogpileCell` drawn from bytes.
 #![no_main]
 // The property tests use all of it.
 #![allow(dead_code)]
 
 mod draw;
-#[path = "../../tests/proptest/model.rs"]
+#[path = "../../tests/proptest/model/mod.rs"]
 mod model;
 #[path = "../../tests/proptest/operations.rs"]
 mod operations;
@@ -12,7 +12,7 @@ mod operations;
 mod panics;
 #[path = "../../tests/proptest/refresher.rs"]
 mod refresher;
-#[path = "../../tests/proptest/runner.rs"]
+#[path = "../../tests/proptest/runner/mod.rs"]
 mod runner;
 #[path = "../../tests/proptest/tokens.rs"]
 mod tokens;
@@ -23,11 +23,10 @@ use std::time::Duration;
 use arbitrary::{Arbitrary, Result, Unstructured};
 use libfuzzer_sys::fuzz_target;
 
-use crate::draw::{list, perhaps, step, window, window_that_is_not_zero};
-use crate::model::{Kind, Patience, Settings};
+use crate::draw::{conditions, kind, list, outcome, perhaps, seen, settings, step, which, window};
+use crate::model::Patience;
 use crate::operations::{
-    Ahead, Build, Case, Conditions, Does, End, Finish, Found, Newer, Operation, Outcome, Peek, READERS, Read,
-    Request, Set, Spawner,
+    Ahead, Build, Case, Does, End, Finish, Found, Keep, Operation, Peek, READERS, Read, Request, Set, Spawner,
 };
 
 fuzz_target!(|case: Case| draw::run(&case, |case| drop(runner::run(case))));
@@ -35,50 +34,42 @@ fuzz_target!(|case: Case| draw::run(&case, |case| drop(runner::run(case))));
 impl<'a> Arbitrary<'a> for Case {
     fn arbitrary(u: &mut Unstructured<'a>) -> Result<Self> {
         Ok(Self {
-            settings: settings(u)?,
+            settings: settings(u, None)?,
             cell_goes_first: u.arbitrary()?,
             meanwhile: list(u, 20, |u| list(u, 3, |u| operation(u, 1)))?,
+            afterwards: Vec::new(),
             operations: list(u, 200, |u| operation(u, 2))?,
             at: AtomicUsize::new(usize::MAX),
         })
     }
 }
 
-fn settings(u: &mut Unstructured<'_>) -> Result<Settings> {
-    Ok(Settings {
-        ttl: window(u)?,
-        stale_while_refresh: perhaps(u, window)?,
-        stale_if_error: perhaps(u, window)?,
-        retry_backoff: perhaps(u, |u| {
-            let first = Duration::from_nanos(u.int_in_range(0..=6)?);
-            // Without a first pause there is none.
-            let longest = if first.is_zero() { first } else { window(u)?.max(first) };
-            Ok((first, longest))
-        })?,
-        lease_timeout: perhaps(u, window_that_is_not_zero)?,
-        coarse_period: u.int_in_range(0..=6)?,
-    })
-}
-
 /// `depth`: how many builds may run inside one another.
 fn operation(u: &mut Unstructured<'_>, depth: u32) -> Result<Operation> {
-    Ok(match u.int_in_range(0..=47)? {
-        0..=4 => Operation::Read(plain_read(u)?, build(u, depth)?),
-        5..=12 => Operation::Read(Read::Request(request(u, depth)?), build(u, depth)?),
+    Ok(match u.int_in_range(0..=49)? {
+        0..=4 => Operation::Read(plain_read(u)?, build(u, depth)?, keep(u)?),
+        5..=12 => Operation::Read(Read::Request(request(u, depth)?), build(u, depth)?, keep(u)?),
         13..=16 => Operation::Lookup { owned: u.arbitrary()?, conditions: perhaps(u, conditions)? },
         17..=20 => Operation::EndLease(which(u)?, end(u)?),
         21..=22 => Operation::Wait(which(u)?, patience(u)?),
-        23 => Operation::Leave(which(u)?),
+        23 => Operation::LeavePlace(which(u)?),
         24..=25 => Operation::RunJob(which(u)?),
         26 => Operation::DropJob(which(u)?),
-        27 => Operation::Peek(*u.choose(&[Peek::Get, Peek::Load, Peek::GetUnlessDue])?),
+        27 => Operation::Peek(
+            *u.choose(&[Peek::Get, Peek::Load, Peek::GetUnlessDue, Peek::Snapshot])?,
+            u.arbitrary()?,
+        ),
         28 => Operation::ReaderGet(reader(u)?),
         29 => Operation::ReaderGetUnlessDue(reader(u)?),
         30 => Operation::ReaderRelease(reader(u)?),
-        31..=33 => Operation::Set(set(u)?),
+        31..=33 => Operation::Set(set(u)?, keep(u)?),
         34 => Operation::Invalidate,
-        35 => Operation::InvalidateIfCurrent { remembered: u.arbitrary()? },
-        36 => Operation::Remember,
+        35 => Operation::InvalidateIfCurrent(seen(u)?),
+        36 => match u.int_in_range(0..=3)? {
+            0 => Operation::CloneHandle(which(u)?),
+            1..=2 => Operation::DropHandle(which(u)?),
+            _ => Operation::DropAll,
+        },
         37 => Operation::Clear,
         38 => Operation::Revoke,
         39 => Operation::Reset,
@@ -97,27 +88,26 @@ fn operation(u: &mut Unstructured<'_>, depth: u32) -> Result<Operation> {
         43 => Operation::Outage(u.int_in_range(1..=9)?),
         44 => Operation::Detach(found(u)?),
         45 => Operation::Advance(step(u)?),
+        46 => Operation::ClearIfCurrent(seen(u)?),
+        47 => Operation::Changed(keep(u)?),
         _ => Operation::AdvanceTo(which(u)?, u.int_in_range(0..=1)?),
     })
 }
 
-fn which(u: &mut Unstructured<'_>) -> Result<usize> {
-    u.int_in_range(0..=3)
+fn keep(u: &mut Unstructured<'_>) -> Result<Keep> {
+    u.ratio(1, 16)
 }
 
 fn reader(u: &mut Unstructured<'_>) -> Result<usize> {
     u.int_in_range(0..=READERS - 1)
 }
 
-fn kind(u: &mut Unstructured<'_>) -> Result<Kind> {
-    Ok(if u.arbitrary()? { Kind::Network } else { Kind::Parse })
-}
-
 fn plain_read(u: &mut Unstructured<'_>) -> Result<Read> {
     Ok(match u.int_in_range(0..=7)? {
         0..=1 => Read::GetOrRefresh,
         2 => Read::LoadOrRefresh,
-        3..=5 => Read::TryGetOrRefresh(kind(u)?),
+        3 => Read::ReaderTry(reader(u)?, kind(u)?),
+        4..=5 => Read::TryGetOrRefresh(kind(u)?),
         _ => Read::Reader(reader(u)?),
     })
 }
@@ -131,6 +121,7 @@ fn request(u: &mut Unstructured<'_>, depth: u32) -> Result<Request> {
             _ => Finish::TryGetWith(kind(u)?),
         },
         owned: u.arbitrary()?,
+        exchange: None,
         spawner: perhaps(u, |u| {
             Ok(Spawner {
                 before: some(u, depth)?,
@@ -146,39 +137,8 @@ fn request(u: &mut Unstructured<'_>, depth: u32) -> Result<Request> {
     })
 }
 
-fn conditions(u: &mut Unstructured<'_>) -> Result<Conditions> {
-    // One byte says which there are.
-    let made: u8 = u.arbitrary()?;
-    let is_made = |bit: u8| made & (1 << bit) != 0;
-    Ok(Conditions {
-        max_stale: is_made(0).then(|| window(u)).transpose()?,
-        max_age: is_made(1).then(|| window(u)).transpose()?,
-        newer_than: is_made(2)
-            .then(|| {
-                Ok(match u.int_in_range(0..=7)? {
-                    count @ 0..=4 => Newer::Before(count / 2),
-                    count @ 5..=6 => Newer::After(count - 4),
-                    _ => Newer::Last,
-                })
-            })
-            .transpose()?,
-        no_cache: is_made(3) && is_made(6),
-        wait_at_most: is_made(4).then(|| window(u)).transpose()?,
-        or_stale: is_made(5),
-    })
-}
-
 fn build(u: &mut Unstructured<'_>, depth: u32) -> Result<Build> {
-    Ok(Build {
-        inside: some(u, depth)?,
-        outcome: match u.int_in_range(0..=11)? {
-            0 => Outcome::Panic,
-            1..=4 => Outcome::Error,
-            5..=6 => Outcome::NotModified,
-            7..=8 => Outcome::ValueFor(window(u)?),
-            _ => Outcome::Value,
-        },
-    })
+    Ok(Build { inside: some(u, depth)?, outcome: outcome(u)? })
 }
 
 /// Operations inside another.

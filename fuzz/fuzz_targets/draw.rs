@@ -4,7 +4,10 @@ use std::fmt::Debug;
 use std::time::Duration;
 
 use arbitrary::{Result, Unstructured};
+use dogpile::Drain;
 
+use crate::model::{Kind, Settings};
+use crate::operations::{Conditions, Newer, Outcome, Which};
 use crate::panics::reported;
 
 const MILLISECOND: Duration = Duration::from_millis(1);
@@ -63,4 +66,65 @@ pub(crate) fn list<R>(
         list.push(draw(u)?);
     }
     Ok(list)
+}
+
+pub(crate) fn settings(u: &mut Unstructured<'_>, drain: Option<Drain>) -> Result<Settings> {
+    Ok(Settings {
+        ttl: window(u)?,
+        stale_while_refresh: perhaps(u, window)?,
+        stale_if_error: perhaps(u, window)?,
+        retry_backoff: perhaps(u, |u| {
+            let first = Duration::from_nanos(u.int_in_range(0..=6)?);
+            // Without a first pause there is none.
+            let longest = if first.is_zero() { first } else { window(u)?.max(first) };
+            Ok((first, longest))
+        })?,
+        lease_timeout: perhaps(u, window_that_is_not_zero)?,
+        coarse_period: u.int_in_range(0..=6)?,
+        drain,
+    })
+}
+
+pub(crate) fn kind(u: &mut Unstructured<'_>) -> Result<Kind> {
+    Ok(if u.arbitrary()? { Kind::Network } else { Kind::Parse })
+}
+
+pub(crate) fn conditions(u: &mut Unstructured<'_>) -> Result<Conditions> {
+    // One byte says which there are.
+    let made: u8 = u.arbitrary()?;
+    let is_made = |bit: u8| made & (1 << bit) != 0;
+    Ok(Conditions {
+        max_stale: is_made(0).then(|| window(u)).transpose()?,
+        max_age: is_made(1).then(|| window(u)).transpose()?,
+        newer_than: is_made(2)
+            .then(|| {
+                Ok(match u.int_in_range(0..=7)? {
+                    count @ 0..=4 => Newer::Before(count / 2),
+                    count @ 5..=6 => Newer::After(count - 4),
+                    _ => Newer::Last,
+                })
+            })
+            .transpose()?,
+        no_cache: is_made(3) && is_made(6),
+        wait_at_most: is_made(4).then(|| window(u)).transpose()?,
+        or_stale: is_made(5),
+    })
+}
+
+pub(crate) fn outcome(u: &mut Unstructured<'_>) -> Result<Outcome> {
+    Ok(match u.int_in_range(0..=11)? {
+        0 => Outcome::Panic,
+        1..=4 => Outcome::Error,
+        5..=6 => Outcome::NotModified,
+        7..=8 => Outcome::ValueFor(window(u)?),
+        _ => Outcome::Value,
+    })
+}
+
+pub(crate) fn seen(u: &mut Unstructured<'_>) -> Result<Which> {
+    Ok(if u.arbitrary()? { Which::Present } else { Which::Kept(which(u)?) })
+}
+
+pub(crate) fn which(u: &mut Unstructured<'_>) -> Result<usize> {
+    u.int_in_range(0..=5)
 }

@@ -1,4 +1,5 @@
-//! What is done to a cell. [`strategies`](crate::strategies) draws it at random; so does the fuzz target.
+//! What is done to a cell, of either kind. [`strategies`](crate::strategies) draws it at random; so do the fuzz targets. What the
+//! kind of cell cannot do is left out.
 
 use std::fmt;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -13,8 +14,11 @@ pub(crate) const READERS: usize = 2;
 pub(crate) struct Case {
     pub(crate) settings: Settings,
     pub(crate) operations: Vec<Operation>,
-    /// What happens while the one thread waits: one of these lists before each of its looks, then only time passes.
+    /// What happens while the one thread waits: one of these lists before each of its looks, then only time passes. While it
+    /// waits for readers: one of them leaves, if a list begins with that.
     pub(crate) meanwhile: Vec<Vec<Operation>>,
+    /// What is done to the handles that are kept when a `SyncReaderCell` is gone.
+    pub(crate) afterwards: Vec<Operation>,
     /// A refresher that is still there at the end sees the cell go; else it goes first.
     pub(crate) cell_goes_first: bool,
     /// Which of the operations runs: for the watchdog, which cannot ask the thread that hangs.
@@ -25,7 +29,7 @@ impl fmt::Debug for Case {
     /// One operation on a line, and a mark at the one that runs.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:?}", self.settings)?;
-        for (number, operation) in self.operations.iter().enumerate() {
+        for (number, operation) in self.operations.iter().chain(&self.afterwards).enumerate() {
             let mark = if number == self.at.load(Ordering::Relaxed) { "=>" } else { "  " };
             write!(f, "\n{mark}{number:4} {operation:?}")?;
         }
@@ -40,7 +44,17 @@ impl fmt::Debug for Case {
 #[derive(Clone, Debug)]
 pub(crate) enum Operation {
     /// A read that may build.
-    Read(Read, Build),
+    Read(Read, Build, Keep),
+    /// A read that never builds.
+    Peek(Peek, Keep),
+    /// Clones one of the kept handles.
+    CloneHandle(usize),
+    /// Drops one of them.
+    DropHandle(usize),
+    /// Drops one of the kept `ReadGuard`s.
+    DropGuard(usize),
+    /// Drops all of both, one after the other.
+    DropAll,
     /// `lookup`, or that of a request. A lease or a place is kept for later.
     Lookup {
         owned: bool,
@@ -51,25 +65,21 @@ pub(crate) enum Operation {
     /// Waits at one of the kept places. If the wait ends before the build, the place stays.
     Wait(usize, Patience),
     /// Drops one of the kept places.
-    Leave(usize),
+    LeavePlace(usize),
     /// Runs one of the builds that a spawner has kept.
     RunJob(usize),
     /// Drops one of them.
     DropJob(usize),
-    /// A read that never builds.
-    Peek(Peek),
     ReaderGet(usize),
     ReaderGetUnlessDue(usize),
     ReaderRelease(usize),
-    Set(Set),
+    /// `wait_changed_timeout` of a long-lived `Subscription`, for no time.
+    Changed(Keep),
+    Set(Set, Keep),
     Invalidate,
-    /// Of the value that is remembered, or of the present one.
-    InvalidateIfCurrent {
-        remembered: bool,
-    },
-    /// Remembers the present value.
-    Remember,
+    InvalidateIfCurrent(Which),
     Clear,
+    ClearIfCurrent(Which),
     Revoke,
     Reset,
     /// A `Refresher`, where there is none yet, that builds so long ahead: on a thread, or as a task (with the feature `async`).
@@ -89,9 +99,25 @@ pub(crate) enum Operation {
     Outage(u32),
     /// Drops it: while it sleeps, or from inside its running build, which then finds this. (A task's build is dropped too.)
     Detach(Found),
+    /// Asks for the write lock, in a build that is given a writer: with a timeout; or without one, where that does not block.
+    Lock(Option<Duration>),
+    /// Changes the old value in place, in a build that has the lock.
+    Mark,
+    /// `synchronize_timeout`, and `synchronize` where that does not block.
+    Synchronize(Duration),
     Advance(Duration),
     /// To one of the next moments at which something changes by itself, and so many nanoseconds past it.
     AdvanceTo(usize, u64),
+}
+
+/// Whether the caller keeps what it got: a handle, which is an `Arc` or a `ReaderArc`; or a `ReadGuard`.
+pub(crate) type Keep = bool;
+
+/// What a caller has seen: the present value, or one that it has kept.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Which {
+    Present,
+    Kept(usize),
 }
 
 #[derive(Clone, Debug)]
@@ -99,7 +125,10 @@ pub(crate) enum Read {
     GetOrRefresh,
     LoadOrRefresh,
     Reader(usize),
+    ReaderTry(usize, Kind),
     TryGetOrRefresh(Kind),
+    /// `exchange` of one of the kept `ReaderArc`s; `get_or_refresh` where there is none.
+    Exchange(usize),
     Request(Request),
 }
 
@@ -110,6 +139,8 @@ pub(crate) struct Request {
     /// From `request_owned`. With a spawner it always is.
     pub(crate) owned: bool,
     pub(crate) spawner: Option<Spawner>,
+    /// Gives one of the kept `ReaderArc`s up.
+    pub(crate) exchange: Option<usize>,
 }
 
 /// `None` and `false`: the condition is not made.
@@ -139,6 +170,8 @@ pub(crate) enum Finish {
     Get,
     TryGet(Kind),
     TryGetWith(Kind),
+    GetWithWriter,
+    TryGetWithWriter(Kind),
 }
 
 /// A function that builds are handed to, and what happens while it runs.
@@ -181,6 +214,8 @@ pub(crate) enum Peek {
     Get,
     Load,
     GetUnlessDue,
+    /// Its value, which may have expired.
+    Snapshot,
 }
 
 #[derive(Clone, Copy, Debug)]

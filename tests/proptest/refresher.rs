@@ -20,7 +20,7 @@ use {
 
 use crate::model::{Activity, Number, Trouble};
 use crate::panics::eventually;
-use crate::runner::TestCell;
+use crate::runner::Dogpile;
 use crate::tokens::{Ledger, NetworkError, Token};
 
 /// What a build panics with.
@@ -48,16 +48,13 @@ struct Parked {
 }
 
 impl ParkedThread {
-    /// [`Clock::park_until`] for any thread.
+    /// [`Clock::park_until`] for that thread.
     pub(crate) fn park_until(&self, clock: &ManualClock, deadline: Tick, now: Tick) {
-        let is_refresher = std::thread::current().name() == Some("dogpile-refresher");
-        if is_refresher {
-            *lock(&self.0) = Some(Parked { until: deadline, looked: now });
-        }
+        let thread = std::thread::current();
+        assert_eq!(thread.name(), Some("dogpile-refresher"), "no other thread waits on a clock");
+        *lock(&self.0) = Some(Parked { until: deadline, looked: now });
         clock.park_until(deadline, now);
-        if is_refresher {
-            *lock(&self.0) = None;
-        }
+        *lock(&self.0) = None;
     }
 
     /// Whether the thread has looked at the present time and sleeps, and not for too long.
@@ -158,7 +155,7 @@ impl Drop for Attached {
 impl Attached {
     /// `None`: it is refused.
     pub(crate) fn attach(
-        cell: &Arc<TestCell>,
+        cell: &Arc<Dogpile>,
         ledger: &Arc<Ledger>,
         parked: &ParkedThread,
         ahead: Duration,

@@ -103,7 +103,6 @@ fn blamed<R>(called: R) -> R {
 
 /// Calls into a cell. `None`: the panic of a method whose spawner has dropped its build, or whose build has panicked there, at
 /// that caller's line. Every other panic goes on.
-#[allow(dead_code)] // by the test of `SyncReaderCell`
 pub(crate) fn unless_abandoned<R>(call: impl FnOnce() -> R) -> Option<R> {
     match catch_unwind(AssertUnwindSafe(call)) {
         Ok(returned) => Some(returned),

@@ -1,7 +1,4 @@
-//! How what is done to a cell is drawn at random.
-//!
-//! Windows and steps of the clock are a few nanoseconds long, so that steps taken at random meet every boundary exactly, just
-//! before and just after. Now and then they are a day or a century long, or for ever.
+//! What is done to a `DogpileCell`.
 
 use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
@@ -10,110 +7,53 @@ use proptest::collection::vec;
 use proptest::option;
 use proptest::prelude::*;
 
-use crate::model::{Kind, Patience, Settings};
+use super::{CENTURY, age, build, conditions, kind, seen, settings, short_step, which, window};
+use crate::model::Patience;
 use crate::operations::{
-    Ahead, Build, Case, Conditions, Does, End, Finish, Found, Newer, Operation, Outcome, Peek, READERS, Read,
-    Request, Set, Spawner,
+    Ahead, Build, Case, Does, End, Finish, Found, Keep, Operation, Outcome, Peek, READERS, Read, Request,
+    Set, Spawner,
 };
 
 pub(crate) fn case() -> impl Strategy<Value = Case> {
-    (settings(), vec(operation(2), 1..80), vec(vec(operation(1), 1..4), 0..20), any::<bool>()).prop_map(
-        |(settings, operations, meanwhile, cell_goes_first)| Case {
+    (settings(Just(None)), vec(operation(2), 1..80), vec(vec(operation(1), 1..4), 0..20), any::<bool>())
+        .prop_map(|(settings, operations, meanwhile, cell_goes_first)| Case {
             settings,
             operations,
             meanwhile,
+            afterwards: Vec::new(),
             cell_goes_first,
             at: AtomicUsize::new(usize::MAX),
-        },
-    )
-}
-
-fn settings() -> impl Strategy<Value = Settings> {
-    let some_backoff = (1_u64..=6, window()).prop_map(|(first, max)| {
-        let first = Duration::from_nanos(first);
-        (first, max.max(first))
-    });
-    let backoff = prop_oneof![3 => some_backoff, 2 => Just((Duration::ZERO, Duration::ZERO))];
-    let lease_timeout = window().prop_map(|window| window.max(Duration::from_nanos(1)));
-    (
-        window(),
-        option::weighted(0.75, window()),
-        option::weighted(0.75, window()),
-        option::weighted(0.85, backoff),
-        option::weighted(0.6, lease_timeout),
-        0_u64..=6,
-    )
-        .prop_map(
-            |(ttl, stale_while_refresh, stale_if_error, retry_backoff, lease_timeout, coarse_period)| {
-                Settings {
-                    ttl,
-                    stale_while_refresh,
-                    stale_if_error,
-                    retry_backoff,
-                    lease_timeout,
-                    coarse_period,
-                }
-            },
-        )
-}
-
-/// A ttl, a window or a timeout.
-fn window() -> impl Strategy<Value = Duration> {
-    prop_oneof![
-        2 => Just(Duration::ZERO),
-        8 => (1_u64..=10).prop_map(Duration::from_nanos),
-        2 => (1_u32..=10).prop_map(|count| MILLISECOND / 2 * count),
-        1 => Just(DAY),
-        1 => Just(Duration::MAX),
-    ]
-}
-
-const MILLISECOND: Duration = Duration::from_millis(1);
-const DAY: Duration = Duration::from_secs(24 * 60 * 60);
-const CENTURY: Duration = DAY.saturating_mul(36_525);
-
-fn step() -> impl Strategy<Value = Duration> {
-    prop_oneof![
-        60 => (1_u64..=6).prop_map(Duration::from_nanos),
-        10 => (1_u32..=4).prop_map(|count| MILLISECOND / 2 * count),
-        6 => Just(100 * MILLISECOND),
-        4 => Just(DAY),
-        2 => Just(CENTURY),
-        1 => Just(Duration::MAX),
-    ]
-}
-
-/// Of a value that is restored.
-fn age() -> impl Strategy<Value = Duration> {
-    prop_oneof![6 => window(), 1 => Just(CENTURY)]
-}
-
-fn kind() -> impl Strategy<Value = Kind> {
-    prop_oneof![Just(Kind::Network), Just(Kind::Parse)]
+        })
 }
 
 /// `depth`: how many builds may run inside one another.
 fn operation(depth: u32) -> BoxedStrategy<Operation> {
     prop_oneof![
-        8 => (plain_read(), build(depth)).prop_map(|(read, build)| Operation::Read(read, build)),
-        14 => (request(depth), build(depth))
-            .prop_map(|(request, build)| Operation::Read(Read::Request(request), build)),
+        8 => (plain_read(), build(some(depth)), keep())
+            .prop_map(|(read, build, keep)| Operation::Read(read, build, keep)),
+        14 => (request(depth), build(some(depth)), keep())
+            .prop_map(|(request, build, keep)| Operation::Read(Read::Request(request), build, keep)),
         2 => overtaken(),
         8 => (any::<bool>(), option::weighted(0.5, conditions()))
             .prop_map(|(owned, conditions)| Operation::Lookup { owned, conditions }),
         6 => (0..4_usize, end()).prop_map(|(which, end)| Operation::EndLease(which, end)),
         4 => (0..4_usize, patience()).prop_map(|(which, patience)| Operation::Wait(which, patience)),
-        1 => (0..4_usize).prop_map(Operation::Leave),
+        1 => (0..4_usize).prop_map(Operation::LeavePlace),
         3 => (0..4_usize).prop_map(Operation::RunJob),
         1 => (0..4_usize).prop_map(Operation::DropJob),
-        2 => peek().prop_map(Operation::Peek),
+        2 => (peek(), keep()).prop_map(|(peek, keep)| Operation::Peek(peek, keep)),
+        1 => Just(Operation::Peek(Peek::Snapshot, true)),
+        1 => which().prop_map(Operation::CloneHandle),
+        2 => which().prop_map(Operation::DropHandle),
+        1 => Just(Operation::DropAll),
         2 => (0..READERS).prop_map(Operation::ReaderGet),
         1 => (0..READERS).prop_map(Operation::ReaderGetUnlessDue),
         1 => (0..READERS).prop_map(Operation::ReaderRelease),
-        5 => set().prop_map(Operation::Set),
+        5 => (set(), keep()).prop_map(|(set, keep)| Operation::Set(set, keep)),
+        2 => keep().prop_map(Operation::Changed),
         2 => Just(Operation::Invalidate),
-        2 => any::<bool>().prop_map(|remembered| Operation::InvalidateIfCurrent { remembered }),
-        1 => Just(Operation::Remember),
+        2 => seen().prop_map(Operation::InvalidateIfCurrent),
+        1 => seen().prop_map(Operation::ClearIfCurrent),
         2 => Just(Operation::Clear),
         2 => Just(Operation::Revoke),
         1 => Just(Operation::Reset),
@@ -129,12 +69,21 @@ fn operation(depth: u32) -> BoxedStrategy<Operation> {
     .boxed()
 }
 
+fn step() -> impl Strategy<Value = Duration> {
+    prop_oneof![80 => short_step(), 2 => Just(CENTURY), 1 => Just(Duration::MAX)]
+}
+
+fn keep() -> impl Strategy<Value = Keep> {
+    prop::bool::weighted(0.05)
+}
+
 fn plain_read() -> impl Strategy<Value = Read> {
     prop_oneof![
         2 => Just(Read::GetOrRefresh),
         1 => Just(Read::LoadOrRefresh),
         3 => kind().prop_map(Read::TryGetOrRefresh),
         2 => (0..READERS).prop_map(Read::Reader),
+        1 => (0..READERS, kind()).prop_map(|(which, kind)| Read::ReaderTry(which, kind)),
     ]
 }
 
@@ -144,35 +93,9 @@ fn request(depth: u32) -> impl Strategy<Value = Request> {
         1 => kind().prop_map(Finish::TryGet),
         1 => kind().prop_map(Finish::TryGetWith),
     ];
-    (conditions(), finish, any::<bool>(), option::of(spawner(depth)))
-        .prop_map(|(conditions, finish, owned, spawner)| Request { conditions, finish, owned, spawner })
-}
-
-fn conditions() -> impl Strategy<Value = Conditions> {
-    (
-        option::weighted(0.3, prop_oneof![Just(Duration::ZERO), window()]),
-        option::weighted(0.3, window()),
-        option::weighted(0.3, newer()),
-        prop::bool::weighted(0.25),
-        option::weighted(0.5, prop_oneof![Just(Duration::ZERO), window()]),
-        prop::bool::weighted(0.4),
+    (conditions(), finish, any::<bool>(), option::of(spawner(depth))).prop_map(
+        |(conditions, finish, owned, spawner)| Request { conditions, finish, owned, spawner, exchange: None },
     )
-        .prop_map(|(max_stale, max_age, newer_than, no_cache, wait_at_most, or_stale)| Conditions {
-            max_stale,
-            max_age,
-            newer_than,
-            no_cache,
-            wait_at_most,
-            or_stale,
-        })
-}
-
-fn newer() -> impl Strategy<Value = Newer> {
-    prop_oneof![
-        4 => (0..=2_u64).prop_map(Newer::Before),
-        1 => (1..=2_u64).prop_map(Newer::After),
-        1 => Just(Newer::Last),
-    ]
 }
 
 fn spawner(depth: u32) -> BoxedStrategy<Spawner> {
@@ -183,17 +106,6 @@ fn spawner(depth: u32) -> BoxedStrategy<Spawner> {
         1 => Just(Does::Panic),
     ];
     (some(depth), does, some(depth)).prop_map(|(before, does, after)| Spawner { before, does, after }).boxed()
-}
-
-fn build(depth: u32) -> BoxedStrategy<Build> {
-    let outcome = prop_oneof![
-        3 => Just(Outcome::Value),
-        2 => window().prop_map(Outcome::ValueFor),
-        2 => Just(Outcome::NotModified),
-        4 => Just(Outcome::Error),
-        1 => Just(Outcome::Panic),
-    ];
-    (some(depth), outcome).prop_map(|(inside, outcome)| Build { inside, outcome }).boxed()
 }
 
 /// Operations inside another.
@@ -208,7 +120,7 @@ fn some(depth: u32) -> BoxedStrategy<Vec<Operation>> {
 fn overtaken() -> impl Strategy<Value = Operation> {
     (plain_read(), step(), any::<bool>()).prop_map(|(read, step, owned)| {
         let inside = vec![Operation::Advance(step), Operation::Lookup { owned, conditions: None }];
-        Operation::Read(read, Build { inside, outcome: Outcome::Value })
+        Operation::Read(read, Build { inside, outcome: Outcome::Value }, false)
     })
 }
 
