@@ -191,7 +191,7 @@ fn an_invalidation_that_failed_was_forgotten_when_an_earlier_one_of_the_same_key
     let a = fleet.node(POLICY);
     a.read(7, "old");
     let earlier = fleet.way.hold_up_an_invalidation();
-    std::thread::scope(|scope| {
+    thread::scope(|scope| {
         let acknowledged = scope.spawn(|| a.keys.invalidate("7"));
         earlier.begun.recv().unwrap();
         fleet.way.down.store(true, Ordering::SeqCst);

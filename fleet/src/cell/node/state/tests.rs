@@ -168,11 +168,11 @@ fn what_is_delivered_is_not_owed_and_the_store_is_one_epoch_further() {
             state.is_told(epoch(3));
             state.sees(epoch(3), Some(version(5)));
             (0..number).for_each(|_| state.owes(Invalidation::Soft));
-            let owing = state.owed().unwrap();
+            let acknowledged = state.owed().unwrap();
             (number..begun).for_each(|_| state.owes(Invalidation::Soft));
             (0..begun).for_each(|_| state.has_tried());
             state.has_published(1, alone(Some(epoch(3)), after));
-            state.has_delivered(owing);
+            state.has_delivered(acknowledged);
             assert_eq!((state.is_owing(), state.epoch), (owing, Some(epoch(4))));
             assert_eq!(state.seen, Some(Seen { epoch: epoch(4), version: 5 }));
             assert_eq!(state.known(Some(1)).has_missed(epoch(4)), after < number, "{begun} {number} {after}");
@@ -189,10 +189,10 @@ fn an_epoch_that_the_store_has_told_meanwhile_is_not_counted_twice() {
         state.is_told(epoch(3));
         state.sees(epoch(3), None);
         state.owes(Invalidation::Soft);
-        let owing = state.owed().unwrap();
+        let acknowledged = state.owed().unwrap();
         state.is_told(epoch(told));
         state.sees(epoch(told), None);
-        state.has_delivered(owing);
+        state.has_delivered(acknowledged);
         assert_eq!(state.epoch, Some(epoch(expected)), "{told}");
         assert_eq!(state.seen, Some(Seen { epoch: epoch(expected), version: 0 }), "{told}");
     }
