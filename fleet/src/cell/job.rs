@@ -167,6 +167,8 @@ where
     fn drop(&mut self) {
         if let Some(step) = self.awaited.give_up() {
             self.node.unclaimed(step);
+            // The worker looks when a right to build is to be given back.
+            self.node.mailbox.nudge(Job::Kick);
         }
     }
 }

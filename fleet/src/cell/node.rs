@@ -105,8 +105,6 @@ pub(crate) struct Node<T: 'static, C: Clock + 'static> {
     pub(crate) mailbox: Arc<Mailbox<Job<T, C>, C>>,
     /// Never locked while a clock, a store or code of the user's is called.
     state: Mutex<State<T>>,
-    /// Whose turn it is to deliver what is owed. The others wait, as they would have to deliver it too.
-    turn: Mutex<()>,
 }
 
 /// A publication, for the worker.
@@ -213,7 +211,6 @@ where
             policy,
             mailbox,
             state: Mutex::new(State::new()),
-            turn: Mutex::new(()),
         }
     }
 
@@ -230,14 +227,26 @@ where
         super::build::is_building(self.address())
     }
 
+    /// This process has none of the threads that held something here.
+    pub(crate) fn has_forked(&self) {
+        self.with(State::has_forked);
+        self.local.revoke();
+    }
+
     pub(crate) fn can_serve(&self) -> bool {
         self.local.load().is_some()
     }
 
     /// What is known about the value in the local cell; nothing if there is none.
     pub(crate) fn known(&self) -> Known {
-        let generation = self.local.snapshot().map(|snapshot| snapshot.generation);
-        self.with(|state| state.known(generation))
+        self.held().0
+    }
+
+    /// The same, with the value. (That of a lease may be an older one: a value that is taken over stale is restored beside it.)
+    fn held(&self) -> (Known, Option<Arc<T>>) {
+        let snapshot = self.local.snapshot();
+        let generation = snapshot.as_ref().map(|snapshot| snapshot.generation);
+        (self.with(|state| state.known(generation)), snapshot.map(|snapshot| snapshot.value))
     }
 
     /// The same, for one publication.

@@ -116,8 +116,12 @@ where
             }
             Next::At(contained(|| self.node.clock.now().saturating_add(AGAIN)))
         });
-        let agenda = agenda.filter(|_| next != Next::Over);
-        drop(self.exchange(agenda));
+        if next == Next::Over {
+            // A subscription is the store's, and may panic.
+            contained(|| drop(agenda));
+        } else {
+            drop(self.exchange(agenda));
+        }
         next
     }
 
@@ -127,8 +131,11 @@ where
 
     fn has_forked(&self) {
         self.node.mailbox.forget();
-        drop(self.exchange(None));
-        self.node.local.revoke();
+        if let Some(Agenda { subscription, .. }) = self.exchange(None) {
+            // Not dropped: it belongs to threads of the parent, which may have locked it.
+            std::mem::forget(subscription);
+        }
+        self.node.has_forked();
     }
 }
 
@@ -179,26 +186,28 @@ where
             }
             beat.next = now.saturating_add(lease / 3);
         }
+        let has_ended = |bound: Option<Tick>| bound.is_some_and(|end| end <= now);
         if let Some(watch) = self.watch.take() {
-            self.watch = if hinted || watch.next <= now { node.watch_on(watch) } else { Some(watch) };
+            let is_due = hinted || watch.next <= now || has_ended(node.known().hard_end);
+            self.watch = if is_due { node.watch_on(watch) } else { Some(watch) };
         }
         self.look(node, hinted, now);
         let stash = node.tidy_stash(now);
         let orphans = node.tidy_orphans(now);
         let bound = node.known().hard_end;
-        if self.watch.is_none() && bound.is_some_and(|end| end <= now) && node.can_serve() {
+        if self.watch.is_none() && has_ended(bound) && node.can_serve() {
             drop(node.local.clear());
         }
+        [self.next(), stash, orphans, owed, bound.filter(|end| now < *end)].into_iter().flatten().min()
+    }
+
+    /// When a beat, the watch or a look is due.
+    fn next(&self) -> Option<Tick> {
+        // Relaxed: see `Running::stop_beat`.
         let beats = self.beats.iter().filter(|beat| !beat.done.load(Ordering::Relaxed)).map(|beat| beat.next);
-        let watch = self.watch.as_ref().map(|watch| watch.next);
-        beats
-            .chain(watch)
-            .chain(self.next_look)
-            .chain(stash)
-            .chain(orphans)
-            .chain(owed)
-            .chain(bound.filter(|end| now < *end))
-            .min()
+        // While there is a watch, no other look is made.
+        let look = self.watch.as_ref().map_or(self.next_look, |watch| Some(watch.next));
+        beats.chain(look).min()
     }
 
     /// Looks for what other nodes have done to a value that is fresh here.
@@ -235,7 +244,7 @@ mod tests {
     use std::convert::Infallible;
     use std::time::Duration;
 
-    use dogpile::{Freshness, SystemClock};
+    use dogpile::{DogpileCell, Freshness, Lookup, SystemClock};
 
     use super::*;
     use crate::cell::node::Caller;
@@ -259,6 +268,28 @@ mod tests {
             let pause = until_next_look(Duration::from_secs(interval), members);
             assert_eq!(pause.as_secs(), seconds, "{interval} {members:?}");
         }
+    }
+
+    /// A look that was due while another node built let the worker take one step after the other.
+    #[test]
+    fn while_there_is_a_watch_the_next_look_is_the_watch() {
+        let cell = Arc::new(DogpileCell::<String>::new(Duration::from_secs(60)));
+        let Lookup::Elected(lease) = cell.lookup_owned() else { unreachable!() };
+        let at = |second: u64| Tick::from_nanos(second * 1_000_000_000);
+        let watch = Watch::new(lease, at(10), Duration::from_secs(5), false);
+        let due = watch.next;
+        let mut agenda = Agenda {
+            watch: Some(watch),
+            beats: Vec::new(),
+            next_look: Some(at(1)),
+            hinted_early: false,
+            unhinted: false,
+            subscription: None,
+        };
+        assert!(at(10) < due);
+        assert_eq!(agenda.next(), Some(due));
+        agenda.watch = None;
+        assert_eq!(agenda.next(), Some(at(1)));
     }
 
     /// As if no thread could be started, callers looked again and again, and neither built nor were served.

@@ -1,5 +1,6 @@
 //! Faults that were found by looking for them, each under the name of its symptom.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -412,5 +413,70 @@ fn a_look_during_an_invalidation_made_the_store_seem_to_have_gone_back() {
     });
     // A read that finds the cell's lock taken is served the old value.
     eventually("it is built", || *node.try_get_or_refresh(tagged("v2")).unwrap() == "v2 after Some(\"v1\")");
+    assert_eq!(node.stats().gone_back, 0);
+}
+
+/// What a node has taken over while it watches another one's build is what that build confirms: not what the node had before, and not
+/// nothing.
+#[test]
+fn a_value_that_was_taken_over_stale_and_then_confirmed_was_lost() {
+    // Whether the node had an older value.
+    for had_one in [true, false] {
+        let fleet = Fleet::new();
+        let [node, second, third] = [0; 3].map(|_| fleet.quiet(POLICY));
+        if had_one {
+            node.get_or_refresh(|| text("v1"));
+        }
+        fleet.clock.advance(11 * SECOND);
+        assert_eq!(*second.get_or_refresh(|| text("v2")), "v2");
+        fleet.clock.advance(11 * SECOND);
+        let confirmed = third.try_get_or_refresh(|_| {
+            assert_eq!(served(&node), "v2");
+            assert_eq!(node.freshness(), Freshness::Stale);
+            Ok::<_, std::io::Error>(Refreshed::NotModified)
+        });
+        assert_eq!(*confirmed.unwrap(), "v2");
+        passes(&fleet, "it is fresh", || node.freshness() == Freshness::Fresh);
+        assert_eq!(get(&node).as_deref(), Some("v2"));
+    }
+}
+
+#[test]
+fn an_invalidation_whose_store_panicked_was_forgotten_and_so_was_each_that_failed_later() {
+    let fleet = Fleet::new();
+    let (node, way) = fleet.disturbed(POLICY);
+    assert_eq!(*node.get_or_refresh(|| text("old")), "old");
+    way.panics.store(true, Ordering::SeqCst);
+    catch_unwind(AssertUnwindSafe(|| node.invalidate())).expect_err("as planned");
+    assert_ne!(node.freshness(), Freshness::Fresh);
+    eventually("it is delivered once more", || node.stats().redelivered == 1);
+
+    way.down.store(true, Ordering::SeqCst);
+    node.invalidate().unwrap_err();
+    way.down.store(false, Ordering::SeqCst);
+    passes(&fleet, "the later one is delivered", || node.stats().redelivered == 2);
+}
+
+/// The answer to a look was judged by what this node had done since.
+#[test]
+fn an_invalidation_during_a_look_made_the_store_seem_to_have_gone_back() {
+    let fleet = Fleet::new();
+    let (node, way) = fleet.disturbed(POLICY);
+    let other = fleet.quiet(POLICY);
+    assert_eq!(*node.get_or_refresh(|| text("old")), "old");
+    eventually("it listens", || {
+        other.invalidate().unwrap();
+        node.freshness() == Freshness::Stale
+    });
+    let (begun, let_go) = way.hold_up_the_answer_of_a_poll();
+    assert_eq!(*other.get_or_refresh(|| text("new")), "new");
+    begun.recv().unwrap();
+    node.invalidate().unwrap();
+    let_go.send(()).unwrap();
+    let polls = node.stats().polls;
+    eventually("it looks again", || {
+        other.invalidate().unwrap();
+        node.stats().polls > polls + 1
+    });
     assert_eq!(node.stats().gone_back, 0);
 }

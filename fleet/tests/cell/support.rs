@@ -63,6 +63,8 @@ impl Fleet {
             poll_gate: Mutex::new(None),
             publication_gate: Mutex::new(None),
             invalidation_gate: Mutex::new(None),
+            answer_gate: Mutex::new(None),
+            panics: AtomicBool::new(false),
         });
         (self.node_with(policy, Arc::clone(&store)), store)
     }
@@ -82,6 +84,10 @@ pub(crate) struct Disturbed {
     publication_gate: Gate,
     /// The next `invalidate` reports here when it has taken effect, and then waits.
     invalidation_gate: Gate,
+    /// The next `poll` reports here when it has its answer, and then waits.
+    answer_gate: Gate,
+    /// The next `invalidate` panics when it has taken effect.
+    pub(crate) panics: AtomicBool,
 }
 
 type Gate = Mutex<Option<(Sender<()>, Receiver<()>)>>;
@@ -115,6 +121,10 @@ impl Disturbed {
         close(&self.publication_gate)
     }
 
+    pub(crate) fn hold_up_the_answer_of_a_poll(&self) -> (Receiver<()>, Sender<()>) {
+        close(&self.answer_gate)
+    }
+
     pub(crate) fn hold_up_an_invalidation(&self) -> (Receiver<()>, Sender<()>) {
         close(&self.invalidation_gate)
     }
@@ -127,7 +137,9 @@ impl Disturbed {
 impl RefreshStore for Disturbed {
     fn poll(&self, name: &str, known: Option<Version>) -> Result<Poll, StoreError> {
         pass(&self.poll_gate);
-        self.way()?.poll(name, known)
+        let answer = self.way()?.poll(name, known);
+        pass(&self.answer_gate);
+        answer
     }
     fn acquire(&self, name: &str, request: &Request) -> Result<Acquire, StoreError> {
         pass(&self.gate);
@@ -164,6 +176,7 @@ impl RefreshStore for Disturbed {
     fn invalidate(&self, name: &str, how: Invalidation) -> Result<(), StoreError> {
         self.way()?.invalidate(name, how)?;
         pass(&self.invalidation_gate);
+        assert!(!self.panics.swap(false, Ordering::SeqCst), "as planned");
         Ok(())
     }
     fn subscribe(&self, name: &str, hint: Hint) -> Option<Subscription> {

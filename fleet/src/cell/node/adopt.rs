@@ -14,12 +14,12 @@ where
     T: Send + Sync + 'static,
     C: Clock + Clone + 'static,
 {
-    /// Takes over the store's fresh value. `known` is what the store was told.
+    /// Takes over the store's fresh value. `held` is what was here when the store was asked, and what it was told of that.
     pub(super) fn take_fresh(
         &self,
         lease: Lease<'static, T, C>,
         current: Current,
-        known: Known,
+        (known, held): (Known, Option<Arc<T>>),
         asked: Tick,
     ) -> Taken<T, C> {
         let (soft_left, hard_left) = match current {
@@ -31,7 +31,7 @@ where
             return Taken::Foreign(lease, version, soft_left);
         }
         // It is here already, and has been found unchanged. Or it was, a moment ago.
-        let Some(held) = lease.previous().cloned() else { return Taken::Older(lease) };
+        let Some(held) = held else { return Taken::Older(lease) };
         Taken::Over(self.adopt(lease, held, known.version, asked, soft_left, hard_left))
     }
 

@@ -44,8 +44,8 @@ where
         };
         let asked = self.clock.now();
         self.access.counters.acquires.count();
-        let (known, seen) = (self.known(), self.with(|state| state.seen));
-        let request = Request { known: known.to_store(), seen, ahead, ..Request::new(self.policy.lease) };
+        let (held, seen) = (self.held(), self.with(|state| state.seen));
+        let request = Request { known: held.0.to_store(), seen, ahead, ..Request::new(self.policy.lease) };
         let Some(answer) = self.ask(Operation::Acquire, |store, name| store.acquire(name, &request)) else {
             let left = self.leaves_alone(self.clock.now());
             return Ahead::Later(left.unwrap_or(self.policy.breaker.0));
@@ -64,7 +64,7 @@ where
                 self.set_backoff(left);
                 Ahead::Later(left)
             }
-            Acquire::Fresh(current) => match self.take_fresh(lease, current, known, asked) {
+            Acquire::Fresh(current) => match self.take_fresh(lease, current, held, asked) {
                 Taken::Over(_) => Ahead::TakenOver,
                 // What the store has is of no use here: for whoever comes when the value has expired.
                 Taken::Older(_) | Taken::Damaged(_) | Taken::Foreign(..) => {

@@ -53,9 +53,9 @@ where
         for _ in 0..3 {
             let asked = self.clock.now();
             self.access.counters.acquires.count();
-            let known = self.known();
-            let (known_version, seen) = (known.to_store(), self.with(|state| state.seen));
-            let request = Request { known: known_version, refuse, seen, ..Request::new(self.policy.lease) };
+            let held = self.held();
+            let (known, seen) = (held.0.to_store(), self.with(|state| state.seen));
+            let request = Request { known, refuse, seen, ..Request::new(self.policy.lease) };
             let answer = self.ask(Operation::Acquire, |store, name| store.acquire(name, &request));
             let Some(answer) = answer else {
                 return self.without_store(lease);
@@ -81,7 +81,7 @@ where
                 Acquire::Fresh(current) => {
                     let soft_left = current.soft_left();
                     let version = current.newer().map(|value| value.version);
-                    match self.take_fresh(lease, current, known, asked) {
+                    match self.take_fresh(lease, current, held, asked) {
                         Taken::Over(_) => return Step::Again,
                         Taken::Older(lease) if self.can_serve() => {
                             self.watch(lease, soft_left, true);

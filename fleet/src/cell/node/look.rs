@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use dogpile::{Clock, Freshness, Lookup};
 
+use super::state::has_gone_back;
 use super::{Node, Taken};
 use crate::access::Operation;
 use crate::breaker::Kind;
@@ -19,18 +20,19 @@ where
     /// Asks what there is. What has gone back in time does not count.
     pub(super) fn poll(&self, known: Option<Version>) -> Option<Poll> {
         self.access.counters.polls.count();
+        // An answer is judged by what was seen before the question: an invalidation of this node may come meanwhile.
+        let seen = self.with(|state| state.seen);
         let mut poll = self.ask(Operation::Poll, |store, name| store.poll(name, known))?;
         let version = poll.current.newer().map(|value| value.version).or(match poll.current {
             Current::Same { .. } => known,
             _ => None,
         });
-        let has_gone_back = self.with(|state| {
+        let has_gone_back = has_gone_back(seen, poll.epoch, version);
+        self.with(|state| {
             state.is_told(poll.epoch);
-            let has_gone_back = state.has_gone_back(poll.epoch, version);
             if !has_gone_back {
                 state.sees(poll.epoch, version);
             }
-            has_gone_back
         });
         if has_gone_back {
             self.access.counters.gone_back.count();
@@ -106,14 +108,14 @@ where
                 watch
             });
         }
-        let known = self.known();
-        let Some(Poll { current, epoch, lease_left, retry_left }) = self.poll(known.to_store()) else {
+        let held = self.held();
+        let Some(Poll { current, epoch, lease_left, retry_left }) = self.poll(held.0.to_store()) else {
             watch.next = now.saturating_add(longest);
             return Some(watch).filter(|_| self.can_serve());
         };
         let mut lease = watch.lease;
         if current.soft_left() > Duration::ZERO {
-            match self.take_fresh(lease, current, known, now) {
+            match self.take_fresh(lease, current, held, now) {
                 Taken::Older(returned) if self.can_serve() => lease = returned,
                 // What cannot be used is for the next caller to deal with.
                 _ => return None,

@@ -1,5 +1,6 @@
 //! Invalidations, and those that are owed. See the head of the [module](super).
 
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::{Arc, PoisonError};
 
 use dogpile::{Clock, Tick};
@@ -20,19 +21,19 @@ where
     pub(crate) fn invalidate(&self, how: Invalidation) -> Result<(), Arc<StoreError>> {
         // Before the store is asked: what is asked of it from now on delivers this first, should it fail.
         self.with(|state| state.owes(how));
-        let told = self.deliver_owed();
+        let told = catch_unwind(AssertUnwindSafe(|| self.deliver_owed()));
         self.with(State::has_tried);
         // After the store: nobody can take the old value over as a fresh one any more.
         match how {
             Invalidation::Soft => self.local.invalidate(),
             Invalidation::Hard => drop(self.local.clear()),
         }
-        if told.is_err() {
+        if !matches!(told, Ok(Ok(()))) {
             self.mailbox.attach();
             self.mailbox.nudge(Job::Kick);
         }
         self.mailbox.nudge(Job::Look);
-        told
+        told.unwrap_or_else(|panic| resume_unwind(panic))
     }
 
     /// Whether there is an invalidation that the store has not acknowledged, and that nobody is delivering.
@@ -42,7 +43,8 @@ where
 
     /// Delivers what is owed from before.
     pub(super) fn deliver(&self) -> Result<(), Arc<StoreError>> {
-        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let turn = self.with(|state| Arc::clone(&state.turn));
+        let _turn = turn.lock().unwrap_or_else(PoisonError::into_inner);
         if !self.is_owing() {
             return Ok(());
         }

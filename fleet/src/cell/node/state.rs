@@ -11,6 +11,7 @@
 //! | `seen` | the store told it | for ever, as the latest of its incarnation |
 //! | `owed` | before the store is told of an invalidation | it has acknowledged it |
 
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use dogpile::Tick;
@@ -33,6 +34,8 @@ pub(super) struct State<T> {
     owed: Option<Invalidation>,
     /// How many invalidations this node has begun in all.
     pub(super) invalidations: u64,
+    /// Whose turn it is to deliver what is owed. The others wait, as they would have to deliver it too.
+    pub(super) turn: Arc<Mutex<()>>,
     /// How many callers of `invalidate` are delivering: what they find here when they come back they make stale themselves.
     delivering: u32,
 }
@@ -49,6 +52,7 @@ impl<T> State<T> {
             seen: None,
             owed: None,
             invalidations: 0,
+            turn: Arc::default(),
             delivering: 0,
         }
     }
@@ -127,18 +131,11 @@ impl<T> State<T> {
         (won.map(|(won, _)| won), self.stash.as_ref().map(|(_, since)| due(*since)))
     }
 
-    /// Whether an entry is behind what this node has seen of it.
-    pub(super) fn has_gone_back(&self, epoch: Epoch, version: Option<Version>) -> bool {
-        self.seen.is_some_and(|seen| {
-            seen.epoch.incarnation == epoch.incarnation
-                && (epoch.number < seen.epoch.number
-                    || version.is_some_and(|version| version.number < seen.version))
-        })
-    }
-
-    /// The store has said that it is at this epoch.
+    /// The store has said that it is at this epoch; perhaps before it said that it is at a later one.
     pub(super) fn is_told(&mut self, epoch: Epoch) {
-        self.epoch = Some(epoch);
+        let later =
+            self.epoch.filter(|known| known.incarnation == epoch.incarnation && known.number > epoch.number);
+        self.epoch = Some(later.unwrap_or(epoch));
         self.told += 1;
     }
 
@@ -173,6 +170,13 @@ impl<T> State<T> {
         self.delivering -= 1;
     }
 
+    /// Threads of the parent were delivering, perhaps, and do not come back in this process.
+    pub(super) fn has_forked(&mut self) {
+        self.delivering = 0;
+        // Not dropped: it is locked, perhaps.
+        std::mem::forget(std::mem::take(&mut self.turn));
+    }
+
     /// Whether there is an invalidation that the store has not acknowledged, and that nobody is delivering.
     pub(super) fn is_owing(&self) -> bool {
         self.owed.is_some() && self.delivering == 0
@@ -193,9 +197,9 @@ impl<T> State<T> {
         let advance = |epoch: &mut Epoch| {
             if is_as_before {
                 epoch.number += 1;
-            } else if let Some(before) = before.filter(|before| before.incarnation == epoch.incarnation) {
-                // The store has been asked meanwhile: perhaps it has counted the invalidation in its answer.
-                epoch.number = epoch.number.max(before.number + 1);
+            } else if before == Some(*epoch) {
+                // The store has been asked meanwhile, and perhaps has counted the invalidation in its answer: what is newer stays.
+                epoch.number += 1;
             }
         };
         self.epoch.iter_mut().for_each(advance);
@@ -207,6 +211,15 @@ impl<T> State<T> {
             began.epoch.iter_mut().for_each(advance);
         }
     }
+}
+
+/// Whether an entry is behind what had been `seen` of it before the question.
+pub(super) fn has_gone_back(seen: Option<Seen>, epoch: Epoch, version: Option<Version>) -> bool {
+    seen.is_some_and(|seen| {
+        seen.epoch.incarnation == epoch.incarnation
+            && (epoch.number < seen.epoch.number
+                || version.is_some_and(|version| version.number < seen.version))
+    })
 }
 
 /// An invalidation for the store, and what was known of the store before it was asked.
