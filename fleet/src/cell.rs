@@ -413,8 +413,8 @@ where
     /// elected or invalidates finds out by itself; but not one that has a stale value to serve, as its reads do not ask which
     /// process they are in.
     ///
-    /// It cannot help where the fork came while another thread of the parent was inside a method of the cell: better make the cells
-    /// after the fork.
+    /// It cannot help where the fork came while another thread of the parent was inside a method of the cell, or a thread of this crate
+    /// inside an operation of the store that the child asks first: better make the cells after the fork.
     ///
     /// # Examples
     ///

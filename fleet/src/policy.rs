@@ -112,8 +112,10 @@ impl FleetPolicy {
     }
 
     /// How often a node looks into the store while it has a fresh value, to find out about invalidations. Default: every
-    /// second. While hints are known to arrive it looks twelve times more seldom, but unless `interval` is longer than that, one of the
-    /// cells that share the store looks every twelve seconds, and each of them every two minutes. It is also the longest pause between two looks of a node that waits for another.
+    /// second. It is also the longest pause between two looks of a node that waits for another.
+    ///
+    /// While hints are known to arrive, a cell looks once per `12 * interval`, at most twelve seconds, times the number of cells that
+    /// share the store; once in two minutes at least; and never more often than `interval`.
     ///
     /// # Panics
     ///

@@ -14,19 +14,19 @@
 //! # Threads
 //!
 //! All threads are equal. At most one of those with nothing to do is the *leader*: it sleeps by the clock until the next actor is due.
-//! The others sleep until they are called. Before a thread runs a step, it calls another thread, or starts one, which leads during the
-//! step. All threads end with the last actor.
+//! The others sleep until they are called. Before a thread runs a step, it sees to it that another one leads during the
+//! step, unless there is only one actor. All threads end with the last actor.
 //!
 //! # Bounds
 //!
 //! At most [`THREADS`] steps run at a time, and at most one less for the same store. So a store that hangs never holds up the nodes of
 //! other stores. If several stores hang at the same time, the nodes of the others wait until one of the steps is over, and come first
-//! then. A step takes a few of its store's timeouts at most.
+//! then. A job in a step takes a few of its store's timeouts at most.
 //!
 //! # Clocks
 //!
-//! A thread can sleep by one clock only. Clocks whose type has no data (`SystemClock`, `TickClock`, `HostClock`) are all the same, and
-//! share the threads of the process. A clock with data (`ManualClock`) may be another one each time: an actor with such a clock has a
+//! A thread can sleep by one clock only. All clocks of a type without data (`SystemClock`, `TickClock`, `HostClock`) are the same one,
+//! so their actors share threads: up to four for each type. A clock with data (`ManualClock`) may be another one each time: an actor with such a clock has a
 //! thread of its own.
 //!
 //! # Forks

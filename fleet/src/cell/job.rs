@@ -13,7 +13,7 @@ use crate::store::Token;
 #[cfg(feature = "async")]
 use crate::store::{Invalidation, StoreError};
 
-/// The latter ones talk to the store, for a caller that may run out of patience or that is a task.
+/// Those that have a reply talk to the store, for a caller that may run out of patience or that is a task.
 pub(crate) enum Job<T: 'static, C: Clock + 'static> {
     Watch(Watch<T, C>),
     Beat(Beat),

@@ -13,7 +13,7 @@ use std::time::Duration;
 enum State<R> {
     Awaited(Option<Waker>),
     Ready(R),
-    /// Nobody waits any more, or has ever been going to answer.
+    /// No one waits any more, or there will be no answer.
     Over,
 }
 

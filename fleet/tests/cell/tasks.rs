@@ -3,6 +3,7 @@
 use std::fmt;
 use std::future::Future;
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -195,4 +196,18 @@ fn tasks_that_waited_for_a_failed_build_share_its_error_whatever_their_own_error
     });
     let stats = node.stats();
     assert_eq!((stats.acquires, stats.failed), (1, 1), "{stats:?}");
+}
+
+#[test]
+fn a_build_of_a_task_that_panics_begins_a_pause_on_all_nodes() {
+    let fleet = Fleet::new();
+    let [one, other] = [0; 2].map(|_| fleet.node(POLICY.retry_backoff(SECOND, SECOND)));
+    let build = async |_: &BuildContext<'_, String>| -> Result<Refreshed<String>, io::Error> {
+        panic!("as intended")
+    };
+    catch_unwind(AssertUnwindSafe(|| block_on(one.try_get_or_refresh_async(build)))).unwrap_err();
+    assert_eq!(one.stats().panicked, 1);
+    eventually("the store is told", || fleet.store.entry(NAME).failures == 1);
+    let error = other.try_get_or_refresh::<io::Error, _>(|_| panic!("it is tried too early")).unwrap_err();
+    assert!(error.is::<Backoff>(), "{error:?}");
 }

@@ -192,18 +192,22 @@ where
     fn drop(&mut self) {
         self.stop_beat();
         if let Some(ticket) = self.ticket.take() {
-            if std::thread::panicking() {
-                self.node.access.counters.panicked.count();
+            let (node, panicked) = (self.node, std::thread::panicking());
+            if panicked {
+                node.access.counters.panicked.count();
             }
-            if self.is_task {
-                // The worker tells the store: a task does not wait for it here.
+            if self.is_task && !panicked {
+                // The worker tells the store.
                 if let Some(won) = ticket.won {
-                    self.node.orphaned(won.token);
+                    node.orphaned(won.token);
                 }
-            } else {
-                let (node, pause) = (self.node, self.node.pauses(&ticket));
-                if let Some(won) = ticket.won {
-                    let ended = node.hand_over_end(won.token, pause);
+                return;
+            }
+            let pause = node.pauses(&ticket);
+            if let Some(won) = ticket.won {
+                let ended = node.hand_over_end(won.token, pause);
+                // A task does not wait for it here.
+                if !self.is_task {
                     let _ = ended.wait(node.policy.patience);
                 }
             }
