@@ -91,6 +91,10 @@ where
     }
 
     pub(crate) fn submit(&self, job: J) {
+        if self.seat.is_of_parent() {
+            // Before the job is there: what the parent has posted is forgotten then.
+            self.attach();
+        }
         self.jobs().push_back(job);
         if !self.seat.rouse(|| self.worker.upgrade()) {
             // Without a thread nobody waits for another node: leases are given back, and each caller asks anew.

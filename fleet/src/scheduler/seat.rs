@@ -33,6 +33,11 @@ impl<C: Clock + 'static> Seat<C> {
         self.lock().is_some()
     }
 
+    /// Whether it was attached in a process that this one was forked from, and not in this one.
+    pub(crate) fn is_of_parent(&self) -> bool {
+        self.lock().as_ref().is_some_and(|place| place.process != std::process::id())
+    }
+
     /// Has the actor take a step, if it is attached.
     pub(crate) fn post(&self) -> bool {
         let place = self.lock();
