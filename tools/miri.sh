@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The tests under Miri: undefined behaviour, data races, leaks; with Tree Borrows and several schedules.
 #
-#   tools/miri.sh              three minutes: two schedules, on two processors
+#   tools/miri.sh              seven minutes: two schedules, on two processors
 #   tools/miri.sh long         32 schedules
 #   SEEDS=100 tools/miri.sh    more of them
 #   tools/miri.sh schedule 17  that one once more
