@@ -73,12 +73,9 @@ impl<C: Clock> Access<C> {
         }
     }
 
-    /// The same number for users of the same store, as far as that is known by its breaker.
+    /// The same number for users of the same store.
     pub(crate) fn store_number(&self) -> usize {
-        match self.store.breaker() {
-            Some(breaker) => std::ptr::from_ref(breaker).addr(),
-            None => Arc::as_ptr(&self.store).addr(),
-        }
+        self.store.identity()
     }
 
     /// Of several the first one stays.
