@@ -6,6 +6,7 @@ use std::time::Duration;
 use dogpile::{Clock, Tick};
 
 use crate::breaker::{Breaker, Kind};
+use crate::scheduler::contained;
 use crate::stats::Counters;
 use crate::store::{RefreshStore, StoreError};
 use crate::trace;
@@ -135,7 +136,7 @@ impl<C: Clock> Access<C> {
         let error = Arc::new(error);
         *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&error));
         if let Some(on_error) = self.on_error.get() {
-            on_error(&error);
+            contained(|| on_error(&error));
         }
         error
     }

@@ -155,7 +155,8 @@ where
         Self { shared: Arc::new(shared), codec: Box::new(codec), beats }
     }
 
-    /// Calls `report` with each error of the store, on the thread that came across it. Of several the first one stays.
+    /// Calls `report` with each error of the store, on the thread that came across it. It must not use the loader, nor wait for one
+    /// that does. If it panics, that is the end of that call, and of nothing else. Of several the first one stays.
     ///
     /// # Examples
     ///
