@@ -91,7 +91,7 @@ impl<C: Clock + Clone + 'static> Beats<C> {
 }
 
 impl<C: Clock + 'static> Actor for Beats<C> {
-    /// Prolongs the lease that is due, one in each step, so that it is known anew which ones are still held.
+    /// Prolongs the lease that has been due for longest, one in each step, so that it is known anew which ones are still held.
     fn step(&self) -> Next {
         let now = self.clock.now();
         let mut state = self.lock();
@@ -99,16 +99,21 @@ impl<C: Clock + 'static> Actor for Beats<C> {
             return Next::Over;
         }
         state.beats.retain(|(_, beat)| now < beat.stop);
-        if let Some((number, beat)) = state.beats.iter_mut().find(|(_, beat)| beat.next <= now) {
-            beat.next = now.saturating_add(beat.every);
+        let due = state.beats.iter().filter(|(_, beat)| beat.next <= now).min_by_key(|(_, beat)| beat.next);
+        if let Some((number, beat)) = due {
             let (number, renew, lost) = (*number, Arc::clone(&beat.renew), Arc::clone(&beat.lost));
             drop(state);
             let renewed = contained(|| renew()).flatten();
+            // A renewal that takes longer than the pause between two of them does not come before the others again.
+            let now = self.clock.now();
             state = self.lock();
             if renewed == Some(false) {
                 // Relaxed: it carries nothing but itself.
                 lost.store(true, Ordering::Relaxed);
                 state.beats.retain(|(other, _)| *other != number);
+            }
+            if let Some((_, beat)) = state.beats.iter_mut().find(|(other, _)| *other == number) {
+                beat.next = now.saturating_add(beat.every);
             }
         }
         Next::At(state.beats.iter().map(|(_, beat)| beat.next).min())
@@ -116,5 +121,36 @@ impl<C: Clock + 'static> Actor for Beats<C> {
 
     fn store(&self) -> usize {
         self.store
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use dogpile::ManualClock;
+
+    use super::*;
+
+    #[test]
+    fn a_renewal_that_took_longer_than_its_pause_came_before_all_others_again() {
+        const EVERY: Duration = Duration::from_secs(1);
+        let clock = ManualClock::new();
+        let beats = Beats::new(clock.clone(), 0);
+        let renewed = Arc::new(Mutex::new(Vec::new()));
+        for number in [1, 2, 3] {
+            let (hangs, renewed) = (clock.clone(), Arc::clone(&renewed));
+            let renew = move || {
+                hangs.advance(2 * EVERY);
+                renewed.lock().unwrap().push(number);
+                Some(true)
+            };
+            let beat = Beat::new(clock.now(), EVERY, 100 * EVERY, Box::new(renew), Arc::default());
+            // Without a thread: the steps are this test's.
+            beats.lock().beats.push((number, beat));
+        }
+        clock.advance(EVERY);
+        for _ in 0..6 {
+            beats.step();
+        }
+        assert_eq!(*renewed.lock().unwrap(), [1, 2, 3, 1, 2, 3]);
     }
 }
