@@ -6,6 +6,7 @@ use std::time::Duration;
 use dogpile::{Clock, Tick};
 
 use crate::breaker::{Breaker, Kind};
+use crate::scheduler::contained;
 use crate::stats::Counters;
 use crate::store::{RefreshStore, StoreError};
 use crate::trace;
@@ -73,12 +74,9 @@ impl<C: Clock> Access<C> {
         }
     }
 
-    /// The same number for users of the same store, as far as that is known by its breaker.
+    /// The same number for users of the same store.
     pub(crate) fn store_number(&self) -> usize {
-        match self.store.breaker() {
-            Some(breaker) => std::ptr::from_ref(breaker).addr(),
-            None => Arc::as_ptr(&self.store).addr(),
-        }
+        self.store.identity()
     }
 
     /// Of several the first one stays.
@@ -138,7 +136,7 @@ impl<C: Clock> Access<C> {
         let error = Arc::new(error);
         *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&error));
         if let Some(on_error) = self.on_error.get() {
-            on_error(&error);
+            contained(|| on_error(&error));
         }
         error
     }

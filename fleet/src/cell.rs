@@ -187,7 +187,8 @@ where
     }
 
     /// Calls `report` with each error of the store, on the thread that came across it: a caller's, or one that all
-    /// cells share. It must not use a cell, nor wait for one. Of several the first one stays.
+    /// cells share. It must not use a cell, nor wait for one. If it panics, that is the end of that call, and of nothing
+    /// else. Of several the first one stays.
     ///
     /// # Examples
     ///

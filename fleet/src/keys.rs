@@ -21,13 +21,15 @@
 //! build     what a build is given, and how it ends
 //! publish   what becomes of a publication, in time or later
 //! shared    the store, as all keys use it
-//! beats     what prolongs leases
+//! owed      invalidations that the store has not acknowledged
+//! beats     what prolongs leases, and delivers what is owed
 //! pool      threads for what no caller is to wait for
 //! ```
 
 mod beats;
 mod build;
 mod load;
+mod owed;
 mod pool;
 mod publish;
 mod shared;
@@ -66,7 +68,12 @@ pub use value::FleetValue;
 /// * A caller that finds nothing to serve while another node builds waits for that build; the store's hint wakes it.
 /// * A finished build is served when the policy's [`patience`](FleetPolicy::patience) has passed, and its publication goes on behind
 ///   it. Until the next read after `poll` such a value is fresh here, whatever the store says to it.
-/// * An invalidation that could not be delivered is delivered when its key is next used on this node.
+/// * An invalidation that could not be delivered is delivered when the store works again, and before it is asked for the key. When
+///   the loader is dropped it is tried once more.
+/// * A stale value that is taken over from the store, because another node builds or because builds fail, reaches the map without its
+///   age: the map counts the policy's [`stale_while_refresh`](FleetPolicy::stale_while_refresh) from then. While a load of the key
+///   runs, and as long as its loads fail, callers may be served up to twice that long after the value has expired. No load returns a
+///   value that the store would not serve any more.
 ///
 /// # Examples
 ///
@@ -150,12 +157,15 @@ where
         clock: C,
     ) -> Self {
         let access = Access::new(Arc::new(store), policy.breaker, clock.clone());
-        let beats = Beats::new(clock.clone(), access.store_number());
-        let shared = Shared::new(name.into(), access, policy, clock);
-        Self { shared: Arc::new(shared), codec: Box::new(codec), beats }
+        let store = access.store_number();
+        let shared = Arc::new(Shared::new(name.into(), access, policy, clock.clone()));
+        let weak = Arc::downgrade(&shared);
+        let beats = Beats::new(clock, store, Box::new(move || weak.upgrade()?.deliver_next()));
+        Self { shared, codec: Box::new(codec), beats }
     }
 
-    /// Calls `report` with each error of the store, on the thread that came across it. Of several the first one stays.
+    /// Calls `report` with each error of the store, on the thread that came across it. It must not use the loader, nor wait for one
+    /// that does. If it panics, that is the end of that call, and of nothing else. Of several the first one stays.
     ///
     /// # Examples
     ///
@@ -358,7 +368,7 @@ where
     ///
     /// # Errors
     ///
-    /// If the store could not be told. It will be before this node asks it for the key again.
+    /// If the store could not be told. It will be when it works again, and before this node asks it for the key.
     ///
     /// # Examples
     ///
@@ -377,7 +387,7 @@ where
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn invalidate(&self, key: &str) -> Result<(), Arc<StoreError>> {
-        self.shared.invalidate(key, Invalidation::Soft)
+        self.invalidate_as(key, Invalidation::Soft)
     }
 
     /// Takes the value of a key away, on all nodes. To be called before the map's own `clear`.
@@ -404,7 +414,16 @@ where
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn clear(&self, key: &str) -> Result<(), Arc<StoreError>> {
-        self.shared.invalidate(key, Invalidation::Hard)
+        self.invalidate_as(key, Invalidation::Hard)
+    }
+
+    fn invalidate_as(&self, key: &str, how: Invalidation) -> Result<(), Arc<StoreError>> {
+        let told = self.shared.invalidate(key, how);
+        if self.shared.owed.has_left() {
+            // Without a thread it is delivered when the key is next used.
+            self.beats.rouse();
+        }
+        told
     }
 
     /// As [`FleetCell::check`](crate::FleetCell::check), with the name `<name>:check`.
@@ -468,6 +487,10 @@ where
 impl<T: 'static, C: Clock + 'static> Drop for FleetKeys<T, C> {
     fn drop(&mut self) {
         self.beats.close();
+        if self.shared.owed.has_left() {
+            let shared = Arc::clone(&self.shared);
+            self.shared.pool.submit(Box::new(move || shared.deliver_last()));
+        }
         self.shared.pool.close();
     }
 }

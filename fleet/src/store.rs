@@ -461,11 +461,37 @@ pub trait RefreshStore: Send + Sync {
 
     /// The breaker that all cells of the store share: when operations of one cell fail, the others leave the store alone too.
     /// Its times are those of the cells' clocks, which have to agree. Default: none, and each cell has its own.
-    ///
-    /// It also says which cells have the same store: of the threads that all cells of the process share, they leave one to the cells
-    /// of other stores, however long their operations take.
     fn breaker(&self) -> Option<&Breaker> {
         None
+    }
+
+    /// A number that is the same for the cells of one store, and another one for those of another store. Of the threads that all
+    /// cells of the process share, the cells of one store leave one to the cells of other stores, however long their operations take.
+    ///
+    /// Default: the address of the [`breaker`](RefreshStore::breaker) if there is one, else that of the store. A store without data
+    /// has no address of its own: there it is a number of its type. A store whose values are handles of a shared one returns what
+    /// the shared one returns.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile_fleet::{MemoryStore, RefreshStore};
+    /// use std::sync::Arc;
+    ///
+    /// let (store, other) = (Arc::new(MemoryStore::new()), MemoryStore::new());
+    /// assert_eq!(store.identity(), Box::new(Arc::clone(&store)).identity());
+    /// assert_ne!(store.identity(), other.identity());
+    /// ```
+    fn identity(&self) -> usize {
+        if let Some(breaker) = self.breaker() {
+            return std::ptr::from_ref(breaker).addr();
+        }
+        if size_of_val(self) == 0 {
+            return std::any::type_name::<Self>().bytes().fold(0, |number, byte| {
+                usize::wrapping_add(usize::wrapping_mul(number, 31), usize::from(byte))
+            });
+        }
+        std::ptr::from_ref(self).cast::<()>().addr()
     }
 
     /// Whether the store can be reached, with the rights that the other operations need. Changes nothing. Default: a poll.
@@ -520,6 +546,9 @@ macro_rules! pointers {
             fn breaker(&self) -> Option<&Breaker> {
                 (**self).breaker()
             }
+            fn identity(&self) -> usize {
+                (**self).identity()
+            }
             fn check(&self, name: &str) -> Result<(), StoreError> {
                 (**self).check(name)
             }
@@ -529,3 +558,39 @@ macro_rules! pointers {
 }
 
 pointers!(Arc<S>, Box<S>);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{MemoryStore, Row, SwapEntry, SwapStore};
+
+    /// A store without data.
+    struct Nothing<const NUMBER: u32>;
+
+    impl<const NUMBER: u32> SwapEntry for Nothing<NUMBER> {
+        fn read(&self, _: &str) -> Result<Row, StoreError> {
+            Err(StoreError::new("not to be asked"))
+        }
+
+        fn swap(&self, _: &str, _: Option<u64>, _: u64, _: &[u8]) -> Result<bool, StoreError> {
+            Err(StoreError::new("not to be asked"))
+        }
+    }
+
+    #[test]
+    fn users_of_one_store_have_the_same_number() {
+        let store = Arc::new(MemoryStore::new());
+        let users: [Arc<dyn RefreshStore>; 2] = [Arc::new(Arc::clone(&store)), Arc::new(Box::new(store))];
+        assert_eq!(users[0].identity(), users[1].identity());
+        assert_ne!(users[0].identity(), MemoryStore::new().identity());
+
+        let without_data: [Arc<dyn RefreshStore>; 3] = [
+            Arc::new(SwapStore::new(Nothing::<1>)),
+            Arc::new(Box::new(SwapStore::new(Nothing::<1>))),
+            Arc::new(Box::new(SwapStore::new(Nothing::<2>))),
+        ];
+        let [one, same, other] = without_data.map(|store| store.identity());
+        assert_eq!(one, same);
+        assert_ne!(one, other);
+    }
+}

@@ -45,7 +45,7 @@ fn cell(name: String, store: &Arc<Held>, policy: FleetPolicy) -> FleetCell<Strin
 #[derive(Default)]
 struct Held {
     store: MemoryStore,
-    breaker: Breaker,
+    breaker: Option<Breaker>,
     holds: Mutex<bool>,
     let_go: Condvar,
     waiting: AtomicU64,
@@ -100,7 +100,7 @@ impl RefreshStore for Held {
         self.store.subscribe(name, hint)
     }
     fn breaker(&self) -> Option<&Breaker> {
-        Some(&self.breaker)
+        self.breaker.as_ref()
     }
 }
 
@@ -155,8 +155,17 @@ fn a_loader_had_a_thread_of_its_own() {
 
 #[test]
 fn cells_whose_store_hung_held_up_those_of_other_stores() {
+    a_store_hangs(|| Arc::new(Held { breaker: Some(Breaker::new()), ..Held::default() }));
+}
+
+#[test]
+fn cells_whose_store_hung_held_up_those_of_other_stores_if_it_had_no_breaker() {
+    a_store_hangs(|| Arc::new(Held::default()));
+}
+
+fn a_store_hangs(store: impl Fn() -> Arc<Held>) {
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
-    let (hanging, working) = (Arc::new(Held::default()), Arc::new(Held::default()));
+    let (hanging, working) = (store(), store());
     let policy = FleetPolicy::ttl(HOUR).poll(Duration::from_millis(5)).patience(HOUR);
     let hung: Vec<FleetCell<String>> =
         (0..10).map(|number| cell(format!("hung {number}"), &hanging, policy)).collect();

@@ -1,6 +1,8 @@
-//! What prolongs the leases of builds that run: an actor of the [scheduler](crate::scheduler), one for all keys of a loader.
+//! What prolongs the leases of builds that run, and delivers the invalidations that are owed: an actor of the
+//! [scheduler](crate::scheduler), one for all keys of a loader.
 //!
-//! It is attached with the first build, takes a step when the next lease is to be prolonged, and ends with the loader.
+//! It is attached with the first build or the first invalidation that fails, takes a step when the next lease is to be prolonged or
+//! the store may work again, and ends with the loader.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,6 +14,9 @@ use crate::scheduler::{Actor, Next, Seat, contained};
 
 /// Prolongs a lease. `Some(false)`: publishing has become pointless.
 type Renew = Box<dyn Fn() -> Option<bool> + Send + Sync>;
+
+/// Delivers one invalidation that is owed. Returns when to deliver the next one, if there is one.
+type Deliver = Box<dyn Fn() -> Option<Tick> + Send + Sync>;
 
 pub(crate) struct Beat {
     every: Duration,
@@ -39,6 +44,7 @@ pub(crate) struct Beats<C> {
     clock: C,
     /// What renewals may hang on.
     store: usize,
+    deliver: Deliver,
     state: Mutex<State>,
     seat: Seat<C>,
 }
@@ -74,8 +80,13 @@ impl<C: Clock + 'static> Beats<C> {
 }
 
 impl<C: Clock + Clone + 'static> Beats<C> {
-    pub(crate) fn new(clock: C, store: usize) -> Arc<Self> {
-        Arc::new(Self { seat: Seat::new(clock.clone()), clock, store, state: Mutex::default() })
+    pub(crate) fn new(clock: C, store: usize, deliver: Deliver) -> Arc<Self> {
+        Arc::new(Self { seat: Seat::new(clock.clone()), clock, store, deliver, state: Mutex::default() })
+    }
+
+    /// Has it take a step.
+    pub(crate) fn rouse(self: &Arc<Self>) {
+        self.seat.rouse(|| Some(Arc::clone(self) as Arc<dyn Actor>));
     }
 
     pub(crate) fn add(self: &Arc<Self>, beat: Beat) -> Beating<'_, C> {
@@ -85,13 +96,14 @@ impl<C: Clock + Clone + 'static> Beats<C> {
         state.beats.push((number, beat));
         drop(state);
         // Without a thread a build has one lease's time, unless no other node wants to build.
-        self.seat.rouse(|| Some(Arc::clone(self) as Arc<dyn Actor>));
+        self.rouse();
         Beating { beats: self, number }
     }
 }
 
 impl<C: Clock + 'static> Actor for Beats<C> {
-    /// Prolongs the lease that is due, one in each step, so that it is known anew which ones are still held.
+    /// Prolongs the lease that has been due for longest, one in each step, so that it is known anew which ones are still held; and
+    /// delivers one invalidation.
     fn step(&self) -> Next {
         let now = self.clock.now();
         let mut state = self.lock();
@@ -99,22 +111,60 @@ impl<C: Clock + 'static> Actor for Beats<C> {
             return Next::Over;
         }
         state.beats.retain(|(_, beat)| now < beat.stop);
-        if let Some((number, beat)) = state.beats.iter_mut().find(|(_, beat)| beat.next <= now) {
-            beat.next = now.saturating_add(beat.every);
+        let due = state.beats.iter().filter(|(_, beat)| beat.next <= now).min_by_key(|(_, beat)| beat.next);
+        if let Some((number, beat)) = due {
             let (number, renew, lost) = (*number, Arc::clone(&beat.renew), Arc::clone(&beat.lost));
             drop(state);
             let renewed = contained(|| renew()).flatten();
+            // A renewal that takes longer than the pause between two of them does not come before the others again.
+            let now = self.clock.now();
             state = self.lock();
             if renewed == Some(false) {
                 // Relaxed: it carries nothing but itself.
                 lost.store(true, Ordering::Relaxed);
                 state.beats.retain(|(other, _)| *other != number);
             }
+            if let Some((_, beat)) = state.beats.iter_mut().find(|(other, _)| *other == number) {
+                beat.next = now.saturating_add(beat.every);
+            }
         }
-        Next::At(state.beats.iter().map(|(_, beat)| beat.next).min())
+        drop(state);
+        let owed = contained(|| (self.deliver)()).flatten();
+        Next::At(self.lock().beats.iter().map(|(_, beat)| beat.next).chain(owed).min())
     }
 
     fn store(&self) -> usize {
         self.store
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use dogpile::ManualClock;
+
+    use super::*;
+
+    #[test]
+    fn a_renewal_that_took_longer_than_its_pause_came_before_all_others_again() {
+        const EVERY: Duration = Duration::from_secs(1);
+        let clock = ManualClock::new();
+        let beats = Beats::new(clock.clone(), 0, Box::new(|| None));
+        let renewed = Arc::new(Mutex::new(Vec::new()));
+        for number in [1, 2, 3] {
+            let (hangs, renewed) = (clock.clone(), Arc::clone(&renewed));
+            let renew = move || {
+                hangs.advance(2 * EVERY);
+                renewed.lock().unwrap().push(number);
+                Some(true)
+            };
+            let beat = Beat::new(clock.now(), EVERY, 100 * EVERY, Box::new(renew), Arc::default());
+            // Without a thread: the steps are this test's.
+            beats.lock().beats.push((number, beat));
+        }
+        clock.advance(EVERY);
+        for _ in 0..6 {
+            beats.step();
+        }
+        assert_eq!(*renewed.lock().unwrap(), [1, 2, 3, 1, 2, 3]);
     }
 }

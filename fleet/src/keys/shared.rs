@@ -1,19 +1,19 @@
 //! The store, as the loads of all keys use it.
 
-use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use dogpile::{Clock, Tick};
 
 use super::beats;
+use super::owed::Owed;
 use super::pool::Pool;
 use crate::access::{Access, Operation};
 #[cfg(feature = "async")]
 use crate::cell::reply::reply;
 use crate::policy::FleetPolicy;
-use crate::store::{Acquire, Current, Invalidation, Request, StoreError, Token};
+use crate::store::{Acquire, Current, Request, StoreError, Token};
 
 /// What does not depend on the type of the values.
 pub(super) struct Shared<C> {
@@ -23,20 +23,12 @@ pub(super) struct Shared<C> {
     pub(super) clock: C,
     /// For what no caller is to wait for.
     pub(super) pool: Arc<Pool>,
-    owed: Mutex<HashMap<String, Owed>>,
-}
-
-/// Invalidations of an entry that the store has not acknowledged. One stands for several: a hard one for soft ones too.
-#[derive(Clone, Copy)]
-struct Owed {
-    how: Invalidation,
-    /// How many there were.
-    number: u64,
+    pub(super) owed: Owed,
 }
 
 impl<C: Clock + 'static> Shared<C> {
     pub(super) fn new(name: String, access: Access<C>, policy: FleetPolicy, clock: C) -> Self {
-        Self { name, access, policy, clock, pool: Arc::default(), owed: Mutex::default() }
+        Self { name, access, policy, clock, pool: Arc::default(), owed: Owed::default() }
     }
 
     pub(super) fn name_of(&self, key: &str) -> Result<String, Arc<StoreError>> {
@@ -49,10 +41,6 @@ impl<C: Clock + 'static> Shared<C> {
             "the name of an entry must have at most 64 bytes and no control characters; this one has {bytes}: {name:?}. \
              Shorten the key, by a hash for instance"
         ))))
-    }
-
-    fn owed(&self) -> MutexGuard<'_, HashMap<String, Owed>> {
-        self.owed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Asks for the right to build. `None`: the store does not work, or is left alone.
@@ -82,41 +70,6 @@ impl<C: Clock + 'static> Shared<C> {
         let (shared, name) = (Arc::clone(self), name.to_owned());
         self.pool.submit(Box::new(move || drop(reply.send(shared.acquire(&name, &request)))));
         (&awaited).await.flatten()
-    }
-
-    /// Delivers what could not be delivered before.
-    pub(super) fn deliver_owed(&self, name: &str) -> Result<(), Arc<StoreError>> {
-        let owed = self.owed().get(name).copied();
-        if let Some(owed) = owed {
-            self.deliver(name, owed)?;
-            self.access.counters.redelivered.count();
-        }
-        Ok(())
-    }
-
-    pub(super) fn invalidate(&self, key: &str, how: Invalidation) -> Result<(), Arc<StoreError>> {
-        let name = self.name_of(key)?;
-        let owed = {
-            // Before the store is asked, so that it is delivered before anything else if that fails.
-            let mut owed = self.owed();
-            let owed = owed.entry(name.clone()).or_insert(Owed { how, number: 0 });
-            if how == Invalidation::Hard {
-                owed.how = how;
-            }
-            owed.number += 1;
-            *owed
-        };
-        self.deliver(&name, owed)
-    }
-
-    fn deliver(&self, name: &str, Owed { how, number }: Owed) -> Result<(), Arc<StoreError>> {
-        self.access.run(Operation::Invalidate, name, |store, name| store.invalidate(name, how))?;
-        let mut owed = self.owed();
-        // Another one that has begun since is owed until it is acknowledged itself.
-        if owed.get(name).is_some_and(|owed| owed.number == number) {
-            owed.remove(name);
-        }
-        Ok(())
     }
 
     pub(super) fn since(&self, tick: Tick) -> Duration {

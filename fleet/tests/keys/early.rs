@@ -171,3 +171,20 @@ fn a_time_to_live_of_the_builds_own_is_stored() {
     fleet.clock.advance(3 * SECOND + Duration::from_millis(1));
     assert_eq!((b.read(7, "next"), a.served(7)), (String::from("next"), String::from("next")));
 }
+
+#[test]
+fn a_panic_of_on_error_kept_a_publication_on_its_way_for_ever() {
+    let fleet = Fleet::new();
+    let node = fleet.node(IMPATIENT);
+    let keys = node.keys.on_error(|_| panic!("as planned: on_error"));
+    let node = Node { keys, ..node };
+    let held_up = fleet.way.hold_up_a_publication();
+    assert_eq!(node.read(7, "value"), "value");
+    held_up.begun.recv().unwrap();
+    fleet.way.down.store(true, Ordering::SeqCst);
+    node.keys.invalidate("7").unwrap_err();
+    held_up.go_on();
+    eventually("it has failed, and counts as built for this node alone", || {
+        node.keys.stats().local_builds == 1
+    });
+}

@@ -2,6 +2,7 @@
 
 mod early;
 mod loads;
+mod owed;
 mod support;
 #[cfg(feature = "async")]
 mod tasks;

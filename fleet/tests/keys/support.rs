@@ -30,6 +30,10 @@ pub(crate) struct Way {
     pub(crate) store: MemoryStore<ManualClock>,
     pub(crate) down: AtomicBool,
     pub(crate) lists: AtomicU32,
+    /// How often the store was told of an invalidation, or would have been.
+    pub(crate) invalidations: AtomicU32,
+    /// The next invalidation panics.
+    pub(crate) panics: AtomicBool,
     /// The next publication reports here when it has begun, and then waits; and then tells when it is over.
     gate: Mutex<Option<Gate>>,
     /// The same for the next election.
@@ -126,6 +130,8 @@ impl RefreshStore for Way {
         self.way()?.renew(name, token, lease)
     }
     fn invalidate(&self, name: &str, how: Invalidation) -> Result<(), StoreError> {
+        self.invalidations.fetch_add(1, Ordering::SeqCst);
+        assert!(!self.panics.swap(false, Ordering::SeqCst), "as planned: an invalidation");
         pass(&self.invalidation, || self.way()?.invalidate(name, how))
     }
     fn subscribe(&self, name: &str, hint: Hint) -> Option<Subscription> {
@@ -153,6 +159,8 @@ impl Fleet {
             store,
             down: AtomicBool::new(false),
             lists: AtomicU32::new(0),
+            invalidations: AtomicU32::new(0),
+            panics: AtomicBool::new(false),
             gate: Mutex::new(None),
             election: Mutex::new(None),
             invalidation: Mutex::new(None),
