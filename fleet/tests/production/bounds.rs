@@ -20,7 +20,7 @@ fn store(kind: Kind, port: u16, timeout: Duration) -> Arc<dyn RefreshStore> {
 
 /// One connection behind one lock, and a breaker for each cell: twenty cells waited for each other's timeouts.
 fn twenty_cells_on_a_silent_store(kind: Kind, port: u16) {
-    const TIMEOUT: Duration = Duration::from_millis(500);
+    const TIMEOUT: Duration = SECOND;
     let proxy = Proxy::start(port);
     let store = store(kind, proxy.port, TIMEOUT);
     let cells: Vec<_> = (0..20)

@@ -141,7 +141,7 @@ fn postgres_listeners_came_back_four_times_a_second_for_ever() {
 #[test]
 fn postgres_a_locked_row_kept_the_other_names_waiting() {
     let server = server_or_skip!(Kind::Postgres);
-    let store = Arc::new(PostgresStore::new(&server.address()).unwrap().timeout(2 * SECOND));
+    let store = Arc::new(PostgresStore::new(&server.address()).unwrap().timeout(5 * SECOND));
     store.invalidate("name", dogpile_fleet::Invalidation::Soft).unwrap();
     store.invalidate("other", dogpile_fleet::Invalidation::Soft).unwrap();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
