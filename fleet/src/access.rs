@@ -134,7 +134,12 @@ impl<C: Clock> Access<C> {
     pub(crate) fn report(&self, error: StoreError) -> Arc<StoreError> {
         self.counters.store_errors.count();
         let error = Arc::new(error);
-        *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&error));
+        let former = {
+            let mut last = self.last_error.lock().unwrap_or_else(PoisonError::into_inner);
+            last.replace(Arc::clone(&error))
+        };
+        // Without the lock: it may be the last reference, and its source is an error of the user's store.
+        contained(|| drop(former));
         if let Some(on_error) = self.on_error.get() {
             contained(|| on_error(&error));
         }

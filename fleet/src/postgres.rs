@@ -30,7 +30,10 @@ use crate::store::{Invalidation, Publication, Publish, StoreError, Token, Versio
 use pool::AnyPool;
 pub use pool::{PostgresClient, PostgresPool};
 use session::{Connect, Failure, Limit, Shared};
-use statements::{DEFAULT_TABLE, NOW, NOW_OR_1, POLL, Parameter, int, invalidation, signed, text, unsigned};
+use statements::{
+    DEFAULT_TABLE, NOW, NOW_OR_1, POLL, Parameter, int, invalidation, signed, text, token_parameters,
+    unsigned,
+};
 
 /// A [`RefreshStore`](crate::RefreshStore) in `PostgreSQL`, version 12 or later.
 ///
@@ -341,6 +344,20 @@ impl PostgresStore {
     /// An operation that is accepted or not, with nothing else to say.
     fn heard(&self, statement: String, parameters: Vec<Parameter>) -> Result<bool, StoreError> {
         Ok(!self.query(self.limit(), statement, parameters)?.is_empty())
+    }
+
+    /// `$1` to `$7` of a statement that ends a build with a value.
+    fn publication_parameters(
+        &self,
+        name: &str,
+        token: &Token,
+        soft: Duration,
+        hard: Duration,
+    ) -> Vec<Parameter> {
+        let (incarnation, fence, epoch) = token_parameters(token);
+        let [soft, hard] = [soft, hard.max(soft)].map(|time| signed(micros(time)));
+        let numbers = [incarnation, fence, epoch, soft, hard];
+        [text(name), int(self.time())].into_iter().chain(numbers.map(int)).collect()
     }
 
     fn published(

@@ -168,8 +168,8 @@ impl<C: Clock + 'static> Scheduler<C> {
     }
 
     /// Has the threads run an actor, at once for the first time. `None` if no thread can be had.
-    fn attach(self: &Arc<Self>, actor: Arc<dyn Actor>) -> Option<u64> {
-        let store = actor.store();
+    /// `store`: what [`Actor::store`] returns, which asks the user's store, and so is called before any lock is held.
+    fn attach(self: &Arc<Self>, actor: Arc<dyn Actor>, store: usize) -> Option<u64> {
         let mut state = self.lock();
         let is_first = state.threads == 0;
         if is_first && !self.start(&mut state) {

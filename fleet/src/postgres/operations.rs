@@ -105,25 +105,10 @@ impl RefreshStore for PostgresStore {
             ),
             "version",
         );
-        let time = self.time();
-        let (incarnation, fence, epoch) = token_parameters(token);
-        let (soft, hard) = (signed(micros(soft)), signed(micros(hard.max(soft))));
+        let mut parameters = self.publication_parameters(name, token, soft, hard);
+        parameters.extend([bytes(payload), optional_text(tag)]);
         let limit = self.limit();
-        let rows = self.query(
-            limit,
-            statement,
-            vec![
-                text(name),
-                int(time),
-                int(incarnation),
-                int(fence),
-                int(epoch),
-                int(soft),
-                int(hard),
-                bytes(payload),
-                optional_text(tag),
-            ],
-        )?;
+        let rows = self.query(limit, statement, parameters)?;
         self.published(limit, name, token, &rows)
     }
 
@@ -144,15 +129,9 @@ impl RefreshStore for PostgresStore {
             ),
             "version",
         );
-        let time = self.time();
-        let (incarnation, fence, epoch) = token_parameters(token);
-        let (soft, hard) = (signed(micros(soft)), signed(micros(hard.max(soft))));
+        let parameters = self.publication_parameters(name, token, soft, hard);
         let limit = self.limit();
-        let rows = self.query(
-            limit,
-            statement,
-            vec![text(name), int(time), int(incarnation), int(fence), int(epoch), int(soft), int(hard)],
-        )?;
+        let rows = self.query(limit, statement, parameters)?;
         self.published(limit, name, token, &rows)
     }
 

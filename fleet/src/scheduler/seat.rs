@@ -69,12 +69,13 @@ impl<C: Clock + Clone + 'static> Seat<C> {
             actor.has_forked();
         }
         let scheduler = Scheduler::of(&self.clock);
+        let store = actor.store();
         let mut place = self.lock();
         // Another thread may have come first.
         if place.as_ref().is_some_and(is_here) {
             return true;
         }
-        let number = scheduler.attach(actor);
+        let number = scheduler.attach(actor, store);
         let place_now = number.map(|number| Place { process, scheduler, number });
         let before = std::mem::replace(&mut *place, place_now);
         let is_attached = place.is_some();

@@ -39,7 +39,7 @@ fn attach<C: Clock + Clone + 'static>(
     store: usize,
     step: impl Fn() -> Next + Send + Sync + 'static,
 ) -> u64 {
-    scheduler.attach(Arc::new(Acts { store, step })).expect("a thread")
+    scheduler.attach(Arc::new(Acts { store, step }), store).expect("a thread")
 }
 
 /// A step that says that it has begun, waits until it may end, and is the last one.
