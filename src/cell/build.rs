@@ -127,6 +127,7 @@ impl<K> Refreshable for K where
 /// What a build has made, to be published.
 #[allow(unreachable_pub)] // named by a sealed trait
 pub enum Made<K: Kind> {
+    /// A new value, and its own time to live in nanoseconds. `None`: the policy's.
     New(K::Value, Option<u64>),
     /// The value that the cell holds already.
     NotModified(Arc<K::Stored>),

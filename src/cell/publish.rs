@@ -49,6 +49,7 @@ pub(super) fn unlock<T>(mut state: MutexGuard<'_, State<T>>, waiters: Waiters<T>
 /// What a build has made.
 pub(crate) struct BuildOutput<T> {
     pub(crate) value: Arc<T>,
+    /// In nanoseconds. `None`: the policy's.
     pub(crate) ttl: Option<u64>,
     /// It is the previous value.
     pub(crate) renews: bool,

@@ -16,6 +16,7 @@ use super::state::{LeaseState, State};
 /// What is set, and how old it is.
 pub(crate) struct Setting<T> {
     pub(crate) value: Arc<T>,
+    /// In nanoseconds. `None`: the policy's.
     pub(crate) ttl: Option<u64>,
     /// [`Some`]: it is restored, and was made that long ago. A build that runs is newer.
     pub(crate) age: Option<u64>,
