@@ -76,6 +76,7 @@ fn g12_in_an_empty_cell_the_lock_waits_for_the_readers_of_what_was_cleared() {
     let (cell, _clock, log) = background();
     let mut reader = Some(cell.get_or_refresh(|| 1));
     cell.clear();
+    assert_eq!(cell.readers(), 1);
     let value = cell.request().get_with_writer(|writer| {
         assert_eq!(writer.acquire_write_lock_timeout(Duration::ZERO).unwrap_err().readers, 1);
         reader = None;
@@ -343,10 +344,11 @@ fn g12_a_clear_while_the_lock_is_waited_for_retires_the_old_value() {
         });
         eventually("new readers are held back", || cell.get().is_none());
         cell.clear();
+        assert_eq!(cell.readers(), 1);
         clock.advance(WAIT);
         assert_eq!(*builder.join().unwrap(), 2);
     });
-    assert_eq!((cell.retired(), *reader), (1, 1));
+    assert_eq!((cell.retired(), cell.readers(), *reader), (1, 1, 1));
     drop(reader);
     cell.synchronize();
     assert!(log.entries().contains(&1));
