@@ -1,13 +1,13 @@
 //! The guide. Its examples are compiled and run by the crate's tests. In the order in which they teach:
 //!
-//! [the problem](problem), [the first cell](first_cell), [one line][one_line], [choosing a policy](policy),
+//! [the problem](problem), [the first cell](first_cell), [words], [one line][one_line], [choosing a policy](policy),
 //! [errors, and old values instead](errors), [async], [background builds and `Refresher`](background),
 //! [conditional builds](conditional), [subscriptions and hooks](subscriptions), [values made from values](derived),
 //! [invalidation and the fence](invalidation), [many keys](many_keys), [files and `SyncReaderCell`](sync_reader).
 //!
 //! In a program: [statics](statics), [which read when](reads), [credentials that rotate](credentials), [key sets](key_sets),
-//! [connection pools](pools), [fork](fork), [suspend](suspend), [testing your code](manual_clock), [monitoring](monitoring),
-//! [pitfalls](pitfalls).
+//! [connection pools](pools), [fork](fork), [suspend](suspend), [clocks], [testing your code](manual_clock),
+//! [monitoring](monitoring), [pitfalls](pitfalls).
 //!
 //! [What the crate promises](promises), and how it [compares with others](comparison). In the repository, `bash tools/book.sh` makes a site of these pages, which can be
 //! searched, and has those of the other crates and of the internals too.
@@ -34,6 +34,8 @@ macro_rules! page {
     ($name:ident, $path:literal $(, $picture:literal)?) => {
         /// [problem]: crate::guide::problem
         /// [first_cell]: crate::guide::first_cell
+        /// [words]: crate::guide::words
+        /// [clocks]: crate::guide::clocks
         /// [promises]: crate::guide::promises
         /// [policy]: crate::guide::policy
         /// [errors]: crate::guide::errors
@@ -75,6 +77,7 @@ macro_rules! page {
 
 page!(problem, "../docs/problem.md");
 page!(first_cell, "../docs/first_cell.md");
+page!(words, "../docs/words.md");
 page!(promises, "../docs/promises.md");
 page!(comparison, "../docs/comparison.md");
 page!(policy, "../docs/policy.md", "../docs/life.link");
@@ -95,6 +98,7 @@ page!(manual_clock, "../docs/manual_clock.md");
 page!(monitoring, "../docs/monitoring.md");
 page!(fork, "../docs/fork.md");
 page!(suspend, "../docs/suspend.md");
+page!(clocks, "../docs/clocks.md");
 page!(pitfalls, "../docs/pitfalls.md");
 #[cfg(feature = "macros")]
 page!(one_line, "../docs/one_line.md");

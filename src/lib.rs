@@ -1,8 +1,8 @@
 //! A [cell](DogpileCell) for a value that is expensive to make and goes out of date: **one** caller rebuilds it, and all
 //! others get the old value at once, as long as there is one that may be served.
 //!
-//! Without it, an expired value is rebuilt by all callers at the same time: a dogpile, also called cache stampede or thundering
-//! herd. The remedies are known as *stale-while-revalidate* and *single flight*. A cell is both, for threads and for tasks.
+//! Without it, a value that has gone out of date is rebuilt by all callers at the same time: a dogpile, also called cache
+//! stampede or thundering herd. The remedies are known as *stale-while-revalidate* and *single flight*. A cell is both, for threads and for tasks.
 //!
 //! One line on your own function does it (`cargo add dogpile --features macros`; before the first release, with `--path` and
 //! the folder of the sources):
@@ -47,16 +47,16 @@
 //!
 //! - **By default an old value is served without limit**: while it is rebuilt, and while the source is down. If an old
 //!   value is worse than a wait or an error, set a limit ([`stale_while_refresh = "10m"`](Policy::stale_while_refresh)).
-//! - Callers wait if there is no value to serve: for the first build, and past that limit. The caller that is elected runs
-//!   the build itself, and a build that is a future ends if its caller is dropped. [No request builds](guide::background)
-//!   if builds are handed to a thread or a task ([`request().spawn_with(tokio::spawn)`](Request::spawn_with)), or if a
+//! - Callers wait if there is no value to serve: for the first build, and past that limit. The one caller that rebuilds the
+//!   value runs the build itself, and an async build is cancelled when the future of its caller is dropped. [No request
+//!   builds](guide::background) if builds are handed to a thread or a task ([`request().spawn_with(tokio::spawn)`](Request::spawn_with)), or if a
 //!   [`Refresher`] builds ahead of time.
 //!
-//! # Three doors
+//! # Where to start
 //!
 //! - **Five minutes**: [the first cell](guide::first_cell). A value, a build that fails, a read with conditions, no waiting
 //!   at all, and what to use when.
-//! - **The guide**: [its pages in order](guide), from the problem to monitoring.
+//! - **The guide**: [its pages in order](guide), from the problem to monitoring, and [its words](guide::words).
 //! - **Why it is right**: [what it promises](#what-it-promises). The test behind each statement of this page:
 //!   `docs/testing.md` of the repository.
 //!
@@ -69,7 +69,7 @@
 //! | callers that wait share the error of a build | [✓](guide::errors) | ✓ | ✗ | – | – | ✗ | ✗ |
 //! | the old value in place of an error | [✓](guide::errors) | ✗ | ◐ | – | – | ✗ | ◐ |
 //! | a pause after an error | [✓](guide::errors) | ✗ | ✗ | – | – | ✗ | ✗ |
-//! | wait at most so long, then take the old value | [✓](guide::policy) | ✗ | ✗ | – | – | ✗ | ✗ |
+//! | limit the wait, then return the old value | [✓](guide::policy) | ✗ | ✗ | – | – | ✗ | ✗ |
 //! | rebuilt before it expires, without a request | [✓](guide::background) | ✗ | ✗ | – | – | ✗ | ✗ |
 //! | an invalidation during a build is not lost | [✓](guide::invalidation) | ✗ | ✗ | – | – | ✓ | ✗ |
 //! | a read takes no lock | [✓](guide::reads) | ◐ | ✗ | ✓ | ✗ | ✗ | ✗ |
@@ -86,7 +86,7 @@
 //! | values from files, reloaded when those change | [✓](https://docs.rs/dogpile-files) | ✗ | ✗ | ✗ | ✗ | ✗ | ✗ |
 //! | values that survive a restart | [✓](https://docs.rs/dogpile-files) | ✗ | ✓ | ✗ | ✗ | ✗ | ✓ |
 //! | many processes share a value | [✓](https://docs.rs/dogpile-fleet) | ✗ | ✓ | ✗ | ✗ | ✗ | ✓ |
-//! | ... and one build of it | [✓](https://docs.rs/dogpile-fleet) | ✗ | ✗ | ✗ | ✗ | ✗ | ✗ |
+//! | ... and build it once for all of them | [✓](https://docs.rs/dogpile-fleet) | ✗ | ✗ | ✗ | ✗ | ✗ | ✗ |
 //! | `no_std` | ✗ | ✗ | ✗ | ◐ | ✗ | ✗ | ✗ |
 //!
 //! ✓ yes, ◐ in part, ✗ no, – the question does not arise. The column of this crate includes `dogpile-map` (many keys),
@@ -96,16 +96,17 @@
 //! # What it promises
 //!
 //! - G1. At most one build runs at a time. A caller that saw a stale value just before another caller finished rebuilding
-//!   it gets the new value, and does not rebuild it. After a [`set`], a [`clear()`] or a [`revoke()`] the build that runs
-//!   can no longer be published. It does not count: the next build starts without waiting for it.
-//! - G2. No caller blocks while there is a value that it may be served. A stale read takes no lock, also while a build
-//!   runs.
+//!   it gets the new value, and does not rebuild it. After a [`set`], a [`clear()`] or a [`revoke()`], and after its
+//!   [lease has timed out](Policy::lease_timeout), the build that runs can no longer be published. It does not count: the
+//!   next build starts without waiting for it.
+//! - G2. No caller waits for another one's build while there is a value that it may be served. A stale read takes no lock,
+//!   also while a build runs.
 //! - G3. The generation that a thread sees never goes back.
 //! - G4. A build that began before [`invalidate()`] never counts as fresh. One that began before [`clear()`] is not
 //!   published. One that began before [`set(v)`] does not displace `v`.
 //! - G5. A build that fails, panics or is abandoned never displaces a value, never poisons the cell, and leaves no waiter
 //!   blocked. If a build returns an error, callers still get the old value as long as the policy allows.
-//! - G6. Callers that wait for a build get its value, even if it has expired by the time they wake.
+//! - G6. Callers that wait for a build get the value that it publishes, even if that has expired by the time they wake.
 //! - G7. If a first build fails, all callers that waited for it share its error. If it panics, one of them builds next.
 //! - G8. Time is monotonic, and a ttl counts from the publication of the value.
 //! - G9. No user code (build, destructor, finalizer, clock, waker) runs under a lock of the crate.
@@ -117,7 +118,7 @@
 //! - G13. A caller that gives up (its time is over, its future is dropped) does not stop a build that was handed to a
 //!   [spawner](Request::spawn_with).
 //! - G14. However often callers ask for something newer, the source is asked at most once per interval that they name
-//!   ([`max_age`](Request::max_age)), and never by two callers at once.
+//!   ([`max_age`](Request::max_age)), while it fails as often as the retry pauses allow, and never by two callers at once.
 //! - G15. A [`Derived`] value never mixes old and new values of one source. After a source has published, the next read is
 //!   made from the newest values, or begins to make it.
 //!
@@ -141,7 +142,7 @@
 //! | (none) | threads: cells, builds handed to threads and pools, [`Refresher`] | `arc-swap`, `parking_lot`, `once_cell`, on Linux `rustix` |
 //! | `async` | the same for tasks, on any executor, with the same cells: `get_or_refresh_async` and the like | `futures-core`, `futures-timer` |
 //! | `tracing` | a span for each build, events that say how it ended | `tracing` |
-//! | `macros` | the attribute `#[dogpile]`, which keeps what a function returns | `dogpile-macros`, when compiling |
+//! | `macros` | the attribute `#[dogpile]`, which caches what a function returns | `dogpile-macros`, when compiling |
 //!
 //! Without features these are 14 crates on Linux, this one included (`cargo tree -e normal`). `Cargo.lock` names more, which are
 //! compiled for other targets only.
@@ -170,6 +171,8 @@
 //! | a read that never builds | [`DogpileCell::get`], [`DogpileCell::snapshot`] |
 //! | a read that touches no reference count | [`DogpileCell::load_or_refresh`], [`Guard`] |
 //! | a function whose value is cached | feature `macros`: `#[dogpile]`, see [one line][one_line] |
+//! | a cell that keeps its build | [`LazyDogpile`] |
+//! | a value that is closed, unmapped or deleted after its last reader | [`SyncReaderCell`] |
 //! | a handle for a thread that reads very often | [`DogpileCell::reader`], [`Reader`] |
 //! | the same without a handle to carry | [`local!`], [`Local`] |
 //! | an owned value from such a handle | [`Reader::get_owned_or_refresh`], [`Owned`] |
@@ -183,6 +186,7 @@
 //! | conditional builds, a ttl that the value chooses | [`Request::try_get_with`], [`Refreshed`] |
 //! | anything else | [`DogpileCell::lookup`], [`Lease`], [`Pending`] |
 //! | tests that control the time | [`ManualClock`] |
+//! | another clock | [`TickClock`], [`Clock`], see [clocks](guide::clocks) |
 //!
 //! [`get`]: DogpileCell::get
 //! [`set`]: DogpileCell::set

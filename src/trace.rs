@@ -14,7 +14,8 @@ use crate::error::SharedError;
 pub(crate) enum Cause {
     /// There was nothing to replace.
     First,
-    Expired,
+    /// Its time to live had passed.
+    Ttl,
     Invalidated,
     /// The value was still fresh: a request that rules it out, or a `Refresher` ahead of time.
     Forced,
@@ -100,7 +101,7 @@ mod on {
         pub(crate) fn begin(cell: Option<&'static str>, beginning: Beginning) -> Self {
             let cause = match beginning.cause {
                 Cause::First => "first",
-                Cause::Expired => "expired",
+                Cause::Ttl => "ttl",
                 Cause::Invalidated => "invalidated",
                 Cause::Forced => "forced",
             };

@@ -146,8 +146,7 @@ fn a_span_shows_the_cause_of_its_build() {
         .into_iter()
         .filter_map(|line| line.split_once("generation=").map(|(_, end)| end.to_owned()))
         .collect();
-    let expected =
-        ["2 cause=\"expired\"", "3 cause=\"invalidated\"", "4 cause=\"forced\"", "5 cause=\"first\""];
+    let expected = ["2 cause=\"ttl\"", "3 cause=\"invalidated\"", "4 cause=\"forced\"", "5 cause=\"first\""];
     assert_eq!(causes, expected);
 }
 

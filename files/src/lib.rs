@@ -41,8 +41,8 @@
 //! # What it promises
 //!
 //! - Several files can be one value. They are read as one state: if one of them changes meanwhile, all are read again.
-//! - A half-written or invalid file never replaces a good value. The cell goes on serving the last one, and the error says
-//!   which file is wrong. The next change is tried at once.
+//! - A half-written or invalid file never replaces a good value. The cell goes on serving the last one, and the error of
+//!   [`Files`] says which file is wrong. The next change is tried at once.
 //! - The same bytes lead to no build and no publication. After an error, those of the value that is served renew it.
 //! - However many changes there are, there are three threads, and at most 20 builds a second. Where the operating system
 //!   cannot notify, changes are found by polling.

@@ -45,7 +45,7 @@ use expand::{Home, expand};
 /// | `retry_backoff = ("100ms", "10s")` | the first and the longest pause after failed builds | these |
 /// | `jitter = 10` | shortens ttls and lengthens pauses by up to so many percent | 0 |
 /// | `lease_timeout = "30s"` | a build that takes longer may be superseded | never |
-/// | `ahead = "5s"` | a thread rebuilds the value so long before it expires, from the first call on | no thread |
+/// | `ahead = "5s"` | the first call starts a thread that rebuilds the value this long before its ttl ends | no thread |
 /// | `spawn = std::thread::spawn` | builds are handed to this function, as by `Request::spawn_with`; for an `async fn`: `tokio::spawn` | callers build |
 /// | `in_impl` | the function stands in an `impl` block: `rates_cell()`, `rates_with(..)`, .. in place of `rates::cell()`, .. | |
 /// | `name = "rates"` | the cell's name in spans, events and `Debug` | the path of the function |

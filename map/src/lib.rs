@@ -58,7 +58,7 @@
 //! * Values are bounded by number or weight. Failing keys are bounded too: a flood of unknown keys costs bounded
 //!   memory, which later calls of the same shard free.
 //! * No build, no destructor of a key or a value, no clock and no waker runs under a lock.
-//! * No operation costs more with more keys, but for `iter` and `invalidate_if`.
+//! * No operation costs more with more keys, but for `iter`, `invalidate_if` and `reset`.
 //!
 //! How that is done stands at the beginning of `src/flight.rs`.
 //!
@@ -114,7 +114,7 @@ pub use stats::Stats;
 /// | beside the function | |
 /// |---|---|
 /// | `user::map()` | the `&'static DogpileMap<K, T>`, for everything else |
-/// | `user::with(7, \|user: &User\| ..)` | a call, for a look at the value |
+/// | `user::with(7, \|user: &User\| ..)` | calls the function, and passes a reference to the value to the closure |
 /// | `user::build(7)` | the function as it was written |
 /// | `user::reset()` | values, failures and statistics are gone, for tests |
 ///

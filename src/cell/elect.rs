@@ -202,7 +202,7 @@ impl<T, C: Clock> Machine<T, C> {
             None => Cause::First,
             Some(_) if record.is_declared_stale() => Cause::Invalidated,
             Some(_) if now < record.fresh_end() => Cause::Forced,
-            Some(_) => Cause::Expired,
+            Some(_) => Cause::Ttl,
         };
         let origin = state.next_origin();
         state.lease = LeaseState::Building { origin, supersede_at: self.policy.supersede_at(now) };
