@@ -31,8 +31,15 @@ impl<T, C: Clock> Machine<T, C> {
     pub(crate) fn detach<L>(&self, listener: &Arc<L>, rests: bool) {
         let mut state = self.state.lock();
         let detached = state.listeners.detach(listener, rests);
+        let former = self.slot.due_at();
         self.mirror(&mut state);
+        // Without a refresher the value may be due: what is made from it is to ask for it again.
+        let notified = (self.slot.due_at() < former).then(|| state.listeners.notified(false));
         drop(state);
+        if let Some(notified) = notified {
+            notified.follow();
+            notified.notify();
+        }
         // It may be the last reference.
         drop(detached);
     }
@@ -98,11 +105,29 @@ impl<T, C: Clock> Machine<T, C> {
     /// Whether the value, published with this record, is out of date for a reason of its own: it was invalidated, or its time to
     /// live by the policy is over.
     pub(crate) fn is_out_of_date_itself(&self, record: &Record) -> bool {
-        let own_end =
-            Record { ttl: self.policy.default_ttl(), declared_stale: FOREVER, ..*record }.fresh_end();
         let now = self.now();
         let state = self.state.lock();
-        now >= own_end || state.origin <= state.invalidated
+        now >= self.own_end(record) || state.origin <= state.invalidated
+    }
+
+    /// Up to when a value would be fresh that is made from nothing.
+    pub(crate) fn own_end(&self, record: &Record) -> u64 {
+        Record { ttl: self.policy.default_ttl(), declared_stale: FOREVER, ..*record }.fresh_end()
+    }
+
+    /// The value of this generation is served before the tick that `until` returns, which is called under the lock, and runs no
+    /// user code. Until then a build would make the same again, unless something that is notified of changes.
+    pub(crate) fn settle(&self, generation: u64, until: impl FnOnce() -> u64) {
+        let mut state = self.state.lock();
+        if self.slot.record(&state.key).generation == generation && state.origin > state.invalidated {
+            state.settled_until = until();
+            self.mirror(&mut state);
+        }
+    }
+
+    /// See [`Slot::due_at`](super::slot::Slot::due_at).
+    pub(crate) fn due_at(&self) -> u64 {
+        self.slot.due_at()
     }
 
     /// The error of the latest build, while a retry pause runs after it.

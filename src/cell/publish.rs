@@ -268,6 +268,7 @@ impl<T, C: Clock> Machine<T, C> {
     ) -> (Waiters<T>, Leftover<T>) {
         self.counters.published.count_locked();
         state.origin = origin;
+        state.settled_until = 0;
         let failure = state.failure.take();
         // Waiters get what may have been served when it was published. (Only what is restored may have expired by then.)
         let waiters = if state.attempt.is_some() && self.was_servable(&record) {

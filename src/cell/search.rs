@@ -51,7 +51,7 @@ pub(crate) struct Search<'a, K: Kind> {
     /// Where the demand cannot be met: whatever the policy may serve.
     pub(super) or_stale: bool,
     /// In nanoseconds, from its first wait on. 0: it only looks. [`FOREVER`]: without end.
-    pub(super) patience: u64,
+    pub(crate) patience: u64,
     /// When that is over, once it has waited.
     deadline: Option<u64>,
     /// The generation that it saw first.

@@ -40,6 +40,9 @@ pub(crate) struct State<T> {
     pub(super) invalidated: u64,
     /// Builds up to this number began before the latest `set`, `clear`, `revoke` or `reset`.
     pub(super) displaced: u64,
+    /// Before this tick the value is served, stale or not, since what it was made from has nothing newer. 0: that is not known.
+    /// For a derived value; any change ends it.
+    pub(super) settled_until: u64,
     /// Boxed, because it is rare.
     pub(super) failure: Option<Box<Failure>>,
     /// Made by the first waiter; taken by the thread that ends the wait.
@@ -149,6 +152,7 @@ impl<T> State<T> {
             origin: 0,
             invalidated: 0,
             displaced: 0,
+            settled_until: 0,
             failure: None,
             attempt: None,
             listeners: Listeners::new(),
@@ -184,9 +188,13 @@ impl<T> State<T> {
         if let Some(failure) = &self.failure {
             due_at = due_at.max(record.stale_end(policy.pause_window()).min(failure.retry_at));
         }
-        // ... and while a refresher is attached, which builds instead.
+        // ... while a refresher is attached, which builds instead, ...
         if self.listeners.rebuild() {
             due_at = due_at.max(record.stale_end(policy.stale_window()));
+        }
+        // ... and while a build would make the same again.
+        if self.settled_until != 0 {
+            due_at = due_at.max(record.stale_end(policy.stale_window()).min(self.settled_until));
         }
         due_at
     }

@@ -315,7 +315,10 @@ impl Cx {
 #[track_caller]
 fn cannot(error: &RefreshError) -> ! {
     match error {
-        RefreshError::Reentrant => panic!("a derived value asks for itself, directly or by way of others"),
+        RefreshError::Reentrant => panic!(
+            "a derived value asks for itself, directly or by way of others, or for a cell of which this thread holds a ReadGuard, \
+             and whose build waits for the write lock"
+        ),
         error => panic!("a source of a derived value: {error}; `try_get` returns this as an error"),
     }
 }

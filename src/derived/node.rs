@@ -32,7 +32,7 @@ use crate::cell::{
 use crate::contain::contain;
 use crate::policy::{Freshness, Policy};
 use crate::sync::{Arc, Mutex, Weak};
-use crate::time::Clock;
+use crate::time::{Clock, FOREVER};
 use crate::trace::PublishOutcome;
 
 use super::source::{AnySource, Followed, Gave, Stamp, UNPUBLISHED, are_current, fresh_until};
@@ -301,8 +301,18 @@ impl<T, C: Clock, B> Node<T, C, B> {
             let inputs = self.inputs.lock();
             (inputs.generation == seen.record.generation).then(|| Arc::clone(&inputs.stamps))
         }?;
-        let is_settled = !self.is_due(&seen.record, &stamps) && stamps.iter().all(Stamp::holds_after_refresh);
-        is_settled.then_some(seen.value)
+        if self.is_due(&seen.record, &stamps) || !stamps.iter().all(Stamp::holds_after_refresh) {
+            return None;
+        }
+        // The next reads take no lock. Under this one, so that a change of a source is either seen here, or notified of after it.
+        machine.settle(seen.record.generation, || {
+            if !are_current(&stamps) {
+                return 0;
+            }
+            let ends = stamps.iter().map(|stamp| stamp.source.settled_until(stamp.gave));
+            ends.min().unwrap_or(FOREVER).min(machine.own_end(&seen.record))
+        });
+        Some(seen.value)
     }
 
     /// Whether the value is out of date, and not only because a source is.
@@ -390,6 +400,11 @@ impl<T: Send + Sync + 'static, C: Clock + 'static, B: Send + Sync + 'static> Fol
         is_there
             && record.generation == generation
             && self.stamps_of(generation).is_some_and(|stamps| !self.is_due(&record, &stamps))
+    }
+
+    fn settled_until(&self, gave: Gave) -> u64 {
+        let (record, _) = self.machine().record();
+        if gave == Gave::Nothing { 0 } else { self.machine().own_end(&record) }
     }
 
     fn made_from(&self, generation: u64) -> Option<Arc<[Stamp]>> {

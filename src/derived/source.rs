@@ -3,7 +3,7 @@
 use std::any::Any;
 use std::marker::PhantomData;
 
-use crate::cell::{BuildResult, Caller, DogpileCell, Handle, Kind, Listener, Machine, Search};
+use crate::cell::{Awaits, BuildResult, Caller, DogpileCell, Handle, Kind, Listener, Machine, Search};
 use crate::error::RefreshError;
 use crate::inside::is_building;
 use crate::lazy::LazyDogpile;
@@ -80,6 +80,9 @@ pub(super) trait AnySource: Send + Sync {
     /// See [`Stamp::holds_after_refresh`].
     fn holds_after_refresh(&self, generation: u64, gave: Gave) -> bool;
 
+    /// See [`Followed::settled_until`].
+    fn settled_until(&self, gave: Gave) -> u64;
+
     /// See [`Stamp::pin`].
     fn pin_at(&self, generation: u64, gave: Gave) -> Option<Pin>;
 
@@ -133,6 +136,13 @@ pub trait Followed<M>: Kind<Stored: Send + Sync + 'static> + Send + Sync + Sized
         self.machine().holds(generation)
     }
 
+    /// If [`refresh`](Followed::refresh) has just returned true: before which tick it does so again, unless the source notifies of
+    /// a change.
+    fn settled_until(&self, gave: Gave) -> u64 {
+        let _ = gave;
+        FOREVER
+    }
+
     /// All that a value of this generation was made from, but for the source itself; [`None`]: there is a later one.
     fn made_from(&self, generation: u64) -> Option<Arc<[Stamp]>> {
         let _ = generation;
@@ -170,6 +180,10 @@ impl<S: Followed<M>, M: 'static> AnySource for Erased<S, M> {
 
     fn holds_after_refresh(&self, generation: u64, gave: Gave) -> bool {
         self.handle.refresh(generation, gave)
+    }
+
+    fn settled_until(&self, gave: Gave) -> u64 {
+        self.handle.settled_until(gave)
     }
 
     fn pin_at(&self, generation: u64, gave: Gave) -> Option<Pin> {
@@ -229,6 +243,9 @@ fn take_from_cell<S: Source<M>, M: 'static>(
         }
         // While a build has the write lock, the cell only seems to be empty.
         if machine.is_withheld() && !is_building(machine) {
+            if handle.is_awaited(Awaits::Readers) {
+                return Err(RefreshError::Reentrant);
+            }
             let next = machine.next_change();
             if machine.is_withheld() {
                 next.wait(&machine.clock, FOREVER);
@@ -266,9 +283,13 @@ where
     const FRESH_WHEN_EMPTY: u64 = 0;
 
     fn refresh(&self, generation: u64, _: Gave) -> bool {
-        // If that fails, it would make no other now.
-        let _ = refresh_lazy(self);
+        // If that fails, it would make no other now. A build of another caller is not waited for: the derived value may be served.
+        let _ = refresh_lazy(self, 0);
         self.machine().holds(generation)
+    }
+
+    fn settled_until(&self, _: Gave) -> u64 {
+        self.machine().due_at()
     }
 }
 
@@ -282,13 +303,13 @@ where
 {
     fn take(handle: &Handle<'static, Self>, _: &Cx) -> Result<Pin, RefreshError> {
         let since = handle.machine().generation();
-        refresh_lazy(handle)?;
+        refresh_lazy(handle, FOREVER)?;
         take_from_cell::<Self, M>(handle, since)
     }
 }
 
-/// As `try_get_or_refresh`, whatever the build returns.
-fn refresh_lazy<T, F, C, R, M>(lazy: &LazyDogpile<T, F, C>) -> Result<(), RefreshError>
+/// As `try_get_or_refresh`, whatever the build returns. Waits at most for `patience`.
+fn refresh_lazy<T, F, C, R, M>(lazy: &LazyDogpile<T, F, C>, patience: u64) -> Result<(), RefreshError>
 where
     F: Fn() -> R,
     R: BuildResult<T, M>,
@@ -297,6 +318,7 @@ where
     if lazy.machine().serve().is_some() {
         return Ok(());
     }
-    let search = Search::plain(Handle::Borrowed(lazy), Caller::Fallible);
+    let mut search = Search::plain(Handle::Borrowed(lazy), Caller::Fallible);
+    search.patience = patience;
     search.try_get(|held| held.try_build_with(|_| (lazy.builder())().into_result())).map(drop)
 }

@@ -143,7 +143,7 @@ impl RefresherOptions {
                         let result = catch_unwind(AssertUnwindSafe(|| {
                             held.try_build_with(|previous| build(previous).into_result())
                         }));
-                        refresh_loop.note(result.map(Result::err));
+                        refresh_loop.note(result);
                         // A panic of its drop is no failure of the build.
                         contain(|| drop(kept));
                     }
@@ -211,7 +211,7 @@ impl RefresherOptions {
                             async { build.await.into_result() }
                         });
                         let Some(result) = refresh_loop.unless_stopped(build).await else { return };
-                        refresh_loop.note(result.map(Result::err));
+                        refresh_loop.note(result);
                         contain(|| drop(kept));
                     }
                 }

@@ -68,8 +68,11 @@ impl<K: Refreshable> RefreshLoop<K> {
                 }
                 // Another caller builds. Its end notifies.
                 Decision::Pending(wait) => return Step::Sleep(wait.look_again_at),
-                // Another caller was faster.
-                Decision::Fresh(_) | Decision::Stale(_) | Decision::Failed(_) => self.asked_for(after),
+                // Another caller was faster. What it has built may be replaced by now, and this the last reference.
+                faster @ (Decision::Fresh(_) | Decision::Stale(_) | Decision::Failed(_)) => {
+                    contain(|| drop(faster));
+                    self.asked_for(after);
+                }
             }
         }
     }
@@ -82,14 +85,21 @@ impl<K: Refreshable> RefreshLoop<K> {
         }
     }
 
-    /// Notes how a build has ended: `Err` with a panic, `Some` with an error.
-    pub(super) fn note(&mut self, result: Result<Option<SharedError>, Box<dyn Any + Send>>) {
-        let error = result.unwrap_or_else(|panic| {
-            let error = SharedError::of_panic("build", &*panic);
-            // It may panic in turn.
-            contain(|| drop(panic));
-            Some(error)
-        });
+    /// Notes how a build has ended: with a value, an error or a panic.
+    pub(super) fn note<V>(&mut self, result: Result<Result<V, SharedError>, Box<dyn Any + Send>>) {
+        // The drops of the value, which may have been replaced by now, and of what the build has panicked with may panic in turn.
+        let error = match result {
+            Ok(Ok(value)) => {
+                contain(|| drop(value));
+                None
+            }
+            Ok(Err(error)) => Some(error),
+            Err(panic) => {
+                let error = SharedError::of_panic("build", &*panic);
+                contain(|| drop(panic));
+                Some(error)
+            }
+        };
         // As the cell sees the last tick that there is.
         let now = self.attachment.clock.now().0.min(FOREVER - 1);
         self.pause_end = if error.is_some() { now.saturating_add(self.min_interval) } else { 0 };

@@ -5,6 +5,7 @@
 
 mod derived;
 mod derived_faults;
+mod derived_settled;
 mod election;
 mod errors;
 mod failure;

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use dogpile::{Clock, DogpileCell, ManualClock, Policy, Refresher, Tick};
 
-use crate::support::{TICK, TTL, cell, eventually};
+use crate::support::{PATIENCE, TICK, TTL, cell, eventually};
 
 #[test]
 fn a_cell_taken_out_of_its_arc_can_be_invalidated_when_the_refresher_is_gone() {
@@ -123,6 +123,37 @@ fn a_build_that_has_been_published_is_no_failure_whatever_it_replaces() {
     cell.invalidate();
     builds.recv().unwrap();
     assert_eq!(refresher.consecutive_failures(), 0);
+}
+
+/// It had ended the refresher, as if the clock had panicked.
+#[test]
+fn a_value_that_is_taken_away_as_it_is_published_and_whose_drop_panics_is_no_failure() {
+    let (cell, _clock) = cell::<Bomb>();
+    let cell = Arc::new(cell);
+    let drops = Arc::new(AtomicU32::new(0));
+    let (built, builds) = mpsc::channel();
+    let armed = Arc::new(AtomicBool::new(true));
+    let bombs = Arc::clone(&drops);
+    let weak = Arc::downgrade(&cell);
+    let clears = Arc::clone(&armed);
+    // The refresher has the last reference to the first value.
+    let hook = cell.on_publish(move |_| {
+        if clears.swap(false, Ordering::Relaxed) {
+            weak.upgrade().unwrap().clear();
+        }
+    });
+    let is_first = AtomicBool::new(true);
+    let refresher = Refresher::spawn(&cell, Duration::ZERO, move |_| {
+        built.send(()).unwrap();
+        Bomb(is_first.swap(false, Ordering::Relaxed), Arc::clone(&bombs))
+    })
+    .unwrap();
+    builds.recv_timeout(PATIENCE).unwrap();
+    builds.recv_timeout(PATIENCE).expect("it goes on, since there is no value");
+    eventually("it is published", || cell.generation() == 2);
+    assert_eq!((drops.load(Ordering::Relaxed), refresher.consecutive_failures()), (1, 0));
+    assert!(refresher.last_error().is_none());
+    drop(hook);
 }
 
 /// Panics if it is looked at by a refresher's thread while it is armed.
