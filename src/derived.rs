@@ -69,13 +69,15 @@ use crate::time::{Clock, SystemClock};
 ///
 /// # Cost
 ///
-/// A read costs what a read of a cell costs. A publication of a source notifies each value that was made from it. Two evaluations
+/// A read costs what a read of a cell costs, also while a source is stale and has nothing newer: only the first such read asks
+/// the sources. A publication of a source notifies each value that was made from it. Two evaluations
 /// at the same time may both make a value that both need, if they began with different values of a source.
 ///
 /// # Cycles
 ///
 /// A derived value that asks for itself, directly or by way of others, panics in [`Cx::get`], and gets
-/// [`RefreshError::Reentrant`] from [`Cx::try_get`].
+/// [`RefreshError::Reentrant`] from [`Cx::try_get`]. A cycle that leads through the build of a [`LazyDogpile`](crate::LazyDogpile)
+/// is not noticed if two threads enter it in two places: each waits for the other's build.
 ///
 /// # Examples
 ///
@@ -641,6 +643,9 @@ where
 impl<T, C, B> Derived<T, C, B> {
     /// The cell of its value: to look at it, or to do what has no method here. A value that is set there is served until a source
     /// publishes.
+    ///
+    /// In a closure ask for the derived value, not for this cell: `cx.get(&*CLIENT)`. What is made from the cell takes the value that
+    /// is there, which may have been made from other values of its sources than the closure gets.
     ///
     /// # Examples
     ///

@@ -62,7 +62,8 @@ impl<T, S> fmt::Debug for Change<T, S> {
 ///
 /// # The callback
 ///
-/// It runs on the thread that made the change, after the cell is unlocked and before the call that made the change returns.
+/// It runs on the thread that made the change, after the cell is unlocked, and unless it is running already, before the call that
+/// made the change returns.
 /// A hook gets each change once, in the order in which they were made, and never two at a time: if changes overlap, a change
 /// may be reported by a thread that is still busy with an earlier one. A panic is reported by the panic hook and goes no
 /// further.
@@ -76,8 +77,8 @@ impl<T, S> fmt::Debug for Change<T, S> {
 /// # Dropping
 ///
 /// Detaches the callback, and waits until it has returned if another thread is running it. If the hook is dropped inside its
-/// own callback, that is the last call. It does not keep the cell alive; if the cell is gone, nothing is called. One that is to be
-/// called for as long as the cell lives is given to [`std::mem::forget`].
+/// own callback, that is the last call. It does not keep the cell alive; if the cell is gone, nothing is called. To keep one for
+/// the lifetime of its cell, pass it to [`std::mem::forget`].
 ///
 /// # Examples
 ///

@@ -43,6 +43,12 @@ pub(crate) const MODELS: &[Model] = &[
         sees: &["made from the old value", "made from the new value"],
     },
     Model {
+        name: "g15_a_value_whose_source_had_nothing_newer_follows_it",
+        preemptions: Some(2),
+        body: a_value_whose_source_had_nothing_newer_follows_it,
+        sees: &["the old value", "the new value"],
+    },
+    Model {
         name: "g15_a_diamond_mixes_nothing",
         preemptions: Some(2),
         body: a_diamond_mixes_nothing,
@@ -157,6 +163,23 @@ fn a_derived_value_follows_its_source() {
     assert!([2, 4].contains(&read));
     assert_eq!(*double.get(), 4);
     saw(if read == 2 { "made from the old value" } else { "made from the new value" });
+}
+
+/// A read that finds that a stale source has nothing newer, so that the next reads do not ask it, against a publication of it.
+fn a_value_whose_source_had_nothing_newer_follows_it() {
+    let source = cell();
+    source.set(1);
+    let double = derived({
+        let source = Arc::clone(&source);
+        move |cx| *cx.get(&source) * 2
+    });
+    assert_eq!(*double.get(), 2);
+    source.invalidate();
+    let reader = fork(&double, |double: Made<u32>| *double.get());
+    source.set(2);
+    let read = reader.join().unwrap();
+    assert_eq!(*double.get(), 4);
+    saw(if read == 2 { "the old value" } else { "the new value" });
 }
 
 fn a_diamond_mixes_nothing() {

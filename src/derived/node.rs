@@ -14,7 +14,9 @@
 //!
 //! A value inherits the time at which the first of its sources goes stale, as a tick. Sources that go stale without a new value
 //! (nothing refreshes them, or their source is down) would have it made again at each read, from the same: so before an election
-//! the node asks its sources ([`Node::settled`]).
+//! the node asks its sources ([`Node::settled`]). If none has anything newer, the value is *settled*: its cell serves it as it is, without
+//! a lock, until a source changes or would have to be asked again (its retry pause is over). That too is decided under the cell's
+//! lock, so a change is either seen there or notified of after it.
 //!
 //! # Locks
 //!
@@ -344,8 +346,11 @@ impl<T: Send + Sync + 'static, C: Clock + 'static, B: Send + Sync + 'static> Dep
                 return;
             };
             let (generation, _) = linked.source.state();
+            // 0: it was taken away, or withheld by a build that may put it back.
             let is_published = generation != linked.seen && generation != 0;
-            linked.seen = generation;
+            if is_published {
+                linked.seen = generation;
+            }
             (is_published, linked.source.is_derived())
         };
         // A refresher that waits for it is notified once, by the link to the source itself, not once for each way to it.

@@ -6,7 +6,8 @@ use std::thread;
 use std::time::Duration;
 
 use dogpile::{
-    Clock, Derived, DogpileCell, LazyDogpile, ManualClock, Policy, RefreshError, Refresher, SyncReaderCell, Tick,
+    Clock, Derived, DogpileCell, LazyDogpile, ManualClock, Policy, RefreshError, Refresher, SyncReaderCell,
+    Tick,
 };
 
 use crate::derived::{Runs, cells, derived};
