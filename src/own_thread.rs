@@ -2,7 +2,7 @@
 //!
 //! # Joins
 //!
-//! There are two kinds: finalizer threads and refresher threads. Both run user code, which may drop a cell or a
+//! There are two: finalizer threads and refresher threads. Both run user code, which may drop a cell or a
 //! [`Refresher`](crate::Refresher), and such a drop joins a thread. A refresher thread joins no other thread; a finalizer
 //! thread joins refresher threads only. So drops on these threads cannot deadlock.
 //!
@@ -18,7 +18,7 @@ use std::io;
 use crate::sync::{self, Thread, thread_local};
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Kind {
+pub(crate) enum Role {
     /// Not started by the crate.
     Foreign,
     Finalizer,
@@ -26,18 +26,18 @@ pub(crate) enum Kind {
 }
 
 thread_local! {
-    static KIND: Cell<Kind> = const { Cell::new(Kind::Foreign) };
+    static ROLE: Cell<Role> = const { Cell::new(Role::Foreign) };
 }
 
-/// The kind of the calling thread.
-pub(crate) fn kind() -> Kind {
-    KIND.with(Cell::get)
+/// What the calling thread is for.
+pub(crate) fn role() -> Role {
+    ROLE.with(Cell::get)
 }
 
 /// Starts a thread of the crate.
-pub(crate) fn spawn(kind: Kind, name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<JoinHandle> {
+pub(crate) fn spawn(role: Role, name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<JoinHandle> {
     let handle = sync::ThreadBuilder::new().name(name.into()).spawn(move || {
-        KIND.with(|this| this.set(kind));
+        ROLE.with(|this| this.set(role));
         work();
     })?;
     // After the thread has started: where there are no threads, there is no process id either.

@@ -391,7 +391,7 @@ impl Refresher {
             return true;
         }
         self.stop();
-        let is_inside = own_thread::kind() == own_thread::Kind::Refresher;
+        let is_inside = own_thread::role() == own_thread::Role::Refresher;
         let has_ended = self.cell.wait_ended(if is_inside { Duration::ZERO } else { time });
         // Joined where that takes no time; else left to itself.
         if let Some(thread) = self.thread.take().filter(|_| has_ended && !is_inside) {
@@ -455,7 +455,7 @@ impl Drop for Refresher {
         self.status.signal.stop();
         self.cell.give_way();
         // Its own thread, which cannot wait for itself, is one of these too.
-        if let Some(thread) = self.thread.take().filter(|_| own_thread::kind() != own_thread::Kind::Refresher)
+        if let Some(thread) = self.thread.take().filter(|_| own_thread::role() != own_thread::Role::Refresher)
         {
             // It contains the panics of builds and has none of its own.
             let _ = thread.join();

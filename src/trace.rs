@@ -163,9 +163,9 @@ mod on {
 
     /// A moment, to measure from.
     #[derive(Clone, Copy)]
-    pub(crate) struct Stamp(Instant);
+    pub(crate) struct Moment(Instant);
 
-    impl Stamp {
+    impl Moment {
         pub(crate) fn now() -> Self {
             Self(Instant::now())
         }
@@ -180,14 +180,14 @@ mod on {
     }
 
     /// The last reader of a value that was retired at `since` has left.
-    pub(crate) fn drained(cell: Option<&'static str>, number: u64, since: Stamp) {
+    pub(crate) fn drained(cell: Option<&'static str>, number: u64, since: Moment) {
         let duration = since.0.elapsed();
         let cell = cell.unwrap_or_default();
         contain(|| event!(target: "dogpile", parent: None, Level::DEBUG, cell, number, ?duration, "drained"));
     }
 
     /// A value's finalizer, which began at `since`, has ended.
-    pub(crate) fn finalized(cell: Option<&'static str>, number: u64, since: Stamp) {
+    pub(crate) fn finalized(cell: Option<&'static str>, number: u64, since: Moment) {
         let duration = since.0.elapsed();
         let cell = cell.unwrap_or_default();
         contain(
@@ -219,20 +219,20 @@ mod off {
     }
 
     #[derive(Clone, Copy)]
-    pub(crate) struct Stamp;
+    pub(crate) struct Moment;
 
-    impl Stamp {
+    impl Moment {
         pub(crate) fn now() -> Self {
             Self
         }
     }
 
     pub(crate) fn write_lock_waits(_cell: Option<&'static str>, _readers: usize) {}
-    pub(crate) fn drained(_cell: Option<&'static str>, _generation: u64, _since: Stamp) {}
-    pub(crate) fn finalized(_cell: Option<&'static str>, _generation: u64, _since: Stamp) {}
+    pub(crate) fn drained(_cell: Option<&'static str>, _generation: u64, _since: Moment) {}
+    pub(crate) fn finalized(_cell: Option<&'static str>, _generation: u64, _since: Moment) {}
 }
 
 #[cfg(not(feature = "tracing"))]
-pub(crate) use off::{Inside, Span, Stamp, drained, finalized, write_lock_waits};
+pub(crate) use off::{Inside, Moment, Span, drained, finalized, write_lock_waits};
 #[cfg(feature = "tracing")]
-pub(crate) use on::{Inside, Span, Stamp, drained, finalized, write_lock_waits};
+pub(crate) use on::{Inside, Moment, Span, drained, finalized, write_lock_waits};

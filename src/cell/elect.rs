@@ -17,7 +17,7 @@ pub(crate) struct Ticket<T> {
     pub(super) began: u64,
     /// What its caller asks for.
     pub(super) demand: Demand,
-    pub(super) stage: Stage,
+    pub(super) progress: Progress,
     pub(crate) beginning: Beginning,
     pub(crate) previous: Option<Arc<T>>,
     /// What the build has panicked with.
@@ -37,7 +37,7 @@ impl<T> Ticket<T> {
 
 /// How far a build is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Stage {
+pub(crate) enum Progress {
     Building,
     /// Its result was handed in. The lease is held on to: it waits for the readers of what it has replaced.
     Draining,
@@ -212,7 +212,7 @@ impl<T, C: Clock> Machine<T, C> {
             origin,
             began: now,
             demand: *demand,
-            stage: Stage::Building,
+            progress: Progress::Building,
             beginning: Beginning { cause, generation: record.generation + 1, supersedes },
             previous,
             panic: None,

@@ -17,7 +17,7 @@ use crate::time::{Clock, FOREVER, SystemClock, nanos};
 use crate::trace::{self, PublishOutcome, Span};
 
 use super::DogpileCell;
-use super::elect::{Stage, Ticket};
+use super::elect::{Progress, Ticket};
 use super::handle::Handle;
 use super::handle::sealed::Kind;
 use super::machine::Machine;
@@ -456,12 +456,12 @@ impl<'a, K: Kind> Held<'a, K> {
         withheld: Option<Withheld<K::Stored>>,
     ) -> Option<Arc<K::Stored>> {
         let ticket = self.ticket.take()?;
-        if ticket.stage == Stage::Ended {
+        if ticket.progress == Progress::Ended {
             // Of the previous value: the thread may be panicking already.
             contain(|| drop(ticket));
             return None;
         }
-        let is_building = ticket.stage == Stage::Building;
+        let is_building = ticket.progress == Progress::Building;
         // It may have been contained.
         let panicked = panicked || ticket.panic.is_some();
         // Perhaps it is the clock that has panicked. The lease comes back all the same; the panic hook has reported the panic.

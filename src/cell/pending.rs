@@ -171,9 +171,9 @@ impl<T, C: Clock> Machine<T, C> {
 
 /// How a wait ended: with an outcome ([`Outcome::Abandoned`]: look again), or with [`RefreshError::WaitTimeout`] or
 /// [`RefreshError::Reentrant`].
-pub(crate) type Ended<T> = Result<Outcome<T>, RefreshError>;
+pub(crate) type WaitResult<T> = Result<Outcome<T>, RefreshError>;
 
-fn waited<T>(ended: Ended<T>) -> Waited<T> {
+fn waited<T>(ended: WaitResult<T>) -> Waited<T> {
     match ended {
         Ok(Outcome::Published(publication)) => Waited::Published(publication.value),
         Ok(Outcome::Failed(error)) => Waited::Failed(error),
@@ -189,7 +189,7 @@ impl<T> Wait<T> {
         &mut self,
         machine: &Machine<T, C>,
         deadline: Option<u64>,
-    ) -> Ended<T> {
+    ) -> WaitResult<T> {
         let outcome = |attempt: &Attempt<T>| Some(machine.up_to_date(attempt.outcome()?));
         if let Some(outcome) = outcome(self.entry.point()) {
             return Ok(outcome);
@@ -207,7 +207,7 @@ impl<T> Wait<T> {
     }
 
     /// There is no outcome yet: either it is time to look again, or the caller's time is over.
-    fn time_over<C>(machine: &Machine<T, C>, looks_again: bool) -> Ended<T> {
+    fn time_over<C>(machine: &Machine<T, C>, looks_again: bool) -> WaitResult<T> {
         if looks_again {
             return Ok(Outcome::Abandoned);
         }
@@ -222,7 +222,7 @@ impl<T> Wait<T> {
         machine: &Machine<T, C>,
         deadline: u64,
         cx: &mut Context<'_>,
-    ) -> Poll<Ended<T>> {
+    ) -> Poll<WaitResult<T>> {
         let outcome = |attempt: &Attempt<T>| Some(machine.up_to_date(attempt.outcome()?));
         if let Some(outcome) = outcome(self.entry.point()) {
             return Poll::Ready(Ok(outcome));

@@ -7,7 +7,7 @@ use crate::time::{Clock, FOREVER};
 use crate::trace::PublishOutcome;
 
 use super::attempt::{Outcome, Publication};
-use super::elect::{Stage, Ticket};
+use super::elect::{Progress, Ticket};
 use super::listeners::Noted;
 use super::machine::Machine;
 use super::slot::{Record, Seen};
@@ -102,7 +102,7 @@ impl<T, C: Clock> Machine<T, C> {
     ) -> Concluded<T> {
         let has_own_ttl = ttl.is_some();
         let ttl = self.draw_ttl(ttl);
-        ticket.stage = if release { Stage::Ended } else { Stage::Draining };
+        ticket.progress = if release { Progress::Ended } else { Progress::Draining };
         let mut state = self.state.lock();
         let holds = state.lease.origin() == Some(ticket.origin);
         // What is renewed must still be there: a `restore` displaces no build.
@@ -170,7 +170,7 @@ impl<T, C: Clock> Machine<T, C> {
         now: u64,
     ) -> Option<Arc<T>> {
         let draw = self.draw();
-        ticket.stage = Stage::Ended;
+        ticket.progress = Progress::Ended;
         let mut state = self.state.lock();
         self.counters.failed.count_locked();
         self.counters.build_took(ticket.nanos(now));
@@ -199,7 +199,7 @@ impl<T, C: Clock> Machine<T, C> {
         now: u64,
     ) -> Option<Arc<T>> {
         let draw = self.draw();
-        let is_building = ticket.stage == Stage::Building;
+        let is_building = ticket.progress == Progress::Building;
         let panic = (panicked && is_building)
             .then(|| ticket.panic.take().unwrap_or_else(SharedError::of_unknown_panic));
         let mut state = self.state.lock();

@@ -28,7 +28,7 @@ use super::handle::Handle;
 use super::handle::sealed::Kind;
 use super::lease::Held;
 use super::machine::Machine;
-use super::pending::Ended;
+use super::pending::WaitResult;
 use super::state::Demand;
 
 /// The outcome of a build that a call has handed to a spawner.
@@ -149,7 +149,7 @@ impl<'a, K: Kind> Search<'a, K> {
     }
 
     /// What the end of a wait leads to; `None`: to another look.
-    fn resume(&mut self, ended: Ended<K::Stored>) -> Option<Done<'a, K>> {
+    fn resume(&mut self, ended: WaitResult<K::Stored>) -> Option<Done<'a, K>> {
         match ended {
             Ok(Outcome::Published(publication)) => {
                 self.accepts(&publication).then(|| Ok(Found::Served(publication.value)))

@@ -150,7 +150,7 @@ impl RefresherOptions {
                 }
             }
         };
-        let thread = own_thread::spawn(own_thread::Kind::Refresher, "dogpile-refresher", move || {
+        let thread = own_thread::spawn(own_thread::Role::Refresher, "dogpile-refresher", move || {
             // With all that it holds.
             if let Err(panic) = catch_unwind(AssertUnwindSafe(work)) {
                 end.0.ended_by(&*panic);

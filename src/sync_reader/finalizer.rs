@@ -12,7 +12,7 @@
 use crate::contain::contain;
 use crate::own_thread;
 use crate::sync::{Arc, MutexGuard, Thread, current_thread, park};
-use crate::trace::{self, Stamp};
+use crate::trace::{self, Moment};
 use crate::wait::Waiter;
 
 use super::retirement::{Retirement, State};
@@ -42,7 +42,7 @@ impl<T> Retirement<T> {
     /// the later values their finalizer (G11).
     pub(super) fn finalize_ready(&self) {
         while let Some((number, value)) = self.begin_finalizer() {
-            let begun = Stamp::now();
+            let begun = Moment::now();
             contain(|| (self.finalizer)(value));
             self.end_finalizer(number);
             trace::finalized(self.name(), number, begun);
@@ -109,7 +109,7 @@ impl<T> Retirement<T> {
         let thread = self.state.lock().thread.take();
         if let Some(thread) = thread {
             thread.thread().unpark();
-            if own_thread::kind() == own_thread::Kind::Foreign {
+            if own_thread::role() == own_thread::Role::Foreign {
                 // It contains the panics of finalizers and has none of its own.
                 let _ = thread.join();
             }

@@ -9,7 +9,7 @@
 use std::collections::VecDeque;
 
 use crate::sync::{Arc, ThreadId, Weak};
-use crate::trace::Stamp;
+use crate::trace::Moment;
 
 /// `S` is what readers share, `T` the value that is taken out of it when the last reader has left.
 pub(super) struct RetirementQueue<S, T> {
@@ -39,7 +39,7 @@ enum Stage<T> {
     /// It is in the slot, or a writer has withheld it and may put it back.
     Current,
     /// It was replaced or cleared at that time. Its readers may still hold it.
-    Retired(Stamp),
+    Retired(Moment),
     /// Its last reader has left. `None` while the finalizer runs.
     Drained(Option<Box<T>>),
 }
@@ -79,7 +79,7 @@ impl<S, T> RetirementQueue<S, T> {
     /// The current value is replaced or cleared. `is_withheld`: a writer has taken it out of the slot before.
     pub(super) fn retire_current(&mut self, is_withheld: bool) {
         if let Some(current) = self.published.back_mut().filter(|last| last.is_current()) {
-            current.stage = Stage::Retired(Stamp::now());
+            current.stage = Stage::Retired(Moment::now());
             current.is_held &= is_withheld;
         }
     }
@@ -91,7 +91,7 @@ impl<S, T> RetirementQueue<S, T> {
 
     /// The last reference to the value with this number (0: unpublished) and at this address is gone. Returns when it was
     /// retired.
-    pub(super) fn drained(&mut self, number: u64, address: usize, value: T) -> Option<Stamp> {
+    pub(super) fn drained(&mut self, number: u64, address: usize, value: T) -> Option<Moment> {
         if number == 0 {
             self.unpublished.retain(|value| value.as_ptr().addr() != address);
             self.unpublished_drained.push(value);
@@ -231,7 +231,7 @@ mod tests {
     }
 
     /// The last reference to a value that stands for `content` is dropped.
-    fn drop_last(queue: &mut Queue, number: u64, value: Arc<()>, content: u32) -> Option<Stamp> {
+    fn drop_last(queue: &mut Queue, number: u64, value: Arc<()>, content: u32) -> Option<Moment> {
         let address = Arc::as_ptr(&value).addr();
         drop(value);
         queue.drained(number, address, content)

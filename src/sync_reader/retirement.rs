@@ -163,7 +163,7 @@ impl<T: Send + Sync + 'static> Retirement<T> {
             finalizer: Box::new(finalizer),
             name: OnceCell::new(),
             start: |retirement| {
-                own_thread::spawn(own_thread::Kind::Finalizer, "dogpile-finalizer", move || {
+                own_thread::spawn(own_thread::Role::Finalizer, "dogpile-finalizer", move || {
                     retirement.run_thread();
                 })
             },
