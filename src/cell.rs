@@ -79,7 +79,7 @@ pub(crate) use lease::Held;
 pub(crate) use listeners::{Listener, Noted, Notified};
 pub(crate) use listening::Plan;
 pub(crate) use machine::Machine;
-pub(crate) use publish::{BuildOutput, Concluded, Observer};
+pub(crate) use publish::{BuildOutput, Concluded, Observer, Term};
 pub(crate) use reader::Currency;
 pub(crate) use search::{Caller, Search};
 pub(crate) use slot::{Record, Seen, Version};
@@ -1137,6 +1137,10 @@ impl<T, C> fmt::Debug for DogpileCell<T, C> {
 /// cell.set("value");
 /// let seen = cell.snapshot().unwrap();
 /// assert_eq!((*seen.value, seen.generation, seen.freshness), ("value", 1, Freshness::Fresh));
+///
+/// cell.restore("of yesterday", Duration::from_secs(86_400));
+/// let seen = cell.snapshot().unwrap();
+/// assert!(seen.fresh_for.is_zero() && seen.stale_for >= Duration::from_secs(86_000));
 /// ```
 #[non_exhaustive]
 pub struct Snapshot<T, S = Arc<T>> {
@@ -1152,6 +1156,8 @@ pub struct Snapshot<T, S = Arc<T>> {
     pub fresh_for: Duration,
     /// How much longer it may be served; zero if it has expired. [`Duration::MAX`] means until it is replaced.
     pub servable_for: Duration,
+    /// How long ago it became stale; zero if it is fresh.
+    pub stale_for: Duration,
     of: std::marker::PhantomData<fn() -> T>,
 }
 
@@ -1166,6 +1172,7 @@ impl<T, S> Snapshot<T, S> {
             freshness,
             fresh_for: lease::left(record.fresh_end(), now),
             servable_for: lease::left(servable_end, now),
+            stale_for: Duration::from_nanos(record.stale_for(now)),
             of: std::marker::PhantomData,
         }
     }
@@ -1185,6 +1192,7 @@ impl<T, S> fmt::Debug for Snapshot<T, S> {
             .field("freshness", &self.freshness)
             .field("fresh_for", &self.fresh_for)
             .field("servable_for", &self.servable_for)
+            .field("stale_for", &self.stale_for)
             .finish_non_exhaustive()
     }
 }

@@ -34,7 +34,7 @@ use std::time::Duration;
 
 use crate::cell::{
     Awaits, Caller, DogpileCell, Handle, Held, Kind, Machine, Made, Publishes, Request, Search, Setting,
-    Snapshot, TakesBuild,
+    Snapshot, TakesBuild, Term,
 };
 use crate::error::{BoxError, RefreshError, SharedError};
 use crate::hook::{Change, Hook, hook_on_change, hook_on_publish};
@@ -278,16 +278,16 @@ impl<T: Send + Sync + 'static, C: Clock> Publishes for SyncReaderCell<T, C> {
         // Until the finalizer has run too, which must not wait for this build either.
         let _inside = held.inside();
         match made {
-            Made::New(value, ttl) => Writer::new(held).publish(value, ttl),
-            Made::NotModified(value) => held.publish_again(value, None),
+            Made::New(value, term) => Writer::new(held).publish(value, term),
+            Made::NotModified(value) => held.publish_again(value, Term::POLICY),
         }
     }
 
     #[cfg(feature = "async")]
     fn publish_async(held: Held<'_, Self>, made: Made<Self>) -> Publishing<'_, Tracked<T>> {
         match made {
-            Made::New(value, ttl) if matches!(held.handle().drain, Drain::Wait(_)) => {
-                Publishing::Draining(Box::pin(Writer::new(held).publish_async(value, ttl)))
+            Made::New(value, term) if matches!(held.handle().drain, Drain::Wait(_)) => {
+                Publishing::Draining(Box::pin(Writer::new(held).publish_async(value, term)))
             }
             made => Publishing::Done(Self::publish(held, made)),
         }

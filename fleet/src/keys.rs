@@ -70,10 +70,9 @@ pub use value::FleetValue;
 ///   it. Until the next read after `poll` such a value is fresh here, whatever the store says to it.
 /// * An invalidation that could not be delivered is delivered when the store works again, and before it is asked for the key. When
 ///   the loader is dropped it is tried once more.
-/// * A stale value that is taken over from the store, because another node builds or because builds fail, reaches the map without its
-///   age: the map counts the policy's [`stale_while_refresh`](FleetPolicy::stale_while_refresh) from then. While a load of the key
-///   runs, and as long as its loads fail, callers may be served up to twice that long after the value has expired. No load returns a
-///   value that the store would not serve any more.
+/// * A stale value that is taken over from the store, because another node builds or because builds fail, is served for what is left
+///   of the policy's [`stale_while_refresh`](FleetPolicy::stale_while_refresh): a load returns it as
+///   [`Refreshed::Aged`](crate::Refreshed::Aged).
 ///
 /// # Examples
 ///

@@ -165,8 +165,13 @@ impl FleetPolicy {
             .retry_backoff(Duration::ZERO, Duration::ZERO)
     }
 
+    /// For how long a value may be used from now on that was made `age` ago, and is fresh for `ttl` from then on.
+    pub(crate) fn life(&self, ttl: Duration, age: Duration) -> Life {
+        Life { soft: ttl.saturating_sub(age), hard: self.hard(ttl).saturating_sub(age) }
+    }
+
     /// How long past its publication a value may be served that is fresh for `ttl`.
-    pub(crate) fn hard(&self, ttl: Duration) -> Duration {
+    fn hard(&self, ttl: Duration) -> Duration {
         ttl.saturating_add(self.stale).min(LONGEST)
     }
 
@@ -174,6 +179,15 @@ impl FleetPolicy {
     pub(crate) fn pause(&self, failures: u32) -> Duration {
         self.backoff.map_or(Duration::ZERO, |(first, max)| draw::around(doubled(first, max, failures), 10))
     }
+}
+
+/// For how long a value may be used.
+#[derive(Clone, Copy)]
+pub(crate) struct Life {
+    /// For how long it is fresh.
+    pub(crate) soft: Duration,
+    /// For how long it may be served.
+    pub(crate) hard: Duration,
 }
 
 /// `first`, doubled with each of `times` after the first, up to `max`.
@@ -201,6 +215,11 @@ mod tests {
     fn the_hard_bound_saturates() {
         let second = Duration::from_secs(1);
         assert_eq!(FleetPolicy::ttl(second).hard(second), LONGEST);
-        assert_eq!(FleetPolicy::ttl(second).stale_while_refresh(second).hard(second), 2 * second);
+        let policy = FleetPolicy::ttl(second).stale_while_refresh(second);
+        assert_eq!(policy.hard(second), 2 * second);
+        for (age, soft, hard) in [(0, 1000, 2000), (400, 600, 1600), (1500, 0, 500), (3000, 0, 0)] {
+            let life = policy.life(second, Duration::from_millis(age));
+            assert_eq!((life.soft.as_millis(), life.hard.as_millis()), (soft, hard));
+        }
     }
 }

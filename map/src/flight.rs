@@ -338,19 +338,15 @@ impl<K: Eq + Hash + Clone, T, C: Clock + Clone> Inner<K, T, C> {
         key: &mut Option<K>,
         now: i64,
         removed: &mut Removed<K, T>,
-    ) -> (Option<Arc<Made<T>>>, Option<Entry<T>>) {
+    ) -> Option<Arc<Made<T>>> {
         let Some(seen) = clock::at(now, || flight.cell.snapshot()) else {
             removed.extend(self.store.remove(&flight.key));
-            return (None, None);
+            return None;
         };
-        let mut at_rest = None;
         let published = now.saturating_sub(nanos(seen.age));
         let is_lapsed = seen.freshness != Freshness::Fresh;
         let fresh_end = if is_lapsed {
-            // Since when it is stale, the cell does not say; what is at rest may.
-            at_rest = self.store.peek(&flight.key);
-            let same = at_rest.as_ref().filter(|entry| Arc::ptr_eq(&entry.value, &seen.value.value));
-            same.map_or(NEVER, |entry| entry.fresh_end(self.ttl)).min(now)
+            now.saturating_sub(nanos(seen.stale_for))
         } else {
             // `fresh_for` ends at the last fresh tick.
             now.saturating_add(nanos(seen.fresh_for)).saturating_add(1)
@@ -366,7 +362,7 @@ impl<K: Eq + Hash + Clone, T, C: Clock + Clone> Inner<K, T, C> {
             let entry = if flight.cell.is_refreshing() { entry.mark() } else { entry };
             self.store.insert(key, entry, removed);
         }
-        (Some(seen.value), at_rest)
+        Some(seen.value)
     }
 
     /// The end of a [`FlightRef`].
@@ -386,7 +382,7 @@ impl<K: Eq + Hash + Clone, T, C: Clock + Clone> Inner<K, T, C> {
             return;
         }
         let (now, mut key) = (self.now_in_drop(), Some(flight.key.clone()));
-        let (mut removed, mut swept, mut synced) = (Vec::new(), Vec::new(), (None, None));
+        let (mut removed, mut swept, mut synced) = (Vec::new(), Vec::new(), None);
         let mut shard = self.flights.shard(&flight.key).write();
         // Relaxed, all: under the lock.
         if purpose == Purpose::Change {

@@ -327,6 +327,10 @@ where
         (Refreshed::NewFor(value, ttl), _) => {
             Refreshed::NewFor(building.finish(Arc::new(value)), map.drawn_ttl(ttl))
         }
+        (Refreshed::Aged { value, age, ttl }, _) => {
+            let value = building.finish(Arc::new(value));
+            Refreshed::Aged { value, age, ttl: ttl.map(|ttl| map.drawn_ttl(ttl)) }
+        }
         // Anew, since it is as good as one that was built now: it has the origin of this build.
         (_, Some(previous)) => Refreshed::New(building.finish(Arc::clone(&previous.value))),
         (_, None) => {
@@ -384,7 +388,7 @@ where
     }
 
     /// As [`try_get`](Request::try_get), with a build that is given the previous value, and may find that it has not changed,
-    /// or choose a time to live.
+    /// or choose a time to live, or say how old its value is already.
     ///
     /// # Errors
     ///

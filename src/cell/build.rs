@@ -8,6 +8,7 @@ use crate::time::nanos;
 
 use super::handle::{Handle, sealed::Kind};
 use super::lease::Held;
+use super::publish::Term;
 use super::search::Started;
 
 #[cfg(feature = "async")]
@@ -36,6 +37,37 @@ pub enum Refreshed<T> {
     New(T),
     /// A new value with a time to live of its own. See [`Lease::publish_for`](crate::Lease::publish_for).
     NewFor(T, Duration),
+    /// A new value that is not of now: a cache or a replica has returned it, with its age.
+    ///
+    /// The age counts, as in [`DogpileCell::restore`](crate::DogpileCell::restore): such a value is fresh, stale or expired
+    /// that much earlier. The caller that ran the build is served it in any case. Callers that wait for the build are served
+    /// it if it meets their conditions and has not expired; else they look again.
+    ///
+    /// # Examples
+    ///
+    /// The `Age` and the `max-age` of an HTTP response, in seconds:
+    ///
+    /// ```
+    /// use dogpile::{DogpileCell, Freshness, Refreshed};
+    /// use std::time::Duration;
+    ///
+    /// let (age, max_age) = (Duration::from_secs(40), Duration::from_secs(300));
+    /// let cell = DogpileCell::new(Duration::from_secs(60));
+    /// cell.request().try_get_with(|_| {
+    ///     Ok::<_, String>(Refreshed::Aged { value: "page", age, ttl: Some(max_age) })
+    /// })?;
+    /// let seen = cell.snapshot().unwrap();
+    /// assert!(seen.age >= age && seen.fresh_for <= max_age - age);
+    /// # Ok::<(), dogpile::RefreshError>(())
+    /// ```
+    Aged {
+        /// The value.
+        value: T,
+        /// How long ago it was made, when the build ends.
+        age: Duration,
+        /// Its own time to live, counted from when it was made. `None`: the policy's.
+        ttl: Option<Duration>,
+    },
     /// The previous value is still right, and counts as fresh again. See [`Lease::renew`](crate::Lease::renew).
     NotModified,
 }
@@ -127,8 +159,7 @@ impl<K> Refreshable for K where
 /// What a build has made, to be published.
 #[allow(unreachable_pub)] // named by a sealed trait
 pub enum Made<K: Kind> {
-    /// A new value, and its own time to live in nanoseconds. `None`: the policy's.
-    New(K::Value, Option<u64>),
+    New(K::Value, Term),
     /// The value that the cell holds already.
     NotModified(Arc<K::Stored>),
 }
@@ -158,8 +189,8 @@ pub(crate) fn publish_in_arc<K: Publishes<Stored = <K as Kind>::Value>>(
     made: Made<K>,
 ) -> Arc<K::Value> {
     match made {
-        Made::New(value, ttl) => held.publish_arc(Arc::new(value), ttl),
-        Made::NotModified(value) => held.publish_again(value, None),
+        Made::New(value, term) => held.publish_arc(Arc::new(value), term),
+        Made::NotModified(value) => held.publish_again(value, Term::POLICY),
     }
 }
 
@@ -175,7 +206,7 @@ impl<K: Publishes> Held<'_, K> {
     /// Runs `build` and publishes what it returns. If it panics, the lease is given back.
     pub(crate) fn build(mut self, build: impl FnOnce() -> K::Value) -> Arc<K::Stored> {
         let value = self.run(build);
-        K::publish(self, Made::New(value, None))
+        K::publish(self, Made::New(value, Term::POLICY))
     }
 
     /// Runs `build` and publishes what it returns, or fails with its error.
@@ -185,7 +216,7 @@ impl<K: Publishes> Held<'_, K> {
     ) -> Result<Arc<K::Stored>, SharedError> {
         // The conversion of the error is user code too, which may ask the cell.
         match self.run(|| build().map_err(SharedError::new)) {
-            Ok(value) => Ok(K::publish(self, Made::New(value, None))),
+            Ok(value) => Ok(K::publish(self, Made::New(value, Term::POLICY))),
             Err(error) => Err(self.fail(error)),
         }
     }
@@ -214,8 +245,11 @@ fn made<K: Kind>(
     previous: Option<Arc<K::Stored>>,
 ) -> Result<Made<K>, SharedError> {
     match found {
-        Ok(Refreshed::New(value)) => Ok(Made::New(value, None)),
-        Ok(Refreshed::NewFor(value, ttl)) => Ok(Made::New(value, Some(nanos(ttl)))),
+        Ok(Refreshed::New(value)) => Ok(Made::New(value, Term::POLICY)),
+        Ok(Refreshed::NewFor(value, ttl)) => Ok(Made::New(value, Term::of(Some(ttl)))),
+        Ok(Refreshed::Aged { value, age, ttl }) => {
+            Ok(Made::New(value, Term { age: nanos(age), ..Term::of(ttl) }))
+        }
         Ok(Refreshed::NotModified) => previous.map(Made::NotModified).ok_or_else(nothing_to_keep),
         Err(error) => Err(SharedError::new(error)),
     }
@@ -264,7 +298,7 @@ impl<K: Publishes> Held<'_, K> {
     ) -> Pin<Box<impl Future<Output = Arc<K::Stored>>>> {
         Box::pin(async move {
             let value = self.run_async(build).await;
-            K::publish_async(self, Made::New(value, None)).done().await
+            K::publish_async(self, Made::New(value, Term::POLICY)).done().await
         })
     }
 
@@ -283,7 +317,7 @@ impl<K: Publishes> Held<'_, K> {
                 Ok(value) => value,
                 Err(error) => return Err(self.fail(error)),
             };
-            Ok(K::publish_async(self, Made::New(value, None)).done().await)
+            Ok(K::publish_async(self, Made::New(value, Term::POLICY)).done().await)
         })
     }
 

@@ -13,7 +13,7 @@ use crate::contain::contain;
 use crate::error::{BoxError, SharedError};
 use crate::inside::Building;
 use crate::sync::{Arc, panicking};
-use crate::time::{Clock, FOREVER, SystemClock, nanos};
+use crate::time::{Clock, FOREVER, SystemClock};
 use crate::trace::{self, PublishOutcome, Span};
 
 use super::DogpileCell;
@@ -21,7 +21,7 @@ use super::elect::{Progress, Ticket};
 use super::handle::Handle;
 use super::handle::sealed::Kind;
 use super::machine::Machine;
-use super::publish::{BuildOutput, Concluded, Observer};
+use super::publish::{BuildOutput, Concluded, Observer, Term};
 use super::state::Withheld;
 
 /// The right to build the next value, held by one caller at a time.
@@ -175,7 +175,7 @@ impl<T, C: Clock> Lease<'_, T, C> {
     /// assert_eq!(cell.freshness(), Freshness::Stale);
     /// ```
     pub fn publish(self, value: T) -> Arc<T> {
-        self.0.publish_arc(Arc::new(value), None)
+        self.0.publish_arc(Arc::new(value), Term::POLICY)
     }
 
     /// Publishes `value` with a time to live of its own instead of the policy's.
@@ -194,7 +194,7 @@ impl<T, C: Clock> Lease<'_, T, C> {
     /// assert!(cell.snapshot().unwrap().fresh_for > Duration::from_secs(60));
     /// ```
     pub fn publish_for(self, value: T, ttl: Duration) -> Arc<T> {
-        self.0.publish_arc(Arc::new(value), Some(nanos(ttl)))
+        self.0.publish_arc(Arc::new(value), Term::of(Some(ttl)))
     }
 
     /// Publishes a value that is already in an [`Arc`].
@@ -214,7 +214,7 @@ impl<T, C: Clock> Lease<'_, T, C> {
     /// assert!(Arc::ptr_eq(&lease.publish_arc(Arc::clone(&shared)), &shared));
     /// ```
     pub fn publish_arc(self, value: Arc<T>) -> Arc<T> {
-        self.0.publish_arc(value, None)
+        self.0.publish_arc(value, Term::POLICY)
     }
 
     /// Publishes `value`, and returns whether and how it was published.
@@ -239,7 +239,7 @@ impl<T, C: Clock> Lease<'_, T, C> {
     /// assert_eq!(published.servable_for, Duration::MAX);
     /// ```
     pub fn publish_snapshot(self, value: Arc<T>, ttl: Option<Duration>) -> Published<T> {
-        self.0.publish_snapshot(value, ttl.map(nanos))
+        self.0.publish_snapshot(value, Term::of(ttl))
     }
 
     /// Publishes the previous value again ("not modified"), as a new generation with the same `Arc`.
@@ -265,7 +265,7 @@ impl<T, C: Clock> Lease<'_, T, C> {
     /// ```
     #[allow(clippy::result_large_err)] // with `tracing`; it is the caller's own
     pub fn renew(self) -> Result<Arc<T>, Self> {
-        self.0.renew(None).map_err(Self)
+        self.0.renew(Term::POLICY).map_err(Self)
     }
 
     /// Publishes the previous value again, with a time to live of its own instead of the policy's.
@@ -291,7 +291,7 @@ impl<T, C: Clock> Lease<'_, T, C> {
     /// ```
     #[allow(clippy::result_large_err)] // as above
     pub fn renew_for(self, ttl: Duration) -> Result<Arc<T>, Self> {
-        self.0.renew(Some(nanos(ttl))).map_err(Self)
+        self.0.renew(Term::of(Some(ttl))).map_err(Self)
     }
 
     /// Ends the build with an error, which all its waiters share.
@@ -384,13 +384,13 @@ impl<'a, K: Kind> Held<'a, K> {
         self.ticket.as_ref()?.previous.as_ref()
     }
 
-    pub(crate) fn publish_arc(self, value: Arc<K::Stored>, ttl: Option<u64>) -> Arc<K::Stored> {
-        self.publish_output(BuildOutput::new(value, ttl))
+    pub(crate) fn publish_arc(self, value: Arc<K::Stored>, term: Term) -> Arc<K::Stored> {
+        self.publish_output(BuildOutput::new(value, term))
     }
 
     /// Publishes the previous value anew.
-    pub(crate) fn publish_again(self, value: Arc<K::Stored>, ttl: Option<u64>) -> Arc<K::Stored> {
-        self.publish_output(BuildOutput { renews: true, ..BuildOutput::new(value, ttl) })
+    pub(crate) fn publish_again(self, value: Arc<K::Stored>, term: Term) -> Arc<K::Stored> {
+        self.publish_output(BuildOutput { renews: true, ..BuildOutput::new(value, term) })
     }
 
     fn publish_output(mut self, output: BuildOutput<K::Stored>) -> Arc<K::Stored> {
@@ -402,9 +402,9 @@ impl<'a, K: Kind> Held<'a, K> {
     }
 
     #[allow(clippy::result_large_err)] // with `tracing`; it is the caller's own
-    pub(crate) fn renew(self, ttl: Option<u64>) -> Result<Arc<K::Stored>, Self> {
+    pub(crate) fn renew(self, term: Term) -> Result<Arc<K::Stored>, Self> {
         match self.previous().cloned() {
-            Some(previous) => Ok(self.publish_again(previous, ttl)),
+            Some(previous) => Ok(self.publish_again(previous, term)),
             None => Err(self),
         }
     }
@@ -514,9 +514,9 @@ impl<'a, K: Kind> Held<'a, K> {
 }
 
 impl<T, C: Clock> Held<'_, DogpileCell<T, C>> {
-    fn publish_snapshot(mut self, value: Arc<T>, ttl: Option<u64>) -> Published<T> {
+    fn publish_snapshot(mut self, value: Arc<T>, term: Term) -> Published<T> {
         let Concluded { served, record, servable_end, outcome, now, leftover, .. } =
-            self.conclude(BuildOutput::new(value, ttl), &());
+            self.conclude(BuildOutput::new(value, term), &());
         let left = |end: Option<u64>| end.map_or(Duration::ZERO, |end| left(end, now));
         let published = Published {
             value: served,

@@ -184,7 +184,7 @@ mod tests {
     use std::time::Duration;
 
     use super::super::elect::Decision;
-    use super::super::publish::BuildOutput;
+    use super::super::publish::{BuildOutput, Term};
     use super::super::state::Demand;
     use super::super::write::Setting;
     use super::*;
@@ -250,7 +250,7 @@ mod tests {
             else {
                 panic!("nobody builds")
             };
-            let output = BuildOutput::new(Arc::new(2), ttl);
+            let output = BuildOutput::new(Arc::new(2), Term { ttl, age: 0 });
             drop(machine.conclude(&mut ticket, output, &(), machine.now()).leftover);
             assert_eq!(next(&machine, TTL - 1, 20_000_000), expected);
         }

@@ -311,7 +311,7 @@ impl<T, C: Clock> Machine<T, C> {
         record.stale_end(self.policy.stale_window())
     }
 
-    /// Whether a value could be served when it was published: only what is restored may have expired by then.
+    /// Whether a value could be served when it was published: only what was old already may have expired by then.
     pub(super) fn was_servable(&self, record: &Record) -> bool {
         record.initial_age == 0 || record.published < self.servable_end(record)
     }

@@ -160,7 +160,7 @@ impl<T, C: Clock> Machine<T, C> {
                 match self.newer_than(publication.record.generation) {
                     // Its origin is known under the lock only, which a thousand waiters must not queue for.
                     Some((value, record)) => Outcome::Published(Publication { value, record, origin: None }),
-                    // It was taken away again, or had expired before it was restored.
+                    // It was taken away again, or had expired before it was published.
                     None => Outcome::Abandoned,
                 }
             }

@@ -1,9 +1,11 @@
 //! How builds end: with a value, an error or a panic, or unused.
 
+use std::time::Duration;
+
 use crate::contain::contain;
 use crate::error::SharedError;
 use crate::sync::{Arc, MutexGuard};
-use crate::time::{Clock, FOREVER};
+use crate::time::{Clock, FOREVER, nanos};
 use crate::trace::PublishOutcome;
 
 use super::attempt::{Outcome, Publication};
@@ -46,11 +48,29 @@ pub(super) fn unlock<T>(mut state: MutexGuard<'_, State<T>>, waiters: Waiters<T>
     notified.notify();
 }
 
+/// For how long a value is fresh that a build has made, and since when. In nanoseconds.
+#[derive(Clone, Copy, Debug)]
+#[allow(unreachable_pub)] // named by a sealed trait
+pub struct Term {
+    /// `None`: the policy's.
+    pub(crate) ttl: Option<u64>,
+    /// How old it is already.
+    pub(crate) age: u64,
+}
+
+impl Term {
+    /// What the policy says, from now on.
+    pub(crate) const POLICY: Self = Self { ttl: None, age: 0 };
+
+    pub(crate) fn of(ttl: Option<Duration>) -> Self {
+        Self { ttl: ttl.map(nanos), age: 0 }
+    }
+}
+
 /// What a build has made.
 pub(crate) struct BuildOutput<T> {
     pub(crate) value: Arc<T>,
-    /// In nanoseconds. `None`: the policy's.
-    pub(crate) ttl: Option<u64>,
+    pub(crate) term: Term,
     /// It is the previous value.
     pub(crate) renews: bool,
     /// Whether the lease is released; else it is held until [`give_back`](Machine::give_back).
@@ -59,8 +79,8 @@ pub(crate) struct BuildOutput<T> {
 
 impl<T> BuildOutput<T> {
     /// A new value, whose publication releases the lease.
-    pub(crate) fn new(value: Arc<T>, ttl: Option<u64>) -> Self {
-        Self { value, ttl, renews: false, release: true }
+    pub(crate) fn new(value: Arc<T>, term: Term) -> Self {
+        Self { value, term, renews: false, release: true }
     }
 }
 
@@ -96,11 +116,13 @@ impl<T, C: Clock> Machine<T, C> {
     pub(crate) fn conclude(
         &self,
         ticket: &mut Ticket<T>,
-        BuildOutput { value, ttl, renews, release }: BuildOutput<T>,
+        BuildOutput { value, term, renews, release }: BuildOutput<T>,
         observer: &impl Observer<T>,
         now: u64,
     ) -> Concluded<T> {
-        let has_own_ttl = ttl.is_some();
+        let Term { ttl, age } = term;
+        // Of a value that is old already, what is left of the policy's is not the policy's either.
+        let has_own_ttl = ttl.is_some() || age > 0;
         let ttl = self.draw_ttl(ttl);
         ticket.progress = if release { Progress::Ended } else { Progress::Draining };
         let mut state = self.state.lock();
@@ -112,8 +134,13 @@ impl<T, C: Clock> Machine<T, C> {
         let (outcome, record, instead, waiters, mut leftover) = if holds && !is_displaced {
             let fresh_until = observer.fresh_until();
             // Fresh up to and including its ttl.
-            let ttl = if fresh_until == FOREVER { ttl } else { ttl.min(fresh_until.saturating_sub(now + 1)) };
-            let record = Record::fresh(self.slot.record(&state.key).generation + 1, now, ttl);
+            let ttl = if fresh_until == FOREVER {
+                ttl
+            } else {
+                ttl.min(fresh_until.saturating_sub(now + 1).saturating_add(age))
+            };
+            let generation = self.slot.record(&state.key).generation + 1;
+            let record = Record { initial_age: age, ..Record::fresh(generation, now, ttl) };
             let (outcome, record) = if state.invalidated < ticket.origin && now < fresh_until {
                 (PublishOutcome::Published, record)
             } else {
@@ -124,6 +151,8 @@ impl<T, C: Clock> Machine<T, C> {
             observer.publishes(&value, record.generation, !release);
             let (waiters, leftover) =
                 self.make_visible(&mut state, Arc::clone(&value), record, ticket.origin);
+            // What had expired when it was built is not for them: they look again.
+            let waiters = waiters.or_else(|| state.take_waiters(Outcome::Abandoned));
             (outcome, Some(record), None, waiters, leftover)
         } else {
             let outcome = if is_displaced {
@@ -270,7 +299,7 @@ impl<T, C: Clock> Machine<T, C> {
         state.origin = origin;
         state.settled_until = 0;
         let failure = state.failure.take();
-        // Waiters get what may have been served when it was published. (Only what is restored may have expired by then.)
+        // Waiters get what may have been served when it was published. (Only what was old already may have expired by then.)
         let waiters = if state.attempt.is_some() && self.was_servable(&record) {
             let publication = Publication { value: Arc::clone(&value), record, origin: Some(origin) };
             state.take_waiters(Outcome::Published(publication))

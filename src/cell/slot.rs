@@ -53,7 +53,7 @@ pub(crate) struct Record {
     /// Number of publications up to and including this one.
     pub(crate) generation: u64,
     pub(crate) published: u64,
-    /// Its age at that tick: zero, unless it was restored.
+    /// Its age at that tick: zero, unless it was restored, or its build said that it is old already.
     pub(crate) initial_age: u64,
     /// Its time to live. [`FOREVER`]: without a deadline.
     pub(crate) ttl: u64,
@@ -95,6 +95,14 @@ impl Record {
         } else {
             self.published.saturating_add(self.ttl - self.initial_age).saturating_add(1)
         }
+    }
+
+    /// The time since the first tick at which it was stale; 0: there is none, or it is that tick.
+    pub(crate) fn stale_for(&self, now: u64) -> u64 {
+        let natural =
+            if self.ttl == FOREVER { 0 } else { self.age(now).saturating_sub(self.ttl).saturating_sub(1) };
+        // Declared [`FOREVER`], it is never.
+        natural.max(now.saturating_sub(self.declared_stale))
     }
 
     /// Before this tick it is fresh, or stale for `window` at most. Not before [`fresh_end`](Record::fresh_end).
@@ -459,5 +467,14 @@ mod tests {
         assert_eq!(restored(7, 50).lapsed(120).stale_end(5), 125);
         assert_eq!(restored(70, 50).lapsed(120).stale_end(5), 86);
         assert_eq!(restored(0, FOREVER).lapsed(120).stale_end(5), 125);
+        assert_eq!((restored(0, 50).stale_for(151), restored(0, 50).stale_for(152)), (0, 1));
+        assert_eq!(
+            (restored(1_000, 50).stale_for(110), restored(7, 50).lapsed(120).stale_for(125)),
+            (959, 5)
+        );
+        assert_eq!(
+            (restored(70, 50).lapsed(120).stale_for(125), restored(9, FOREVER).stale_for(200)),
+            (44, 0)
+        );
     }
 }

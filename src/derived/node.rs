@@ -29,7 +29,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use crate::cell::{
     BuildOutput, Concluded, DogpileCell, Held, Kind, Listener, Machine, Made, Notified, Observer, Publishes,
-    Record,
+    Record, Term,
 };
 use crate::contain::contain;
 use crate::policy::{Freshness, Policy};
@@ -268,7 +268,7 @@ impl<T, C: Clock, B> Node<T, C, B> {
     ) -> (Arc<T>, u64) {
         let node = held.handle().clone();
         let ending = node.link(stamps);
-        let output = BuildOutput::new(Arc::clone(value), None);
+        let output = BuildOutput::new(Arc::clone(value), Term::POLICY);
         let observer = MadeFrom { inputs: &node.inputs, stamps, former: Cell::default() };
         let Concluded { served, record, outcome, leftover, .. } = held.conclude(output, &observer);
         drop(ending);
@@ -381,7 +381,7 @@ impl<T, C: Clock, B> Publishes for Node<T, C, B> {
     fn publish(held: Held<'_, Self>, made: Made<Self>) -> Arc<T> {
         match made {
             Made::New(computed, _) => Self::publish_computed(held, &computed).0,
-            Made::NotModified(value) => held.publish_again(value, None),
+            Made::NotModified(value) => held.publish_again(value, Term::POLICY),
         }
     }
 

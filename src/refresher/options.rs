@@ -45,7 +45,7 @@ pub struct RefresherOptions {
 
 impl RefresherOptions {
     /// Sets the shortest interval between builds for a time to live that the *source* chose
-    /// ([`Refreshed::NewFor`](crate::Refreshed::NewFor)). Default: 100 ms.
+    /// ([`Refreshed::NewFor`](crate::Refreshed::NewFor), [`Refreshed::Aged`](crate::Refreshed::Aged)). Default: 100 ms.
     ///
     /// It is also the shortest pause after a failure. It does not hold back the policy's own ttl, `invalidate` and
     /// [`refresh_now`](Refresher::refresh_now).

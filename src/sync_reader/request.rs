@@ -2,7 +2,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
-use crate::cell::{Caller, Held, Request};
+use crate::cell::{Caller, Held, Request, Term};
 use crate::error::{BoxError, RefreshError, SharedError};
 use crate::time::Clock;
 
@@ -74,7 +74,7 @@ impl<T: Send + Sync + 'static, C: Clock> Request<'_, T, C, SyncReaderCell<T, C>>
             // Until the finalizer has run too, which must not wait for this build either.
             let _inside = held.inside();
             let (value, writer) = write(held, build);
-            writer.publish(value, None)
+            writer.publish(value, Term::POLICY)
         }))
     }
 
@@ -123,7 +123,7 @@ impl<T: Send + Sync + 'static, C: Clock> Request<'_, T, C, SyncReaderCell<T, C>>
             let _inside = held.inside();
             let (result, writer) = write(held, build);
             match result {
-                Ok(value) => Ok(writer.publish(value, None)),
+                Ok(value) => Ok(writer.publish(value, Term::POLICY)),
                 Err(error) => Err(writer.fail(SharedError::new(error))),
             }
         });

@@ -11,7 +11,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use crate::cell::{BuildOutput, Concluded, Held, Place, Record, Withheld};
+use crate::cell::{BuildOutput, Concluded, Held, Place, Record, Term, Withheld};
 use crate::error::SharedError;
 use crate::sync::{Arc, ThreadId, current_thread};
 use crate::time::{Clock, FOREVER, SystemClock, deadline};
@@ -249,9 +249,9 @@ impl<'a, T: Send + Sync + 'static, C: Clock> Writer<'a, T, C> {
     }
 
     /// Publishes `value`, and drains the old one as the cell's [`Drain`] says.
-    pub(super) fn publish(mut self, value: T, ttl: Option<u64>) -> Arc<Tracked<T>> {
+    pub(super) fn publish(mut self, value: T, term: Term) -> Arc<Tracked<T>> {
         let drain = self.held.handle().drain;
-        let (Concluded { served, record, mut leftover, .. }, taken) = self.conclude(value, ttl);
+        let (Concluded { served, record, mut leftover, .. }, taken) = self.conclude(value, term);
         self.retirement.drain(leftover.replaced.take(), taken, drain, &self.held.machine().clock);
         let served = self.newest(served, record);
         // The lease, if it is still held; then what may panic.
@@ -263,9 +263,9 @@ impl<'a, T: Send + Sync + 'static, C: Clock> Writer<'a, T, C> {
     /// As [`publish`](Writer::publish), for a task. If the task is dropped while the old value drains, the value goes to the
     /// background and the lease is released.
     #[cfg(feature = "async")]
-    pub(super) async fn publish_async(mut self, value: T, ttl: Option<u64>) -> Arc<Tracked<T>> {
+    pub(super) async fn publish_async(mut self, value: T, term: Term) -> Arc<Tracked<T>> {
         let drain = self.held.handle().drain;
-        let (Concluded { served, record, mut leftover, .. }, taken) = self.conclude(value, ttl);
+        let (Concluded { served, record, mut leftover, .. }, taken) = self.conclude(value, term);
         let machine = self.held.machine();
         let replaced = leftover.replaced.take();
         self.retirement.drain_async(replaced, taken, drain, &machine.clock, || self.held.inside()).await;
@@ -276,14 +276,14 @@ impl<'a, T: Send + Sync + 'static, C: Clock> Writer<'a, T, C> {
     }
 
     /// Publishes the result. Also returns the number of the value that the build had taken out and has replaced.
-    fn conclude(&mut self, value: T, ttl: Option<u64>) -> (Concluded<Tracked<T>>, Option<u64>) {
+    fn conclude(&mut self, value: T, term: Term) -> (Concluded<Tracked<T>>, Option<u64>) {
         self.end_wait();
         let Self { retirement, held, section, .. } = self;
         let value = Arc::new(Tracked::new(value, retirement));
         let drains = matches!(held.handle().drain, Drain::Wait(_));
         // Before the lease may be released: if it is not published, the next writer must wait for its reader.
         retirement.add_unpublished(&value);
-        let output = BuildOutput { release: !drains, ..BuildOutput::new(value, ttl) };
+        let output = BuildOutput { release: !drains, ..BuildOutput::new(value, term) };
         let concluded = held.conclude(output, &**retirement);
         let taken = match std::mem::replace(section, Section::Open) {
             Section::Locked { old, .. } => retirement.end_write_section(old),

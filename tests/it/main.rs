@@ -3,6 +3,7 @@
 //! Time is a `ManualClock`, order is made by channels and barriers. `support::eventually` looks again and again
 //! until another thread has got somewhere; its limit is a guard against hangs, not a measurement.
 
+mod aged;
 mod derived;
 mod derived_faults;
 mod derived_settled;

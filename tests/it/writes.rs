@@ -579,7 +579,7 @@ fn a_snapshot_is_cloned_without_its_value() {
     assert_eq!(
         format!("{seen:?}"),
         format!(
-            "Snapshot {{ generation: 1, age: 0ns, freshness: Fresh, fresh_for: 10s, servable_for: {:?}, .. }}",
+            "Snapshot {{ generation: 1, age: 0ns, freshness: Fresh, fresh_for: 10s, servable_for: {:?}, stale_for: 0ns, .. }}",
             Duration::MAX
         )
     );

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use dogpile::{BoxError, Refreshed};
 
-use crate::policy::FleetPolicy;
+use crate::policy::{FleetPolicy, Life};
 use crate::store::Fence;
 
 /// What a build is given.
@@ -108,17 +108,20 @@ impl<T> BuildContext<'_, T> {
         &self,
         result: Result<Refreshed<T>, E>,
     ) -> Result<Made<T>, BoxError> {
-        let (value, ttl, is_unchanged) = match result.map_err(Into::into)? {
-            Refreshed::New(value) => (Arc::new(value), None, false),
-            Refreshed::NewFor(value, ttl) => (Arc::new(value), Some(ttl), false),
+        let new = |value, ttl, age| Made { value: Arc::new(value), ttl, age, tag: None, is_unchanged: false };
+        let made = match result.map_err(Into::into)? {
+            Refreshed::New(value) => new(value, None, Duration::ZERO),
+            Refreshed::NewFor(value, ttl) => new(value, Some(ttl), Duration::ZERO),
+            Refreshed::Aged { value, age, ttl } => new(value, ttl, age),
             // `NotModified`.
             _ => {
                 let nothing = "the build returned NotModified, but there is no previous value";
-                (self.previous().ok_or(nothing)?, None, true)
+                let value = self.previous().ok_or(nothing)?;
+                Made { value, ttl: None, age: Duration::ZERO, tag: None, is_unchanged: true }
             }
         };
         let tag = self.set_tag.lock().unwrap_or_else(PoisonError::into_inner).take();
-        Ok(Made { value, ttl, tag, is_unchanged })
+        Ok(Made { tag, ..made })
     }
 }
 
@@ -127,6 +130,8 @@ pub(crate) struct Made<T> {
     pub(crate) value: Arc<T>,
     /// A time to live of its own.
     ttl: Option<Duration>,
+    /// How old it is already.
+    age: Duration,
     /// What the build has noted.
     tag: Option<String>,
     /// It is the previous value.
@@ -134,8 +139,8 @@ pub(crate) struct Made<T> {
 }
 
 impl<T> Made<T> {
-    pub(crate) fn ttl(&self, policy: &FleetPolicy) -> Duration {
-        self.ttl.unwrap_or(policy.ttl)
+    pub(crate) fn life(&self, policy: &FleetPolicy) -> Life {
+        policy.life(self.ttl.unwrap_or(policy.ttl), self.age)
     }
 
     /// The tag to be stored with the value; `Err` if the store has both already, the value with the tag `stored`.

@@ -88,7 +88,7 @@ use crate::access::{Access, Operation};
 use crate::breaker::Kind;
 use crate::codec::Codec;
 use crate::error::Backoff;
-use crate::policy::FleetPolicy;
+use crate::policy::{FleetPolicy, Life};
 use crate::store::{Current, Publish, RefreshStore, StoreError, Token, Version};
 
 pub(crate) use ahead::Ahead;
@@ -112,8 +112,7 @@ pub(crate) struct Delivery {
     pub(crate) token: Token,
     /// With its tag; `None`: the value was found unchanged.
     payload: Option<(Vec<u8>, Option<String>)>,
-    /// For how long the value is fresh.
-    ttl: Duration,
+    life: Life,
 }
 
 /// What became of a publication.

@@ -118,9 +118,9 @@ where
                 return Ending::Over(ended, Err(SharedError::new(error).into()));
             }
         };
-        let ttl = made.ttl(&shared.policy);
+        let life = made.life(&shared.policy);
         let (won, has_value) = match kind {
-            Kind::Alone(left) => return Ending::Over(None, Ok(keys.alone(made.value, ttl, left))),
+            Kind::Alone(left) => return Ending::Over(None, Ok(keys.alone(made.value, life, left))),
             Kind::Fleet { won, has_value, .. } => (won, has_value),
         };
         let (name, token) = won.end();
@@ -131,15 +131,15 @@ where
                 Err(_) => {
                     shared.access.counters.not_encoded.count();
                     let ended = shared.end(name, token, Duration::ZERO);
-                    return Ending::Over(Some(ended), Ok(keys.alone(made.value, ttl, None)));
+                    return Ending::Over(Some(ended), Ok(keys.alone(made.value, life, None)));
                 }
             },
         };
         let Made { value, is_unchanged, .. } = made;
         let publishing =
-            Publishing { keys, value, ttl, is_unchanged, previous: held, verdict: Arc::default() };
+            Publishing { keys, value, life, is_unchanged, previous: held, verdict: Arc::default() };
         let verdict = Arc::clone(&publishing.verdict);
-        let delivered = shared.publish(Delivery { name, token, payload, ttl }, verdict);
+        let delivered = shared.publish(Delivery { name, token, payload, life }, verdict);
         Ending::Publishing(publishing, delivered)
     }
 }

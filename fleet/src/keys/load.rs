@@ -82,7 +82,7 @@ where
                 Some(held) => {
                     let hard_end = asked.saturating_add(hard_left);
                     let same = FleetValue { hard_end, ..(**held).clone() };
-                    Next::Return(Ok(Refreshed::NewFor(same, shared.fresh_for(soft_left, asked))))
+                    Next::Return(Ok(shared.for_map(same, shared.fresh_for(soft_left, asked))))
                 }
                 // It has gone in the very moment.
                 None => Next::Again,
@@ -91,7 +91,7 @@ where
             Some(Answer::Busy(left, current)) => {
                 shared.access.counters.busy.count();
                 if let Some(taken) = keys.take_stale(current, held.map(|held| &**held), asked) {
-                    return Next::Return(Ok(Refreshed::NewFor(taken, Duration::ZERO)));
+                    return Next::Return(Ok(shared.for_map(taken, Duration::ZERO)));
                 }
                 if serves {
                     return Next::Return(Err(Busy { left }.into()));
@@ -108,7 +108,7 @@ where
             Some(Answer::Backoff(left, current)) => {
                 shared.access.counters.backoffs.count();
                 Next::Return(match keys.take_stale(current, held.map(|held| &**held), asked) {
-                    Some(taken) => Ok(Refreshed::NewFor(taken, Duration::ZERO)),
+                    Some(taken) => Ok(shared.for_map(taken, Duration::ZERO)),
                     None => Err(Backoff { left }.into()),
                 })
             }
@@ -128,7 +128,7 @@ where
             }
             Ok(taken) if !is_older => {
                 shared.access.counters.adopted.count();
-                Next::Return(Ok(Refreshed::NewFor(taken, shared.fresh_for(value.soft_left, asked))))
+                Next::Return(Ok(shared.for_map(taken, shared.fresh_for(value.soft_left, asked))))
             }
             Ok(_) | Err(Useless::Damaged) => {
                 self.refuse = Some(value.version);

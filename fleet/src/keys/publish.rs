@@ -23,6 +23,7 @@ use super::{FleetKeys, FleetValue};
 use crate::access::Operation;
 use crate::cell::reply::{Awaited, NoAnswer, reply};
 use crate::draw;
+use crate::policy::Life;
 use crate::store::{Current, Publication, Publish, StoreError, Token};
 
 /// What the store is asked to publish.
@@ -31,8 +32,7 @@ pub(super) struct Delivery {
     pub(super) token: Token,
     /// With its tag; `None`: the value was found unchanged.
     pub(super) payload: Option<(Vec<u8>, Option<String>)>,
-    /// For how long it is fresh.
-    pub(super) ttl: Duration,
+    pub(super) life: Life,
 }
 
 /// What became of it.
@@ -64,8 +64,8 @@ impl<C: Clock + 'static> Shared<C> {
     }
 
     fn deliver_build(&self, delivery: &Delivery) -> Delivered {
-        let Delivery { name, token, payload, ttl } = delivery;
-        let (soft, hard) = (*ttl, self.policy.hard(*ttl));
+        let Delivery { name, token, payload, life: Life { soft, hard } } = delivery;
+        let (soft, hard) = (*soft, *hard);
         let asked = self.clock.now();
         let publish = || {
             // Or what was built before it would be accepted.
@@ -124,8 +124,7 @@ impl<C: Clock + 'static> Shared<C> {
 pub(super) struct Publishing<'a, T: 'static, C: Clock + 'static> {
     pub(super) keys: &'a FleetKeys<T, C>,
     pub(super) value: Arc<T>,
-    /// For how long it is fresh.
-    pub(super) ttl: Duration,
+    pub(super) life: Life,
     pub(super) is_unchanged: bool,
     /// What this node has.
     pub(super) previous: Option<Arc<FleetValue<T>>>,
@@ -139,48 +138,47 @@ where
 {
     /// The store has said something, or not in time.
     pub(super) fn conclude(self, delivered: Result<Delivered, NoAnswer>) -> Refreshed<FleetValue<T>> {
-        let Self { keys, value, ttl, is_unchanged, .. } = &self;
+        let Self { keys, value, life, is_unchanged, .. } = &self;
         let (shared, value) = (&*keys.shared, Arc::clone(value));
-        let hard = shared.policy.hard(*ttl);
         match delivered {
             Ok(Delivered { answer: Ok(Publish::Stored(version)), asked, .. }) => {
                 if *is_unchanged {
                     shared.access.counters.unchanged.count();
                 }
-                let hard_end = asked.saturating_add(hard);
+                let hard_end = asked.saturating_add(life.hard);
                 let stored = FleetValue { value, origin: Origin::Stored(version), hard_end };
-                Refreshed::NewFor(stored, shared.fresh_for(*ttl, asked))
+                shared.for_map(stored, shared.fresh_for(life.soft, asked))
             }
             Ok(Delivered { answer: Ok(_), instead, .. }) => self.refused(instead),
-            Ok(Delivered { answer: Err(_), .. }) | Err(NoAnswer::Lost) => keys.alone(value, *ttl, None),
+            Ok(Delivered { answer: Err(_), .. }) | Err(NoAnswer::Lost) => keys.alone(value, *life, None),
             Err(NoAnswer::TooLate) => {
                 shared.access.counters.early.count();
                 let now = shared.clock.now();
                 let origin = Origin::Early(now, Arc::clone(&self.verdict));
-                let early = FleetValue { value, origin, hard_end: now.saturating_add(hard) };
-                Refreshed::NewFor(early, (*ttl).min(shared.pause()))
+                let early = FleetValue { value, origin, hard_end: now.saturating_add(life.hard) };
+                shared.for_map(early, life.soft.min(shared.pause()))
             }
         }
     }
 
     /// What is there instead; else what is here; else its own caller gets it. The next one looks again.
     fn refused(self, instead: Option<(Current, Tick)>) -> Refreshed<FleetValue<T>> {
-        let Self { keys, value, ttl, previous, .. } = self;
+        let Self { keys, value, life, previous, .. } = self;
         let shared = &*keys.shared;
         let is_cleared = matches!(instead, Some((Current::Nothing { cleared: true }, _)));
         if let Some((current, asked)) = instead {
             let soft_left = current.soft_left();
             if let Some(taken) = keys.take_stale(current, previous.as_deref(), asked) {
-                return Refreshed::NewFor(taken, shared.fresh_for(soft_left, asked));
+                return shared.for_map(taken, shared.fresh_for(soft_left, asked));
             }
         }
         let now = shared.clock.now();
         let previous = previous.filter(|previous| !is_cleared && now < previous.hard_end);
         let own = || {
-            let hard_end = now.saturating_add(shared.policy.hard(ttl));
+            let hard_end = now.saturating_add(life.hard);
             FleetValue { value, origin: Origin::Alone(now), hard_end }
         };
-        Refreshed::NewFor(previous.map_or_else(own, |previous| (*previous).clone()), Duration::ZERO)
+        shared.for_map(previous.map_or_else(own, |previous| (*previous).clone()), Duration::ZERO)
     }
 }
 
@@ -193,16 +191,16 @@ where
     pub(super) fn alone(
         &self,
         value: Arc<T>,
-        ttl: Duration,
+        life: Life,
         left: Option<Duration>,
     ) -> Refreshed<FleetValue<T>> {
         let shared = &*self.shared;
         shared.access.counters.local_builds.count();
         // Up to a quarter shorter, so that the nodes of a fleet without a store do not build at the same time.
-        let drawn = draw::around(ttl.mul_f64(0.875), 12);
-        let ttl = left.map_or(drawn, |left| left.min(ttl));
+        let drawn = draw::around(life.soft.mul_f64(0.875), 12);
+        let soft = left.map_or(drawn, |left| left.min(life.soft));
         let now = shared.clock.now();
-        let hard_end = now.saturating_add(ttl).saturating_add(shared.policy.stale);
-        Refreshed::NewFor(FleetValue { value, origin: Origin::Alone(now), hard_end }, ttl)
+        let hard_end = now.saturating_add(life.hard.min(soft.saturating_add(shared.policy.stale)));
+        shared.for_map(FleetValue { value, origin: Origin::Alone(now), hard_end }, soft)
     }
 }

@@ -4,8 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use dogpile::{Clock, Tick};
+use dogpile::{Clock, Refreshed, Tick};
 
+use super::FleetValue;
 use super::beats;
 use super::owed::Owed;
 use super::pool::Pool;
@@ -13,7 +14,7 @@ use crate::access::{Access, Operation};
 #[cfg(feature = "async")]
 use crate::cell::reply::reply;
 use crate::policy::FleetPolicy;
-use crate::store::{Acquire, Current, Request, StoreError, Token};
+use crate::store::{Acquire, Current, LONGEST, Request, StoreError, Token};
 
 /// What does not depend on the type of the values.
 pub(super) struct Shared<C> {
@@ -79,6 +80,24 @@ impl<C: Clock + 'static> Shared<C> {
     /// For how long the map is to leave a value alone that is fresh for `soft_left` after `asked`.
     pub(super) fn fresh_for(&self, soft_left: Duration, asked: Tick) -> Duration {
         soft_left.saturating_sub(self.since(asked)).min(self.policy.poll.unwrap_or(Duration::MAX))
+    }
+
+    /// A value as a build of the map returns it: fresh there for `fresh_for` at most, and served by the map's policy no longer than
+    /// the value may be.
+    pub(super) fn for_map<T>(&self, value: FleetValue<T>, fresh_for: Duration) -> Refreshed<FleetValue<T>> {
+        let (ttl, stale) = (self.policy.ttl, self.policy.stale);
+        let left = value.hard_end.saturating_duration_since(self.clock.now());
+        if stale >= LONGEST || left >= fresh_for.saturating_add(stale) {
+            return Refreshed::NewFor(value, fresh_for);
+        }
+        // At that end itself it is not served any more, and a cell serves a value up to and including the tick at which its time is
+        // over.
+        let left = left.saturating_sub(Duration::from_nanos(1));
+        match left.checked_sub(stale) {
+            Some(fresh_for) => Refreshed::NewFor(value, fresh_for),
+            // It has been stale for a part of its window.
+            None => Refreshed::Aged { value, age: ttl.saturating_add(stale - left), ttl: Some(ttl) },
+        }
     }
 
     /// The longest pause between two looks at what others do.

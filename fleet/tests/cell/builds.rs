@@ -1,15 +1,39 @@
 //! What builds may return, and note.
 
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use dogpile::{BoxError, Freshness};
 use dogpile_fleet::{BuildContext, RefreshError, Refreshed};
 
 use crate::support::*;
 
-fn builds_for(node: &Node, value: &str, ttl: std::time::Duration) {
+fn builds_for(node: &Node, value: &str, ttl: Duration) {
     let build = |_: &BuildContext<'_, String>| Ok::<_, &str>(Refreshed::NewFor(text(value), ttl));
     assert_eq!(*node.try_get_or_refresh(build).unwrap(), value);
+}
+
+#[test]
+fn the_age_that_a_build_returns_counts_on_all_nodes() {
+    for (age, soft, hard) in [(4, 6, 106), (30, 0, 80)] {
+        let fleet = Fleet::new();
+        let (builder, other) = (fleet.quiet(POLICY), fleet.quiet(POLICY));
+        let build = |_: &BuildContext<'_, String>| {
+            Ok::<_, &str>(Refreshed::Aged { value: text("old"), age: age * SECOND, ttl: None })
+        };
+        assert_eq!(*builder.try_get_or_refresh(build).unwrap(), "old");
+        let stored = fleet.store.entry(NAME).value.unwrap();
+        assert_eq!(stored.hard_until - stored.soft_until, (hard - soft) * 1_000_000);
+        if soft > 0 {
+            assert_eq!(served(&other), "old");
+            fleet.clock.advance(Duration::from_secs(soft));
+            assert_eq!((builder.freshness(), other.freshness()), (Freshness::Fresh, Freshness::Fresh));
+        }
+        fleet.clock.advance(Duration::from_secs(hard - soft) - Duration::from_nanos(1));
+        assert!(builder.get().is_some());
+        fleet.clock.advance(Duration::from_nanos(2));
+        eventually("it is not served any more", || builder.get().is_none() && other.get().is_none());
+    }
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unnecessary_wraps)] // loaders that could fail
 
+mod aged;
 mod batches;
 mod destructors;
 mod failure;

@@ -147,6 +147,18 @@ fn a_time_to_live_that_the_source_chose_leads_to_one_build_in_the_least_interval
     rig.begins_after(DUE, Some(6));
 }
 
+/// How much of the policy's is left, the source has chosen too.
+#[test]
+fn a_value_that_is_old_already_leads_to_one_build_in_the_least_interval() {
+    let options = Refresher::options().min_interval(3 * SECOND);
+    let rig = Rig::asleep_with(options, Policy::ttl(TTL));
+    let aged = |value, age| Ok(Refreshed::Aged { value, age, ttl: None });
+    rig.builds_after(DUE, Some(1), aged(2, 2 * TTL));
+    rig.builds_after(3 * SECOND, Some(2), aged(3, TTL - SECOND));
+    rig.builds_after(3 * SECOND, Some(3), aged(4, SECOND));
+    rig.begins_after(DUE - SECOND, Some(4));
+}
+
 #[test]
 fn a_value_that_is_set_for_a_short_time_is_rebuilt_after_the_least_interval() {
     let options = Refresher::options().min_interval(3 * SECOND);

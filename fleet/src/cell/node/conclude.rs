@@ -13,6 +13,7 @@ use crate::cell::build::{IsStored, Made};
 use crate::cell::job::Job;
 use crate::cell::reply::NoAnswer;
 use crate::codec::seal;
+use crate::policy::Life;
 use crate::store::{Current, Publication, Publish, Token, Version};
 
 impl<T, C> Node<T, C>
@@ -29,9 +30,9 @@ where
         is_task: bool,
     ) -> Prepared<T, C> {
         let Ticket { lease, won, foreign } = ticket;
-        let ttl = made.ttl(&self.policy);
+        let life = made.life(&self.policy);
         let Some(won) = won else {
-            return Prepared::Published(self.publish_locally(lease, made.value, ttl, foreign, began));
+            return Prepared::Published(self.publish_locally(lease, made.value, life, foreign, began));
         };
         let payload = match made.tag_to_store(won.has_value, won.tag.as_deref()) {
             Err(IsStored) => None,
@@ -43,18 +44,18 @@ where
                     if !is_task {
                         let _ = ended.wait(self.policy.patience);
                     }
-                    return Prepared::Published(self.publish_locally(lease, made.value, ttl, None, began));
+                    return Prepared::Published(self.publish_locally(lease, made.value, life, None, began));
                 }
             },
         };
         let Made { value, is_unchanged, .. } = made;
-        let concluding = Concluding { lease, value, ttl, began, is_unchanged, late: Arc::default() };
-        Prepared::Deliver(concluding, Delivery { token: won.token, payload, ttl })
+        let concluding = Concluding { lease, value, life, began, is_unchanged, late: Arc::default() };
+        Prepared::Deliver(concluding, Delivery { token: won.token, payload, life })
     }
 
     /// Publishes, for the worker: what the store says to what a build has brought.
     pub(crate) fn deliver_build(&self, delivery: &Delivery) -> Delivered {
-        let (soft, hard) = (delivery.ttl, self.policy.hard(delivery.ttl));
+        let Life { soft, hard } = delivery.life;
         let token = &delivery.token;
         let asked = self.clock.now();
         let publish = || {
@@ -106,27 +107,29 @@ where
         concluding: Concluding<T, C>,
         delivered: Result<Delivered, NoAnswer>,
     ) -> Arc<T> {
-        let Concluding { lease, value, ttl, began, is_unchanged, late } = concluding;
+        let Concluding { lease, value, life, began, is_unchanged, late } = concluding;
         match delivered {
             Ok(Delivered { answer: Ok(Publish::Stored(version)), asked, .. }) => {
                 if is_unchanged {
                     self.access.counters.unchanged.count();
                 }
-                let soft_end = asked.saturating_add(ttl);
-                let known = Known { version: Some(version), soft_end, ..Known::default() };
-                self.publish_stored(lease, value, ttl, known, asked)
+                let soft_end = asked.saturating_add(life.soft);
+                let hard_end = self.bound(life.soft, life.hard, asked);
+                let known = Known { version: Some(version), soft_end, hard_end, ..Known::default() };
+                self.publish_stored(lease, value, life.soft, known, asked)
             }
             Ok(Delivered { answer: Ok(_), instead, .. }) => self.refused(lease, value, instead),
             Ok(Delivered { answer: Err(_), .. }) | Err(NoAnswer::Lost) => {
-                self.publish_locally(lease, value, ttl, None, began)
+                self.publish_locally(lease, value, life, None, began)
             }
             Err(NoAnswer::TooLate) => {
                 self.access.counters.early.count();
                 let now = self.clock.now();
-                let soft_end = now.saturating_add(ttl);
-                let known = Known { alone: Some((now, began)), soft_end, ..Known::default() };
+                let soft_end = now.saturating_add(life.soft);
+                let hard_end = self.bound(life.soft, life.hard, now);
+                let known = Known { alone: Some((now, began)), soft_end, hard_end, ..Known::default() };
                 let Some(lease) = lease.or_else(|| self.elect()) else { return value };
-                let published = lease.publish_snapshot(value, Some(ttl));
+                let published = lease.publish_snapshot(value, Some(life.soft));
                 if let Some(generation) = self.register(&published, known) {
                     self.meets(&late, Meeting::Served(generation));
                 }
@@ -233,18 +236,19 @@ where
         &self,
         lease: Option<Lease<'static, T, C>>,
         value: Arc<T>,
-        ttl: Duration,
+        life: Life,
         foreign: Option<(Version, Duration)>,
         began: Began,
     ) -> Arc<T> {
         self.access.counters.local_builds.count();
         // Up to a quarter shorter, so that the nodes of a fleet without a store do not build at the same time.
-        let drawn = crate::draw::around(ttl.mul_f64(0.875), 12);
-        let ttl = foreign.map_or(drawn, |(_, left)| left.min(ttl));
+        let drawn = crate::draw::around(life.soft.mul_f64(0.875), 12);
+        let ttl = foreign.map_or(drawn, |(_, left)| left.min(life.soft));
         let now = self.clock.now();
         let foreign = foreign.map(|(version, _)| version);
         let (alone, soft_end) = (Some((now, began)), now.saturating_add(ttl));
-        let known = Known { foreign, alone, soft_end, ..Known::default() };
+        let hard_end = self.bound(life.soft, life.hard, now);
+        let known = Known { foreign, alone, soft_end, hard_end, ..Known::default() };
         match lease.or_else(|| self.elect()) {
             Some(lease) => self.publish(lease, value, ttl, known),
             None => value,
@@ -256,8 +260,7 @@ where
 pub(super) struct Concluding<T: 'static, C: Clock + 'static> {
     lease: Option<Lease<'static, T, C>>,
     value: Arc<T>,
-    /// For how long it is fresh.
-    ttl: Duration,
+    life: Life,
     began: Began,
     is_unchanged: bool,
     pub(super) late: Arc<Late>,
