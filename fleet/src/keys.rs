@@ -16,16 +16,19 @@
 //! ```
 //!
 //! ```text
-//! value     a value, and what its node knows about it
-//! load      the loop around the question
-//! build     what a build is given, and how it ends
-//! publish   what becomes of a publication, in time or later
-//! shared    the store, as all keys use it
-//! owed      invalidations that the store has not acknowledged
-//! beats     what prolongs leases, and delivers what is owed
-//! pool      threads for what no caller is to wait for
+//! value         a value, and what its node knows about it
+//! load          the loop around the question
+//! build         what a build is given, and how it ends
+//! publish       what becomes of a publication, in time or later
+//! shared        the store, as all keys use it
+//! owed          invalidations that the store has not acknowledged
+//! beats         what prolongs leases, and delivers what is owed
+//! pool          threads for what no caller is to wait for
+//! asynchronous  invalidations and checks for tasks
 //! ```
 
+#[cfg(feature = "async")]
+mod asynchronous;
 mod beats;
 mod build;
 mod load;
@@ -49,6 +52,7 @@ use crate::stats::FleetStats;
 use crate::store::{Invalidation, RefreshStore, StoreError};
 use beats::Beats;
 use load::{Next, Search};
+use owed::Delivering;
 use shared::Shared;
 
 pub use value::FleetValue;
@@ -417,12 +421,7 @@ where
     }
 
     fn invalidate_as(&self, key: &str, how: Invalidation) -> Result<(), Arc<StoreError>> {
-        let told = self.shared.invalidate(key, how);
-        if self.shared.owed.has_left() {
-            // Without a thread it is delivered when the key is next used.
-            self.beats.rouse();
-        }
-        told
+        Delivering::begin(&self.shared, &self.beats, key, how)?.run()
     }
 
     /// As [`FleetCell::check`](crate::FleetCell::check), with the name `<name>:check`.
@@ -486,10 +485,7 @@ where
 impl<T: 'static, C: Clock + 'static> Drop for FleetKeys<T, C> {
     fn drop(&mut self) {
         self.beats.close();
-        if self.shared.owed.has_left() {
-            let shared = Arc::clone(&self.shared);
-            self.shared.pool.submit(Box::new(move || shared.deliver_last()));
-        }
+        self.shared.try_once_more();
         self.shared.pool.close();
     }
 }

@@ -77,6 +77,10 @@ impl<C: Clock + 'static> Beats<C> {
         self.lock().closed = true;
         self.seat.post();
     }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.lock().closed
+    }
 }
 
 impl<C: Clock + Clone + 'static> Beats<C> {

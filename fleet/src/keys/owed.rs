@@ -5,15 +5,17 @@
 //! | `owed` | before the store is asked | it has acknowledged this invalidation, or a later one |
 //! | not `owed` | an invalidation was acknowledged while an earlier one was being delivered | that one is over |
 //!
-//! What a caller of `invalidate` is delivering nobody else delivers. When it has gone, and the store has not acknowledged it, it is
-//! *left*, and delivered by what comes first: the next use of its key, which asks the store for nothing else before; a step of
-//! [`beats`](super::beats), when the breaker lets the store be used; or the end of the loader, which tries once.
+//! What a caller of `invalidate` is delivering nobody else delivers: a thread, or for a task a job of the [pool](super::pool), which
+//! goes on when the task has been dropped. When that is over, and the store has not acknowledged it, it is *left*, and delivered by
+//! what comes first: the next use of its key, which asks the store for nothing else before; a step of [`beats`](super::beats), when
+//! the breaker lets the store be used; or the end of the loader, which tries once.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use dogpile::{Clock, Tick};
 
+use super::beats::Beats;
 use super::shared::Shared;
 use crate::access::Operation;
 use crate::breaker::Kind;
@@ -87,7 +89,7 @@ impl Owed {
     }
 
     /// A caller begins to deliver an invalidation.
-    fn begin<'a>(&'a self, name: &'a str, how: Invalidation) -> (Delivering<'a>, Owing) {
+    fn begin(&self, name: &str, how: Invalidation) -> Owing {
         let mut state = self.lock();
         state.last += 1;
         let number = state.last;
@@ -95,7 +97,18 @@ impl Owed {
         let how = if entry.owed == Some(Invalidation::Hard) { Invalidation::Hard } else { how };
         (entry.owed, entry.number) = (Some(how), number);
         entry.delivering += 1;
-        (Delivering { owed: self, name }, Owing { how, number })
+        Owing { how, number }
+    }
+
+    /// Its caller does not deliver it any more.
+    fn end(&self, name: &str) {
+        let mut state = self.lock();
+        let Some(entry) = state.entries.get_mut(name) else { return };
+        entry.delivering -= 1;
+        if entry.owed.is_none() && entry.delivering == 0 {
+            state.entries.remove(name);
+        }
+        state.list(name);
     }
 
     /// The store has acknowledged an invalidation. Returns whether nothing of the key is owed since then.
@@ -113,33 +126,47 @@ impl Owed {
     }
 }
 
-/// A caller that delivers an invalidation.
-struct Delivering<'a> {
-    owed: &'a Owed,
-    name: &'a str,
+/// A caller that delivers an invalidation, on whatever thread.
+pub(super) struct Delivering<C: Clock + Clone + 'static> {
+    shared: Arc<Shared<C>>,
+    beats: Arc<Beats<C>>,
+    name: String,
+    owing: Owing,
 }
 
-impl Drop for Delivering<'_> {
+impl<C: Clock + Clone + 'static> Delivering<C> {
+    /// It is owed from now on: before the store is asked, so that it is delivered before anything else if that fails.
+    pub(super) fn begin(
+        shared: &Arc<Shared<C>>,
+        beats: &Arc<Beats<C>>,
+        key: &str,
+        how: Invalidation,
+    ) -> Result<Self, Arc<StoreError>> {
+        let name = shared.name_of(key)?;
+        let owing = shared.owed.begin(&name, how);
+        Ok(Self { shared: Arc::clone(shared), beats: Arc::clone(beats), name, owing })
+    }
+
+    pub(super) fn run(self) -> Result<(), Arc<StoreError>> {
+        self.shared.deliver(&self.name, &self.owing).map(drop)
+    }
+}
+
+impl<C: Clock + Clone + 'static> Drop for Delivering<C> {
     /// Whatever has come of it: a panic too.
     fn drop(&mut self) {
-        let mut state = self.owed.lock();
-        let Some(entry) = state.entries.get_mut(self.name) else { return };
-        entry.delivering -= 1;
-        if entry.owed.is_none() && entry.delivering == 0 {
-            state.entries.remove(self.name);
+        self.shared.owed.end(&self.name);
+        if self.beats.is_closed() {
+            // The loader has gone meanwhile.
+            self.shared.try_once_more();
+        } else if self.shared.owed.has_left() {
+            // Without a thread it is delivered when the key is next used.
+            self.beats.rouse();
         }
-        state.list(self.name);
     }
 }
 
 impl<C: Clock + 'static> Shared<C> {
-    pub(super) fn invalidate(&self, key: &str, how: Invalidation) -> Result<(), Arc<StoreError>> {
-        let name = self.name_of(key)?;
-        // Before the store is asked, so that it is delivered before anything else if that fails.
-        let (_delivering, owing) = self.owed.begin(&name, how);
-        self.deliver(&name, &owing).map(drop)
-    }
-
     fn deliver(&self, name: &str, owing: &Owing) -> Result<bool, Arc<StoreError>> {
         self.access.run(Operation::Invalidate, name, |store, name| store.invalidate(name, owing.how))?;
         Ok(self.owed.is_acknowledged(name, owing.number))
@@ -185,8 +212,16 @@ impl<C: Clock + 'static> Shared<C> {
         Some(self.access.open_until(Kind::Change, now).unwrap_or(pause))
     }
 
-    /// Delivers what was left, for the last time: up to the first failure.
-    pub(super) fn deliver_last(&self) {
+    /// Has a thread deliver what was left, for the last time: the loader ends.
+    pub(super) fn try_once_more(self: &Arc<Self>) {
+        if self.owed.has_left() {
+            let shared = Arc::clone(self);
+            self.pool.submit(Box::new(move || shared.deliver_last()));
+        }
+    }
+
+    /// Up to the first failure.
+    fn deliver_last(&self) {
         loop {
             let Some(name) = self.owed.lock().take_listed() else { return };
             if self.deliver_owed(&name).is_err() {

@@ -134,3 +134,101 @@ fn a_task_waits_for_another_node_or_is_told_that_it_builds() {
         assert_eq!(waiter.join().unwrap(), "first");
     });
 }
+
+#[test]
+fn tasks_invalidate_and_clear_and_check_as_threads_do() {
+    let fleet = Fleet::new();
+    let (a, b) = (fleet.node(POLICY), fleet.node(POLICY));
+    a.read(7, "old");
+    b.served(7);
+    block_on(sent(a.keys.invalidate_async("7"))).unwrap();
+    a.map.invalidate(&7);
+    fleet.clock.advance(2 * SECOND);
+    assert_eq!(b.read(7, "new"), "new");
+    assert_eq!(a.served(7), "new");
+    block_on(sent(b.keys.clear_async("7"))).unwrap();
+    assert!(fleet.way.store.entry("users:7").cleared);
+
+    block_on(sent(a.keys.check_async())).unwrap();
+    fleet.way.down.store(true, Ordering::SeqCst);
+    assert_eq!(block_on(a.keys.check_async()).unwrap_err().to_string(), "the store could not be used: down");
+    let too_long = "a key that is too long".repeat(10);
+    assert!(block_on(a.keys.invalidate_async(&too_long)).unwrap_err().is_busy());
+}
+
+#[test]
+fn a_task_that_is_dropped_loses_no_invalidation() {
+    let fleet = Fleet::new();
+    let a = fleet.node(POLICY);
+    a.read(7, "old");
+    let mut context = Context::from_waker(Waker::noop());
+    let epoch = || fleet.way.store.entry("users:7").epoch;
+
+    // Not begun, it is none.
+    drop(a.keys.invalidate_async("7"));
+    // No thread of the executor waits for the store, and what is begun goes on.
+    let held_up = fleet.way.hold_up_an_invalidation();
+    {
+        let mut invalidates = pin!(a.keys.invalidate_async("7"));
+        assert!(invalidates.as_mut().poll(&mut context).is_pending());
+        held_up.begun.recv().unwrap();
+        assert!(invalidates.as_mut().poll(&mut context).is_pending());
+    }
+    held_up.go_on();
+    assert_eq!((epoch(), fleet.way.invalidations.load(Ordering::SeqCst)), (1, 1));
+
+    // What fails behind it is delivered when the store works again, though the key is not used.
+    for clears in [false, true] {
+        let before = epoch();
+        let held_up = fleet.way.hold_up_an_invalidation();
+        {
+            let invalidates = async {
+                if clears { a.keys.clear_async("7").await } else { a.keys.invalidate_async("7").await }
+            };
+            assert!(pin!(invalidates).poll(&mut context).is_pending());
+        }
+        held_up.begun.recv().unwrap();
+        fleet.way.down.store(true, Ordering::SeqCst);
+        held_up.go_on();
+        eventually("it has failed", || a.keys.last_store_error().is_some());
+        assert_eq!(epoch(), before);
+        fleet.way.down.store(false, Ordering::SeqCst);
+        eventually("it is delivered", || {
+            fleet.clock.advance(SECOND / 10);
+            epoch() == before + 1
+        });
+        assert_eq!(fleet.way.store.entry("users:7").cleared, clears);
+    }
+    eventually("both are counted", || a.keys.stats().redelivered == 2);
+}
+
+#[test]
+fn an_invalidation_of_a_task_that_is_dropped_with_its_loader_is_tried_once_more() {
+    let fleet = Fleet::new();
+    let a = fleet.node(POLICY);
+    a.read(7, "old");
+    let mut context = Context::from_waker(Waker::noop());
+    let held_up = fleet.way.hold_up_an_invalidation();
+    assert!(pin!(a.keys.invalidate_async("7")).poll(&mut context).is_pending());
+    held_up.begun.recv().unwrap();
+    drop(a);
+    let again = fleet.way.hold_up_an_invalidation();
+    fleet.way.down.store(true, Ordering::SeqCst);
+    held_up.go_on();
+    again.begun.recv().unwrap();
+    fleet.way.down.store(false, Ordering::SeqCst);
+    again.go_on();
+    assert_eq!(fleet.way.store.entry("users:7").epoch, 1);
+}
+
+#[test]
+fn an_invalidation_of_a_task_that_panics_is_owed() {
+    let fleet = Fleet::new();
+    let a = fleet.node(POLICY);
+    a.read(7, "old");
+    fleet.way.panics.store(true, Ordering::SeqCst);
+    let panics = std::panic::AssertUnwindSafe(|| block_on(a.keys.invalidate_async("7")));
+    std::panic::catch_unwind(panics).unwrap_err();
+    eventually("it is delivered, though the key is not used", || a.keys.stats().redelivered == 1);
+    assert_eq!(fleet.way.store.entry("users:7").epoch, 1);
+}
