@@ -7,7 +7,7 @@
 //! |---|---|---|
 //! | `Stored` | the value with its version | the value gets its version |
 //! | refused | what the store has, or what is here already, or else the caller's own, stale | the value was fresh for `poll` at most; the next load asks the store |
-//! | failed | a value for this node alone | the same as if it was refused |
+//! | failed, or the store has panicked | a value for this node alone | the same as if it was refused |
 //!
 //! The map cannot be told of a late answer. So a value that is served early is fresh for no longer than the policy's `poll`, which is
 //! also how soon this node notices what others invalidate.
@@ -21,7 +21,7 @@ use super::shared::Shared;
 use super::value::{Origin, Verdict};
 use super::{FleetKeys, FleetValue};
 use crate::access::Operation;
-use crate::cell::reply::{Awaited, NoAnswer, reply};
+use crate::cell::reply::{Awaited, NoAnswer, Reply, reply};
 use crate::draw;
 use crate::policy::Life;
 use crate::store::{Current, Publication, Publish, StoreError, Token};
@@ -47,18 +47,10 @@ impl<C: Clock + 'static> Shared<C> {
     /// Has a thread publish.
     pub(super) fn publish(self: &Arc<Self>, delivery: Delivery, verdict: Arc<Verdict>) -> Awaited<Delivered> {
         let (reply, awaited) = reply();
-        let shared = Arc::clone(self);
+        let mut answering = Answering { shared: Arc::clone(self), verdict, reply: Some(reply) };
         self.pool.submit(Box::new(move || {
-            let delivered = shared.deliver_build(&delivery);
-            let stored = match delivered.answer {
-                Ok(Publish::Stored(version)) => Some(version),
-                _ => None,
-            };
-            // For a value that is served already. It has not been set before.
-            let _ = verdict.set(stored);
-            if let Some(Delivered { answer: Err(_), .. }) = reply.send(delivered) {
-                shared.access.counters.local_builds.count();
-            }
+            let delivered = answering.shared.deliver_build(&delivery);
+            answering.answer(delivered);
         }));
         awaited
     }
@@ -117,6 +109,39 @@ impl<C: Clock + 'static> Shared<C> {
             let _ = reply.send(());
         }));
         awaited
+    }
+}
+
+/// A publication under way: the caller of the build waits for its answer, or is served the value already, whose verdict it is. Dropped
+/// without an answer, it has failed: the store has panicked.
+struct Answering<C: Clock + 'static> {
+    shared: Arc<Shared<C>>,
+    verdict: Arc<Verdict>,
+    /// Until there is an answer.
+    reply: Option<Reply<Delivered>>,
+}
+
+impl<C: Clock + 'static> Answering<C> {
+    fn answer(&mut self, delivered: Delivered) {
+        let Some(reply) = self.reply.take() else { return };
+        let stored = match delivered.answer {
+            Ok(Publish::Stored(version)) => Some(version),
+            _ => None,
+        };
+        // For a value that is served already. It has not been set before.
+        let _ = self.verdict.set(stored);
+        if let Some(Delivered { answer: Err(_), .. }) = reply.send(delivered) {
+            self.shared.access.counters.local_builds.count();
+        }
+    }
+}
+
+impl<C: Clock + 'static> Drop for Answering<C> {
+    fn drop(&mut self) {
+        let error = || Arc::new(StoreError::new("the store has panicked"));
+        if self.reply.is_some() {
+            self.answer(Delivered { answer: Err(error()), asked: Tick::default(), instead: None });
+        }
     }
 }
 

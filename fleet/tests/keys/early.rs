@@ -188,3 +188,30 @@ fn a_panic_of_on_error_kept_a_publication_on_its_way_for_ever() {
         node.keys.stats().local_builds == 1
     });
 }
+
+#[test]
+fn a_store_that_panicked_kept_a_publication_on_its_way_until_the_next_load() {
+    let fleet = Fleet::new();
+    let node = fleet.node(IMPATIENT);
+    let held_up = fleet.way.hold_up_a_publication();
+    assert_eq!(node.read(7, "value"), "value");
+    held_up.begun.recv().unwrap();
+    fleet.way.publication_panics.store(true, Ordering::SeqCst);
+    held_up.go_on();
+    eventually("it has failed, and counts as built for this node alone", || {
+        node.keys.stats().local_builds == 1
+    });
+    let value = node.map.get(&7).unwrap();
+    assert_eq!((value.as_str(), value.version()), ("value", None));
+}
+
+#[test]
+fn a_store_that_panics_while_its_answer_is_waited_for_has_failed() {
+    let fleet = Fleet::new();
+    let node = fleet.node(POLICY);
+    fleet.way.publication_panics.store(true, Ordering::SeqCst);
+    assert_eq!(node.read(7, "value"), "value");
+    let stats = node.keys.stats();
+    assert_eq!((stats.local_builds, stats.published, stats.early), (1, 0, 0));
+    assert_eq!(node.map.get(&7).unwrap().version(), None);
+}

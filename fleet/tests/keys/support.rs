@@ -1,6 +1,7 @@
 //! Nodes with maps, whose way to the store can be disturbed.
 
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
@@ -34,6 +35,8 @@ pub(crate) struct Way {
     pub(crate) invalidations: AtomicU32,
     /// The next invalidation panics.
     pub(crate) panics: AtomicBool,
+    /// The next publication panics.
+    pub(crate) publication_panics: AtomicBool,
     /// The next publication reports here when it has begun, and then waits; and then tells when it is over.
     gate: Mutex<Option<Gate>>,
     /// The same for the next election.
@@ -75,9 +78,9 @@ fn pass<R>(gate: &Mutex<Option<Gate>>, operation: impl FnOnce() -> R) -> R {
     begun.send(()).unwrap();
     // At the latest after a minute: a caller that waits for this is not to hang.
     let _ = may_go_on.recv_timeout(Duration::from_secs(60));
-    let answer = operation();
+    let answer = catch_unwind(AssertUnwindSafe(operation));
     let _ = over.send(());
-    answer
+    answer.unwrap_or_else(|panic| resume_unwind(panic))
 }
 
 impl Way {
@@ -112,7 +115,10 @@ impl RefreshStore for Way {
         token: &Token,
         publication: &Publication<'_>,
     ) -> Result<Publish, StoreError> {
-        pass(&self.gate, || self.way()?.publish(name, token, publication))
+        pass(&self.gate, || {
+            assert!(!self.publication_panics.swap(false, Ordering::SeqCst), "as planned: a publication");
+            self.way()?.publish(name, token, publication)
+        })
     }
     fn unchanged(
         &self,
@@ -161,6 +167,7 @@ impl Fleet {
             lists: AtomicU32::new(0),
             invalidations: AtomicU32::new(0),
             panics: AtomicBool::new(false),
+            publication_panics: AtomicBool::new(false),
             gate: Mutex::new(None),
             election: Mutex::new(None),
             invalidation: Mutex::new(None),
