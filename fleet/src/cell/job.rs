@@ -75,13 +75,18 @@ where
     /// Has the worker do something, whatever becomes of the caller. Where no thread can be had it is done here and now.
     pub(crate) fn hand_over<R>(self: &Arc<Self>, job: impl FnOnce(Reply<R>) -> Job<T, C>) -> Awaited<R> {
         let (reply, awaited) = reply();
-        let job = job(reply);
-        if self.mailbox.attach() {
-            self.mailbox.submit(job);
-        } else {
+        self.submit(job(reply));
+        awaited
+    }
+
+    /// The same, without an answer. Returns whether there is a thread.
+    pub(crate) fn submit(self: &Arc<Self>, job: Job<T, C>) -> bool {
+        let mut not_taken = self.mailbox.submit(job);
+        let is_taken = not_taken.is_empty();
+        while let Some(job) = not_taken.pop_front() {
             self.carry_out(job);
         }
-        awaited
+        is_taken
     }
 
     /// Has the worker tell the store that a build has ended without a value.

@@ -3,7 +3,6 @@
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::Duration;
 
 use dogpile::Clock;
 
@@ -90,20 +89,22 @@ where
         self.seat.attach(|| self.worker.upgrade())
     }
 
-    pub(crate) fn submit(&self, job: J) {
+    /// Has the worker do `job`. Returns what nobody would do, where no thread can be had: it is the caller's from then on.
+    #[must_use = "a job that is dropped may leave a lease in the store"]
+    pub(crate) fn submit(&self, job: J) -> VecDeque<J> {
         if self.seat.is_of_parent() {
             // Before the job is there: what the parent has posted is forgotten then.
             self.attach();
         }
         self.jobs().push_back(job);
-        if !self.seat.rouse(|| self.worker.upgrade()) {
-            // Without a thread nobody waits for another node: leases are given back, and each caller asks anew.
-            self.forget();
-            std::thread::sleep(Duration::from_millis(2));
+        if self.seat.rouse(|| self.worker.upgrade()) {
+            VecDeque::new()
+        } else {
+            std::mem::take(&mut *self.jobs())
         }
     }
 
-    /// As [`submit`](Mailbox::submit), if the worker has begun to look after the node, in this process or in one that this one
+    /// Has the worker do `job`, if the worker has begun to look after the node, in this process or in one that this one
     /// was forked from.
     pub(crate) fn nudge(&self, job: J) {
         if self.seat.is_taken() && self.attach() {

@@ -248,7 +248,7 @@ mod tests {
 
     use super::*;
     use crate::cell::node::Caller;
-    use crate::store::Invalidation;
+    use crate::store::{Acquire, Invalidation, Request};
     use crate::{MemoryStore, Plain};
 
     #[test]
@@ -290,6 +290,24 @@ mod tests {
         assert_eq!(agenda.next(), Some(due));
         agenda.watch = None;
         assert_eq!(agenda.next(), Some(at(1)));
+    }
+
+    /// As if no thread could be started: a job that could not be posted was dropped, and the lease lasted for its whole time.
+    #[test]
+    fn without_a_thread_the_end_of_a_build_was_not_told() {
+        let store = Arc::new(MemoryStore::new());
+        let policy = FleetPolicy::ttl(Duration::from_secs(3600));
+        let (shared, codec) = (Arc::clone(&store), Box::new(Plain));
+        let worker = Worker::<String, _>::new("name".to_owned(), shared, codec, policy, SystemClock);
+        // What would look after it is gone.
+        let alone = Arc::clone(&worker.node);
+        drop(worker);
+        let won = store.acquire("name", &Request::new(Duration::from_secs(3600))).unwrap();
+        let Acquire::Won { token, .. } = won else { panic!("{won:?}") };
+        // Behind a job that is for a worker only, and is dropped.
+        assert!(!alone.submit(Job::Kick));
+        assert!(alone.hand_over_end(token, Duration::ZERO).wait(Duration::ZERO).is_ok());
+        assert_eq!((store.entry("name").lease_until, alone.mailbox.len()), (0, 0));
     }
 
     /// As if no thread could be started, callers looked again and again, and neither built nor were served.

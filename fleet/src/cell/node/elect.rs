@@ -231,6 +231,9 @@ where
     }
 
     pub(super) fn watch(self: &Arc<Self>, lease: Lease<'static, T, C>, left: Duration, is_idle: bool) {
-        self.mailbox.submit(Job::Watch(Watch::new(lease, self.clock.now(), left, is_idle)));
+        if !self.submit(Job::Watch(Watch::new(lease, self.clock.now(), left, is_idle))) {
+            // Without a thread nobody waits for another node: the lease is given back, and each caller asks anew.
+            std::thread::sleep(Duration::from_millis(2));
+        }
     }
 }

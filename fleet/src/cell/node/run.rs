@@ -145,7 +145,7 @@ where
         };
         if let Some(won) = running.ticket.as_ref().and_then(|ticket| ticket.won.as_ref()) {
             let policy = &node.policy;
-            node.mailbox.submit(Job::Beat(Beat {
+            node.submit(Job::Beat(Beat {
                 token: won.token,
                 next: began.saturating_add(policy.lease / 3),
                 stop: began.saturating_add(policy.build_limit),
