@@ -233,8 +233,13 @@ where
     ///
     /// # Blocking
     ///
-    /// Until the store has said who builds, or its timeout has passed; while `build` runs; and after that until the value is stored,
-    /// but no longer than the policy's [`patience`](FleetPolicy::patience). With nothing to serve, while another node builds.
+    /// * Until the store has said who builds, or its timeout has passed: also if `previous` may be served. The map serves that to its
+    ///   other callers meanwhile; the one that runs the load waits, unless its request hands the load over (`spawn_with`). A load that
+    ///   runs into the timeout opens the breaker, and those after it do not ask. If an invalidation of the key is owed, it is delivered
+    ///   before: one more operation.
+    /// * While `build` runs.
+    /// * After that until the value is stored, but no longer than the policy's [`patience`](FleetPolicy::patience).
+    /// * While another node builds, if there is nothing to serve.
     ///
     /// # Panics
     ///

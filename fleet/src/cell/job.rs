@@ -81,9 +81,9 @@ where
 
     /// The same, without an answer. Returns whether there is a thread.
     pub(crate) fn submit(self: &Arc<Self>, job: Job<T, C>) -> bool {
-        let mut not_taken = self.mailbox.submit(job);
+        let not_taken = self.mailbox.submit(job);
         let is_taken = not_taken.is_empty();
-        while let Some(job) = not_taken.pop_front() {
+        for job in not_taken {
             self.carry_out(job);
         }
         is_taken

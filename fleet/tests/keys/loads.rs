@@ -277,3 +277,43 @@ fn the_check_reports_what_is_wrong() {
     assert!(node.keys.check().unwrap_err().to_string().ends_with("down"));
     assert!(node.keys.last_store_error().is_some());
 }
+
+/// What the documentation of `load` says of its blocking.
+#[test]
+fn while_the_store_is_asked_only_the_caller_that_runs_the_load_waits() {
+    let fleet = Fleet::new();
+    let Node { keys, map } = fleet.node(POLICY);
+    let keys = Arc::new(keys);
+    let load = || {
+        let keys = Arc::clone(&keys);
+        move |id: &u64, previous| {
+            keys.load(&id.to_string(), previous, |_| Ok::<_, io::Error>(Refreshed::from(String::from("new"))))
+        }
+    };
+    map.request(&7).try_get_with(load()).unwrap();
+    for is_spawned in [false, true] {
+        fleet.clock.advance(2 * SECOND);
+        let held_up = fleet.way.hold_up_an_election();
+        thread::scope(|scope| {
+            let elected = scope.spawn(|| {
+                let request = map.request(&7);
+                if is_spawned {
+                    request.spawn_with(thread::spawn).try_get_with(load())
+                } else {
+                    request.try_get_with(load())
+                }
+            });
+            held_up.begun.recv().unwrap();
+            assert_eq!(map.request(&7).try_get_with(load()).unwrap().as_str(), "new");
+            if is_spawned {
+                assert_eq!(elected.join().unwrap().unwrap().as_str(), "new");
+                held_up.go_on();
+            } else {
+                assert!(!elected.is_finished());
+                held_up.go_on();
+                assert_eq!(elected.join().unwrap().unwrap().as_str(), "new");
+            }
+        });
+        eventually("the load is over", || map.stats().in_flight == 0);
+    }
+}

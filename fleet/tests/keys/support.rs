@@ -92,7 +92,6 @@ impl Way {
         close(&self.invalidation)
     }
 
-    #[cfg(feature = "async")]
     pub(crate) fn hold_up_an_election(&self) -> HeldUp {
         close(&self.election)
     }
