@@ -204,6 +204,8 @@ pub(crate) struct Build {
 pub(crate) enum Outcome {
     Value,
     ValueFor(Duration),
+    /// A value of this age, with this time to live.
+    Aged(Duration, Option<Duration>),
     NotModified,
     Error,
     Panic,
@@ -243,6 +245,8 @@ pub(crate) enum Ahead {
 pub(crate) enum Found {
     New,
     NewFor(Duration),
+    /// Of this age, with this time to live.
+    Aged(Duration, Option<Duration>),
     NotModified,
     Error,
     Panic,

@@ -86,10 +86,28 @@ impl Model {
 
     /// A build ends with a value.
     pub(crate) fn publish(&mut self, build: BuildId, value: Number, ttl: Option<Duration>) -> Published {
-        self.conclude(build, value, ttl, false)
+        self.publish_aged(build, value, ttl, Duration::ZERO)
     }
 
-    fn conclude(&mut self, build: BuildId, value: Number, ttl: Option<Duration>, renews: bool) -> Published {
+    /// ... that was made `age` ago.
+    pub(crate) fn publish_aged(
+        &mut self,
+        build: BuildId,
+        value: Number,
+        ttl: Option<Duration>,
+        age: Duration,
+    ) -> Published {
+        self.conclude(build, value, ttl, age, false)
+    }
+
+    fn conclude(
+        &mut self,
+        build: BuildId,
+        value: Number,
+        ttl: Option<Duration>,
+        age: Duration,
+        renews: bool,
+    ) -> Published {
         let was_overdue = self.is_overdue(build);
         let Build {
             demand,
@@ -173,9 +191,19 @@ impl Model {
             self.retire(replaced);
             self.will_let_go(replaced);
         }
-        self.make_visible(value, ttl, Duration::ZERO, begun, is_invalidated);
-        self.note_end(build, Done::Value(value));
+        self.make_visible(value, ttl, age.min(FOR_EVER), begun, is_invalidated);
         let publication = self.value.expect("it has just been published");
+        if !self.was_servable(&publication) {
+            self.meet("publication: of what has expired");
+            self.settle(Ended::Abandoned);
+        }
+        if !age.is_zero()
+            && let Some(refresher) = &mut self.refresher
+        {
+            // The source has chosen how much is left.
+            refresher.is_of_own_ttl = true;
+        }
+        self.note_end(build, Done::Value(value));
         self.published(&publication, outcome)
     }
 
@@ -192,7 +220,7 @@ impl Model {
     /// "Not modified." `None`: there is nothing to renew, and the build goes on.
     pub(crate) fn renew(&mut self, build: BuildId, ttl: Option<Duration>) -> Option<Published> {
         let previous = self.previous(build)?;
-        Some(self.conclude(build, previous, ttl, true))
+        Some(self.conclude(build, previous, ttl, Duration::ZERO, true))
     }
 
     pub(crate) fn fail(&mut self, build: BuildId, fault: Fault) {

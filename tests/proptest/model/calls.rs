@@ -300,7 +300,7 @@ impl Model {
         self.was_servable(value) && value.when_published().meets(demand, called, value.at)
     }
 
-    /// Whether a value was published for readers: only one that was restored may have expired by then.
+    /// Whether a value was published for readers: only one that was old already may have expired by then.
     pub(super) fn was_servable(&self, value: &Publication) -> bool {
         value.age_then.is_zero() || value.when_published().lateness(value.at) <= self.stale_window()
     }

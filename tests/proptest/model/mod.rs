@@ -194,6 +194,7 @@ pub(crate) struct Shot {
     pub(crate) freshness: Freshness,
     pub(crate) fresh_for: Duration,
     pub(crate) servable_for: Duration,
+    pub(crate) stale_for: Duration,
 }
 
 /// What a `Published` shows.
@@ -376,6 +377,7 @@ impl Model {
             freshness: self.freshness(),
             fresh_for: self.fresh_for(&value),
             servable_for: self.servable_for(&value),
+            stale_for: value.lateness(self.now).saturating_sub(NANOSECOND),
         })
     }
 

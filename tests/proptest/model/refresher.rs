@@ -239,7 +239,7 @@ impl Model {
             return ("refresher: begins, over what was declared stale", None);
         }
         let Some(last) = value.last_within(Duration::ZERO) else {
-            return ("refresher: begins, over what was restored as stale", None);
+            return ("refresher: begins, over what was stale when it was published", None);
         };
         // It is fresh up to and including that moment.
         let end = last.saturating_add(NANOSECOND);
@@ -255,8 +255,8 @@ impl Model {
         }
     }
 
-    /// The refresher's build returns something new, and whether that has a ttl of its own.
-    pub(crate) fn conclude_new(&mut self, value: Number, ttl: Option<Duration>) {
+    /// The refresher's build returns something new, perhaps with a ttl of its own, or old already.
+    pub(crate) fn conclude_new(&mut self, value: Number, ttl: Option<Duration>, age: Duration) {
         let build = self.end_refreshers_build();
         self.meet(match ttl {
             None => "refresher: found something new",
@@ -265,7 +265,10 @@ impl Model {
         if self.lease != Some(build) {
             self.meet("refresher: found something, and had lost its lease");
         }
-        self.publish(build, value, ttl);
+        if !age.is_zero() {
+            self.meet("refresher: found something with its age");
+        }
+        self.publish_aged(build, value, ttl, age);
         self.note(None);
     }
 

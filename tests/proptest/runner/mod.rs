@@ -381,6 +381,7 @@ impl Runner {
             freshness: shot.freshness,
             fresh_for: shot.fresh_for,
             servable_for: shot.servable_for,
+            stale_for: shot.stale_for,
         }
     }
 

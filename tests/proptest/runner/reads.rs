@@ -540,6 +540,12 @@ impl Runner {
                 model.publish(id, value.number, Some(ttl));
                 Ok(Refreshed::NewFor(value, ttl))
             }
+            (Outcome::Aged(age, ttl), Shape::Conditional) => {
+                model.meet("build: returned a value with its age");
+                let value = self.ledger.value();
+                model.publish_aged(id, value.number, ttl, age);
+                Ok(Refreshed::Aged { value, age, ttl })
+            }
             _ => {
                 let value = self.ledger.value();
                 model.publish(id, value.number, None);

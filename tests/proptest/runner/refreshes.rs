@@ -97,19 +97,21 @@ impl Runner {
     /// What the running build will find, which the model knows already.
     fn end_of_refresh(&self, found: Found) -> refresher::End {
         let mut model = self.model.borrow_mut();
-        let of_value = |model: &mut Model, ttl: Option<Duration>| -> refresher::End {
+        let of_value = |model: &mut Model, ttl: Option<Duration>, age: Option<Duration>| -> refresher::End {
             let value = self.ledger.value();
-            model.conclude_new(value.number, ttl);
+            model.conclude_new(value.number, ttl, age.unwrap_or_default());
             Box::new(move || {
-                Ok(match ttl {
-                    None => Refreshed::New(value),
-                    Some(ttl) => Refreshed::NewFor(value, ttl),
+                Ok(match (ttl, age) {
+                    (None, None) => Refreshed::New(value),
+                    (Some(ttl), None) => Refreshed::NewFor(value, ttl),
+                    (ttl, Some(age)) => Refreshed::Aged { value, age, ttl },
                 })
             })
         };
         match found {
-            Found::New => of_value(&mut model, None),
-            Found::NewFor(ttl) => of_value(&mut model, Some(ttl)),
+            Found::New => of_value(&mut model, None, None),
+            Found::NewFor(ttl) => of_value(&mut model, Some(ttl), None),
+            Found::Aged(age, ttl) => of_value(&mut model, ttl, Some(age)),
             Found::NotModified => {
                 model.conclude_not_modified();
                 Box::new(|| Ok(Refreshed::NotModified))

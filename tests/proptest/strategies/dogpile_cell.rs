@@ -163,6 +163,7 @@ fn found() -> impl Strategy<Value = Found> {
     prop_oneof![
         4 => Just(Found::New),
         2 => window().prop_map(Found::NewFor),
+        2 => (age(), option::of(window())).prop_map(|(age, ttl)| Found::Aged(age, ttl)),
         2 => Just(Found::NotModified),
         3 => Just(Found::Error),
         1 => Just(Found::Panic),

@@ -123,6 +123,7 @@ fn build(inside: BoxedStrategy<Vec<Operation>>) -> BoxedStrategy<Build> {
     let outcome = prop_oneof![
         3 => Just(Outcome::Value),
         2 => window().prop_map(Outcome::ValueFor),
+        2 => (age(), option::of(window())).prop_map(|(age, ttl)| Outcome::Aged(age, ttl)),
         2 => Just(Outcome::NotModified),
         4 => Just(Outcome::Error),
         1 => Just(Outcome::Panic),
