@@ -74,8 +74,8 @@ const FIRST_BUILD: Duration = Duration::from_secs(1);
 ///
 /// # Notifications and polling
 ///
-/// The operating system notifies of changes, by the crate `notify`. Where that cannot be had (a limit on watches is reached, a
-/// folder cannot be read) or does not work (a network file system that is changed on another host, a file that is mounted into
+/// The operating system notifies of changes, by the crate `notify`. Where that cannot be had (a limit on watches or threads is
+/// reached, a folder cannot be read) or does not work (a network file system that is changed on another host, a file that is mounted into
 /// a container by itself, a file that is written through another hard link), changes are found by looking at the files every
 /// [`poll_every`](WatchOptions::poll_every). [`polls_because`](Watch::polls_because) shows the former, and the feature
 /// `tracing` warns of it.

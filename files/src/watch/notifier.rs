@@ -15,7 +15,8 @@
 use std::collections::{HashMap, HashSet};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
+use std::thread;
 
 use notify::event::{AccessKind, AccessMode, EventKind};
 use notify::{RecommendedWatcher, RecursiveMode, Watcher};
@@ -27,10 +28,15 @@ use super::trail::{Print, Trail};
 /// A walk that finds another trail each time is given up after so many; the notification of the last change is still to come.
 const MAX_WALKS: u32 = 10;
 
+/// So many watchers whose thread has ended are replaced. Each leaves a descriptor behind, since it cannot be dropped.
+const MAX_LOST: u32 = 8;
+
 pub(super) struct Notifier {
     paths: Vec<PathBuf>,
     changes: Arc<Changes>,
-    watcher: Option<RecommendedWatcher>,
+    watcher: Option<Threaded>,
+    /// How many watchers have lost their thread.
+    lost: u32,
     is_wanted: bool,
     watched: HashMap<PathBuf, Option<u64>>,
     /// Shared with the handler.
@@ -57,6 +63,7 @@ impl Notifier {
             paths,
             changes,
             watcher: None,
+            lost: 0,
             is_wanted,
             watched: HashMap::new(),
             names: Arc::default(),
@@ -94,8 +101,18 @@ impl Notifier {
     }
 
     fn start(&mut self) {
+        if self.watcher.as_ref().is_some_and(Threaded::has_ended) {
+            self.watcher = None;
+            self.lost += 1;
+        }
         if self.watcher.is_some() {
             return;
+        }
+        // Those of a watcher that is lost are lost too.
+        self.watched.clear();
+        if self.lost >= MAX_LOST {
+            let error = notify::Error::generic("the thread of `notify` has ended too often");
+            return self.fails(None, &error);
         }
         let (changes, names) = (Arc::clone(&self.changes), Arc::clone(&self.names));
         // Runs on the notifier's thread, which serves `watch` too: it must not wait for a look.
@@ -104,7 +121,7 @@ impl Notifier {
                 changes.add();
             }
         };
-        match notify::recommended_watcher(handler) {
+        match Threaded::start(handler) {
             Ok(watcher) => self.watcher = Some(watcher),
             Err(error) => self.fails(None, &error),
         }
@@ -138,7 +155,7 @@ impl Notifier {
                 // Its watch would stay with the folder that was here before.
                 let _ = watcher.unwatch(folder);
             }
-            match watcher.watch(folder, RecursiveMode::NonRecursive) {
+            match watcher.watch(folder) {
                 Ok(()) => {
                     self.watched.insert(folder.clone(), identity);
                 }
@@ -168,6 +185,65 @@ impl Notifier {
             _ => {}
         }
         self.failure.get_or_insert(text);
+    }
+}
+
+/// A watcher, and whether its thread is there.
+///
+/// On Linux a watcher of notify 8.2 does nothing by itself: its methods, and its drop, send a message to its thread. They
+/// panic if that has ended, or never was: `notify::recommended_watcher` returns no error if it cannot be started. And a panic
+/// of the drop during that of a method aborts the process. So the watcher is called and dropped only if its thread is there.
+struct Threaded {
+    /// `None` only while it is dropped.
+    watcher: Option<RecommendedWatcher>,
+    /// The handler has the other share. It is dropped with the thread, or with the attempt to start that. (Where it belongs to
+    /// the watcher itself, as on macOS, `watch` returns an error instead of panicking.)
+    thread: Weak<()>,
+}
+
+impl Threaded {
+    fn start(
+        mut handler: impl FnMut(notify::Result<notify::Event>) + Send + 'static,
+    ) -> notify::Result<Self> {
+        // Where no thread can be started, nothing is left behind in this way.
+        if let Err(error) = thread::Builder::new().spawn(|| {}).map(thread::JoinHandle::join) {
+            return Err(notify::Error::generic(&format!("no thread can be started: {error}")));
+        }
+        let share = Arc::new(());
+        let thread = Arc::downgrade(&share);
+        let watcher = notify::recommended_watcher(move |event| {
+            let _of_thread = &share;
+            handler(event);
+        })?;
+        Ok(Self { watcher: Some(watcher), thread })
+    }
+
+    fn has_ended(&self) -> bool {
+        self.thread.strong_count() == 0
+    }
+
+    fn watch(&mut self, folder: &Path) -> notify::Result<()> {
+        self.there()?.watch(folder, RecursiveMode::NonRecursive)
+    }
+
+    fn unwatch(&mut self, folder: &Path) -> notify::Result<()> {
+        self.there()?.unwatch(folder)
+    }
+
+    fn there(&mut self) -> notify::Result<&mut RecommendedWatcher> {
+        let has_ended = self.has_ended();
+        let watcher = self.watcher.as_mut().filter(|_| !has_ended);
+        watcher.ok_or_else(|| {
+            notify::Error::generic("the thread of `notify` could not be started, or has ended")
+        })
+    }
+}
+
+impl Drop for Threaded {
+    fn drop(&mut self) {
+        if self.has_ended() {
+            std::mem::forget(self.watcher.take());
+        }
     }
 }
 
@@ -223,6 +299,53 @@ mod tests {
     use super::*;
     use notify::Event;
     use notify::event::{DataChange, Flag, ModifyKind, RemoveKind};
+
+    /// Its thread has ended: by a panic of its handler, since that cannot be done to it from outside.
+    #[cfg(target_os = "linux")]
+    fn lost_watcher(folder: &Path) -> Threaded {
+        let mut watcher = Threaded::start(|_| panic!("this panic is part of the test")).unwrap();
+        watcher.watch(folder).unwrap();
+        std::fs::write(folder.join("file"), "").unwrap();
+        let start = std::time::Instant::now();
+        while !watcher.has_ended() {
+            assert!(start.elapsed().as_secs() < 60, "hangs: the thread ends");
+            thread::yield_now();
+        }
+        watcher
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_watcher_whose_thread_has_ended_is_neither_called_nor_dropped() {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = folder.path().canonicalize().unwrap();
+        let mut lost = lost_watcher(&folder);
+        assert!(lost.watch(&folder).is_err() && lost.unwatch(&folder).is_err());
+        drop(lost);
+
+        // It is replaced, and what it has watched is watched again.
+        let mut notifier = Notifier::new(vec![folder.join("file")], true, Arc::default());
+        notifier.look();
+        let watched = notifier.watched.clone();
+        assert_eq!((notifier.failure(), watched.len()), (None, 2));
+        notifier.watcher = Some(lost_watcher(&folder));
+        notifier.look();
+        assert!(notifier.watcher.as_ref().is_some_and(|watcher| !watcher.has_ended()));
+        assert_eq!((notifier.failure(), &notifier.watched), (None, &watched));
+        notifier.changes.cover(notifier.changes.count());
+        std::fs::write(folder.join("file"), "changed").unwrap();
+        notifier.changes.wait(None);
+
+        // But not for ever.
+        notifier.lost = MAX_LOST - 1;
+        notifier.watcher = Some(lost_watcher(&folder));
+        for _ in 0..2 {
+            notifier.look();
+            assert!(notifier.watcher.is_none());
+            let failure = notifier.failure().unwrap();
+            assert!(failure.starts_with("nothing can be watched: the thread of `notify` "), "{failure}");
+        }
+    }
 
     // by hand | a queue that overflows is an event without a path
     #[test]

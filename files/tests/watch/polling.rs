@@ -103,6 +103,45 @@ fn child_without_watches() {
     bench.shows("third");
 }
 
+#[test]
+fn it_polls_if_the_system_has_no_more_threads_and_notices_when_it_has() {
+    run_as_another_user("polling::child_without_threads", 61_236);
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+#[ignore = "run by another test, as another user"]
+fn child_without_threads() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let folder = tempfile::tempdir_in(given_folder().unwrap()).unwrap();
+    let file = folder.path().join("file");
+    fs::write(&file, "first.").unwrap();
+    // Those that are here, and the two of a watch. None for `notify`.
+    let limits = getrlimit(Resource::Nproc);
+    let mut few = limits.clone();
+    few.current = Some(fs::read_dir("/proc/self/task").unwrap().count() as u64 + 2);
+    setrlimit(Resource::Nproc, few).unwrap();
+    let cell = cell();
+    let watch = Watch::files([&file])
+        .debounce(Duration::from_millis(20))
+        .poll_every(Duration::from_millis(20))
+        .spawn(&cell, parse)
+        .unwrap();
+    let bench = Bench { folder, file, cell, watch };
+    bench.shows("first");
+    let reason = bench.watch.polls_because().unwrap();
+    assert!(reason.starts_with("nothing can be watched: no thread can be started: "), "{reason}");
+    let descriptors = || fs::read_dir("/proc/self/fd").unwrap().count();
+    let before = descriptors();
+    fs::write(&bench.file, "second.").unwrap();
+    bench.shows("second");
+    assert_eq!(descriptors(), before, "each attempt leaves something behind");
+    setrlimit(Resource::Nproc, limits).unwrap();
+    eventually("notifications are there", || bench.watch.polls_because().is_none());
+    fs::write(&bench.file, "third.").unwrap();
+    bench.shows("third");
+}
+
 /// The texts of this crate's warnings.
 #[derive(Clone, Default)]
 struct Warnings(Arc<Mutex<Vec<String>>>);
