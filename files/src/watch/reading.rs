@@ -180,11 +180,14 @@ impl Reading {
             let prints = self.notifier.look();
             // Looking may have taken long: what has changed meanwhile is not covered.
             if self.known.as_ref().is_some_and(|known| known.prints == prints) && self.changes.are_covered() {
-                return Ok(Check::Nothing);
+                // The request may have been answered by another publication.
+                return Ok(if self.is_waiting() { Check::AskForBuild } else { Check::Nothing });
             }
         }
         match self.read() {
-            Ok(state) => {
+            Ok(mut state) => {
+                // A call of `reload_now` is one until a build has followed it.
+                state.is_forced |= self.ready.as_ref().is_some_and(|ready| ready.is_forced);
                 let given = *self.given.lock();
                 let is_given = given
                     .is_some_and(|given| given.digest == state.digest && (given.is_good || !state.is_forced));
@@ -484,6 +487,40 @@ mod tests {
         reading.changes.add();
         assert!(!reading.asks());
     }
+
+    /// Another publication can answer a request in place of a build, at any time.
+    #[test]
+    fn a_state_is_asked_for_until_a_build_is_given_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().canonicalize().unwrap().join("file");
+        fs::write(&path, "first").unwrap();
+        let mut reading = reading_of(&path);
+        reading.build();
+        fs::write(&path, "second").unwrap();
+        assert!(reading.asks());
+        reading.known.as_mut().unwrap().since = Instant::now().checked_sub(STAMP).unwrap();
+        assert!(reading.asks());
+        assert!(reading.known.as_ref().unwrap().is_confirmed);
+        assert!(reading.asks(), "it is not read again, and is still to be asked for");
+        assert_eq!(reading.build().files.read(0).unwrap(), b"second");
+        assert!(!reading.asks());
+    }
+
+    #[test]
+    fn a_call_of_reload_now_asks_until_a_build_is_given_the_state() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().canonicalize().unwrap().join("file");
+        fs::write(&path, "bad").unwrap();
+        let mut reading = reading_of(&path);
+        let Ok(ForBuild::Parse(_)) = reading.for_build(None) else { panic!("there is nothing to be parsed") };
+        reading.changes.force();
+        assert!(reading.asks());
+        // It is read again, since it is not confirmed yet.
+        assert!(reading.asks());
+        let Ok(ForBuild::Parse(_)) = reading.for_build(None) else { panic!("there is nothing to be parsed") };
+        assert!(!reading.asks());
+    }
+
     /// An error that comes and goes leaves no other prints, as when the process has no more descriptors.
     #[cfg(target_os = "linux")]
     #[test]
