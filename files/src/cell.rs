@@ -29,9 +29,10 @@ pub trait Cell: Refreshable<Clock: Clone> {
     }
     #[doc(hidden)]
     fn value(shared: &Self::Shared) -> &Self::Value;
-    /// Restores a value; declares it stale if `stale`. Returns the generation of that publication.
+    /// Restores a value, unless the cell holds one, or may; declares it stale if `stale`. Returns the generation of that
+    /// publication.
     #[doc(hidden)]
-    fn put_back(&self, value: Self::Value, age: Duration, stale: bool) -> u64;
+    fn put_back(&self, value: Self::Value, age: Duration, stale: bool) -> Option<u64>;
 }
 
 /// A value and what belongs to it.
@@ -71,19 +72,24 @@ macro_rules! cell {
             shared
         }
 
-        fn put_back(&$self, value: Self::Value, age: Duration, stale: bool) -> u64 {
+        fn put_back(&$self, value: Self::Value, age: Duration, stale: bool) -> Option<u64> {
             let before = $cell.generation();
+            // `restore` replaces whatever is there. While a value is withheld it waits for the end of the build, and
+            // replaces its result. A publication between this look and `restore` is replaced: see `Persist::attach`.
+            if $cell.peek().is_some() || $self.may_be_withheld() {
+                return None;
+            }
             let restored = $cell.restore(value, age);
             if stale {
                 // Only this value: one that was published meanwhile is newer.
                 $cell.invalidate_if_current(&restored);
             }
             let seen = $cell.peek();
-            match seen {
+            Some(match seen {
                 Some(seen) if std::ptr::eq::<Self::Value>(&*seen.value, &*restored) => seen.generation,
                 // Another one has been published since, and is to be written.
                 _ => before,
-            }
+            })
         }
     };
 }

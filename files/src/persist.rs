@@ -300,8 +300,14 @@ impl<C, W: WallClock> Persist<C, W> {
     /// Restores the value, and writes the file from now on, for `cell`: one in a `static` (`&CELL`), or in an [`Arc`]
     /// (`&cell`, or `cell`).
     ///
-    /// Call it before the cell is used: a cell that holds a value keeps that, and nothing is restored. Blocks while it reads
-    /// and decodes the file.
+    /// Call it before the cell is used, and before a [`Refresher`](dogpile::Refresher) is spawned for it: a cell that holds a
+    /// value keeps that, and nothing is restored; nor is it into a [`SyncReaderCell`](dogpile::SyncReaderCell) that is being
+    /// refreshed. Blocks while it reads and decodes the file.
+    ///
+    /// # Concurrent calls
+    ///
+    /// A value that is published while the file is read and decoded is kept. After that there is a last look at the cell. A
+    /// value that is published between this look and the restoring, some instructions later, is replaced by the older one.
     ///
     /// # Errors
     ///
@@ -376,7 +382,7 @@ pub enum Restored {
     Nothing,
     /// There is one that cannot be used. It stays until there is a value that replaces it.
     Ignored(PersistError),
-    /// The file was not looked at: the cell holds a value already.
+    /// The cell holds a value already, or is a [`SyncReaderCell`](dogpile::SyncReaderCell) that is being refreshed.
     NotNeeded,
 }
 
@@ -743,7 +749,9 @@ impl<K: Cell, C: Codec<K::Value>, W: WallClock> Writer<K, C, W> {
             }
         };
         let age = self.clock.now().age_since(made);
-        let generation = self.cell.put_back(value, age.unwrap_or(Duration::MAX), is_stale);
+        let Some(generation) = self.cell.put_back(value, age.unwrap_or(Duration::MAX), is_stale) else {
+            return Restored::NotNeeded;
+        };
         let checksum = Some(line.checksum);
         self.on_file = Some(OnFile { generation, made, is_stale, is_restored: true, checksum });
         self.sight = Some((generation, made));

@@ -100,6 +100,35 @@ fn a_cell_that_holds_a_value_keeps_it() {
     assert_eq!(next_run(&place.path).1.unwrap(), "newer");
 }
 
+/// Publishes another value while it decodes, as a refresher does that is quicker.
+struct Overtaken(Arc<DogpileCell<String>>);
+
+impl Codec<String> for Overtaken {
+    fn name(&self) -> &'static str {
+        "json"
+    }
+    fn encode(&self, value: &String) -> Result<Vec<u8>, BoxError> {
+        Ok(format!("{value:?}").into())
+    }
+    fn decode(&self, _: &[u8]) -> Result<String, BoxError> {
+        self.0.set("newer".to_owned());
+        Ok("older".to_owned())
+    }
+}
+
+#[test]
+fn a_value_that_is_published_while_the_file_is_decoded_is_kept() {
+    let place = Place::new();
+    place.leave("of yesterday");
+    let cell = cell();
+    let codec = Overtaken(Arc::clone(&cell));
+    let persisted = Persist::with_codec(&place.path, codec).interval(NEVER).attach(&cell).unwrap();
+    assert_eq!((cell.get().unwrap().as_str(), cell.generation()), ("newer", 1));
+    assert!(matches!(persisted.restored(), Restored::NotNeeded));
+    drop(persisted);
+    assert_eq!(next_run(&place.path).1.unwrap(), "newer");
+}
+
 #[test]
 fn a_cell_that_is_cleared_loses_its_file() {
     let place = Place::new();
@@ -135,6 +164,14 @@ fn a_value_that_is_taken_out_for_a_writer_keeps_its_file() {
     assert_eq!(next_run(&place.path).1.unwrap(), "value");
     persisted.flush().unwrap();
     assert_eq!(persisted.writes(), 1);
+    // Nor is it replaced by that of the file.
+    let result = cell.request().no_cache().try_get_with_writer(|writer| {
+        let _lock = writer.acquire_write_lock();
+        assert!(matches!(place.persist().attach(&cell).unwrap().restored(), Restored::NotNeeded));
+        Err::<String, _>("this error is part of the test")
+    });
+    assert!(result.is_err());
+    assert_eq!((cell.get().unwrap().as_str(), cell.generation()), ("value", 1));
     // A cleared one does not.
     cell.clear();
     persisted.flush().unwrap();
