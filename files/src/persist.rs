@@ -360,7 +360,7 @@ impl<C, W: WallClock> Persist<C, W> {
             Writer { cell, codec, name, clock, schema, place, path, on_file: None, sight: None, tick };
         let restored = writer.restore();
         if let Restored::Ignored(error) = &restored {
-            trace::warn(&writer.path, &format!("nothing is restored: {error}"));
+            trace::warn(&writer.path, &format!("nothing is restored: {}", text_of(error)));
         }
         let shared = Arc::new(Shared::default());
         let of_thread = Arc::clone(&shared);
@@ -512,7 +512,7 @@ impl Persisted {
             let error = "it cannot be flushed by its own codec";
             return Err(PersistError::new(&self.path, PersistErrorKind::Codec, error));
         }
-        self.shared.flush()
+        self.shared.flush(&self.path)
     }
 }
 
@@ -638,17 +638,23 @@ impl Shared {
         let former = std::mem::replace(&mut state.last_error, result.err());
         drop(state);
         self.condvar.notify_all();
-        // Not under the lock: it may be an error of the codec's.
-        drop(former);
+        // Not under the lock: it may be an error of the codec's, whose drop may panic.
+        let _ = contained("the drop of an error", || {
+            drop(former);
+            Ok(())
+        });
     }
 
-    fn flush(&self) -> Result<(), PersistError> {
+    fn flush(&self, path: &Path) -> Result<(), PersistError> {
         let mut state = self.state.lock();
         state.asked += 1;
         let number = state.asked;
         self.condvar.notify_all();
         while state.answered < number && !state.has_ended {
             self.condvar.wait(&mut state);
+        }
+        if state.answered < number {
+            return Err(PersistError::io(path, io::Error::other("the thread that writes it has ended")));
         }
         state.last_error.clone().map_or(Ok(()), Err)
     }
@@ -672,7 +678,7 @@ struct Warnings {
 
 impl Warnings {
     fn of(&mut self, error: Option<&PersistError>) -> Option<String> {
-        let text = error.map(ToString::to_string);
+        let text = error.map(text_of);
         let is_new = text != self.former;
         self.former.clone_from(&text);
         self.is_warned &= !is_new;
@@ -841,14 +847,19 @@ impl<K: Cell, C: Codec<K::Value>, W: WallClock> Writer<K, C, W> {
 /// What the user's code returns; a panic, which the hook has reported, as an error.
 fn contained<R>(whose: &str, code: impl FnOnce() -> Result<R, BoxError>) -> Result<R, BoxError> {
     catch_unwind(AssertUnwindSafe(code)).unwrap_or_else(|panic| {
-        let text = text_of(&*panic);
+        let text = text_of_panic(&*panic);
         // It may panic in turn.
         let _ = catch_unwind(AssertUnwindSafe(|| drop(panic)));
         Err(format!("{whose} panicked: {text}").into())
     })
 }
 
-fn text_of(panic: &(dyn Any + Send)) -> String {
+/// What an error says, or that it cannot be displayed: it may be one of the codec's.
+fn text_of(error: &PersistError) -> String {
+    contained("the `Display` of an error", || Ok(error.to_string())).unwrap_or_else(|error| error.to_string())
+}
+
+fn text_of_panic(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
     text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "with no text".to_owned())
 }
@@ -856,6 +867,22 @@ fn text_of(panic: &(dyn Any + Send)) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Whatever ends it: no flush may say that it has written.
+    #[test]
+    fn a_flush_that_the_thread_does_not_answer_is_an_error() {
+        let persisted = Persisted {
+            path: PathBuf::from("file"),
+            restored: Restored::Nothing,
+            shared: Arc::default(),
+            thread: OwnThread::spawn("dogpile-persist", || {}).unwrap(),
+        };
+        drop(Ended(&persisted.shared));
+        for _ in 0..2 {
+            let error = persisted.flush().unwrap_err();
+            assert_eq!(error.to_string(), "file: the thread that writes it has ended");
+        }
+    }
 
     #[test]
     fn an_error_is_warned_of_once_and_another_process_that_writes_if_it_goes_on() {

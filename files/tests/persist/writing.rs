@@ -449,6 +449,66 @@ fn a_codec_that_fails_or_panics_leaves_the_old_file() {
     assert_eq!(cell.get(), None);
 }
 
+/// An error that panics when it is displayed, or when it is dropped.
+#[derive(Debug)]
+enum Explosive {
+    Displayed,
+    Dropped,
+}
+
+impl std::fmt::Display for Explosive {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        assert!(!matches!(self, Self::Displayed), "this panic is part of the test");
+        f.write_str("explosive")
+    }
+}
+
+impl std::error::Error for Explosive {}
+
+impl Drop for Explosive {
+    fn drop(&mut self) {
+        assert!(!matches!(self, Self::Dropped), "this panic is part of the test");
+    }
+}
+
+/// Has such errors.
+struct Failing;
+
+impl Codec<String> for Failing {
+    fn name(&self) -> &'static str {
+        "failing"
+    }
+    fn encode(&self, value: &String) -> Result<Vec<u8>, BoxError> {
+        match value.as_str() {
+            "displayed" => Err(Explosive::Displayed.into()),
+            "dropped" => Err(Explosive::Dropped.into()),
+            _ => Ok(value.clone().into()),
+        }
+    }
+    fn decode(&self, _: &[u8]) -> Result<String, BoxError> {
+        Err(Explosive::Displayed.into())
+    }
+}
+
+#[test]
+fn errors_of_the_codec_that_panic_end_nothing() {
+    let place = Place::new();
+    let cell = cell();
+    let attach = || Persist::with_codec(&place.path, Failing).interval(NEVER).attach(&cell).unwrap();
+    let persisted = attach();
+    for (number, value) in ["displayed", "dropped"].into_iter().enumerate() {
+        cell.set(value.to_owned());
+        assert_eq!(persisted.flush().unwrap_err().kind(), PersistErrorKind::Codec);
+        cell.set("good".to_owned());
+        persisted.flush().unwrap();
+        assert_eq!(persisted.writes(), number as u64 + 1);
+    }
+    drop(persisted);
+    cell.clear();
+    let Restored::Ignored(error) = attach().restored().clone() else { panic!("it is decoded") };
+    assert_eq!(error.kind(), PersistErrorKind::Codec);
+}
+
 /// Panics at its second look.
 struct BrokenClock(AtomicU64);
 
