@@ -12,7 +12,7 @@
 //! | ... which was declared stale since | is written, and says so |
 //! | holds another one, or the same one renewed | is written, with the moment at which that was made |
 //! | is empty, and held what is in the file: it was cleared | is removed |
-//! | ... while a build runs that may have taken the value out (`SyncReaderCell`) | stays until that has ended |
+//! | ... while a build runs that may have taken the value out (`SyncReaderCell`) | stays until that has ended; a flush waits for it |
 //! | is empty, and held nothing yet | stays, whatever it is |
 //!
 //! The codec and the wall clock are code of the user's. They run on that thread, or in `attach`, and under no lock.
@@ -55,7 +55,8 @@ const SHORTEST: Duration = Duration::from_millis(10);
 /// How often the cell is looked at, if the interval is not shorter.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// How long the last write, and one that is asked for, waits for another process that writes.
+/// How long the last write, and one that is asked for, waits for another process that writes, and for a build that may have
+/// taken the value out of the cell.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Writes a cell's value to a file, and restores it when the program starts: a warm start.
@@ -89,7 +90,8 @@ const PATIENCE: Duration = Duration::from_secs(1);
 ///
 /// # Dropping
 ///
-/// Dropping the [`Persisted`] writes what has not been written yet, and joins the thread. Until then it keeps the cell alive.
+/// Dropping the [`Persisted`] writes what has not been written yet, as [`flush`](Persisted::flush) does, and joins the thread.
+/// Until then it keeps the cell alive. An error is only warned of: call `flush` before to know it.
 ///
 /// In a process that was forked there is no thread of the parent's. The copy of the `Persisted` writes nothing there, and
 /// dropping it waits for nothing. Attach the cell to a file of the child's own.
@@ -478,7 +480,9 @@ impl Persisted {
     ///
     /// # Errors
     ///
-    /// Why it could not be written; in a process that was forked, always.
+    /// Why it could not be written; in a process that was forked, always. Another process that is writing, and a build of a
+    /// [`SyncReaderCell`](dogpile::SyncReaderCell) that has taken the value out, are waited for, but not for longer than a
+    /// second. The kind is [`Io`](PersistErrorKind::Io) then, and the source's [`WouldBlock`](io::ErrorKind::WouldBlock).
     ///
     /// # Deadlocks
     ///
@@ -611,17 +615,19 @@ impl Shared {
             }
             // Flushes that are asked for from now on may be about a later value.
             let asked = self.state.lock().asked;
-            let mut result = writer.contained_step();
+            let mut result = writer.contained_step(news);
             let end = Instant::now() + PATIENCE;
             while news != News::Look && result.as_ref().is_err_and(is_busy) && Instant::now() < end {
                 thread::sleep(SHORTEST);
-                result = writer.contained_step();
+                result = writer.contained_step(news);
             }
-            // Where another process was in the way, the next look is another try.
+            // Where something was in the way, the next look is another try.
             if !matches!(result, Ok(false)) && !result.as_ref().is_err_and(is_busy) {
                 latest = Some(Instant::now());
             }
-            if let Some(text) = warnings.of(result.as_ref().err()) {
+            let error = result.as_ref().err();
+            let may_pass = news == News::Look && error.is_some_and(is_busy);
+            if let Some(text) = warnings.of(error, may_pass) {
                 trace::warn(&writer.path, &format!("the value could not be written: {text}"));
             }
             self.note(result, asked);
@@ -660,7 +666,7 @@ impl Shared {
     }
 }
 
-/// Another process, or another writer of this one, holds the lock.
+/// Another process, or another writer of this one, holds the lock; or a build may have taken the value out.
 fn is_busy(error: &PersistError) -> bool {
     error.kind() == PersistErrorKind::Io
         && std::error::Error::source(error)
@@ -668,24 +674,26 @@ fn is_busy(error: &PersistError) -> bool {
             .is_some_and(|error| error.kind() == io::ErrorKind::WouldBlock)
 }
 
-/// Which errors are warned of: each once, as long as it lasts. That another process is writing is warned of if it still is at
-/// the next look.
+/// Which errors are warned of: each once, as long as it lasts. One that may pass by itself, if it is still there the next time.
 #[derive(Default)]
 struct Warnings {
-    former: Option<String>,
+    /// The last error, as text.
+    text: Option<String>,
     is_warned: bool,
 }
 
 impl Warnings {
-    fn of(&mut self, error: Option<&PersistError>) -> Option<String> {
+    fn of(&mut self, error: Option<&PersistError>, may_pass: bool) -> Option<&str> {
         let text = error.map(text_of);
-        let is_new = text != self.former;
-        self.former.clone_from(&text);
-        self.is_warned &= !is_new;
-        let may_pass = is_new && error.is_some_and(is_busy);
-        let warning = text.filter(|_| !self.is_warned && !may_pass);
-        self.is_warned |= warning.is_some();
-        warning
+        let is_new = text != self.text;
+        if is_new {
+            *self = Self { text, is_warned: false };
+        }
+        if self.is_warned || is_new && may_pass {
+            return None;
+        }
+        self.is_warned = true;
+        self.text.as_deref()
     }
 }
 
@@ -765,15 +773,17 @@ impl<K: Cell, C: Codec<K::Value>, W: WallClock> Writer<K, C, W> {
     }
 
     /// As [`step`](Writer::step). A panic of the user's code is an error, and the thread goes on.
-    fn contained_step(&mut self) -> Result<bool, PersistError> {
-        contained("the wall clock, or the drop of the value,", || Ok(self.step())).unwrap_or_else(|error| {
-            // It may have come before anything was written, or after.
-            Err(PersistError::new(&self.path, PersistErrorKind::Codec, error))
-        })
+    fn contained_step(&mut self, news: News) -> Result<bool, PersistError> {
+        contained("the wall clock, or the drop of the value,", || Ok(self.step(news))).unwrap_or_else(
+            |error| {
+                // It may have come before anything was written, or after.
+                Err(PersistError::new(&self.path, PersistErrorKind::Codec, error))
+            },
+        )
     }
 
     /// Looks at the cell, and writes what there is to be written. Returns whether it has written.
-    fn step(&mut self) -> Result<bool, PersistError> {
+    fn step(&mut self, news: News) -> Result<bool, PersistError> {
         let now = self.clock.now();
         let (instant, moment) = std::mem::replace(&mut self.tick, (Instant::now(), now));
         // The cell's clock stands still while the host is suspended. Where only the time of day can tell, a clock that was set
@@ -782,7 +792,17 @@ impl<K: Cell, C: Codec<K::Value>, W: WallClock> Writer<K, C, W> {
         let suspended = elapsed.unwrap_or_default().saturating_sub(instant.elapsed());
 
         let seen = match self.cell.look() {
-            None if self.cell.may_be_withheld() => return Ok(false),
+            None if self.cell.may_be_withheld() => {
+                let generation = self.cell.published();
+                let written = self.on_file.as_ref().map_or(0, |on_file| on_file.generation);
+                // Another look comes by itself.
+                if news == News::Look || generation == written {
+                    return Ok(false);
+                }
+                let text = "a build may have taken the value out of the cell";
+                let error = io::Error::new(io::ErrorKind::WouldBlock, text);
+                return Err(PersistError::io(&self.path, error));
+            }
             // A writer may have put it back since.
             None => self.cell.look(),
             seen => seen,
@@ -885,23 +905,26 @@ mod tests {
     }
 
     #[test]
-    fn an_error_is_warned_of_once_and_another_process_that_writes_if_it_goes_on() {
+    fn an_error_is_warned_of_once_and_one_that_may_pass_if_it_goes_on() {
         let full = PersistError::io(Path::new("file"), io::ErrorKind::StorageFull.into());
         let busy = PersistError::io(Path::new("file"), io::ErrorKind::WouldBlock.into());
         let mut warnings = Warnings::default();
-        for (error, is_warned) in [
-            (Some(&full), true),
-            (Some(&full), false),
-            (None, false),
-            (Some(&full), true),
-            (Some(&busy), false),
-            (None, false),
-            (Some(&busy), false),
-            (Some(&busy), true),
-            (Some(&busy), false),
-            (Some(&full), true),
+        for (error, may_pass, is_warned) in [
+            (Some(&full), false, true),
+            (Some(&full), false, false),
+            (None, false, false),
+            (Some(&full), false, true),
+            (Some(&busy), true, false),
+            (None, false, false),
+            (Some(&busy), true, false),
+            (Some(&busy), true, true),
+            (Some(&busy), true, false),
+            (Some(&full), false, true),
+            // The last attempt, or one that was asked for.
+            (Some(&busy), false, true),
+            (Some(&busy), true, false),
         ] {
-            assert_eq!(warnings.of(error).is_some(), is_warned, "{error:?}");
+            assert_eq!(warnings.of(error, may_pass).is_some(), is_warned, "{error:?}, {may_pass}");
         }
     }
 }

@@ -179,6 +179,58 @@ fn a_value_that_is_taken_out_for_a_writer_keeps_its_file() {
     drop(persisted);
 }
 
+/// Counts the looks at it: one at each attempt to write, and one by `attach`.
+struct CountingClock(Arc<AtomicU64>);
+
+impl WallClock for CountingClock {
+    fn now(&self) -> Moment {
+        self.0.fetch_add(1, Ordering::SeqCst);
+        SystemWallClock.now()
+    }
+}
+
+#[test]
+fn a_value_that_is_taken_out_before_it_was_written_is_waited_for() {
+    for dropped in [false, true] {
+        let place = Place::new();
+        let cell = Arc::new(SyncReaderCell::new(HOUR, drop::<String>));
+        let looks = Arc::new(AtomicU64::new(0));
+        let clock = CountingClock(Arc::clone(&looks));
+        let persisted = place.persist().wall_clock(clock).attach(&cell).unwrap();
+        cell.set("value".to_owned());
+        std::thread::scope(|scope| {
+            let result = cell.request().no_cache().try_get_with_writer(|writer| {
+                let _lock = writer.acquire_write_lock();
+                let persisted = persisted;
+                scope.spawn(move || if dropped { drop(persisted) } else { persisted.flush().unwrap() });
+                eventually("it tries to write", || looks.load(Ordering::SeqCst) > 1);
+                Err::<String, _>("this error is part of the test")
+            });
+            assert!(result.is_err());
+        });
+        assert_eq!(next_run(&place.path).1.unwrap(), "value");
+    }
+}
+
+#[test]
+fn a_flush_of_a_value_that_stays_taken_out_is_an_error() {
+    let place = Place::new();
+    let cell = Arc::new(SyncReaderCell::new(HOUR, drop::<String>));
+    let persisted = place.persist().attach(&cell).unwrap();
+    // Of a cell that never held a value there is nothing to be written, whatever it builds.
+    assert_eq!(*cell.get_or_refresh(|| persisted.flush().map(|()| "value".to_owned()).unwrap()), "value");
+    let result = cell.request().no_cache().try_get_with_writer(|writer| {
+        let _lock = writer.acquire_write_lock();
+        let error = persisted.flush().unwrap_err();
+        assert!(error.to_string().ends_with("a build may have taken the value out of the cell"), "{error}");
+        assert_eq!(error.kind(), PersistErrorKind::Io);
+        Err::<String, _>("this error is part of the test")
+    });
+    assert!(result.is_err());
+    persisted.flush().unwrap();
+    assert_eq!(next_run(&place.path).1.unwrap(), "value");
+}
+
 #[test]
 fn a_file_that_another_cell_has_written_since_is_not_removed() {
     let place = Place::new();
