@@ -159,7 +159,7 @@ impl Place {
         Ok(())
     }
 
-    fn lock(&self) -> io::Result<File> {
+    fn lock(&self) -> io::Result<Lock> {
         let open = || {
             let mut options = OpenOptions::new();
             options.write(true).create(true).truncate(false);
@@ -179,13 +179,23 @@ impl Place {
             open()
         })?;
         match fs4::FileExt::try_lock(&file) {
-            Ok(()) => Ok(file),
+            Ok(()) => Ok(Lock(file)),
             Err(fs4::TryLockError::WouldBlock) => Err(io::Error::new(
                 io::ErrorKind::WouldBlock,
                 "the file is being written by another process, or another `Persist`",
             )),
             Err(error) => Err(error.into()),
         }
+    }
+}
+
+/// The lock, until it is dropped.
+struct Lock(File);
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // To close the file is not enough: the lock is of the open file, which a process that was forked meanwhile has too.
+        let _ = fs4::FileExt::unlock(&self.0);
     }
 }
 
@@ -207,4 +217,21 @@ fn private(options: &mut OpenOptions) {
     std::os::unix::fs::OpenOptionsExt::mode(options, 0o600);
     #[cfg(not(unix))]
     let _ = options;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A process that is forked during a write has the same open file, and may live for long.
+    #[test]
+    fn the_lock_ends_with_the_write_though_the_file_stays_open() {
+        let folder = tempfile::tempdir().unwrap();
+        let place = Place::new(&folder.path().join("file")).unwrap();
+        let lock = place.lock().unwrap();
+        assert!(place.lock().is_err());
+        let _of_child = lock.0.try_clone().unwrap();
+        drop(lock);
+        drop(place.lock().unwrap());
+    }
 }
