@@ -15,6 +15,8 @@
 //! | 7. `fsync` the folder, if it may be read | the new file, after a crash of the host too |
 //! | 8. unlock | the new file |
 //!
+//! If the folder is missing, step 1 makes it, and those above it, and flushes each folder that has a new entry.
+//!
 //! A file that is left behind as `rates.json.new` is never read. If another process holds the lock, the write fails at once,
 //! and is tried again after the next interval.
 //!
@@ -134,7 +136,7 @@ impl Place {
         file.write_all(bytes)?;
         file.sync_all()?;
         fs::rename(&self.new, &self.path)?;
-        self.sync_folder()
+        sync_folder(&self.folder)
     }
 
     /// Removes the file, if `is_it` says that it is the one.
@@ -142,20 +144,8 @@ impl Place {
         let _lock = self.lock()?;
         if self.read_line().is_ok_and(|(line, ..)| is_it(&line)) {
             fs::remove_file(&self.path)?;
-            self.sync_folder()?;
+            sync_folder(&self.folder)?;
         }
-        Ok(())
-    }
-
-    fn sync_folder(&self) -> io::Result<()> {
-        // Windows has no such thing.
-        #[cfg(unix)]
-        return match File::open(&self.folder).and_then(|folder| folder.sync_all()) {
-            // A folder that may not be read, and a file system that cannot flush folders: it is written sooner or later.
-            Err(error) if matches!(error.raw_os_error(), Some(EACCES | EINVAL)) => Ok(()),
-            result => result,
-        };
-        #[cfg(not(unix))]
         Ok(())
     }
 
@@ -171,11 +161,7 @@ impl Place {
             if error.kind() != io::ErrorKind::NotFound {
                 return Err(error);
             }
-            let mut builder = DirBuilder::new();
-            builder.recursive(true);
-            #[cfg(unix)]
-            std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
-            builder.create(&self.folder)?;
+            make_folder(&self.folder, sync_folder)?;
             open()
         })?;
         match fs4::FileExt::try_lock(&file) {
@@ -186,6 +172,32 @@ impl Place {
             )),
             Err(error) => Err(error.into()),
         }
+    }
+}
+
+/// With those above it. `sync` gets each folder that has a new entry.
+fn make_folder(folder: &Path, mut sync: impl FnMut(&Path) -> io::Result<()>) -> io::Result<()> {
+    let missing: Vec<&Path> = folder.ancestors().take_while(|folder| !folder.exists()).collect();
+    let mut builder = DirBuilder::new();
+    builder.recursive(true);
+    #[cfg(unix)]
+    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+    builder.create(folder)?;
+    missing.into_iter().filter_map(Path::parent).try_for_each(&mut sync)
+}
+
+fn sync_folder(folder: &Path) -> io::Result<()> {
+    // Windows has no such thing.
+    #[cfg(unix)]
+    return match File::open(folder).and_then(|folder| folder.sync_all()) {
+        // A folder that may not be read, and a file system that cannot flush folders: it is written sooner or later.
+        Err(error) if matches!(error.raw_os_error(), Some(EACCES | EINVAL)) => Ok(()),
+        result => result,
+    };
+    #[cfg(not(unix))]
+    {
+        let _ = folder;
+        Ok(())
     }
 }
 
@@ -222,6 +234,28 @@ fn private(options: &mut OpenOptions) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// What is flushed into a folder is lost with it, if the host crashes before the folder's own entry is on the disk.
+    #[test]
+    fn the_folders_that_have_a_new_entry_are_flushed_when_a_folder_is_made() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        let made = || {
+            let mut flushed = Vec::new();
+            make_folder(&path("a/b/c"), |folder| {
+                assert!(path("a/b/c").is_dir());
+                flushed.push(folder.to_owned());
+                Ok(())
+            })
+            .unwrap();
+            flushed
+        };
+        fs::create_dir(path("a")).unwrap();
+        assert_eq!(made(), [path("a/b"), path("a")]);
+        fs::remove_dir(path("a/b/c")).unwrap();
+        assert_eq!(made(), [path("a/b")]);
+        assert_eq!(made(), [PathBuf::new(); 0]);
+    }
 
     /// A process that is forked during a write has the same open file, and may live for long.
     #[test]
