@@ -10,7 +10,7 @@
 //! milliseconds, so two changes can have the same stamp. And between the writes of two files, as of a certificate and its key,
 //! there is a state that is not meant to be read. So a state is read only when it is *settled*: its prints have been the same,
 //! and there was no notification, for the time of `debounce`. The first state is also settled if it is older than that by the
-//! time of day. Files that never settle are read after ten times `debounce`; if they change during that read too, the read is
+//! time of day, and a state that was settled stays so until its prints change or there is a notification. Files that never settle are read after ten times `debounce`; if they change during that read too, the read is
 //! an error.
 //!
 //! # When it is read again
@@ -63,6 +63,8 @@ pub(super) struct State {
 /// What is remembered of the last read.
 struct Known {
     prints: Vec<Print>,
+    /// `false`: they were read because the time for settling was over.
+    is_settled: bool,
     /// When these prints were first read.
     since: Instant,
     /// They were read once more, [`STAMP`] later: a change since then has left other prints. Not if there was an error that can
@@ -237,7 +239,7 @@ impl Reading {
         let mut late = 0;
         let mut first = None;
         loop {
-            let prints = self.settle(first.take(), end)?;
+            let (prints, is_settled) = self.settle(first.take(), end)?;
             let count = self.changes.count();
             let files = Files {
                 entries: self
@@ -254,8 +256,8 @@ impl Reading {
                 let now = Instant::now();
                 let former = self.known.as_ref().filter(|known| known.prints == prints);
                 let since = former.map_or(now, |known| known.since);
-                let is_confirmed = now.duration_since(since) >= STAMP && !can_pass(&files);
-                self.known = Some(Known { prints: prints.clone(), since, is_confirmed, digest });
+                let is_confirmed = is_settled && now.duration_since(since) >= STAMP && !can_pass(&files);
+                self.known = Some(Known { prints: prints.clone(), is_settled, since, is_confirmed, digest });
                 return Ok(State { prints, digest, files, is_forced });
             }
             if end.is_some_and(|end| Instant::now() >= end) {
@@ -271,30 +273,41 @@ impl Reading {
         }
     }
 
-    /// Waits until a state is settled, until `end` at the latest. `seen`: what the last look has found.
-    fn settle(&mut self, seen: Option<Vec<Print>>, end: Option<Instant>) -> Result<Vec<Print>, Stopped> {
+    /// Waits until a state is settled, until `end` at the latest. `seen`: what the last look has found. Returns the prints, and
+    /// whether they are settled.
+    fn settle(
+        &mut self,
+        seen: Option<Vec<Print>>,
+        end: Option<Instant>,
+    ) -> Result<(Vec<Print>, bool), Stopped> {
         let mut since = Instant::now();
         let mut prints = seen.unwrap_or_else(|| self.notifier.look());
         let is_settled = match &self.known {
-            // It was settled when it was read.
-            Some(known) => known.prints == prints,
+            // A change within one step of the file system's clock leaves the same prints; a notification may tell of it.
+            Some(known) => {
+                let latest = self.changes.latest();
+                let is_quiet = latest.is_none_or(|latest| latest.elapsed() >= self.debounce);
+                known.is_settled && known.prints == prints && is_quiet
+            }
             None => {
                 let now = SystemTime::now();
                 prints.iter().all(|print| print.is_older_than(self.debounce, now))
             }
         };
         if is_settled {
-            return Ok(prints);
+            return Ok((prints, true));
         }
         loop {
             let quiet_since = self.changes.latest().map_or(since, |latest| latest.max(since));
             let until = quiet_since.checked_add(self.debounce);
             let now = Instant::now();
             let is_over = end.is_some_and(|end| now >= end);
-            if until.is_some_and(|until| now >= until) || is_over {
+            let is_quiet = until.is_some_and(|until| now >= until);
+            if is_quiet || is_over {
                 let again = self.notifier.look();
-                if again == prints || is_over {
-                    return Ok(again);
+                let is_settled = is_quiet && again == prints;
+                if is_settled || is_over {
+                    return Ok((again, is_settled));
                 }
                 prints = again;
                 since = Instant::now();
@@ -486,6 +499,26 @@ mod tests {
         let Ok(ForBuild::Parse(_)) = reading.for_build(None) else { panic!("there is nothing to be parsed") };
         reading.changes.add();
         assert!(!reading.asks());
+    }
+
+    /// The step of a file system's clock may be longer than the time for which a state has been quiet.
+    #[test]
+    fn a_state_is_settled_anew_after_a_notification_and_if_it_was_not_settled_when_it_was_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().canonicalize().unwrap().join("file");
+        fs::write(&path, "first").unwrap();
+        for (is_notified, was_settled) in [(false, true), (true, true), (false, false)] {
+            let mut reading = reading_of(&path);
+            reading.build();
+            reading.known.as_mut().unwrap().is_settled &= was_settled;
+            reading.debounce = Duration::from_secs(3600);
+            if is_notified {
+                reading.changes.add();
+            }
+            // Whatever waits ends at once.
+            reading.changes.stop();
+            assert_eq!(reading.check().is_err(), is_notified || !was_settled, "{is_notified}, {was_settled}");
+        }
     }
 
     /// Another publication can answer a request in place of a build, at any time.
