@@ -26,7 +26,7 @@ mod time;
 use std::any::Any;
 use std::fmt;
 use std::io;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::{AssertUnwindSafe, RefUnwindSafe, UnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
@@ -519,6 +519,10 @@ impl Persisted {
         self.shared.flush(&self.path)
     }
 }
+
+// What is under its lock is replaced as a whole, so a panic leaves nothing half done.
+impl UnwindSafe for Persisted {}
+impl RefUnwindSafe for Persisted {}
 
 impl Drop for Persisted {
     fn drop(&mut self) {

@@ -21,6 +21,7 @@ mod trail;
 
 use std::fmt;
 use std::io;
+use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -631,6 +632,10 @@ impl Watch {
         self.shared.failure.lock().clone()
     }
 }
+
+// What is under its locks is replaced as a whole, so a panic leaves nothing half done.
+impl UnwindSafe for Watch {}
+impl RefUnwindSafe for Watch {}
 
 impl Drop for Watch {
     fn drop(&mut self) {

@@ -3,6 +3,7 @@
 use std::error::Error;
 use std::fmt;
 use std::io;
+use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -106,6 +107,10 @@ impl PersistError {
         self.kind
     }
 }
+
+// It is only read, as a `SharedError` is.
+impl UnwindSafe for PersistError {}
+impl RefUnwindSafe for PersistError {}
 
 impl fmt::Display for PersistError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -4,6 +4,7 @@ use std::error::Error;
 use std::fmt;
 use std::fs::File;
 use std::io;
+use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -372,6 +373,10 @@ impl FileError {
         self.error.downcast_ref().map(io::Error::kind)
     }
 }
+
+// It is only read, as a `SharedError` is.
+impl UnwindSafe for FileError {}
+impl RefUnwindSafe for FileError {}
 
 impl fmt::Display for FileError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

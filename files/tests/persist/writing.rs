@@ -2,13 +2,15 @@
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
+use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, mpsc};
 use std::time::{Duration, Instant};
 
 use dogpile::{BoxError, DogpileCell, LazyDogpile, ManualClock, Policy, Refresher, SyncReaderCell};
 use dogpile_files::{
-    Codec, Moment, Persist, PersistErrorKind, Persisted, Restored, SystemWallClock, WallClock,
+    Codec, Json, Moment, Persist, PersistError, PersistErrorKind, Persisted, Restored, SystemWallClock,
+    WallClock,
 };
 use serde::{Deserialize, Serialize};
 
@@ -658,8 +660,10 @@ fn what_makes_no_sense_is_an_error() {
 }
 
 #[test]
-fn it_is_send_sync() {
-    fn is_send_sync<T: Send + Sync>() {}
-    is_send_sync::<Persisted>();
-    is_send_sync::<dogpile_files::PersistError>();
+fn it_is_send_sync_and_unwind_safe() {
+    fn is_all<T: Send + Sync + UnwindSafe + RefUnwindSafe>() {}
+    is_all::<Persist<Json>>();
+    is_all::<Persisted>();
+    is_all::<Restored>();
+    is_all::<PersistError>();
 }

@@ -2,11 +2,12 @@
 
 use std::fs;
 use std::io;
+use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use dogpile::{DogpileCell, Policy};
-use dogpile_files::{FileError, Files, Watch};
+use dogpile_files::{FileError, Files, Watch, WatchOptions};
 
 use super::support::{PATIENCE, eventually};
 use super::{Bench, cell, options, parse};
@@ -100,10 +101,12 @@ fn what_makes_no_sense_is_an_error() {
 }
 
 #[test]
-fn it_is_send_sync_and_says_what_it_watches() {
-    fn is_send_sync<T: Send + Sync>() {}
-    is_send_sync::<Watch>();
-    is_send_sync::<FileError>();
+fn it_is_send_sync_and_unwind_safe_and_says_what_it_watches() {
+    fn is_all<T: Send + Sync + UnwindSafe + RefUnwindSafe>() {}
+    is_all::<Watch>();
+    is_all::<WatchOptions>();
+    is_all::<Files>();
+    is_all::<FileError>();
     let bench = Bench::new("first");
     assert!(format!("{:?}", bench.watch).contains("file"));
 }
