@@ -13,7 +13,7 @@
 //! | holds another one, or the same one renewed | is written, with the moment at which that was made |
 //! | is empty, and held what is in the file: it was cleared | is removed |
 //! | ... while a build runs that may have taken the value out (`SyncReaderCell`) | stays until that has ended; a flush waits for it |
-//! | is empty, and held nothing yet | stays, whatever it is |
+//! | is empty, and has held no value since `attach` | stays, even if it could not be restored |
 //!
 //! The codec and the wall clock are code of the user's. They run on that thread, or in `attach`, and under no lock.
 
@@ -81,9 +81,9 @@ const PATIENCE: Duration = Duration::from_secs(1);
 ///
 /// The file is written beside the old one, flushed and renamed. A process that is killed at any instant, or a host that
 /// crashes, leaves the old file or the new one, as far as its file system keeps what was flushed. On Unix, file mode 0600; a
-/// symbolic link in place of the file is not followed, but replaced; those on the way to its folder are followed. A
-/// folder that is missing is made, with mode 0700. Two more files are beside it, with the extensions
-/// `.lock` and `.new`.
+/// symbolic link in place of the file itself is replaced, not followed; those on the way to its folder are followed. A folder
+/// that is missing is made, with mode 0700. Beside `rates.json` there is `rates.json.lock`, which stays, and during a write
+/// `rates.json.new`. A process that is killed leaves that behind until the next write.
 ///
 /// Two processes may use one file. The newest value wins. Do not use one file for two cells: it would hold the value of either,
 /// and be refused by the other one if that has another type.

@@ -54,8 +54,8 @@ const FIRST_BUILD: Duration = Duration::from_secs(1);
 ///
 /// The folders are watched, not the files. So it does not matter how a file is replaced: written in place, renamed over,
 /// deleted and created, by a symbolic link that changes (as Kubernetes does with secrets and config maps). Files and folders
-/// need not be there yet. A folder that is replaced is noticed where it is the file's own; one further up is noticed by the
-/// next poll.
+/// need not be there yet. The replacement of the folder that contains a file is notified too; that of a folder further up is
+/// found by the next poll.
 ///
 /// # What readers observe
 ///
@@ -76,13 +76,15 @@ const FIRST_BUILD: Duration = Duration::from_secs(1);
 /// # Notifications and polling
 ///
 /// The operating system notifies of changes, by the crate `notify`. Where that cannot be had (a limit on watches or threads is
-/// reached, a folder cannot be read) or does not work (a network file system that is changed on another host, a file that is mounted into
-/// a container by itself, a file that is written through another hard link), changes are found by looking at the files every
-/// [`poll_every`](WatchOptions::poll_every). [`polls_because`](Watch::polls_because) shows the former, and the feature
-/// `tracing` warns of it.
+/// reached, a folder cannot be read) or does not work (a network file system that is changed on another host, a file that is
+/// mounted into a container by itself, a file that is written through another hard link), changes are found by looking at the
+/// files every [`poll_every`](WatchOptions::poll_every). [`polls_because`](Watch::polls_because) shows the former, and the
+/// feature `tracing` warns of it.
 ///
 /// On Linux each `Watch` takes one of the user's inotify instances, of which there are 128 unless
-/// `fs.inotify.max_user_instances` is raised. Files that are read together need one `Watch`, however many they are.
+/// `fs.inotify.max_user_instances` is raised. It takes one of the user's watches (`fs.inotify.max_user_watches`) for each folder
+/// that contains a file, or a link on the way to it, and for the folder above each of these. Files that are read together need
+/// one `Watch`, however many they are.
 ///
 /// # Threads
 ///

@@ -10,8 +10,8 @@
 //! milliseconds, so two changes can have the same stamp. And between the writes of two files, as of a certificate and its key,
 //! there is a state that is not meant to be read. So a state is read only when it is *settled*: its prints have been the same,
 //! and there was no notification, for the time of `debounce`. The first state is also settled if it is older than that by the
-//! time of day, and a state that was settled stays so until its prints change or there is a notification. Files that never settle are read after ten times `debounce`; if they change during that read too, the read is
-//! an error.
+//! time of day, and a state that was settled stays so until its prints change or there is a notification. Files that never
+//! settle are read after ten times `debounce`; if they change during that read too, the read is an error.
 //!
 //! # When it is read again
 //!
