@@ -254,7 +254,7 @@ mod tests {
         assert_eq!(made(), [path("a/b"), path("a")]);
         fs::remove_dir(path("a/b/c")).unwrap();
         assert_eq!(made(), [path("a/b")]);
-        assert_eq!(made(), [PathBuf::new(); 0]);
+        assert!(made().is_empty());
     }
 
     /// A process that is forked during a write has the same open file, and may live for long.

@@ -212,7 +212,7 @@ impl Threaded {
         let share = Arc::new(());
         let thread = Arc::downgrade(&share);
         let watcher = notify::recommended_watcher(move |event| {
-            let _of_thread = &share;
+            let _ = &share;
             handler(event);
         })?;
         Ok(Self { watcher: Some(watcher), thread })

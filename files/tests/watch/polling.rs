@@ -118,7 +118,7 @@ fn child_without_threads() {
     fs::write(&file, "first.").unwrap();
     // Those that are here, and the two of a watch. None for `notify`.
     let limits = getrlimit(Resource::Nproc);
-    let mut few = limits.clone();
+    let mut few = limits;
     few.current = Some(fs::read_dir("/proc/self/task").unwrap().count() as u64 + 2);
     setrlimit(Resource::Nproc, few).unwrap();
     let cell = cell();
