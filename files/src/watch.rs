@@ -32,10 +32,10 @@ use parking_lot::Mutex;
 use crate::Cell;
 use crate::own_thread::OwnThread;
 use crate::trace;
-use changes::{Changes, Stopped, Wake, after};
+use changes::{Changes, Stopped, after};
 pub use files::{FileError, Files};
 use notifier::Notifier;
-use reading::{Check, ForBuild, Limits, Reading, is_good};
+use reading::{ForBuild, Limits, Reading};
 
 /// Between two reads, however many changes there are.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -367,7 +367,7 @@ impl WatchOptions {
         let limits = Limits { debounce: self.debounce, max_size: self.max_size, only_open: self.only_open };
         let failure = Mutex::new(notifier.failure().map(str::to_owned));
         let reading = Reading::new(self.paths, notifier, Arc::clone(&changes), &limits);
-        let given = reading.given();
+        let builds = reading.builds();
         let reading = Mutex::new(reading);
         let shared = Arc::new(Shared { changes, reading, failure, warns: self.notifications, path });
 
@@ -377,66 +377,53 @@ impl WatchOptions {
         let ahead = (ttl / 10).min(Duration::from_secs(1));
 
         let of_build = Arc::clone(&shared);
-        // The digest of the last state that has become a value.
-        let mut good = None;
         let build = move |previous: Option<K::Shared>| -> Result<Refreshed<K::Value>, BoxError> {
             of_build.changes.begin();
             let has_value = previous.is_some();
             drop(previous);
-            let state = match of_build.read(|reading| reading.for_build(good.filter(|_| has_value)))? {
+            let state = match of_build.read(|reading| reading.for_build(has_value))? {
                 ForBuild::NotModified => return Ok(Refreshed::NotModified),
                 ForBuild::Parse(state) => state,
             };
             let made = parse(&state.files).map_err(Into::into)?;
-            good = Some(state.digest);
-            is_good(&given, state.digest);
+            builds.lock().good = Some(state.digest);
             Ok(made.into())
         };
         let refresher = Arc::new(Refresher::spawn(cell, ahead, build)?);
         // Weak: in a process that was forked, the thread's share would stay, and the refresher could not be dropped.
         let (of_thread, asks) = (Arc::clone(&shared), Arc::downgrade(&refresher));
         let thread = OwnThread::spawn("dogpile-files", move || {
-            // It ends when it is stopped.
             // The refresher is there until this thread has been joined.
             let ask = || asks.upgrade().map(|refresher| refresher.refresh_now()).ok_or(Stopped);
-            let Stopped = watch(&of_thread, ask, is_to_be_asked, self.poll_every);
+            let _ = watch(&of_thread, ask, is_to_be_asked, self.poll_every);
         })?;
         Ok(Watch { shared, _thread: thread, refresher })
     }
 }
 
-/// The watching thread. `ask` asks for a build.
+/// The watching thread. `ask` asks for a build. Returns when the watch is dropped, with the error that says so.
 fn watch(
     shared: &Shared,
     ask: impl Fn() -> Result<(), Stopped>,
     is_to_be_asked: bool,
     poll_every: Duration,
-) -> Stopped {
-    let run = || -> Result<std::convert::Infallible, Stopped> {
-        if !is_to_be_asked {
-            // The refresher has found the cell empty, and is about to build: no need to ask for it. Unless another caller
-            // is faster; so this does not wait for ever.
-            shared.changes.wait_for_build(Instant::now() + FIRST_BUILD)?;
+) -> Result<(), Stopped> {
+    if !is_to_be_asked {
+        // The refresher has found the cell empty, and is about to build: no need to ask for it. Unless another caller is
+        // faster; so this does not wait for ever.
+        shared.changes.wait_for_build(Instant::now() + FIRST_BUILD)?;
+        shared.changes.wait(after(poll_every))?;
+    }
+    let mut ask_again = ASK_AGAIN;
+    loop {
+        let (was_waiting, needs_build) = shared.read(|reading| (reading.is_waiting(), reading.check()));
+        if needs_build? {
+            ask()?;
         }
-        let mut wake = if is_to_be_asked { Wake::Changed } else { shared.changes.wait(after(poll_every)) };
-        let mut ask_again = ASK_AGAIN;
-        loop {
-            if wake == Wake::Stop {
-                return Err(Stopped);
-            }
-            let (was_waiting, check) = shared.read(|reading| (reading.is_waiting(), reading.check()));
-            let check = check?;
-            if matches!(check, Check::AskForBuild) {
-                ask()?;
-            }
-            ask_again = if was_waiting { ask_again.saturating_mul(2).min(poll_every) } else { ASK_AGAIN };
-            shared.changes.sleep_until(Instant::now() + PAUSE)?;
-            let is_waiting = shared.reading.lock().is_waiting();
-            wake = shared.changes.wait(after(if is_waiting { ask_again } else { poll_every }));
-        }
-    };
-    match run() {
-        Err(stopped) => stopped,
+        ask_again = if was_waiting { ask_again.saturating_mul(2).min(poll_every) } else { ASK_AGAIN };
+        shared.changes.sleep_until(Instant::now() + PAUSE)?;
+        let is_waiting = shared.reading.lock().is_waiting();
+        shared.changes.wait(after(if is_waiting { ask_again } else { poll_every }))?;
     }
 }
 
@@ -679,9 +666,9 @@ mod tests {
         for _ in 0..3 {
             requests.recv_timeout(Duration::from_secs(60)).unwrap();
         }
-        assert!(matches!(shared.read(|reading| reading.for_build(None)), Ok(ForBuild::Parse(_))));
+        assert!(matches!(shared.read(|reading| reading.for_build(false)), Ok(ForBuild::Parse(_))));
         assert!(!shared.reading.lock().is_waiting(), "it goes on asking");
         shared.changes.stop();
-        let Stopped = thread.join().unwrap();
+        assert!(thread.join().unwrap().is_err());
     }
 }

@@ -28,16 +28,6 @@ struct State {
     is_stopped: bool,
 }
 
-/// Why the watching thread wakes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Wake {
-    /// There is a change that no read covers.
-    Changed,
-    /// The time is over.
-    TimeOver,
-    Stop,
-}
-
 /// The watch is being dropped.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Stopped;
@@ -104,24 +94,17 @@ impl Changes {
         self.state.lock().latest
     }
 
-    /// Waits for a change that is not covered, until `deadline` (`None`: for ever).
-    pub(super) fn wait(&self, deadline: Option<Instant>) -> Wake {
+    /// Waits for a change that is not covered, until `deadline` at the latest (`None`: for ever).
+    pub(super) fn wait(&self, deadline: Option<Instant>) -> Result<(), Stopped> {
         let mut state = self.state.lock();
-        loop {
-            if state.is_stopped {
-                return Wake::Stop;
-            }
-            if state.count > state.covered {
-                return Wake::Changed;
-            }
-            let Some(deadline) = deadline else {
-                self.condvar.wait(&mut state);
-                continue;
-            };
-            if self.condvar.wait_until(&mut state, deadline).timed_out() {
-                return if state.is_stopped { Wake::Stop } else { Wake::TimeOver };
+        while !state.is_stopped && state.count <= state.covered {
+            match deadline {
+                Some(deadline) if self.condvar.wait_until(&mut state, deadline).timed_out() => break,
+                Some(_) => {}
+                None => self.condvar.wait(&mut state),
             }
         }
+        if state.is_stopped { Err(Stopped) } else { Ok(()) }
     }
 
     /// Waits until `deadline`, whatever changes meanwhile.

@@ -334,7 +334,7 @@ mod tests {
         assert_eq!((notifier.failure(), &notifier.watched), (None, &watched));
         notifier.changes.cover(notifier.changes.count());
         std::fs::write(folder.join("file"), "changed").unwrap();
-        notifier.changes.wait(None);
+        notifier.changes.wait(None).unwrap();
 
         // But not for ever.
         notifier.lost = MAX_LOST - 1;

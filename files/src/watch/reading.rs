@@ -51,16 +51,13 @@ const MAX_READS: u32 = 5;
 /// The longest step of a file system's clock: that of FAT.
 const STAMP: Duration = Duration::from_secs(2);
 
-/// One state of all the files.
+/// One state of all the files, for a build.
 pub(super) struct State {
-    prints: Vec<Print>,
     pub(super) digest: u64,
     pub(super) files: Files,
-    /// It was read because of a call of `reload_now`, among other things.
-    is_forced: bool,
 }
 
-/// What is remembered of the last read.
+/// The last read.
 struct Known {
     prints: Vec<Print>,
     /// `false`: they were read because the time for settling was over.
@@ -71,30 +68,20 @@ struct Known {
     /// pass without a change.
     is_confirmed: bool,
     digest: u64,
+    /// Until a build is given them, or needs them no more.
+    files: Option<Files>,
+    /// A call of `reload_now` led to this read, or to one before it, and waits for a build.
+    is_forced: bool,
 }
 
-/// The state that the last build was given. Under a lock of its own, since a build that has ended waits for no read.
-#[derive(Clone, Copy)]
-pub(super) struct Given {
-    digest: u64,
-    /// It has become a value.
-    is_good: bool,
-}
-
-/// See [`Given`].
-pub(super) type LastGiven = Arc<Mutex<Option<Given>>>;
-
-/// The state of this digest has become a value.
-pub(super) fn is_good(given: &LastGiven, digest: u64) {
-    if let Some(given) = given.lock().as_mut().filter(|given| given.digest == digest) {
-        given.is_good = true;
-    }
-}
-
-/// What the watching thread has to do.
-pub(super) enum Check {
-    Nothing,
-    AskForBuild,
+/// What the builds have made of the states, which are told apart by their digests. Under a lock of its own, since a build that
+/// has ended waits for no read.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Builds {
+    /// The state of the last build; `None` if it could not read one.
+    given: Option<u64>,
+    /// The state that the cell's value was made from; `None` if that is not known.
+    pub(super) good: Option<u64>,
 }
 
 /// What a build has to do.
@@ -114,9 +101,7 @@ pub(super) struct Reading {
     only_open: bool,
     keys: RandomState,
     known: Option<Known>,
-    given: LastGiven,
-    /// A new state that no build has been given yet.
-    ready: Option<State>,
+    builds: Arc<Mutex<Builds>>,
 }
 
 pub(super) struct Limits {
@@ -128,6 +113,14 @@ pub(super) struct Limits {
 enum Failed {
     Stopped,
     Busy(FileError),
+}
+
+impl Known {
+    /// What it was kept for.
+    fn needs_no_build(&mut self) -> Option<Files> {
+        self.is_forced = false;
+        self.files.take()
+    }
 }
 
 impl From<Stopped> for Failed {
@@ -153,8 +146,7 @@ impl Reading {
             only_open,
             keys: RandomState::new(),
             known: None,
-            given: Arc::default(),
-            ready: None,
+            builds: Arc::default(),
         }
     }
 
@@ -163,18 +155,18 @@ impl Reading {
         self.notifier.failure()
     }
 
-    pub(super) fn given(&self) -> LastGiven {
-        Arc::clone(&self.given)
+    pub(super) fn builds(&self) -> Arc<Mutex<Builds>> {
+        Arc::clone(&self.builds)
     }
 
     /// Whether a state waits for a build that was asked for.
     pub(super) fn is_waiting(&self) -> bool {
-        self.ready.is_some()
+        self.known.as_ref().is_some_and(|known| known.files.is_some())
     }
 
-    /// By the watching thread: has anything changed? After a call of `reload_now`, a state that could not be parsed is tried
-    /// again.
-    pub(super) fn check(&mut self) -> Result<Check, Stopped> {
+    /// By the watching thread, after a change or at a poll. Returns whether a build is to be asked for. After a call of
+    /// `reload_now`, that is so for a state that could not be parsed, too.
+    pub(super) fn check(&mut self) -> Result<bool, Stopped> {
         if self.changes.are_covered()
             && let Some(known) = &self.known
             && known.is_confirmed
@@ -183,58 +175,61 @@ impl Reading {
             // Looking may have taken long: what has changed meanwhile is not covered.
             if self.known.as_ref().is_some_and(|known| known.prints == prints) && self.changes.are_covered() {
                 // The request may have been answered by another publication.
-                return Ok(if self.is_waiting() { Check::AskForBuild } else { Check::Nothing });
+                return Ok(self.is_waiting());
             }
         }
+        let builds = self.builds();
         match self.read() {
-            Ok(mut state) => {
-                // A call of `reload_now` is one until a build has followed it.
-                state.is_forced |= self.ready.as_ref().is_some_and(|ready| ready.is_forced);
-                let given = *self.given.lock();
-                let is_given = given
-                    .is_some_and(|given| given.digest == state.digest && (given.is_good || !state.is_forced));
-                if is_given {
+            Ok(known) => {
+                let digest = Some(known.digest);
+                let Builds { given, good } = *builds.lock();
+                let is_needed = given != digest || (known.is_forced && good != digest);
+                if !is_needed {
                     // Also if it has gone there and back since the last build.
-                    self.ready = None;
-                    return Ok(Check::Nothing);
+                    known.needs_no_build();
                 }
-                self.ready = Some(state);
-                Ok(Check::AskForBuild)
+                Ok(is_needed)
             }
             Err(Failed::Stopped) => Err(Stopped),
             // The build will find out the same, and it can tell.
-            Err(Failed::Busy(_)) => Ok(Check::AskForBuild),
+            Err(Failed::Busy(_)) => Ok(true),
         }
     }
 
-    /// By a build. `good`: the digest of the last state that was parsed, if there is still a value.
-    pub(super) fn for_build(&mut self, good: Option<u64>) -> Result<ForBuild, BoxError> {
+    /// By a build. `has_value`: the cell's value can be renewed.
+    pub(super) fn for_build(&mut self, has_value: bool) -> Result<ForBuild, BoxError> {
+        let good = {
+            let mut builds = self.builds.lock();
+            if !has_value {
+                builds.good = None;
+            }
+            builds.good
+        };
         let prints = self.notifier.look();
         let is_current = self.changes.are_covered();
-        if let Some(known) = &self.known
-            && is_current
-            && known.prints == prints
-            && good == Some(known.digest)
-        {
-            self.ready = None;
-            *self.given.lock() = Some(Given { digest: known.digest, is_good: true });
-            return Ok(ForBuild::NotModified);
-        }
-        let state = match self.ready.take().filter(|ready| is_current && ready.prints == prints) {
-            Some(ready) => ready,
+        let suffices = |known: &&mut Known| {
+            is_current && known.prints == prints && (known.files.is_some() || good == Some(known.digest))
+        };
+        let known = match self.known.as_mut().filter(suffices) {
+            Some(known) => known,
             None => match self.read() {
-                Ok(state) => state,
+                Ok(known) => known,
                 Err(Failed::Stopped) if good.is_some() => return Ok(ForBuild::NotModified),
                 Err(Failed::Stopped) => return Err("the watch was dropped while it read the files".into()),
                 Err(Failed::Busy(error)) => return Err(error.into()),
             },
         };
-        let is_good = good == Some(state.digest);
-        *self.given.lock() = Some(Given { digest: state.digest, is_good });
-        Ok(if is_good { ForBuild::NotModified } else { ForBuild::Parse(state) })
+        let digest = known.digest;
+        let files = known.needs_no_build();
+        self.builds.lock().given = Some(digest);
+        Ok(match files {
+            Some(files) if good != Some(digest) => ForBuild::Parse(State { digest, files }),
+            // Without files it is the good one.
+            _ => ForBuild::NotModified,
+        })
     }
 
-    fn read(&mut self) -> Result<State, Failed> {
+    fn read(&mut self) -> Result<&mut Known, Failed> {
         let end = Instant::now().checked_add(self.debounce.saturating_mul(10));
         let mut late = 0;
         let mut first = None;
@@ -251,14 +246,16 @@ impl Reading {
             };
             let again = self.notifier.look();
             if again == prints {
-                let is_forced = self.changes.cover(count);
+                let was_forced = self.known.as_ref().is_some_and(|known| known.is_forced);
+                let is_forced = self.changes.cover(count) || was_forced;
                 let digest = self.digest(&files, &prints);
                 let now = Instant::now();
                 let former = self.known.as_ref().filter(|known| known.prints == prints);
                 let since = former.map_or(now, |known| known.since);
                 let is_confirmed = is_settled && now.duration_since(since) >= STAMP && !can_pass(&files);
-                self.known = Some(Known { prints: prints.clone(), is_settled, since, is_confirmed, digest });
-                return Ok(State { prints, digest, files, is_forced });
+                let files = Some(files);
+                let known = Known { prints, is_settled, since, is_confirmed, digest, files, is_forced };
+                return Ok(self.known.insert(known));
             }
             if end.is_some_and(|end| Instant::now() >= end) {
                 late += 1;
@@ -412,7 +409,6 @@ fn check_type(kind: FileType) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::changes::Wake;
     use super::*;
     use std::fs;
 
@@ -427,15 +423,21 @@ mod tests {
     impl Reading {
         #[track_caller]
         fn asks(&mut self) -> bool {
-            matches!(self.check(), Ok(Check::AskForBuild))
+            self.check().unwrap()
         }
 
         #[track_caller]
         fn build(&mut self) -> State {
-            let Ok(ForBuild::Parse(state)) = self.for_build(None) else {
+            let state = self.build_that_fails();
+            self.builds.lock().good = Some(state.digest);
+            state
+        }
+
+        #[track_caller]
+        fn build_that_fails(&mut self) -> State {
+            let Ok(ForBuild::Parse(state)) = self.for_build(true) else {
                 panic!("there is nothing to be parsed")
             };
-            is_good(&self.given, state.digest);
             state
         }
     }
@@ -473,30 +475,35 @@ mod tests {
         let path = folder.path().canonicalize().unwrap().join("file");
         fs::write(&path, "first").unwrap();
         let mut reading = reading_of(&path);
-        let first = reading.build().digest;
+        reading.build();
         fs::write(&path, "second").unwrap();
         assert!(reading.asks() && reading.is_waiting());
         fs::write(&path, "first").unwrap();
         assert!(!reading.asks() && !reading.is_waiting());
-        assert!(matches!(reading.for_build(Some(first)), Ok(ForBuild::NotModified)));
+        assert!(matches!(reading.for_build(true), Ok(ForBuild::NotModified)));
+        assert!(
+            matches!(reading.for_build(false), Ok(ForBuild::Parse(_))),
+            "there is no value to be renewed"
+        );
     }
-    /// As long as a read waits for quiet, changes are covered by it that came after it began.
+
+    /// A read covers the changes that are counted while it waits for quiet, not only those before.
     #[test]
     fn a_call_of_reload_now_while_a_change_is_read_is_not_lost() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().canonicalize().unwrap().join("file");
         fs::write(&path, "bad").unwrap();
         let mut reading = reading_of(&path);
-        let Ok(ForBuild::Parse(_)) = reading.for_build(None) else { panic!("there is nothing to be parsed") };
+        reading.build_that_fails();
         // The parser fails. A touch is no reason to try it again; that it is called for is.
         reading.changes.add();
         assert!(!reading.asks());
         reading.changes.add();
-        assert_eq!(reading.changes.wait(Some(Instant::now())), Wake::Changed);
+        reading.changes.wait(Some(Instant::now())).unwrap();
         reading.changes.force();
         assert!(reading.asks());
         // Once.
-        let Ok(ForBuild::Parse(_)) = reading.for_build(None) else { panic!("there is nothing to be parsed") };
+        reading.build_that_fails();
         reading.changes.add();
         assert!(!reading.asks());
     }
@@ -545,12 +552,12 @@ mod tests {
         let path = folder.path().canonicalize().unwrap().join("file");
         fs::write(&path, "bad").unwrap();
         let mut reading = reading_of(&path);
-        let Ok(ForBuild::Parse(_)) = reading.for_build(None) else { panic!("there is nothing to be parsed") };
+        reading.build_that_fails();
         reading.changes.force();
         assert!(reading.asks());
         // It is read again, since it is not confirmed yet.
         assert!(reading.asks());
-        let Ok(ForBuild::Parse(_)) = reading.for_build(None) else { panic!("there is nothing to be parsed") };
+        reading.build_that_fails();
         assert!(!reading.asks());
     }
 
