@@ -216,7 +216,10 @@ impl Reading {
                 Ok(known) => known,
                 Err(Failed::Stopped) if good.is_some() => return Ok(ForBuild::NotModified),
                 Err(Failed::Stopped) => return Err("the watch was dropped while it read the files".into()),
-                Err(Failed::Busy(error)) => return Err(error.into()),
+                Err(Failed::Busy(error)) => {
+                    self.builds.lock().given = None;
+                    return Err(error.into());
+                }
             },
         };
         let digest = known.digest;

@@ -235,3 +235,38 @@ fn files_that_change_while_they_are_read_are_an_error_that_says_so() {
         assert_eq!(mixed.load(Ordering::SeqCst), 0, "states that never were there");
     });
 }
+
+#[test]
+fn the_error_of_files_that_change_while_they_are_read_ends_though_their_bytes_are_as_before() {
+    const BETWEEN: usize = 300;
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    for name in ["file", "between"] {
+        fs::write(path(name), "value.").unwrap();
+    }
+    let mut paths = vec![path("file"); 2];
+    paths.splice(1..1, vec![path("between"); BETWEEN]);
+    let cell = cell();
+    let watch = Watch::files(paths)
+        .debounce(Duration::ZERO)
+        .poll_every(Duration::from_millis(1))
+        .spawn(&cell, parse)
+        .unwrap();
+    eventually("the value", || cell.get().is_some());
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        // The writer stops if this fails, too.
+        let stopping = Stopping(&stop);
+        scope.spawn(|| {
+            while !stop.load(Ordering::SeqCst) {
+                fs::write(path("new"), "value.").unwrap();
+                fs::rename(path("new"), path("file")).unwrap();
+            }
+        });
+        // A read that succeeds asks for no build, and one that fails does.
+        eventually("an error", || watch.last_error().is_some());
+        drop(stopping);
+    });
+    eventually("no error is left", || watch.last_error().is_none());
+    assert_eq!(*cell.get().unwrap(), "value");
+}
