@@ -358,8 +358,19 @@ impl<C, W: WallClock> Persist<C, W> {
         let place = Place::new(&path)?;
         let as_given = path.clone();
         let tick = (Instant::now(), clock.now());
-        let mut writer =
-            Writer { cell, codec, name, clock, schema, place, path, on_file: None, sight: None, tick };
+        let mut writer = Writer {
+            cell,
+            codec,
+            name,
+            clock,
+            schema,
+            place,
+            path,
+            on_file: None,
+            empty_at: 0,
+            sight: None,
+            tick,
+        };
         let restored = writer.restore();
         if let Restored::Ignored(error) = &restored {
             trace::warn(&writer.path, &format!("nothing is restored: {}", text_of(error)));
@@ -733,6 +744,8 @@ struct Writer<K: Cell, C, W> {
     /// As it was given.
     path: PathBuf,
     on_file: Option<OnFile>,
+    /// The generation at which the cell was last seen to be empty, with no value taken out.
+    empty_at: u64,
     /// The generation that was seen last, and when it was made.
     sight: Option<(u64, Moment)>,
     /// The last look at the clocks.
@@ -795,12 +808,12 @@ impl<K: Cell, C: Codec<K::Value>, W: WallClock> Writer<K, C, W> {
         let elapsed = now.elapsed_since(moment).or_else(|| now.wall.duration_since(moment.wall).ok());
         let suspended = elapsed.unwrap_or_default().saturating_sub(instant.elapsed());
 
+        let published = self.cell.published();
         let seen = match self.cell.look() {
             None if self.cell.may_be_withheld() => {
-                let generation = self.cell.published();
-                let written = self.on_file.as_ref().map_or(0, |on_file| on_file.generation);
+                let is_written = self.on_file.as_ref().is_some_and(|on_file| on_file.generation == published);
                 // Another look comes by itself.
-                if news == News::Look || generation == written {
+                if news == News::Look || is_written || self.empty_at == published {
                     return Ok(false);
                 }
                 let text = "a build may have taken the value out of the cell";
@@ -811,7 +824,10 @@ impl<K: Cell, C: Codec<K::Value>, W: WallClock> Writer<K, C, W> {
             None => self.cell.look(),
             seen => seen,
         };
-        let Some(seen) = seen else { return self.remove().map(|()| false) };
+        let Some(seen) = seen else {
+            self.empty_at = published;
+            return self.remove().map(|()| false);
+        };
         let generation = seen.generation;
         let made = match self.sight {
             Some((of, made)) if of == generation => made.corrected(now),

@@ -231,6 +231,10 @@ fn a_flush_of_a_value_that_stays_taken_out_is_an_error() {
     assert!(result.is_err());
     persisted.flush().unwrap();
     assert_eq!(next_run(&place.path).1.unwrap(), "value");
+    // Nor is there anything of a cell that was empty when it was looked at last.
+    cell.clear();
+    persisted.flush().unwrap();
+    assert_eq!(*cell.get_or_refresh(|| persisted.flush().map(|()| "next".to_owned()).unwrap()), "next");
 }
 
 #[test]
