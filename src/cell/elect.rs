@@ -194,7 +194,7 @@ impl<T, C: Clock> Machine<T, C> {
         record: Record,
         previous: Option<Arc<T>>,
     ) -> Ticket<T> {
-        let supersedes = state.lease != LeaseState::Free;
+        let supersedes = !state.lease.is_free();
         if supersedes {
             self.counters.superseded.count_locked();
         }
@@ -235,7 +235,7 @@ impl<T, C: Clock> Machine<T, C> {
     pub(super) fn mirror_lease(&self, state: &State<T>) {
         self.mirror_unread(state);
         // Release: pairs with the Acquire in `is_refreshing`.
-        self.refreshing.store(state.lease != LeaseState::Free, Ordering::Release);
+        self.refreshing.store(!state.lease.is_free(), Ordering::Release);
     }
 
     /// Before a value is made visible that is unread.

@@ -25,7 +25,7 @@ impl<T, C: Clock> Machine<T, C> {
         let is_displaced = state.displaced >= ticket.origin;
         let supersede_at = match state.lease {
             LeaseState::Building { origin, supersede_at } if origin == ticket.origin => supersede_at,
-            LeaseState::Free if is_displaced && self.slot.is_empty(&state.key) => {
+            LeaseState::Free { .. } if is_displaced && self.slot.is_empty(&state.key) => {
                 self.policy.supersede_at(ticket.began)
             }
             _ => return None,
@@ -65,7 +65,7 @@ impl<T, C: Clock> Machine<T, C> {
             record = record.lapsed(declared_stale);
             // A build that can no longer be published holds no lease.
             state.lease = if is_cleared {
-                LeaseState::Free
+                LeaseState::FREE
             } else {
                 LeaseState::Building { origin, supersede_at: place.supersede_at }
             };

@@ -119,8 +119,11 @@ impl<T, C: Clock> Machine<T, C> {
     /// user code. Until then a build would make the same again, unless something that is notified of changes.
     pub(crate) fn settle(&self, generation: u64, until: impl FnOnce() -> u64) {
         let mut state = self.state.lock();
-        if self.slot.record(&state.key).generation == generation && state.origin > state.invalidated {
-            state.settled_until = until();
+        if state.lease.is_free()
+            && self.slot.record(&state.key).generation == generation
+            && state.origin > state.invalidated
+        {
+            state.lease = LeaseState::Free { settled_until: until() };
             self.mirror(&mut state);
         }
     }
@@ -145,7 +148,7 @@ impl<T, C: Clock> Machine<T, C> {
     pub(crate) fn plan(&self, ahead: u64, min_interval: u64, rests: bool, now: u64) -> Plan {
         let state = self.state.lock();
         let held_until = state.lease.held_until();
-        if state.lease != LeaseState::Free && now < held_until {
+        if !state.lease.is_free() && now < held_until {
             return Plan::Wait(held_until);
         }
         if let Some(failure) = state.paused_by(now) {

@@ -173,7 +173,7 @@ impl<T, C: Clock> Machine<T, C> {
         if holds {
             // The build is over even if the lease is held on to: another build cannot take its place meanwhile.
             state.lease =
-                if release { LeaseState::Free } else { LeaseState::Draining { origin: ticket.origin } };
+                if release { LeaseState::FREE } else { LeaseState::Draining { origin: ticket.origin } };
         }
         self.mirror(&mut state);
         let servable_end = record.map_or(0, |record| {
@@ -261,7 +261,7 @@ impl<T, C: Clock> Machine<T, C> {
         let holds = state.lease.origin() == Some(ticket.origin);
         let rejected = withheld.and_then(|withheld| self.restore_withheld(state, withheld));
         if holds {
-            state.lease = LeaseState::Free;
+            state.lease = LeaseState::FREE;
         }
         (holds, rejected)
     }
@@ -297,7 +297,7 @@ impl<T, C: Clock> Machine<T, C> {
     ) -> (Waiters<T>, Leftover<T>) {
         self.counters.published.count_locked();
         state.origin = origin;
-        state.settled_until = 0;
+        state.lease.unsettle();
         let failure = state.failure.take();
         // Waiters get what may have been served when it was published. (Only what was old already may have expired by then.)
         let waiters = if state.attempt.is_some() && self.was_servable(&record) {

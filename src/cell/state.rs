@@ -40,9 +40,6 @@ pub(crate) struct State<T> {
     pub(super) invalidated: u64,
     /// Builds up to this number began before the latest `set`, `clear`, `revoke` or `reset`.
     pub(super) displaced: u64,
-    /// Before this tick the value is served, stale or not, since what it was made from has nothing newer. 0: that is not known.
-    /// For a derived value; any change ends it.
-    pub(super) settled_until: u64,
     /// Boxed, because it is rare.
     pub(super) failure: Option<Box<Failure>>,
     /// Made by the first waiter; taken by the thread that ends the wait.
@@ -57,12 +54,11 @@ pub(super) type Waiters<T> = Option<Box<(Arc<Attempt<T>>, Outcome<T>)>>;
 /// Who holds the lease, and for what.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum LeaseState {
-    Free,
+    /// Before this tick a build would make the same again, so nobody is elected for a stale value: what a derived value was made
+    /// from has nothing newer. 0: that is not known, or not so. Any change ends it.
+    Free { settled_until: u64 },
     /// A build runs.
-    Building {
-        origin: u64,
-        supersede_at: u64,
-    },
+    Building { origin: u64, supersede_at: u64 },
     /// A build has taken the value out of the slot, and waits until no reader is inside, or has the write lock.
     Exclusive {
         origin: u64,
@@ -72,15 +68,27 @@ pub(super) enum LeaseState {
         declared_stale: u64,
     },
     /// A build has published, and waits for the readers of the replaced value.
-    Draining {
-        origin: u64,
-    },
+    Draining { origin: u64 },
 }
 
 impl LeaseState {
+    pub(super) const FREE: Self = Self::Free { settled_until: 0 };
+
+    pub(super) fn is_free(self) -> bool {
+        matches!(self, Self::Free { .. })
+    }
+
+    /// Something has changed: a build may make something else. Returns whether it would not have before.
+    pub(super) fn unsettle(&mut self) -> bool {
+        match self {
+            Self::Free { settled_until } => std::mem::take(settled_until) != 0,
+            _ => false,
+        }
+    }
+
     pub(super) fn origin(self) -> Option<u64> {
         match self {
-            Self::Free => None,
+            Self::Free { .. } => None,
             Self::Building { origin, .. } | Self::Exclusive { origin, .. } | Self::Draining { origin } => {
                 Some(origin)
             }
@@ -90,7 +98,7 @@ impl LeaseState {
     /// From this tick on another caller may be elected. 0: at once.
     pub(super) fn held_until(self) -> u64 {
         match self {
-            Self::Free => 0,
+            Self::Free { .. } => 0,
             Self::Building { supersede_at, .. } => supersede_at,
             Self::Exclusive { .. } | Self::Draining { .. } => FOREVER,
         }
@@ -98,7 +106,7 @@ impl LeaseState {
 
     pub(super) fn awaits(self) -> Awaits {
         match self {
-            Self::Free | Self::Building { .. } => Awaits::Nobody,
+            Self::Free { .. } | Self::Building { .. } => Awaits::Nobody,
             Self::Exclusive { .. } => Awaits::Readers,
             Self::Draining { .. } => Awaits::ReadersOfReplaced,
         }
@@ -146,13 +154,12 @@ impl<T> State<T> {
     pub(super) const fn new() -> Self {
         Self {
             key: Key::new(),
-            lease: LeaseState::Free,
+            lease: LeaseState::FREE,
             // So that a request that asks for a later one never asks for 0, which is any.
             origins: 1,
             origin: 0,
             invalidated: 0,
             displaced: 0,
-            settled_until: 0,
             failure: None,
             attempt: None,
             listeners: Listeners::new(),
@@ -178,23 +185,22 @@ impl<T> State<T> {
 
     /// As [`due_at`](State::due_at), also if the next read has to be marked.
     pub(super) fn due_at_when_read(&self, policy: &Policy, record: &Record) -> u64 {
-        // A fresh value is served. A stale one is served while another caller builds, ...
+        // A fresh value is served. A stale one is served while another caller builds, or a build would make the same again, ...
         let mut due_at = record.fresh_end();
-        let held_until = self.lease.held_until();
-        if held_until != 0 {
-            due_at = due_at.max(record.stale_end(policy.stale_window()).min(held_until));
+        let covered_until = match self.lease {
+            LeaseState::Free { settled_until } => settled_until,
+            lease => lease.held_until(),
+        };
+        if covered_until != 0 {
+            due_at = due_at.max(record.stale_end(policy.stale_window()).min(covered_until));
         }
         // ... in a retry pause, ...
         if let Some(failure) = &self.failure {
             due_at = due_at.max(record.stale_end(policy.pause_window()).min(failure.retry_at));
         }
-        // ... while a refresher is attached, which builds instead, ...
+        // ... and while a refresher is attached, which builds instead.
         if self.listeners.rebuild() {
             due_at = due_at.max(record.stale_end(policy.stale_window()));
-        }
-        // ... and while a build would make the same again.
-        if self.settled_until != 0 {
-            due_at = due_at.max(record.stale_end(policy.stale_window()).min(self.settled_until));
         }
         due_at
     }
@@ -204,7 +210,7 @@ impl<T> State<T> {
         self.displaced = self.origins;
         let is_building = matches!(self.lease, LeaseState::Building { .. });
         if is_building {
-            self.lease = LeaseState::Free;
+            self.lease = LeaseState::FREE;
         }
         is_building
     }
@@ -347,7 +353,7 @@ mod tests {
     #[test]
     fn only_a_build_without_the_write_lock_loses_its_lease() {
         for (lease, loses) in [
-            (LeaseState::Free, false),
+            (LeaseState::FREE, false),
             (LeaseState::Building { origin: 1, supersede_at: 9 }, true),
             (LeaseState::Exclusive { origin: 1, address: 0, declared_stale: FOREVER }, false),
             (LeaseState::Draining { origin: 1 }, false),
@@ -357,7 +363,7 @@ mod tests {
             state.lease = lease;
             assert_eq!(state.displace(), loses);
             assert_eq!(state.displaced, 1);
-            assert_eq!(state.lease == LeaseState::Free, loses || lease == LeaseState::Free);
+            assert_eq!(state.lease.is_free(), loses || lease.is_free());
         }
     }
 }

@@ -83,7 +83,7 @@ impl<T, C: Clock> Machine<T, C> {
             return false;
         }
         state.invalidated = state.origins;
-        state.settled_until = 0;
+        state.lease.unsettle();
         if let LeaseState::Exclusive { declared_stale, .. } = &mut state.lease {
             *declared_stale = now.min(*declared_stale);
         }
@@ -114,7 +114,7 @@ impl<T, C: Clock> Machine<T, C> {
         let now = self.now();
         let mut state = self.state.lock();
         let mut has_changed = in_any_case;
-        let was_settled = std::mem::take(&mut state.settled_until) != 0;
+        let was_settled = state.lease.unsettle();
         if retries
             && let Some(failure) = &mut state.failure
             && failure.retry_at != 0
@@ -163,7 +163,7 @@ impl<T, C: Clock> Machine<T, C> {
         resets: bool,
     ) -> Option<Arc<T>> {
         observer.clears(self.slot.is_empty(&state.key));
-        state.settled_until = 0;
+        state.lease.unsettle();
         let record = self.slot.record(&state.key);
         let cleared = self.slot.replace(&mut state.key, None, record, 0);
         let failure = if resets {
