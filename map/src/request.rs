@@ -575,7 +575,8 @@ where
             let (owner, held) = (Arc::clone(&this.map.inner), Arc::clone(&flight.flight));
             let made = this.conditions.apply(Cell::request_owned(flight.cell())).spawn_with(|work: Job| {
                 flight.set_progress(Progress::Building);
-                handed_over(spawning.spawn.take(), work, job)
+                let handed_over = HandedOver { work, job };
+                spawner(&mut spawning.spawn)(Box::new(|| handed_over.run()))
             });
             let made = made.get(move || {
                 let building = owner.begin(&held.key, |_| ());
@@ -636,7 +637,8 @@ where
             let (owner, held) = (Arc::clone(&this.map.inner), Arc::clone(&flight.flight));
             let made = this.conditions.apply(Cell::request_owned(flight.cell())).spawn_with(|work: Job| {
                 flight.set_progress(Progress::Building);
-                handed_over(spawning.spawn.take(), work, job)
+                let handed_over = HandedOver { work, job };
+                spawner(&mut spawning.spawn)(Box::new(|| handed_over.run()))
             });
             let made = made.try_get_with(move |previous| {
                 let building = owner.begin(&held.key, |_| ());
@@ -667,20 +669,46 @@ where
     }
 }
 
-/// Hands the build to the spawner, with its use of the flight.
-fn handed_over<K, T, C, S, R>(spawn: Option<S>, work: Job, job: Option<OfJob<K, T, C>>) -> R
+/// What a spawner gets, with its use of the flight.
+///
+/// Work that is dropped unrun gives the lease back. The end of the use copies the cell's state, so it comes after that: the fields
+/// are dropped in this order.
+struct HandedOver<W, K, T, C>
 where
-    K: Hash + Eq + Clone + Send + Sync + 'static,
-    T: Send + Sync + 'static,
-    C: Clock + Clone + 'static,
-    S: FnOnce(Job) -> R,
+    K: Hash + Eq + Clone,
+    C: Clock + Clone,
 {
-    let spawn = spawn.unwrap_or_else(|| unreachable!("a call that has handed its build over is done"));
-    spawn(Box::new(move || {
+    work: W,
+    job: Option<OfJob<K, T, C>>,
+}
+
+impl<K, T, C> HandedOver<Job, K, T, C>
+where
+    K: Hash + Eq + Clone,
+    C: Clock + Clone,
+{
+    fn run(self) {
         // Dropped after the work, also if that panics.
-        let _job = job;
-        work();
-    }))
+        let _job = self.job;
+        (self.work)();
+    }
+}
+
+#[cfg(feature = "async")]
+impl<K, T, C> HandedOver<Task, K, T, C>
+where
+    K: Hash + Eq + Clone,
+    C: Clock + Clone,
+{
+    async fn run(self) {
+        // Dropped after the work, also if the task is dropped before its end.
+        let _job = self.job;
+        self.work.await;
+    }
+}
+
+fn spawner<S>(spawn: &mut Option<S>) -> S {
+    spawn.take().unwrap_or_else(|| unreachable!("a call that has handed its build over is done"))
 }
 
 /// Finishing calls whose build is a future, and is handed to a spawner.
@@ -775,12 +803,7 @@ where
             let (flight_ref, spawn) = (&flight, &mut spawning.spawn);
             let made = this.conditions.apply(Cell::request_owned(flight.cell())).spawn_with(|work: Task| {
                 flight_ref.set_progress(Progress::Building);
-                let spawn = spawn.take();
-                let spawn = spawn.unwrap_or_else(|| unreachable!("a call that has handed it over is done"));
-                spawn(Box::pin(async move {
-                    let _job = job;
-                    work.await;
-                }))
+                spawner(spawn)(Box::pin(HandedOver { work, job }.run()))
             });
             let made = made
                 .try_get_with_async(move |previous| async move {

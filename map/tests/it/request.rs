@@ -80,6 +80,17 @@ fn a_job_that_is_dropped_gives_the_key_back() {
 }
 
 #[test]
+fn a_job_that_is_dropped_leaves_a_fresh_value_fresh() {
+    let (map, _clock) = map(Policy::ttl(MINUTE).stale_while_refresh(Duration::ZERO));
+    map.set(1, 10);
+    let (jobs, queue) = mpsc::channel::<Job>();
+    let request = map.request(&1).no_cache().wait_at_most(Duration::ZERO).spawn_with(|job| jobs.send(job));
+    assert!(matches!(request.try_get(|_| Ok::<_, String>(11)), Err(RefreshError::WaitTimeout)));
+    drop(queue.recv().unwrap());
+    assert_eq!((*map.get_or_refresh(&1, unexpected), map.stats().in_flight), (10, 0));
+}
+
+#[test]
 fn a_spawned_build_of_a_stale_key_serves_the_old_value_and_is_fenced() {
     let (map, clock) = minute();
     map.set(1, 9);

@@ -2,20 +2,20 @@
 
 use std::future::{Future, pending};
 use std::pin::pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, mpsc};
 use std::task::{Context, Poll, Waker};
 use std::thread;
 use std::time::Duration;
 
-use dogpile::{Policy, RefreshError, Refreshed};
+use dogpile::{Policy, RefreshError, Refreshed, Task};
 use dogpile_map::DogpileMap;
 use futures_lite::future::block_on;
 use tokio::sync::oneshot;
 
 use crate::support::{MINUTE, TICK, map, minute, unexpected};
 
-fn poll_once<F: Future>(future: std::pin::Pin<&mut F>) -> Poll<F::Output> {
+fn poll_once<F: Future + ?Sized>(future: std::pin::Pin<&mut F>) -> Poll<F::Output> {
     future.poll(&mut Context::from_waker(Waker::noop()))
 }
 
@@ -148,6 +148,25 @@ async fn a_spawned_build_outlives_its_caller() {
     finish.send(()).unwrap();
     let value = map.get_or_refresh_async("key", async |_| unreachable!("it is being built")).await;
     assert_eq!(*value, "value of key");
+}
+
+#[test]
+fn a_task_that_is_dropped_leaves_a_fresh_value_fresh() {
+    for is_polled in [false, true] {
+        let (map, _clock) = map(Policy::ttl(MINUTE).stale_while_refresh(Duration::ZERO));
+        map.set(1, 10);
+        let (tasks, queue) = mpsc::channel::<Task>();
+        let request =
+            map.request(&1).no_cache().wait_at_most(Duration::ZERO).spawn_with(|task| tasks.send(task));
+        let waited = block_on(request.try_get_async(async |_| pending::<Result<u64, String>>().await));
+        assert!(matches!(waited, Err(RefreshError::WaitTimeout)));
+        let mut task = queue.recv().unwrap();
+        if is_polled {
+            assert!(poll_once(task.as_mut()).is_pending());
+        }
+        drop(task);
+        assert_eq!((*map.get_or_refresh(&1, unexpected), map.stats().in_flight), (10, 0));
+    }
 }
 
 #[test]
