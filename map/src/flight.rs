@@ -330,8 +330,8 @@ impl<K: Eq + Hash + Clone, T, C: Clock + Clone> Inner<K, T, C> {
         Duration::from_nanos(u64::try_from((most * (u128::from(draw) + 1)) >> 32).unwrap_or(u64::MAX))
     }
 
-    /// Copies what the cell holds to the store, under the lock. `key`: the flight's, cloned before; what is left of it, and
-    /// what is returned, is dropped after unlocking.
+    /// Copies what the cell holds to the store, under the lock. `key`: the flight's, cloned before. What is left of it, and what
+    /// is returned, is dropped after unlocking.
     fn sync(
         &self,
         flight: &Flight<K, T, C>,

@@ -11,14 +11,15 @@ use std::hash::Hash;
 use std::sync::Arc;
 use std::time::Duration;
 
-use dogpile::{BoxError, Clock, Lease, Lookup, Pending, RefreshError, SharedError, Waited};
+use dogpile::{
+    BoxError, Clock, Freshness, Lease, Lookup, Pending, RefreshError, SharedError, Snapshot, Waited,
+};
 
 use crate::DogpileMap;
-use crate::clock::{FlightClock, moment, nanos};
+use crate::clock::FlightClock;
 use crate::error::LeftOut;
 use crate::flight::{Cell, FlightRef, Made, Progress, Purpose};
 use crate::inner::{Building, Inner, Look};
-use crate::store::Store;
 use crate::sync::thread_local;
 
 type Joined<'m, K, T, C> = FlightRef<K, T, C, &'m Inner<K, T, C>>;
@@ -129,6 +130,11 @@ where
             }
         })
         .collect()
+}
+
+/// Whether a value is fresh, or has not been stale for longer than `window`.
+fn is_within<T>(seen: &Snapshot<T>, window: Duration) -> bool {
+    seen.freshness == Freshness::Fresh || window == Duration::MAX || seen.stale_for < window
 }
 
 /// Notes, while it lives, that this thread builds these cells.
@@ -457,33 +463,14 @@ where
         let window = self.inner.policy.get_stale_if_error();
         let mut lapsed = None;
         loop {
-            let made = match flight.cell().request().max_stale(window).lookup() {
-                Lookup::Fresh(made) => made,
-                Lookup::Stale(made) if !window.is_zero() => made,
-                // There is no pause, or it is over.
-                Lookup::Elected(lease) => {
-                    let previous = lease.previous().cloned()?;
-                    drop(lease);
-                    return self.is_within(window, flight, &previous).then(|| Arc::clone(&previous.value));
-                }
-                _ => return None,
-            };
-            if self.inner.accepts(flight.cell(), &made, &mut lapsed) {
-                return Some(Arc::clone(&made.value));
+            let seen = flight.cell().snapshot()?;
+            if !is_within(&seen, window) {
+                return None;
+            }
+            if self.inner.accepts(flight.cell(), &seen.value, &mut lapsed) {
+                return Some(Arc::clone(&seen.value.value));
             }
         }
-    }
-
-    /// Whether that value, which is stale, may be served within this window. Since when it is stale, the cell does not say;
-    /// what is at rest does, unless it was evicted.
-    fn is_within(&self, window: Duration, flight: &Joined<'_, K, T, C>, made: &Arc<Made<T>>) -> bool {
-        if window.is_zero() || window == Duration::MAX {
-            return !window.is_zero();
-        }
-        let inner = &*self.inner;
-        let Some(entry) = inner.store.peek(&flight.flight.key) else { return false };
-        let life = entry.life(&inner.epochs, inner.ttl);
-        Arc::ptr_eq(&entry.value, &made.value) && life.is_served(nanos(window), moment(inner.clock.now()))
     }
 
     /// The end of a wait for another caller's build.

@@ -89,10 +89,29 @@ fn a_snapshot_belongs_to_one_publication() {
     let snapshot = cell.snapshot().unwrap();
     assert_eq!((snapshot.generation, snapshot.freshness), (1, Freshness::Stale));
     assert_eq!((snapshot.fresh_for, snapshot.servable_for), (Duration::ZERO, Duration::MAX));
-    assert_eq!(snapshot.age, Duration::from_secs(3));
+    assert_eq!((snapshot.age, snapshot.stale_for), (Duration::from_secs(3), Duration::ZERO));
+    clock.advance(TTL);
+    assert_eq!(cell.snapshot().unwrap().stale_for, TTL);
     cell.clear();
     assert!(cell.snapshot().is_none());
     assert_eq!(cell.generation(), 1);
+}
+
+#[test]
+fn a_snapshot_tells_since_when_its_value_is_stale() {
+    let (cell, clock) = cell();
+    cell.set(1);
+    clock.advance(TTL);
+    let stale_for = || cell.snapshot().unwrap().stale_for;
+    assert_eq!((stale_for(), cell.freshness()), (Duration::ZERO, Freshness::Fresh), "fresh to the last");
+    clock.advance(TICK);
+    assert_eq!((stale_for(), cell.freshness()), (Duration::ZERO, Freshness::Stale));
+    clock.advance(TTL);
+    assert_eq!(stale_for(), TTL);
+    cell.invalidate();
+    assert_eq!(stale_for(), TTL, "it was stale before");
+    cell.restore(2, 3 * TTL + TICK);
+    assert_eq!(stale_for(), 2 * TTL, "also from before the clock's beginning");
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use dogpile::{ManualClock, Policy, RefreshError};
+use dogpile::{ManualClock, Policy, RefreshError, Refreshed};
 use dogpile_map::DogpileMap;
 
 use crate::support::{MINUTE, Map, SECOND, TICK, WaitingClock, builder, gate, map, minute, unexpected};
@@ -200,4 +200,73 @@ fn a_hot_failing_key_is_served_stale_by_many_threads() {
     clock.advance(MINUTE + TICK);
     assert_eq!(*map.get_or_refresh(&1, |_| 11), 11);
     assert_eq!(map.stats().in_flight, 0);
+}
+
+/// A minute fresh, ten seconds stale, no pauses. There is room for one key.
+fn one_for_ten_seconds() -> (Map, ManualClock) {
+    let policy = Policy::ttl(MINUTE).stale_while_refresh(10 * SECOND);
+    let (builder, clock) = builder(policy.retry_backoff(Duration::ZERO, Duration::ZERO));
+    (builder.max_entries(1).build(), clock)
+}
+
+#[test]
+fn a_value_that_is_evicted_while_its_build_fails_does_not_come_back_after_its_end() {
+    let (map, clock) = one_for_ten_seconds();
+    map.set(1, 10);
+    clock.advance(65 * SECOND);
+    let failed = map.try_get_or_refresh(&1, |_| {
+        clock.advance(35 * SECOND);
+        map.set(2, 20);
+        Err("down")
+    });
+    assert!(failed.is_err());
+    assert_eq!(map.get(&1), None);
+}
+
+#[test]
+fn a_value_that_is_evicted_while_its_build_fails_is_served_as_long_as_before() {
+    let (map, clock) = one_for_ten_seconds();
+    map.set(1, 10);
+    clock.advance(62 * SECOND);
+    let failed = map.try_get_or_refresh(&1, |_| {
+        clock.advance(3 * SECOND);
+        map.set(2, 20);
+        Err("down")
+    });
+    assert_eq!(*failed.unwrap(), 10);
+    clock.advance(5 * SECOND);
+    assert_eq!(map.get(&1).as_deref(), Some(&10));
+    clock.advance(SECOND);
+    assert_eq!(map.get(&1), None);
+}
+
+#[test]
+fn a_loader_that_fails_is_covered_by_stale_if_error_after_an_eviction_too() {
+    let (map, clock) = one_for_ten_seconds();
+    map.set(1, 10);
+    clock.advance(65 * SECOND);
+    let load = |_: &[u64]| {
+        map.set(2, 20);
+        Err::<[(u64, u64); 0], _>("down")
+    };
+    assert_eq!(map.get_many(&[1], load).unwrap()[0].as_deref(), Some(&10));
+    clock.advance(6 * SECOND);
+    map.set(2, 20);
+    assert!(map.get_many(&[1], load).is_err());
+}
+
+#[test]
+fn a_value_that_is_invalidated_as_it_is_renewed_is_stale_from_then_on() {
+    let (map, clock) = one_for_ten_seconds();
+    map.set(1, 10);
+    clock.advance(65 * SECOND);
+    let renewed = map.request(&1).try_get_with(|key, _| {
+        map.invalidate(key);
+        Ok::<_, String>(Refreshed::NotModified)
+    });
+    assert_eq!(*renewed.unwrap(), 10);
+    clock.advance(10 * SECOND - TICK);
+    assert_eq!(map.get(&1).as_deref(), Some(&10));
+    clock.advance(TICK);
+    assert_eq!(map.get(&1), None);
 }
