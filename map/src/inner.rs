@@ -3,6 +3,7 @@
 use std::borrow::Borrow;
 use std::hash::Hash;
 use std::ops::Deref;
+use std::panic::RefUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -41,6 +42,10 @@ pub(crate) struct Inner<K, T, C> {
     is_batched: AtomicBool,
     queue: RwLock<Option<Arc<Queue<K>>>>,
 }
+
+// As for a cell: a build that panics gives its lease back, and the user's functions run under no lock. Whether a key or a value is
+// in order after a panic while it was in use is its own concern.
+impl<K: RefUnwindSafe, T: RefUnwindSafe, C: RefUnwindSafe> RefUnwindSafe for Inner<K, T, C> {}
 
 /// What is at rest.
 pub(crate) enum Look<T> {

@@ -1,6 +1,6 @@
 //! Which caller builds, which wait, and what they are served: G1, G2, G6, G10, per key, and with eviction.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::{AssertUnwindSafe, RefUnwindSafe, UnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Barrier};
 use std::thread;
@@ -269,4 +269,14 @@ fn a_map_is_shared_by_threads_if_its_keys_and_values_may_be() {
     is_sent::<dogpile_map::Batches>();
     is_sent::<dogpile_map::Stats>();
     is_sent::<dogpile_map::LeftOut>();
+}
+
+/// As a cell.
+#[test]
+fn a_map_may_be_used_after_a_panic() {
+    fn assert<T: UnwindSafe + RefUnwindSafe>() {}
+    assert::<DogpileMap<String, u64>>();
+    let map = DogpileMap::<u64, u64>::builder(Policy::ttl(MINUTE)).build();
+    assert!(catch_unwind(|| map.get_or_refresh(&1, unexpected)).is_err());
+    assert_eq!(*map.get_or_refresh(&1, |_| 10), 10);
 }
