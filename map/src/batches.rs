@@ -45,7 +45,7 @@ impl<K: Eq + Hash + Clone> Queue<K> {
         K: Borrow<Q>,
         Q: Hash + Eq + ToOwned<Owned = K> + ?Sized,
     {
-        let owned = key.to_owned();
+        let (owned, copy) = (key.to_owned(), key.to_owned());
         let mut state = self.state.lock();
         if state.is_stopped {
             return false;
@@ -56,7 +56,7 @@ impl<K: Eq + Hash + Clone> Queue<K> {
         if state.keys.len() >= self.max.saturating_mul(BATCHES) {
             return false;
         }
-        state.noted.insert(owned.clone());
+        state.noted.insert(copy);
         state.keys.push_back(owned);
         let worker =
             if state.keys.len() == 1 || state.keys.len() == self.max { state.worker.clone() } else { None };
@@ -85,14 +85,48 @@ impl<K: Eq + Hash + Clone> Queue<K> {
             if state.keys.len() >= self.max || now >= deadline {
                 let count = state.keys.len().min(self.max);
                 let keys: Vec<K> = state.keys.drain(..count).collect();
-                for key in &keys {
-                    state.noted.remove(key);
-                }
+                let copies: Vec<K> = keys.iter().filter_map(|key| state.noted.take(key)).collect();
+                // Their destructors are user code.
+                drop(state);
+                drop(copies);
                 return Some(keys);
             }
             drop(state);
             clock.park_until(deadline, now);
         }
+    }
+
+    /// No more keys are noted, and the thread ends.
+    fn stop(&self) {
+        let mut state = self.state.lock();
+        state.is_stopped = true;
+        let worker = state.worker.take();
+        drop(state);
+        if let Some(worker) = worker {
+            worker.unpark();
+        }
+    }
+}
+
+/// The thread's place in the map, up to its end: also if the clock or a key's `Hash` or `Eq` panics, or else keys would be noted that
+/// nothing rebuilds.
+struct Attached<K: Eq + Hash + Clone, T, C: Clock + Clone> {
+    map: DogpileMap<K, T, C>,
+    queue: Arc<Queue<K>>,
+}
+
+impl<K: Eq + Hash + Clone, T, C: Clock + Clone> Attached<K, T, C> {
+    /// `None`: it is taken.
+    fn new(map: &DogpileMap<K, T, C>, max: usize) -> Option<Self> {
+        let this = Self { map: map.clone(), queue: Arc::new(Queue::new(max)) };
+        map.inner.attach(&this.queue).then_some(this)
+    }
+}
+
+impl<K: Eq + Hash + Clone, T, C: Clock + Clone> Drop for Attached<K, T, C> {
+    fn drop(&mut self) {
+        self.map.inner.detach(&self.queue);
+        self.queue.stop();
     }
 }
 
@@ -113,7 +147,7 @@ impl Drop for Batches {
         if let Some(worker) = self.worker.take()
             && worker.thread().id() != thread::current().id()
         {
-            // Its panics are contained.
+            // The panic hook has reported how it ended, if by a panic.
             drop(worker.join());
         }
     }
@@ -140,7 +174,8 @@ where
     /// loader falls far behind.
     ///
     /// If the loader fails or panics, the old values go on being served, as far as the policy allows, and each key is left
-    /// alone for its retry pause.
+    /// alone for its retry pause. If the clock or a key's `Hash` or `Eq` panics in the thread, that ends, and callers rebuild
+    /// stale keys again.
     ///
     /// # Errors
     ///
@@ -177,35 +212,23 @@ where
         F: FnMut(&[K]) -> Result<I, E> + Send + 'static,
     {
         assert!(max > 0, "refresh_in_batches: a batch has room for at least one key");
-        let queue = Arc::new(Queue::new(max));
-        if !self.inner.attach(&queue) {
-            return Err(io::Error::from(io::ErrorKind::AlreadyExists));
-        }
-        let (map, mut loader) = (self.clone(), loader);
-        let run = {
-            let queue = Arc::clone(&queue);
-            move || {
-                while let Some(keys) = queue.next(&map.inner.clock, window) {
-                    // A panic has been reported by the panic hook, and the keys' retry pauses run.
-                    drop(catch_unwind(AssertUnwindSafe(|| map.refresh_stale(&keys, &mut loader))));
-                }
+        let attached = Attached::new(self, max).ok_or(io::ErrorKind::AlreadyExists)?;
+        let (queue, mut loader) = (Arc::clone(&attached.queue), loader);
+        let run = move || {
+            let Attached { map, queue } = &attached;
+            while let Some(keys) = queue.next(&map.inner.clock, window) {
+                // A panic has been reported by the panic hook, and the keys' retry pauses run.
+                drop(catch_unwind(AssertUnwindSafe(|| map.refresh_stale(&keys, &mut loader))));
             }
         };
-        let spawned = thread::Builder::new().name(String::from("dogpile-map")).spawn(run);
-        let worker = spawned.inspect_err(|_| self.inner.detach())?;
+        let worker = thread::Builder::new().name(String::from("dogpile-map")).spawn(run)?;
         queue.state.lock().worker = Some(worker.thread().clone());
         // Keys that were noted before it was known.
         worker.thread().unpark();
         let map = self.clone();
         let stop = move || {
-            map.inner.detach();
-            let mut state = queue.state.lock();
-            state.is_stopped = true;
-            let worker = state.worker.take();
-            drop(state);
-            if let Some(worker) = worker {
-                worker.unpark();
-            }
+            map.inner.detach(&queue);
+            queue.stop();
         };
         Ok(Batches { stop: Some(Box::new(stop)), worker: Some(worker) })
     }

@@ -258,10 +258,15 @@ impl<K: Eq + Hash + Clone, T, C: Clock + Clone> Inner<K, T, C> {
         is_free
     }
 
-    pub(crate) fn detach(&self) {
-        let queue = self.queue.write().take();
-        self.is_batched.store(false, Ordering::Relaxed);
-        drop(queue);
+    /// If it is the one that is attached.
+    pub(crate) fn detach(&self, queue: &Arc<Queue<K>>) {
+        let mut place = self.queue.write();
+        let detached = place.take_if(|attached| Arc::ptr_eq(attached, queue));
+        if detached.is_some() {
+            self.is_batched.store(false, Ordering::Relaxed);
+        }
+        drop(place);
+        drop(detached);
     }
 
     /// If stale keys are rebuilt in batches: a stale value, and its key has been noted.

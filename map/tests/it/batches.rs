@@ -1,8 +1,12 @@
 //! Stale keys that are rebuilt together.
 
 use std::io;
-use std::sync::mpsc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, mpsc};
 use std::thread;
+
+use dogpile::{Clock, ManualClock, Policy, Tick};
+use dogpile_map::DogpileMap;
 
 use crate::support::{MINUTE, SECOND, TICK, minute, unexpected, wait_until};
 
@@ -81,4 +85,40 @@ fn a_loader_that_fails_or_panics_costs_nobody_the_old_value() {
         *map.get_or_refresh(&1, unexpected) == 11
     });
     assert_eq!(map.stats().failures, 2);
+}
+
+/// A clock that panics on the thread of the batches once it is told to.
+#[derive(Clone, Default)]
+struct Faulty {
+    time: ManualClock,
+    is_broken: Arc<AtomicBool>,
+}
+
+impl Clock for Faulty {
+    fn now(&self) -> Tick {
+        let is_there = thread::current().name() == Some("dogpile-map");
+        assert!(!is_there || !self.is_broken.load(Ordering::SeqCst), "as asked");
+        self.time.now()
+    }
+}
+
+#[test]
+fn a_thread_that_ends_leaves_its_keys_to_their_callers() {
+    let clock = Faulty::default();
+    let map = DogpileMap::<u64, u64>::builder(Policy::ttl(MINUTE)).clock(clock.clone()).build();
+    map.set(1, 10);
+    map.invalidate(&1);
+    let loader = |_: &[u64]| -> Result<[(u64, u64); 0], String> { unreachable!("the window does not end") };
+    let batches = map.refresh_in_batches(4, MINUTE, loader).unwrap();
+    clock.is_broken.store(true, Ordering::SeqCst);
+    wait_until(|| *map.get_or_refresh(&1, |_| 11) == 11);
+    // Others may take its place.
+    clock.is_broken.store(false, Ordering::SeqCst);
+    let others = map.refresh_in_batches(4, MINUTE, loader).unwrap();
+    // Its end is not theirs.
+    drop(batches);
+    map.invalidate(&1);
+    assert_eq!(*map.get_or_refresh(&1, unexpected), 11);
+    drop(others);
+    assert_eq!(*map.get_or_refresh(&1, |_| 12), 12);
 }

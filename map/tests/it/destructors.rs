@@ -4,25 +4,13 @@ use std::cell::{Cell, RefCell};
 use std::process::Command;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc;
 use std::thread;
+use std::time::Duration;
 
 use dogpile::Policy;
 use dogpile_map::DogpileMap;
 
-use crate::support::{MINUTE, SECOND, strict};
-
-/// Runs `work` on a thread of its own; a hang guard.
-fn does_not_hang(work: impl FnOnce() + Send + 'static) {
-    let (done, is_done) = mpsc::channel();
-    let worker = thread::spawn(move || {
-        work();
-        done.send(()).unwrap();
-    });
-    let ended = is_done.recv_timeout(10 * SECOND);
-    assert_ne!(ended, Err(mpsc::RecvTimeoutError::Timeout), "it hangs");
-    worker.join().unwrap();
-}
+use crate::support::{MINUTE, does_not_hang, strict, wait_until};
 
 static ASKED: OnceLock<DogpileMap<u64, Asks>> = OnceLock::new();
 
@@ -103,6 +91,37 @@ fn no_key_is_dropped_under_a_lock() {
         assert!(!map.invalidate_if_current(&Looks(5), &map.set(Looks(2), 2)));
         map.clear(&Looks(1));
         LOOKS.store(false, Ordering::SeqCst);
+    });
+}
+
+static NOTED: OnceLock<DogpileMap<Remembers, u64>> = OnceLock::new();
+
+/// A key that asks for another one, which is stale, as the thread that rebuilds in batches drops it.
+#[derive(Clone, PartialEq, Eq, Hash)]
+struct Remembers(u64);
+
+impl Drop for Remembers {
+    fn drop(&mut self) {
+        if thread::current().name() == Some("dogpile-map") && !IS_LOOKING.replace(true) {
+            NOTED.get().unwrap().get_or_refresh(&Remembers(2), |_| 0);
+            IS_LOOKING.set(false);
+        }
+    }
+}
+
+#[test]
+fn no_key_of_a_batch_is_dropped_under_a_lock() {
+    let map = NOTED.get_or_init(|| DogpileMap::builder(Policy::ttl(MINUTE)).build());
+    does_not_hang(|| {
+        for key in [1, 2] {
+            map.set(Remembers(key), 0);
+            map.invalidate(&Remembers(key));
+        }
+        let load =
+            |due: &[Remembers]| Ok::<_, String>(due.iter().map(|key| (key.clone(), 1)).collect::<Vec<_>>());
+        let batches = map.refresh_in_batches(1, Duration::ZERO, load).unwrap();
+        wait_until(|| *map.get_or_refresh(&Remembers(1), |_| 2) == 1);
+        drop(batches);
     });
 }
 

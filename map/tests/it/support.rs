@@ -66,6 +66,18 @@ pub(crate) fn wait_until(condition: impl Fn() -> bool) {
     }
 }
 
+/// Runs `work` on a thread of its own; a hang guard.
+pub(crate) fn does_not_hang(work: impl FnOnce() + Send + 'static) {
+    let (done, is_done) = mpsc::channel();
+    let worker = std::thread::spawn(move || {
+        work();
+        done.send(()).unwrap();
+    });
+    let ended = is_done.recv_timeout(10 * SECOND);
+    assert_ne!(ended, Err(mpsc::RecvTimeoutError::Timeout), "it hangs");
+    worker.join().unwrap();
+}
+
 #[allow(clippy::trivially_copy_pass_by_ref)] // as a build
 pub(crate) fn unexpected<T>(_: &u64) -> T {
     panic!("this build was not to run")
