@@ -57,7 +57,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use dogpile::{Clock, DogpileCell, Freshness, Policy, RefreshError};
+use dogpile::{Clock, DogpileCell, Freshness, Policy, RefreshError, Snapshot};
 
 use crate::clock::{self, FlightClock, NEVER, moment, nanos};
 use crate::epochs::Origin;
@@ -131,8 +131,8 @@ where
     /// Another caller has published meanwhile.
     Fresh(Arc<T>),
     Flight(FlightRef<K, T, C, H>),
-    /// A loader on this thread builds the key: the caller must not wait for it. What may be served meanwhile.
-    Loading(Option<Arc<T>>),
+    /// A loader on this thread builds the key: the caller must not wait for it.
+    Loading(FlightRef<K, T, C, H>),
 }
 
 impl<K, T, C, H> Entered<K, T, C, H>
@@ -143,18 +143,22 @@ where
 {
     fn new(map: H, flight: Arc<Flight<K, T, C>>, purpose: Purpose) -> Self {
         let flight = FlightRef::new(map, flight, purpose);
-        if is_loading(flight.cell()) {
-            return Self::Loading(flight.map.held(flight.cell()));
-        }
-        Self::Flight(flight)
+        if is_loading(flight.cell()) { Self::Loading(flight) } else { Self::Flight(flight) }
     }
 
-    /// `Err`: a value that is there, without a flight, or that there must be no wait.
-    pub(crate) fn flight(self) -> Result<FlightRef<K, T, C, H>, Answer<T>> {
+    /// `Err`: a value that is there, without a flight, or that there must be no wait. What is served instead of a wait meets
+    /// the caller's conditions: it `accepts` that.
+    pub(crate) fn flight(
+        self,
+        accepts: impl FnOnce(&Snapshot<Made<T>>) -> bool,
+    ) -> Result<FlightRef<K, T, C, H>, Answer<T>> {
         match self {
             Self::Flight(flight) => Ok(flight),
-            Self::Fresh(value) | Self::Loading(Some(value)) => Err(Ok(value)),
-            Self::Loading(None) => Err(Err(RefreshError::Reentrant)),
+            Self::Fresh(value) => Err(Ok(value)),
+            Self::Loading(flight) => {
+                let seen = flight.map.held(flight.cell()).filter(accepts);
+                Err(seen.map(|seen| Arc::clone(&seen.value.value)).ok_or(RefreshError::Reentrant))
+            }
         }
     }
 }

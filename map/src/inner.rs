@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use dogpile::{Clock, Policy};
+use dogpile::{Clock, Freshness, Policy, Snapshot};
 use parking_lot::RwLock;
 
 use crate::batches::Queue;
@@ -53,6 +53,11 @@ pub(crate) enum Look<T> {
     /// It may be served, unless a flight says otherwise.
     Stale(Arc<T>),
     Nothing,
+}
+
+/// Whether a value is fresh, or has not been stale for longer than `window`.
+pub(crate) fn is_within<T>(seen: &Snapshot<T>, window: Duration) -> bool {
+    seen.freshness == Freshness::Fresh || window == Duration::MAX || seen.stale_for < window
 }
 
 /// What [`Inner::new`] is given.
@@ -167,7 +172,7 @@ impl<K: Eq + Hash + Clone, T, C: Clock + Clone> Inner<K, T, C> {
             return Some(value);
         }
         match self.flights.find(key) {
-            Some(flight) => self.held(&flight.cell),
+            Some(flight) => self.held(&flight.cell).map(|seen| Arc::clone(&seen.value.value)),
             // Again, since a flight may have ended in between.
             None => match self.store.peek(key).map(|entry| self.judge(entry)) {
                 Some(Look::Fresh(value) | Look::Stale(value)) => Some(value),
@@ -177,12 +182,12 @@ impl<K: Eq + Hash + Clone, T, C: Clock + Clone> Inner<K, T, C> {
     }
 
     /// What a flight may serve without a build.
-    pub(crate) fn held(&self, cell: &Cell<T, C>) -> Option<Arc<T>> {
+    pub(crate) fn held(&self, cell: &Cell<T, C>) -> Option<Snapshot<Made<T>>> {
         let mut lapsed = None;
         loop {
-            let made = cell.get()?;
-            if self.accepts(cell, &made, &mut lapsed) {
-                return Some(Arc::clone(&made.value));
+            let seen = cell.snapshot().filter(|seen| seen.freshness != Freshness::Expired)?;
+            if self.accepts(cell, &seen.value, &mut lapsed) {
+                return Some(seen);
             }
         }
     }
@@ -277,7 +282,7 @@ impl<K: Eq + Hash + Clone, T, C: Clock + Clone> Inner<K, T, C> {
     {
         let queue = self.queue()?;
         let stale = match self.flights.find(key) {
-            Some(flight) => self.held(&flight.cell)?,
+            Some(flight) => Arc::clone(&self.held(&flight.cell)?.value.value),
             None => match self.look(key) {
                 Look::Fresh(value) => return Some(value),
                 Look::Stale(value) => value,

@@ -9,17 +9,14 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::hash::Hash;
 use std::sync::Arc;
-use std::time::Duration;
 
-use dogpile::{
-    BoxError, Clock, Freshness, Lease, Lookup, Pending, RefreshError, SharedError, Snapshot, Waited,
-};
+use dogpile::{BoxError, Clock, Lease, Lookup, Pending, RefreshError, SharedError, Waited};
 
 use crate::DogpileMap;
 use crate::clock::FlightClock;
 use crate::error::LeftOut;
 use crate::flight::{Cell, FlightRef, Made, Progress, Purpose};
-use crate::inner::{Building, Inner, Look};
+use crate::inner::{Building, Inner, Look, is_within};
 use crate::sync::thread_local;
 
 type Joined<'m, K, T, C> = FlightRef<K, T, C, &'m Inner<K, T, C>>;
@@ -130,11 +127,6 @@ where
             }
         })
         .collect()
-}
-
-/// Whether a value is fresh, or has not been stale for longer than `window`.
-fn is_within<T>(seen: &Snapshot<T>, window: Duration) -> bool {
-    seen.freshness == Freshness::Fresh || window == Duration::MAX || seen.stale_for < window
 }
 
 /// Notes, while it lives, that this thread builds these cells.
@@ -311,7 +303,7 @@ where
         let mut due: Vec<usize> = std::mem::take(&mut found.again);
         due.reverse();
         while let Some(position) = due.pop() {
-            let flight = match Inner::enter(&*self.inner, &keys[position], Purpose::Read).flight() {
+            let flight = match Inner::enter(&*self.inner, &keys[position], Purpose::Read).flight(|_| true) {
                 Ok(flight) => flight,
                 Err(Ok(value)) => {
                     self.inner.stats.count_hit();

@@ -136,7 +136,7 @@ where
             let flight = match self.enter(key, had_stale) {
                 Ok(flight) => flight,
                 Err(Ok(value)) => return value,
-                Err(Err(_)) => cannot("get_or_refresh"),
+                Err(Err(_)) => cannot("get_or_refresh", "`get`, or `try_get_or_refresh`"),
             };
             let made = flight.cell().get_or_refresh(|| flight.build(taken(&mut build)));
             if flight.accepts(&made, &mut lapsed) {
@@ -226,7 +226,7 @@ where
             self.inner.stats.stale_hits.count();
             return Err(Ok(value));
         }
-        Inner::enter(&*self.inner, key, Purpose::Read).flight().inspect_err(|found| {
+        Inner::enter(&*self.inner, key, Purpose::Read).flight(|_| true).inspect_err(|found| {
             if found.is_ok() {
                 self.inner.stats.count_hit();
             }
@@ -356,7 +356,7 @@ where
             let flight = match self.enter(key, had_stale) {
                 Ok(flight) => flight,
                 Err(Ok(value)) => return value,
-                Err(Err(_)) => cannot("get_or_refresh_async"),
+                Err(Err(_)) => cannot("get_or_refresh_async", "`get`, or `try_get_or_refresh_async`"),
             };
             let made = flight
                 .cell()
@@ -907,10 +907,10 @@ enum Setting {
 /// For a caller that can return no error, and would wait for itself.
 #[cold]
 #[track_caller]
-pub(crate) fn cannot(name: &str) -> ! {
+pub(crate) fn cannot(name: &str, instead: &str) -> ! {
     panic!(
-        "{name} was called by a loader for one of the keys that it is loading, and there is nothing to serve; use `get`, or \
-         `try_get_or_refresh`, which returns `RefreshError::Reentrant`"
+        "{name} was called by a loader for one of the keys that it is loading, and there is no value that it could return; use \
+         {instead}, which returns `RefreshError::Reentrant`"
     )
 }
 

@@ -6,12 +6,12 @@ use std::hash::Hash;
 use std::sync::Arc;
 use std::time::Duration;
 
-use dogpile::{BoxError, Clock, Job, RefreshError, Refreshed, SystemClock};
+use dogpile::{BoxError, Clock, Job, RefreshError, Refreshed, Snapshot, SystemClock};
 use parking_lot::Mutex;
 
 use crate::clock::{FlightClock, nanos};
-use crate::flight::{Cell, Entered, FlightRef, Made, Progress, Purpose};
-use crate::inner::{Building, Inner};
+use crate::flight::{Answer, Cell, Entered, FlightRef, Made, Progress, Purpose};
+use crate::inner::{Building, Inner, is_within};
 use crate::map::{DogpileMap, cannot, taken};
 
 #[cfg(feature = "async")]
@@ -267,6 +267,11 @@ impl Conditions {
         found
     }
 
+    /// Whether a value meets them, which was there before the call.
+    fn accept<T>(&self, seen: &Snapshot<T>) -> bool {
+        !self.no_cache && seen.age <= self.max_age && is_within(seen, self.max_stale)
+    }
+
     /// Whether a fresh value may have to be replaced.
     fn purpose(&self) -> Purpose {
         if self.no_cache || self.max_age < Duration::MAX { Purpose::Change } else { Purpose::Read }
@@ -279,8 +284,10 @@ where
     Q: Hash + Eq + ToOwned<Owned = K> + ?Sized,
     C: Clock + Clone,
 {
-    fn enter(&self) -> Entered<K, T, C, &'m Inner<K, T, C>> {
-        Inner::enter(&*self.map.inner, self.key, self.conditions.purpose())
+    /// Enters a flight. `Err`: a value that is there, or that there must be no wait.
+    fn enter(&self) -> Result<FlightRef<K, T, C, &'m Inner<K, T, C>>, Answer<T>> {
+        let entered = Inner::enter(&*self.map.inner, self.key, self.conditions.purpose());
+        entered.flight(|seen| self.conditions.or_stale || self.conditions.accept(seen))
     }
 
     fn at_rest(&self) -> Option<Arc<T>> {
@@ -288,19 +295,25 @@ where
     }
 }
 
-/// Enters a flight, or returns the value that is there.
+/// Enters a flight, or returns the value that is there, or panics. A macro, so that the panic has the line of the call.
 macro_rules! enter {
-    ($request:expr, $wrap:expr) => {
-        match $request.enter().flight() {
+    ($request:expr, $name:literal, $instead:literal) => {
+        match $request.enter() {
             Ok(flight) => flight,
-            Err(found) => return $wrap(found),
+            Err(Ok(value)) => return value,
+            Err(Err(_)) => cannot($name, $instead),
         }
     };
 }
 
-#[track_caller]
-fn value_or_panic<T>(found: Result<Arc<T>, RefreshError>) -> Arc<T> {
-    found.unwrap_or_else(|_| cannot("get"))
+/// Enters a flight, or returns what there is in place of it.
+macro_rules! try_enter {
+    ($request:expr) => {
+        match $request.enter() {
+            Ok(flight) => flight,
+            Err(found) => return found,
+        }
+    };
 }
 
 /// What a build returned, as the flight's cell takes it.
@@ -355,7 +368,8 @@ where
     ///
     /// # Panics
     ///
-    /// If `build` panics, or if it calls this for its own key while there is nothing to serve.
+    /// If `build` panics, or if it calls this for its own key while there is nothing to serve. So does the loader of a
+    /// [`get_many`](DogpileMap::get_many) that calls this for one of its keys, if no value of it meets the conditions.
     #[track_caller]
     pub fn get<F: FnOnce(&K) -> T>(self, build: F) -> Arc<T> {
         if let Some(value) = self.at_rest() {
@@ -364,7 +378,7 @@ where
         let mut build = Some(build);
         let mut lapsed = None;
         loop {
-            let flight = enter!(self, value_or_panic);
+            let flight = enter!(self, "get", "`try_get`");
             let request = self.conditions.apply(flight.cell().request());
             let made = request.get(|| flight.build(taken(&mut build)));
             if flight.accepts(&made, &mut lapsed) {
@@ -423,7 +437,7 @@ where
         let mut build = Some(build);
         let mut lapsed = None;
         loop {
-            let flight = enter!(self, std::convert::identity);
+            let flight = try_enter!(self);
             let request = self.conditions.apply(flight.cell().request());
             let made = request.try_get_with(|previous| {
                 let building = flight.begin();
@@ -459,7 +473,7 @@ where
         let mut build = Some(build);
         let mut lapsed = None;
         loop {
-            let flight = enter!(self, value_or_panic);
+            let flight = enter!(self, "get_async", "`try_get_async`");
             let request = self.conditions.apply(flight.cell().request());
             let made = request
                 .get_async(|| async {
@@ -503,7 +517,7 @@ where
         let mut build = Some(build);
         let mut lapsed = None;
         loop {
-            let flight = enter!(self, std::convert::identity);
+            let flight = try_enter!(self);
             let request = self.conditions.apply(flight.cell().request());
             let (flight_ref, build_ref) = (&flight, &mut build);
             let made = request
@@ -570,7 +584,7 @@ where
         let mut spawning = Spawning::new(build, spawn);
         let mut lapsed = None;
         loop {
-            let flight = enter!(this, value_or_panic);
+            let flight = enter!(this, "get", "`try_get`");
             let (job, build) = (this.of_job(), Arc::clone(&spawning.build));
             let (owner, held) = (Arc::clone(&this.map.inner), Arc::clone(&flight.flight));
             let made = this.conditions.apply(Cell::request_owned(flight.cell())).spawn_with(|work: Job| {
@@ -632,7 +646,7 @@ where
         let mut spawning = Spawning::new(build, spawn);
         let mut lapsed = None;
         loop {
-            let flight = enter!(this, std::convert::identity);
+            let flight = try_enter!(this);
             let (job, build) = (this.of_job(), Arc::clone(&spawning.build));
             let (owner, held) = (Arc::clone(&this.map.inner), Arc::clone(&flight.flight));
             let made = this.conditions.apply(Cell::request_owned(flight.cell())).spawn_with(|work: Job| {
@@ -797,7 +811,7 @@ where
         let mut spawning = Spawning::new(build, spawn);
         let mut lapsed = None;
         loop {
-            let flight = enter!(this, std::convert::identity);
+            let flight = try_enter!(this);
             let (job, build) = (this.of_job(), Arc::clone(&spawning.build));
             let (owner, held) = (Arc::clone(&this.map.inner), Arc::clone(&flight.flight));
             let (flight_ref, spawn) = (&flight, &mut spawning.spawn);

@@ -3,14 +3,14 @@
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Barrier, Mutex};
+use std::sync::{Barrier, Mutex, Once};
 use std::thread;
 use std::time::Duration;
 
 use dogpile::{Policy, RefreshError};
 use dogpile_map::{DogpileMap, LeftOut};
 
-use crate::support::{MINUTE, TICK, gate, map, minute, unexpected};
+use crate::support::{MINUTE, SECOND, TICK, gate, map, minute, unexpected};
 
 fn squares(due: &[u64]) -> Result<Vec<(u64, u64)>, String> {
     Ok(due.iter().map(|key| (*key, key * key)).collect())
@@ -127,6 +127,32 @@ fn a_loader_that_asks_for_its_own_keys_does_not_hang() {
     let error = map.try_get_or_refresh(&9, |_| map.get_many(&[9, 8], squares).map(|_| 0)).unwrap_err();
     assert!(matches!(&error, RefreshError::Build(error) if error.is::<RefreshError>()), "{error:?}");
     assert_eq!(map.stats().in_flight - 1, 0); // key 9 pauses
+}
+
+#[test]
+fn a_loader_that_asks_for_its_own_keys_gets_what_meets_its_conditions() {
+    let (map, clock) = minute();
+    map.set(1, 10);
+    clock.advance(MINUTE + SECOND);
+    let found = map.get_many(&[1], |due| {
+        let request = || map.request(&1);
+        for unmet in [
+            request().max_stale(Duration::ZERO),
+            request().max_stale(SECOND - TICK),
+            request().max_age(MINUTE),
+            request().no_cache(),
+        ] {
+            let error = unmet.clone().try_get(|_| Ok::<_, String>(0)).unwrap_err();
+            assert!(matches!(error, RefreshError::Reentrant), "{error}");
+            assert_eq!(*unmet.or_stale().try_get(|_| Ok::<_, String>(0)).unwrap(), 10);
+        }
+        for met in [request(), request().max_stale(SECOND), request().max_age(MINUTE + SECOND)] {
+            assert_eq!(*met.try_get(|_| Ok::<_, String>(0)).unwrap(), 10);
+        }
+        squares(due)
+    });
+    assert_eq!(found.unwrap()[0].as_deref(), Some(&1));
+    assert_eq!((*map.get_or_refresh(&1, unexpected), map.stats().in_flight), (1, 0));
 }
 
 #[test]
@@ -291,4 +317,64 @@ fn stale_if_error_covers_a_call_that_waited_for_the_build_that_failed() {
             assert_eq!(first.join().unwrap().unwrap(), 1);
         });
     }
+}
+
+/// The message of a panic, and whether it is shown to be of this file.
+fn panic_of(call: impl FnOnce()) -> (String, bool) {
+    thread_local! {
+        static SEEN: RefCell<Option<(String, bool)>> = const { RefCell::new(None) };
+    }
+    static HOOK: Once = Once::new();
+    HOOK.call_once(|| {
+        let before = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            let message = panic.payload().downcast_ref::<String>().cloned().unwrap_or_default();
+            let is_here = panic.location().is_some_and(|at| at.file() == file!());
+            SEEN.set(Some((message, is_here)));
+            before(panic);
+        }));
+    });
+    assert!(catch_unwind(AssertUnwindSafe(call)).is_err());
+    SEEN.take().unwrap()
+}
+
+#[test]
+fn a_call_that_can_return_no_error_panics_at_its_line_and_says_what_to_call_instead() {
+    let (map, _clock) = minute();
+    map.get_many(&[1], |due| {
+        let calls: [(&dyn Fn(), &str, &str); 3] = [
+            (&|| drop(map.get_or_refresh(&1, |_| 0)), "get_or_refresh was called", "`try_get_or_refresh`"),
+            (&|| drop(map.request(&1).get(|_| 0)), "get was called", "`try_get`"),
+            (&|| drop(map.request(&1).spawn_with(thread::spawn).get(|_| 0)), "get was called", "`try_get`"),
+        ];
+        for (call, begins, instead) in calls {
+            let (message, is_here) = panic_of(call);
+            assert!(message.starts_with(begins) && message.contains(instead), "{message}");
+            assert!(is_here);
+        }
+        squares(due)
+    })
+    .unwrap();
+}
+
+#[cfg(feature = "async")]
+#[test]
+fn an_async_call_that_can_return_no_error_says_what_to_call_instead() {
+    use futures_lite::future::block_on;
+    let (map, _clock) = minute();
+    map.get_many(&[1], |due| {
+        let (message, _) = panic_of(|| drop(block_on(map.request(&1).get_async(async |_| 0))));
+        assert!(
+            message.starts_with("get_async was called") && message.contains("`try_get_async`"),
+            "{message}"
+        );
+        let (message, _) = panic_of(|| drop(block_on(map.get_or_refresh_async(&1, async |_| 0))));
+        assert!(
+            message.starts_with("get_or_refresh_async was called")
+                && message.contains("`try_get_or_refresh_async`"),
+            "{message}"
+        );
+        squares(due)
+    })
+    .unwrap();
 }
