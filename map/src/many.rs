@@ -19,6 +19,12 @@ use crate::flight::{Cell, FlightRef, Made, Progress, Purpose};
 use crate::inner::{Building, Inner, Look, is_within};
 use crate::sync::thread_local;
 
+#[cfg(feature = "async")]
+use std::{
+    pin::{Pin, pin},
+    task::{Context, Poll},
+};
+
 type Joined<'m, K, T, C> = FlightRef<K, T, C, &'m Inner<K, T, C>>;
 
 /// A key that this call builds. The lease is dropped before the use of the flight.
@@ -148,6 +154,33 @@ impl Drop for Loading {
     fn drop(&mut self) {
         // An error: as above.
         let _ = LOADING.try_with(|all| all.borrow_mut().truncate(self.0));
+    }
+}
+
+/// A loader that is a future. This thread builds the cells while it is polled, and while it is dropped, since what it holds may ask
+/// for them.
+#[cfg(feature = "async")]
+struct Loader<'l, F> {
+    future: Pin<&'l mut Option<F>>,
+    cells: &'l [usize],
+}
+
+#[cfg(feature = "async")]
+impl<F: Future> Loader<'_, F> {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<F::Output> {
+        let _loading = Loading::of(self.cells);
+        match self.future.as_mut().as_pin_mut() {
+            Some(future) => future.poll(cx),
+            None => unreachable!("it is there until it is dropped"),
+        }
+    }
+}
+
+#[cfg(feature = "async")]
+impl<F> Drop for Loader<'_, F> {
+    fn drop(&mut self) {
+        let _loading = Loading::of(self.cells);
+        self.future.set(None);
     }
 }
 
@@ -380,19 +413,19 @@ where
         let cells: Vec<usize> = elected.iter().map(|key| address(key.flight.cell())).collect();
         let buildings: Vec<_> = elected.iter().map(|key| key.flight.begin()).collect();
         let loaded = {
-            let mut loading = std::pin::pin!(async {
+            let future = pin!(Some(async {
                 match load(&due).await {
                     Ok(pairs) => Ok(pairs.into_iter().collect::<HashMap<K, T>>()),
                     Err(error) => Err(SharedError::new(error)),
                 }
-            });
-            std::future::poll_fn(|cx| {
-                let _loading = Loading::of(&cells);
-                loading.as_mut().poll(cx)
-            })
-            .await
+            }));
+            let mut loader = Loader { future, cells: &cells };
+            std::future::poll_fn(move |cx| loader.poll(cx)).await
         };
-        let made = concluded(&due, buildings, loaded);
+        let made = {
+            let _loading = Loading::of(&cells);
+            concluded(&due, buildings, loaded)
+        };
         self.publish_many(elected, made, found);
     }
 

@@ -13,7 +13,7 @@ use dogpile_map::DogpileMap;
 use futures_lite::future::block_on;
 use tokio::sync::oneshot;
 
-use crate::support::{MINUTE, TICK, map, minute, unexpected};
+use crate::support::{MINUTE, TICK, does_not_hang, map, minute, unexpected};
 
 fn poll_once<F: Future + ?Sized>(future: std::pin::Pin<&mut F>) -> Poll<F::Output> {
     future.poll(&mut Context::from_waker(Waker::noop()))
@@ -132,6 +132,47 @@ fn many_keys_are_loaded_by_a_future_that_may_ask_for_others() {
         assert_eq!(found, [4, 5]);
     });
     assert_eq!(map.stats().in_flight, 0);
+}
+
+static WEIGHED: std::sync::OnceLock<DogpileMap<u64, u64>> = std::sync::OnceLock::new();
+static ASKED: AtomicUsize = AtomicUsize::new(0);
+
+/// Asks for a key that this thread loads.
+fn asks_for_its_own_key() {
+    let map = WEIGHED.get().unwrap();
+    let own = map.try_get_or_refresh(&1, |_| Err::<u64, _>("not to be built"));
+    assert!(matches!(own, Err(RefreshError::Reentrant)));
+    ASKED.fetch_add(1, Ordering::Relaxed);
+}
+
+struct AsksAtItsEnd;
+
+impl Drop for AsksAtItsEnd {
+    fn drop(&mut self) {
+        asks_for_its_own_key();
+    }
+}
+
+#[test]
+fn what_runs_while_a_loader_of_many_holds_its_keys_does_not_wait_for_them() {
+    let weigh = |_: &u64, _: &u64| {
+        asks_for_its_own_key();
+        1
+    };
+    let map = WEIGHED.get_or_init(|| DogpileMap::builder(Policy::ttl(MINUTE)).max_weight(9, weigh).build());
+    does_not_hang(|| {
+        // A future that is dropped before its end.
+        let mut loading = pin!(map.get_many_async(&[1], async |_: &[u64]| {
+            let _asks = AsksAtItsEnd;
+            pending::<Result<[(u64, u64); 1], String>>().await
+        }));
+        assert!(poll_once(loading.as_mut()).is_pending());
+    });
+    assert_eq!(ASKED.load(Ordering::Relaxed), 1);
+    does_not_hang(|| {
+        block_on(map.get_many_async(&[1], async |_: &[u64]| Ok::<_, String>([(1, 10)]))).unwrap();
+    });
+    assert_eq!((ASKED.load(Ordering::Relaxed), map.get(&1).as_deref()), (2, Some(&10)));
 }
 
 #[tokio::test]
