@@ -6,7 +6,7 @@ use std::hash::Hash;
 use std::sync::Arc;
 use std::time::Duration;
 
-use dogpile::{BoxError, Clock, Job, RefreshError, Refreshed, Snapshot, SystemClock};
+use dogpile::{BoxError, Clock, Job, RefreshError, Refreshed, Snapshot, SystemClock, Tick};
 use parking_lot::Mutex;
 
 use crate::clock::{FlightClock, nanos};
@@ -77,6 +77,8 @@ struct Conditions {
     max_age: Duration,
     no_cache: bool,
     wait_at_most: Option<Duration>,
+    /// When that is over, once the call has looked.
+    deadline: Option<Tick>,
     or_stale: bool,
 }
 
@@ -99,6 +101,7 @@ impl<'m, 'q, K, Q: ?Sized, T, C> Request<'m, 'q, K, Q, T, C> {
             max_age: Duration::MAX,
             no_cache: false,
             wait_at_most: None,
+            deadline: None,
             or_stale: false,
         };
         Self { map, key, conditions, spawner: InCaller }
@@ -233,8 +236,12 @@ impl<'m, 'q, K, Q: ?Sized, T, C, S> Request<'m, 'q, K, Q, T, C, S> {
 type CellRequest<'a, T, C> = dogpile::Request<'a, Made<T>, FlightClock<C>>;
 
 impl Conditions {
-    /// To the flight's cell.
-    fn apply<'a, T, C: Clock>(&self, mut request: CellRequest<'a, T, C>) -> CellRequest<'a, T, C> {
+    /// To the flight's cell, for one look of the call.
+    fn apply<'a, T, C: Clock>(
+        &mut self,
+        clock: &C,
+        mut request: CellRequest<'a, T, C>,
+    ) -> CellRequest<'a, T, C> {
         if self.max_stale < Duration::MAX {
             request = request.max_stale(self.max_stale);
         }
@@ -245,7 +252,9 @@ impl Conditions {
             request = request.no_cache();
         }
         if let Some(time) = self.wait_at_most {
-            request = request.wait_at_most(time);
+            let now = clock.now();
+            let deadline = *self.deadline.get_or_insert(now.saturating_add(time));
+            request = request.wait_at_most(deadline.saturating_duration_since(now));
         }
         if self.or_stale { request.or_stale() } else { request }
     }
@@ -371,7 +380,7 @@ where
     /// If `build` panics, or if it calls this for its own key while there is nothing to serve. So does the loader of a
     /// [`get_many`](DogpileMap::get_many) that calls this for one of its keys, if no value of it meets the conditions.
     #[track_caller]
-    pub fn get<F: FnOnce(&K) -> T>(self, build: F) -> Arc<T> {
+    pub fn get<F: FnOnce(&K) -> T>(mut self, build: F) -> Arc<T> {
         if let Some(value) = self.at_rest() {
             return value;
         }
@@ -379,7 +388,7 @@ where
         let mut lapsed = None;
         loop {
             let flight = enter!(self, "get", "`try_get`");
-            let request = self.conditions.apply(flight.cell().request());
+            let request = self.conditions.apply(&self.map.inner.clock, flight.cell().request());
             let made = request.get(|| flight.build(taken(&mut build)));
             if flight.accepts(&made, &mut lapsed) {
                 flight.count(false);
@@ -426,7 +435,7 @@ where
     /// assert!(Arc::ptr_eq(&first, &again));
     /// # Ok::<(), dogpile::RefreshError>(())
     /// ```
-    pub fn try_get_with<E, F>(self, build: F) -> Result<Arc<T>, RefreshError>
+    pub fn try_get_with<E, F>(mut self, build: F) -> Result<Arc<T>, RefreshError>
     where
         E: Into<BoxError>,
         F: FnOnce(&K, Option<Arc<T>>) -> Result<Refreshed<T>, E>,
@@ -438,7 +447,7 @@ where
         let mut lapsed = None;
         loop {
             let flight = try_enter!(self);
-            let request = self.conditions.apply(flight.cell().request());
+            let request = self.conditions.apply(&self.map.inner.clock, flight.cell().request());
             let made = request.try_get_with(|previous| {
                 let building = flight.begin();
                 let result = taken(&mut build)(&flight.flight.key, value_of(previous.as_ref()));
@@ -466,7 +475,7 @@ where
     /// # Panics
     ///
     /// As [`get`](Request::get).
-    pub async fn get_async<F: AsyncFnOnce(&K) -> T>(self, build: F) -> Arc<T> {
+    pub async fn get_async<F: AsyncFnOnce(&K) -> T>(mut self, build: F) -> Arc<T> {
         if let Some(value) = self.at_rest() {
             return value;
         }
@@ -474,7 +483,7 @@ where
         let mut lapsed = None;
         loop {
             let flight = enter!(self, "get_async", "`try_get_async`");
-            let request = self.conditions.apply(flight.cell().request());
+            let request = self.conditions.apply(&self.map.inner.clock, flight.cell().request());
             let made = request
                 .get_async(|| async {
                     let building = flight.begin();
@@ -506,7 +515,7 @@ where
     /// # Errors
     ///
     /// As [`try_get`](Request::try_get).
-    pub async fn try_get_with_async<E, F>(self, build: F) -> Result<Arc<T>, RefreshError>
+    pub async fn try_get_with_async<E, F>(mut self, build: F) -> Result<Arc<T>, RefreshError>
     where
         E: Into<BoxError>,
         F: AsyncFnOnce(&K, Option<Arc<T>>) -> Result<Refreshed<T>, E>,
@@ -518,7 +527,7 @@ where
         let mut lapsed = None;
         loop {
             let flight = try_enter!(self);
-            let request = self.conditions.apply(flight.cell().request());
+            let request = self.conditions.apply(&self.map.inner.clock, flight.cell().request());
             let (flight_ref, build_ref) = (&flight, &mut build);
             let made = request
                 .try_get_with_async(|previous| async move {
@@ -580,18 +589,21 @@ where
             return value;
         }
         let Self { map, key, conditions, spawner: SpawnWith(spawn) } = self;
-        let this = Request { map, key, conditions, spawner: InCaller };
+        let mut this = Request { map, key, conditions, spawner: InCaller };
         let mut spawning = Spawning::new(build, spawn);
         let mut lapsed = None;
         loop {
             let flight = enter!(this, "get", "`try_get`");
             let (job, build) = (this.of_job(), Arc::clone(&spawning.build));
             let (owner, held) = (Arc::clone(&this.map.inner), Arc::clone(&flight.flight));
-            let made = this.conditions.apply(Cell::request_owned(flight.cell())).spawn_with(|work: Job| {
-                flight.set_progress(Progress::Building);
-                let handed_over = HandedOver { work, job };
-                spawner(&mut spawning.spawn)(Box::new(|| handed_over.run()))
-            });
+            let made = this
+                .conditions
+                .apply(&this.map.inner.clock, Cell::request_owned(flight.cell()))
+                .spawn_with(|work: Job| {
+                    flight.set_progress(Progress::Building);
+                    let handed_over = HandedOver { work, job };
+                    spawner(&mut spawning.spawn)(Box::new(|| handed_over.run()))
+                });
             let made = made.get(move || {
                 let building = owner.begin(&held.key, |_| ());
                 let value = taken_by_job(&build)(&held.key);
@@ -642,18 +654,21 @@ where
             return Ok(value);
         }
         let Self { map, key, conditions, spawner: SpawnWith(spawn) } = self;
-        let this = Request { map, key, conditions, spawner: InCaller };
+        let mut this = Request { map, key, conditions, spawner: InCaller };
         let mut spawning = Spawning::new(build, spawn);
         let mut lapsed = None;
         loop {
             let flight = try_enter!(this);
             let (job, build) = (this.of_job(), Arc::clone(&spawning.build));
             let (owner, held) = (Arc::clone(&this.map.inner), Arc::clone(&flight.flight));
-            let made = this.conditions.apply(Cell::request_owned(flight.cell())).spawn_with(|work: Job| {
-                flight.set_progress(Progress::Building);
-                let handed_over = HandedOver { work, job };
-                spawner(&mut spawning.spawn)(Box::new(|| handed_over.run()))
-            });
+            let made = this
+                .conditions
+                .apply(&this.map.inner.clock, Cell::request_owned(flight.cell()))
+                .spawn_with(|work: Job| {
+                    flight.set_progress(Progress::Building);
+                    let handed_over = HandedOver { work, job };
+                    spawner(&mut spawning.spawn)(Box::new(|| handed_over.run()))
+                });
             let made = made.try_get_with(move |previous| {
                 let building = owner.begin(&held.key, |_| ());
                 let result = taken_by_job(&build)(&held.key, value_of(previous.as_ref()));
@@ -807,7 +822,7 @@ where
             return Ok(value);
         }
         let Self { map, key, conditions, spawner: SpawnWith(spawn) } = self;
-        let this = Request { map, key, conditions, spawner: InCaller };
+        let mut this = Request { map, key, conditions, spawner: InCaller };
         let mut spawning = Spawning::new(build, spawn);
         let mut lapsed = None;
         loop {
@@ -815,10 +830,13 @@ where
             let (job, build) = (this.of_job(), Arc::clone(&spawning.build));
             let (owner, held) = (Arc::clone(&this.map.inner), Arc::clone(&flight.flight));
             let (flight_ref, spawn) = (&flight, &mut spawning.spawn);
-            let made = this.conditions.apply(Cell::request_owned(flight.cell())).spawn_with(|work: Task| {
-                flight_ref.set_progress(Progress::Building);
-                spawner(spawn)(Box::pin(HandedOver { work, job }.run()))
-            });
+            let made = this
+                .conditions
+                .apply(&this.map.inner.clock, Cell::request_owned(flight.cell()))
+                .spawn_with(|work: Task| {
+                    flight_ref.set_progress(Progress::Building);
+                    spawner(spawn)(Box::pin(HandedOver { work, job }.run()))
+                });
             let made = made
                 .try_get_with_async(move |previous| async move {
                     let building = owner.begin(&held.key, |_| ());

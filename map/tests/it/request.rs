@@ -1,14 +1,14 @@
 //! Reads with conditions.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc;
+use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 use std::time::Duration;
 
-use dogpile::{Job, Policy, RefreshError, Refreshed};
+use dogpile::{Clock, Job, ManualClock, Policy, RefreshError, Refreshed, Tick};
+use dogpile_map::DogpileMap;
 
-use crate::support::{MINUTE, SECOND, TICK, gate, map, minute, unexpected};
+use crate::support::{Gate, MINUTE, Map, SECOND, TICK, gate, map, minute, unexpected, wait_until};
 
 #[test]
 fn max_age_asks_the_source_once_in_that_time() {
@@ -52,6 +52,72 @@ fn a_fresh_value_or_an_error() {
     map.invalidate_all();
     clock.advance(MINUTE + TICK);
     assert_eq!(*fresh().get(|_| 11), 11);
+}
+
+/// A clock that writes down until when threads wait, and, once it is armed, does something else when a thread that has waited
+/// reads it next.
+#[derive(Clone, Default)]
+struct Meddler(Arc<Meddling>);
+
+#[derive(Default)]
+struct Meddling {
+    time: ManualClock,
+    deadlines: Mutex<Vec<Tick>>,
+    /// Armed for the thread that waits.
+    waiter: Mutex<Option<thread::ThreadId>>,
+    meddle: Mutex<Option<Box<dyn FnOnce() + Send>>>,
+}
+
+impl Clock for Meddler {
+    fn now(&self) -> Tick {
+        if *self.0.waiter.lock().unwrap() == Some(thread::current().id()) {
+            let meddle = self.0.meddle.lock().unwrap().take();
+            meddle.map(|meddle| meddle());
+        }
+        self.0.time.now()
+    }
+
+    fn park_until(&self, deadline: Tick, now: Tick) {
+        self.0.deadlines.lock().unwrap().push(deadline);
+        self.0.time.park_until(deadline, now);
+    }
+}
+
+#[test]
+fn the_time_to_wait_is_that_of_the_call_and_not_of_each_build_that_it_waits_for() {
+    let clock = Meddler::default();
+    let map = DogpileMap::<u64, u64>::builder(Policy::ttl(MINUTE)).clock(clock.clone()).build();
+    let end = clock.0.time.now().saturating_add(10 * SECOND);
+    let waits = |count| wait_until(|| clock.0.deadlines.lock().unwrap().len() >= count);
+    let (first, build_first) = gate();
+    let (Gate { started, finish }, build_second) = gate();
+    let (begun, second) = mpsc::channel();
+    let (other, time) = (map.clone(), clock.0.time.clone());
+    let begin_second = move || {
+        time.advance(6 * SECOND);
+        begun.send(thread::spawn(move || *other.request(&1).no_cache().get(|_| build_second()))).unwrap();
+        started.recv_timeout(MINUTE).unwrap();
+    };
+    thread::scope(|scope| {
+        let one = scope.spawn(|| *map.get_or_refresh(&1, |_| build_first()));
+        first.wait_until_started();
+        let waiter = scope.spawn(|| {
+            *clock.0.waiter.lock().unwrap() = Some(thread::current().id());
+            let request = map.request(&1).max_stale(Duration::ZERO).wait_at_most(10 * SECOND);
+            *request.try_get(|_| Ok::<_, String>(12)).unwrap()
+        });
+        waits(1);
+        // What the first build publishes is out of date. When the waiter finds that out, another build runs, whose value is
+        // then out of date too.
+        map.invalidate_all();
+        *clock.0.meddle.lock().unwrap() = Some(Box::new(begin_second));
+        first.finish.send(10).unwrap();
+        waits(2);
+        finish.send(11).unwrap();
+        assert_eq!((one.join().unwrap(), waiter.join().unwrap()), (10, 12));
+    });
+    assert_eq!(second.recv().unwrap().join().unwrap(), 11);
+    assert!(clock.0.deadlines.lock().unwrap().iter().all(|deadline| *deadline == end));
 }
 
 #[test]
