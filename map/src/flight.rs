@@ -157,6 +157,7 @@ where
             Self::Fresh(value) => Err(Ok(value)),
             Self::Loading(flight) => {
                 let seen = flight.map.held(flight.cell()).filter(accepts);
+                flight.count(seen.as_ref().map_or(Freshness::Empty, |seen| seen.freshness));
                 Err(seen.map(|seen| Arc::clone(&seen.value.value)).ok_or(RefreshError::Reentrant))
             }
         }
@@ -224,7 +225,10 @@ impl<K: Eq + Hash + Clone, T, C: Clock + Clone> Inner<K, T, C> {
         }
         match map.put_in_flight(key.to_owned(), purpose) {
             Ok(flight) => Entered::new(map, flight, purpose),
-            Err(value) => Entered::Fresh(value),
+            Err(value) => {
+                map.stats.count_hit();
+                Entered::Fresh(value)
+            }
         }
     }
 
@@ -545,8 +549,8 @@ pub(crate) enum Progress {
     /// It has not begun to build.
     Served = 0,
     Building = 1,
-    /// It has a value to publish.
-    Built = 2,
+    /// A spawner has its build.
+    HandedOver = 2,
 }
 
 /// A user of a flight.
@@ -581,7 +585,7 @@ where
         match self.progress.load(Ordering::Relaxed) {
             0 => Progress::Served,
             1 => Progress::Building,
-            _ => Progress::Built,
+            _ => Progress::HandedOver,
         }
     }
 

@@ -47,12 +47,36 @@ pub(crate) struct Inner<K, T, C> {
 // in order after a panic while it was in use is its own concern.
 impl<K: RefUnwindSafe, T: RefUnwindSafe, C: RefUnwindSafe> RefUnwindSafe for Inner<K, T, C> {}
 
-/// What is at rest.
+/// What is at rest, or in flight.
 pub(crate) enum Look<T> {
     Fresh(Arc<T>),
-    /// It may be served, unless a flight says otherwise.
+    /// It may be served. At rest: unless a flight says otherwise.
     Stale(Arc<T>),
     Nothing,
+}
+
+impl<T> Look<T> {
+    /// At what a flight may serve.
+    fn at(held: Option<Snapshot<Made<T>>>) -> Self {
+        let Some(seen) = held else { return Self::Nothing };
+        let value = Arc::clone(&seen.value.value);
+        if seen.freshness == Freshness::Fresh { Self::Fresh(value) } else { Self::Stale(value) }
+    }
+
+    pub(crate) fn freshness(&self) -> Freshness {
+        match self {
+            Self::Fresh(_) => Freshness::Fresh,
+            Self::Stale(_) => Freshness::Stale,
+            Self::Nothing => Freshness::Empty,
+        }
+    }
+
+    pub(crate) fn value(self) -> Option<Arc<T>> {
+        match self {
+            Self::Fresh(value) | Self::Stale(value) => Some(value),
+            Self::Nothing => None,
+        }
+    }
 }
 
 /// Whether a value is fresh, or has not been stale for longer than `window`.
@@ -158,26 +182,23 @@ impl<K: Eq + Hash + Clone, T, C: Clock + Clone> Inner<K, T, C> {
             return Some(value);
         }
         let found = self.peek(key);
-        if found.is_some() { &self.stats.stale_hits } else { &self.stats.misses }.count();
-        found
+        self.stats.count_read(found.freshness());
+        found.value()
     }
 
     /// As [`servable`](Self::servable), and neither counts as a use nor is counted.
-    pub(crate) fn peek<Q>(&self, key: &Q) -> Option<Arc<T>>
+    pub(crate) fn peek<Q>(&self, key: &Q) -> Look<T>
     where
         K: Borrow<Q>,
         Q: Hash + Eq + ?Sized,
     {
-        if let Some(Look::Fresh(value)) = self.store.peek(key).map(|entry| self.judge(entry)) {
-            return Some(value);
+        if let Some(fresh @ Look::Fresh(_)) = self.store.peek(key).map(|entry| self.judge(entry)) {
+            return fresh;
         }
         match self.flights.find(key) {
-            Some(flight) => self.held(&flight.cell).map(|seen| Arc::clone(&seen.value.value)),
+            Some(flight) => Look::at(self.held(&flight.cell)),
             // Again, since a flight may have ended in between.
-            None => match self.store.peek(key).map(|entry| self.judge(entry)) {
-                Some(Look::Fresh(value) | Look::Stale(value)) => Some(value),
-                Some(Look::Nothing) | None => None,
-            },
+            None => self.store.peek(key).map_or(Look::Nothing, |entry| self.judge(entry)),
         }
     }
 
@@ -233,15 +254,10 @@ impl<K: Eq + Hash + Clone, T, C: Clock + Clone> Inner<K, T, C> {
     }
 
     /// A build of `key` begins.
-    pub(crate) fn begin<'b>(
-        &'b self,
-        key: &'b K,
-        progress: impl Fn(Progress) + 'b,
-    ) -> Building<'b, K, T, C, impl Fn(Progress)> {
-        progress(Progress::Building);
+    pub(crate) fn begin<'b>(&'b self, key: &'b K) -> Building<'b, K, T, C> {
         self.stats.builds.count();
         // Before the build reads anything.
-        Building { map: self, key, origin: self.epochs.origin(), progress, is_over: false }
+        Building { map: self, key, origin: self.epochs.origin(), is_over: false }
     }
 
     pub(crate) fn queue(&self) -> Option<Arc<Queue<K>>> {
@@ -274,39 +290,42 @@ impl<K: Eq + Hash + Clone, T, C: Clock + Clone> Inner<K, T, C> {
         drop(detached);
     }
 
-    /// If stale keys are rebuilt in batches: a stale value, and its key has been noted.
+    /// If stale keys are rebuilt in batches: a value to serve, which is counted, and its key has been noted if that is stale.
     pub(crate) fn leave_to_batch<Q>(&self, key: &Q) -> Option<Arc<T>>
     where
         K: Borrow<Q>,
         Q: Hash + Eq + ToOwned<Owned = K> + ?Sized,
     {
         let queue = self.queue()?;
-        let stale = match self.flights.find(key) {
-            Some(flight) => Arc::clone(&self.held(&flight.cell)?.value.value),
-            None => match self.look(key) {
-                Look::Fresh(value) => return Some(value),
-                Look::Stale(value) => value,
-                Look::Nothing => return None,
-            },
+        let found = match self.flights.find(key) {
+            Some(flight) => Look::at(self.held(&flight.cell)),
+            None => self.look(key),
         };
-        queue.push(key).then_some(stale)
+        let is_served = match found {
+            Look::Fresh(_) => true,
+            Look::Stale(_) => queue.push(key),
+            Look::Nothing => false,
+        };
+        if !is_served {
+            return None;
+        }
+        self.stats.count_read(found.freshness());
+        found.value()
     }
 }
 
 /// A build that runs, to be counted and numbered.
-pub(crate) struct Building<'b, K, T, C, P> {
+pub(crate) struct Building<'b, K, T, C> {
     map: &'b Inner<K, T, C>,
     key: &'b K,
     origin: Origin,
-    progress: P,
     is_over: bool,
 }
 
-impl<K: Eq + Hash + Clone, T, C: Clock + Clone, P: Fn(Progress)> Building<'_, K, T, C, P> {
+impl<K: Eq + Hash + Clone, T, C: Clock + Clone> Building<'_, K, T, C> {
     pub(crate) fn finish(mut self, value: Arc<T>) -> Made<T> {
         let traits = self.map.traits(self.key, &value);
         self.is_over = true;
-        (self.progress)(Progress::Built);
         Made { value, origin: self.origin, traits }
     }
 
@@ -332,7 +351,7 @@ impl<K: Eq + Hash + Clone, T, C: Clock + Clone, P: Fn(Progress)> Building<'_, K,
     }
 }
 
-impl<K, T, C, P> Drop for Building<'_, K, T, C, P> {
+impl<K, T, C> Drop for Building<'_, K, T, C> {
     fn drop(&mut self) {
         if !self.is_over {
             let stats = &self.map.stats;
@@ -348,8 +367,9 @@ where
     H: Deref<Target = Inner<K, T, C>>,
 {
     /// The build of this call begins.
-    pub(crate) fn begin(&self) -> Building<'_, K, T, C, impl Fn(Progress)> {
-        self.map.begin(&self.flight.key, |progress| self.set_progress(progress))
+    pub(crate) fn begin(&self) -> Building<'_, K, T, C> {
+        self.set_progress(Progress::Building);
+        self.map.begin(&self.flight.key)
     }
 
     pub(crate) fn build(&self, build: impl FnOnce(&K) -> T) -> Made<T> {
@@ -362,9 +382,9 @@ where
         building.conclude(build(&self.flight.key))
     }
 
-    /// Counts what this call was served: the end of each call that has entered a flight.
-    pub(crate) fn count(&self, had_stale: bool) {
-        let was_served = self.progress() == Progress::Served && had_stale;
-        if was_served { &self.map.stats.stale_hits } else { &self.map.stats.misses }.count();
+    /// The end of each call that has entered a flight: counts it by what was there for it, if that is what it was served.
+    pub(crate) fn count(&self, found: Freshness) {
+        let found = if self.progress() == Progress::Building { Freshness::Empty } else { found };
+        self.map.stats.count_read(found);
     }
 }

@@ -10,12 +10,12 @@ use std::collections::HashMap;
 use std::hash::Hash;
 use std::sync::Arc;
 
-use dogpile::{BoxError, Clock, Lease, Lookup, Pending, RefreshError, SharedError, Waited};
+use dogpile::{BoxError, Clock, Freshness, Lease, Lookup, Pending, RefreshError, SharedError, Waited};
 
 use crate::DogpileMap;
 use crate::clock::FlightClock;
 use crate::error::LeftOut;
-use crate::flight::{Cell, FlightRef, Made, Progress, Purpose};
+use crate::flight::{Cell, FlightRef, Made, Purpose};
 use crate::inner::{Building, Inner, Look, is_within};
 use crate::sync::thread_local;
 
@@ -108,15 +108,14 @@ pub(crate) fn is_loading<T, C: Clock>(cell: &Arc<Cell<T, C>>) -> bool {
 }
 
 /// What has become of each key of a load: `Ok(None)`: the loader left it out.
-fn concluded<K, T, C, P>(
+fn concluded<K, T, C>(
     due: &[K],
-    buildings: Vec<Building<'_, K, T, C, P>>,
+    buildings: Vec<Building<'_, K, T, C>>,
     loaded: Result<HashMap<K, T>, SharedError>,
 ) -> Vec<Result<Option<Made<T>>, SharedError>>
 where
     K: Hash + Eq + Clone,
     C: Clock + Clone,
-    P: Fn(Progress),
 {
     let mut loaded = loaded;
     due.iter()
@@ -339,7 +338,6 @@ where
             let flight = match Inner::enter(&*self.inner, &keys[position], Purpose::Read).flight(|_| true) {
                 Ok(flight) => flight,
                 Err(Ok(value)) => {
-                    self.inner.stats.count_hit();
                     found.values[position] = Some(value);
                     continue;
                 }
@@ -348,25 +346,27 @@ where
                     continue;
                 }
             };
-            match flight.cell().lookup_owned() {
+            let looked = flight.cell().lookup_owned();
+            let is_fresh = matches!(looked, Lookup::Fresh(_));
+            match looked {
                 Lookup::Fresh(made) | Lookup::Stale(made) => {
                     if found.accepts(position, &flight, &made) {
-                        flight.count(true);
+                        flight.count(if is_fresh { Freshness::Fresh } else { Freshness::Stale });
                         found.values[position] = Some(Arc::clone(&made.value));
                     } else {
                         due.push(position);
                     }
                 }
                 Lookup::Elected(lease) => {
-                    flight.count(false);
+                    flight.count(Freshness::Empty);
                     round.elected.push(Elected { position, lease, flight });
                 }
                 Lookup::Pending(pending) => {
-                    flight.count(false);
+                    flight.count(Freshness::Empty);
                     round.awaited.push(Awaited { position, pending, flight });
                 }
                 Lookup::Failed(error) => {
-                    flight.count(false);
+                    flight.count(Freshness::Empty);
                     if !error.is::<LeftOut>() {
                         found.fail(error);
                     }

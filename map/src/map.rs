@@ -67,7 +67,7 @@ impl<K, T> DogpileMap<K, T> {
     }
 }
 
-type Reading<'m, K, T, C> = FlightRef<K, T, C, &'m Inner<K, T, C>>;
+pub(crate) type Reading<'m, K, T, C> = FlightRef<K, T, C, &'m Inner<K, T, C>>;
 
 /// Reads.
 impl<K, T, C> DogpileMap<K, T, C>
@@ -138,9 +138,10 @@ where
                 Err(Ok(value)) => return value,
                 Err(Err(_)) => cannot("get_or_refresh", "`get`, or `try_get_or_refresh`"),
             };
+            let found = flight.cell().freshness();
             let made = flight.cell().get_or_refresh(|| flight.build(taken(&mut build)));
             if flight.accepts(&made, &mut lapsed) {
-                flight.count(had_stale);
+                flight.count(found);
                 return Arc::clone(&made.value);
             }
         }
@@ -207,11 +208,12 @@ where
                 Ok(flight) => flight,
                 Err(found) => return found,
             };
+            let found = flight.cell().freshness();
             let made = flight.cell().try_get_or_refresh(|| flight.try_build(taken(&mut build)));
             if made.as_ref().is_ok_and(|made| !flight.accepts(made, &mut lapsed)) {
                 continue;
             }
-            flight.count(had_stale);
+            flight.count(found);
             return made.map(|made| Arc::clone(&made.value));
         }
     }
@@ -223,14 +225,9 @@ where
         Q: Hash + Eq + ToOwned<Owned = K> + ?Sized,
     {
         if had_stale && let Some(value) = self.inner.leave_to_batch(key) {
-            self.inner.stats.stale_hits.count();
             return Err(Ok(value));
         }
-        Inner::enter(&*self.inner, key, Purpose::Read).flight(|_| true).inspect_err(|found| {
-            if found.is_ok() {
-                self.inner.stats.count_hit();
-            }
-        })
+        Inner::enter(&*self.inner, key, Purpose::Read).flight(|_| true)
     }
 
     /// Begins a read with conditions, to be finished by a call that does the work.
@@ -358,6 +355,7 @@ where
                 Err(Ok(value)) => return value,
                 Err(Err(_)) => cannot("get_or_refresh_async", "`get`, or `try_get_or_refresh_async`"),
             };
+            let found = flight.cell().freshness();
             let made = flight
                 .cell()
                 .get_or_refresh_async(|| async {
@@ -366,7 +364,7 @@ where
                 })
                 .await;
             if flight.accepts(&made, &mut lapsed) {
-                flight.count(had_stale);
+                flight.count(found);
                 return Arc::clone(&made.value);
             }
         }
@@ -412,6 +410,7 @@ where
                 Ok(flight) => flight,
                 Err(found) => return found,
             };
+            let found = flight.cell().freshness();
             let made = flight
                 .cell()
                 .try_get_or_refresh_async(|| async {
@@ -422,7 +421,7 @@ where
             if made.as_ref().is_ok_and(|made| !flight.accepts(made, &mut lapsed)) {
                 continue;
             }
-            flight.count(had_stale);
+            flight.count(found);
             return made.map(|made| Arc::clone(&made.value));
         }
     }
@@ -824,7 +823,7 @@ where
     /// ```
     pub fn iter(&self) -> impl Iterator<Item = (K, Arc<T>)> + '_ {
         self.inner.store.iter().filter_map(|(key, _)| {
-            let value = self.inner.peek(&key)?;
+            let value = self.inner.peek(&key).value()?;
             Some((key, value))
         })
     }

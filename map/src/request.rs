@@ -6,13 +6,13 @@ use std::hash::Hash;
 use std::sync::Arc;
 use std::time::Duration;
 
-use dogpile::{BoxError, Clock, Job, RefreshError, Refreshed, Snapshot, SystemClock, Tick};
+use dogpile::{BoxError, Clock, Freshness, Job, RefreshError, Refreshed, Snapshot, SystemClock, Tick};
 use parking_lot::Mutex;
 
 use crate::clock::{FlightClock, nanos};
 use crate::flight::{Answer, Cell, Entered, FlightRef, Made, Progress, Purpose};
 use crate::inner::{Building, Inner, is_within};
-use crate::map::{DogpileMap, cannot, taken};
+use crate::map::{DogpileMap, Reading, cannot, taken};
 
 #[cfg(feature = "async")]
 use dogpile::Task;
@@ -294,7 +294,7 @@ where
     C: Clock + Clone,
 {
     /// Enters a flight. `Err`: a value that is there, or that there must be no wait.
-    fn enter(&self) -> Result<FlightRef<K, T, C, &'m Inner<K, T, C>>, Answer<T>> {
+    fn enter(&self) -> Result<Reading<'m, K, T, C>, Answer<T>> {
         let entered = Inner::enter(&*self.map.inner, self.key, self.conditions.purpose());
         entered.flight(|seen| self.conditions.or_stale || self.conditions.accept(seen))
     }
@@ -325,17 +325,38 @@ macro_rules! try_enter {
     };
 }
 
+/// What a flight's cell held before a call looked at it.
+struct Found {
+    /// 0: nothing. It is compared only.
+    address: usize,
+    freshness: Freshness,
+}
+
+impl Found {
+    fn of<T, C: Clock>(cell: &Cell<T, C>) -> Self {
+        match cell.peek() {
+            Some(seen) => Self { address: Arc::as_ptr(&seen.value).addr(), freshness: seen.freshness },
+            None => Self { address: 0, freshness: Freshness::Empty },
+        }
+    }
+
+    /// What there was for a call that was served this in the end.
+    fn served<T>(&self, made: Option<&Arc<Made<T>>>) -> Freshness {
+        let is_same = made.is_some_and(|made| Arc::as_ptr(made).addr() == self.address);
+        if is_same { self.freshness } else { Freshness::Empty }
+    }
+}
+
 /// What a build returned, as the flight's cell takes it.
-fn refreshed<K, T, C, P, E>(
+fn refreshed<K, T, C, E>(
     map: &Inner<K, T, C>,
-    building: Building<'_, K, T, C, P>,
+    building: Building<'_, K, T, C>,
     previous: Option<&Arc<Made<T>>>,
     result: Result<Refreshed<T>, E>,
 ) -> Result<Refreshed<Made<T>>, E>
 where
     K: Hash + Eq + Clone,
     C: Clock + Clone,
-    P: Fn(Progress),
 {
     let refreshed = match result {
         Ok(refreshed) => refreshed,
@@ -388,10 +409,11 @@ where
         let mut lapsed = None;
         loop {
             let flight = enter!(self, "get", "`try_get`");
+            let found = Found::of(flight.cell());
             let request = self.conditions.apply(&self.map.inner.clock, flight.cell().request());
             let made = request.get(|| flight.build(taken(&mut build)));
             if flight.accepts(&made, &mut lapsed) {
-                flight.count(false);
+                flight.count(found.served(Some(&made)));
                 return Arc::clone(&made.value);
             }
         }
@@ -447,6 +469,7 @@ where
         let mut lapsed = None;
         loop {
             let flight = try_enter!(self);
+            let found = Found::of(flight.cell());
             let request = self.conditions.apply(&self.map.inner.clock, flight.cell().request());
             let made = request.try_get_with(|previous| {
                 let building = flight.begin();
@@ -456,7 +479,7 @@ where
             if made.as_ref().is_ok_and(|made| !flight.accepts(made, &mut lapsed)) {
                 continue;
             }
-            flight.count(false);
+            flight.count(found.served(made.as_ref().ok()));
             return made.map(|made| Arc::clone(&made.value));
         }
     }
@@ -483,6 +506,7 @@ where
         let mut lapsed = None;
         loop {
             let flight = enter!(self, "get_async", "`try_get_async`");
+            let found = Found::of(flight.cell());
             let request = self.conditions.apply(&self.map.inner.clock, flight.cell().request());
             let made = request
                 .get_async(|| async {
@@ -491,7 +515,7 @@ where
                 })
                 .await;
             if flight.accepts(&made, &mut lapsed) {
-                flight.count(false);
+                flight.count(found.served(Some(&made)));
                 return Arc::clone(&made.value);
             }
         }
@@ -527,6 +551,7 @@ where
         let mut lapsed = None;
         loop {
             let flight = try_enter!(self);
+            let found = Found::of(flight.cell());
             let request = self.conditions.apply(&self.map.inner.clock, flight.cell().request());
             let (flight_ref, build_ref) = (&flight, &mut build);
             let made = request
@@ -539,7 +564,7 @@ where
             if made.as_ref().is_ok_and(|made| !flight.accepts(made, &mut lapsed)) {
                 continue;
             }
-            flight.count(false);
+            flight.count(found.served(made.as_ref().ok()));
             return made.map(|made| Arc::clone(&made.value));
         }
     }
@@ -594,23 +619,24 @@ where
         let mut lapsed = None;
         loop {
             let flight = enter!(this, "get", "`try_get`");
+            let found = Found::of(flight.cell());
             let (job, build) = (this.of_job(), Arc::clone(&spawning.build));
             let (owner, held) = (Arc::clone(&this.map.inner), Arc::clone(&flight.flight));
             let made = this
                 .conditions
                 .apply(&this.map.inner.clock, Cell::request_owned(flight.cell()))
                 .spawn_with(|work: Job| {
-                    flight.set_progress(Progress::Building);
+                    flight.set_progress(Progress::HandedOver);
                     let handed_over = HandedOver { work, job };
                     spawner(&mut spawning.spawn)(Box::new(|| handed_over.run()))
                 });
             let made = made.get(move || {
-                let building = owner.begin(&held.key, |_| ());
+                let building = owner.begin(&held.key);
                 let value = taken_by_job(&build)(&held.key);
                 building.finish(Arc::new(value))
             });
             if flight.accepts(&made, &mut lapsed) {
-                flight.count(false);
+                flight.count(found.served(Some(&made)));
                 return Arc::clone(&made.value);
             }
         }
@@ -659,25 +685,26 @@ where
         let mut lapsed = None;
         loop {
             let flight = try_enter!(this);
+            let found = Found::of(flight.cell());
             let (job, build) = (this.of_job(), Arc::clone(&spawning.build));
             let (owner, held) = (Arc::clone(&this.map.inner), Arc::clone(&flight.flight));
             let made = this
                 .conditions
                 .apply(&this.map.inner.clock, Cell::request_owned(flight.cell()))
                 .spawn_with(|work: Job| {
-                    flight.set_progress(Progress::Building);
+                    flight.set_progress(Progress::HandedOver);
                     let handed_over = HandedOver { work, job };
                     spawner(&mut spawning.spawn)(Box::new(|| handed_over.run()))
                 });
             let made = made.try_get_with(move |previous| {
-                let building = owner.begin(&held.key, |_| ());
+                let building = owner.begin(&held.key);
                 let result = taken_by_job(&build)(&held.key, value_of(previous.as_ref()));
                 refreshed(&owner, building, previous.as_ref(), result)
             });
             if made.as_ref().is_ok_and(|made| !flight.accepts(made, &mut lapsed)) {
                 continue;
             }
-            flight.count(false);
+            flight.count(found.served(made.as_ref().ok()));
             return made.map(|made| Arc::clone(&made.value));
         }
     }
@@ -827,6 +854,7 @@ where
         let mut lapsed = None;
         loop {
             let flight = try_enter!(this);
+            let found = Found::of(flight.cell());
             let (job, build) = (this.of_job(), Arc::clone(&spawning.build));
             let (owner, held) = (Arc::clone(&this.map.inner), Arc::clone(&flight.flight));
             let (flight_ref, spawn) = (&flight, &mut spawning.spawn);
@@ -834,12 +862,12 @@ where
                 .conditions
                 .apply(&this.map.inner.clock, Cell::request_owned(flight.cell()))
                 .spawn_with(|work: Task| {
-                    flight_ref.set_progress(Progress::Building);
+                    flight_ref.set_progress(Progress::HandedOver);
                     spawner(spawn)(Box::pin(HandedOver { work, job }.run()))
                 });
             let made = made
                 .try_get_with_async(move |previous| async move {
-                    let building = owner.begin(&held.key, |_| ());
+                    let building = owner.begin(&held.key);
                     let build = taken_by_job(&build);
                     let result = build(held.key.clone(), value_of(previous.as_ref())).await;
                     refreshed(&owner, building, previous.as_ref(), result)
@@ -848,7 +876,7 @@ where
             if made.as_ref().is_ok_and(|made| !flight.accepts(made, &mut lapsed)) {
                 continue;
             }
-            flight.count(false);
+            flight.count(found.served(made.as_ref().ok()));
             return made.map(|made| Arc::clone(&made.value));
         }
     }

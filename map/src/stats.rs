@@ -3,6 +3,8 @@
 use std::cell::Cell;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
+use dogpile::Freshness;
+
 use crate::store::Removed;
 
 /// What a map has done since it was made. See [`DogpileMap::stats`](crate::DogpileMap::stats).
@@ -14,9 +16,9 @@ pub struct Stats {
     /// Reads that were served a fresh value without a build or a wait. Counted without a locked instruction: where more than
     /// 64 threads have used maps, two may share a counter, and miss a few.
     pub hits: u64,
-    /// Reads that were served a stale value, because it is being rebuilt or a retry pause runs.
+    /// Reads that were served a stale value that was there, because it is being rebuilt or a retry pause runs.
     pub stale_hits: u64,
-    /// Reads that built, waited, or found nothing.
+    /// Reads that built, that were served what came while they waited, or that found nothing.
     pub misses: u64,
     /// Builds that began. A call of a loader counts once for each key that it was asked for.
     pub builds: u64,
@@ -39,8 +41,8 @@ struct Stripe(AtomicU64);
 
 pub(crate) struct Counters {
     hits: [Stripe; STRIPES],
-    pub(crate) stale_hits: Counter,
-    pub(crate) misses: Counter,
+    stale_hits: Counter,
+    misses: Counter,
     pub(crate) builds: Counter,
     pub(crate) failures: Counter,
     pub(crate) abandoned: Counter,
@@ -97,6 +99,15 @@ impl Counters {
         let hits = &self.hits[stripe].0;
         // In two steps: the counter is this thread's own, as a rule, and a locked instruction would be a fifth of a hit.
         hits.store(hits.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+    }
+
+    /// Counts a read by what was there for it.
+    pub(crate) fn count_read(&self, found: Freshness) {
+        match found {
+            Freshness::Fresh => self.count_hit(),
+            Freshness::Stale => self.stale_hits.count(),
+            _ => self.misses.count(),
+        }
     }
 
     /// Counts what left the store on behalf of `key`, unless it is what was replaced.

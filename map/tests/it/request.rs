@@ -190,3 +190,71 @@ fn not_modified_without_a_value_is_an_error() {
     assert!(matches!(found, Err(RefreshError::Build(_))));
     assert_eq!(map.stats().failures, 1);
 }
+
+/// What a read is counted as: hits, stale hits, misses.
+fn counted<T>(map: &Map<T>, read: impl FnOnce()) -> [u64; 3] {
+    let before = map.stats();
+    read();
+    let after = map.stats();
+    [after.hits - before.hits, after.stale_hits - before.stale_hits, after.misses - before.misses]
+}
+
+const HIT: [u64; 3] = [1, 0, 0];
+const STALE_HIT: [u64; 3] = [0, 1, 0];
+const MISS: [u64; 3] = [0, 0, 1];
+
+#[test]
+fn reads_are_counted_by_what_they_were_served() {
+    let (map, clock) = minute::<u64>();
+    assert_eq!(counted(&map, || drop(map.request(&1).get(|_| 10))), MISS);
+    assert_eq!(counted(&map, || drop(map.request(&1).get(unexpected))), HIT);
+    clock.advance(MINUTE + TICK);
+    // In a retry pause.
+    let failed = || drop(map.request(&1).try_get(|_| Err("down")));
+    assert_eq!(counted(&map, failed), MISS);
+    assert_eq!(counted(&map, || drop(map.request(&1).try_get(unexpected::<Result<_, String>>))), STALE_HIT);
+    let fresh = || map.request(&1).max_stale(Duration::ZERO).try_get(unexpected::<Result<_, String>>);
+    assert_eq!(counted(&map, || assert!(fresh().is_err())), MISS);
+    clock.advance(SECOND);
+    // A build was begun elsewhere.
+    let (jobs, queue) = mpsc::channel::<Job>();
+    let spawning = || assert_eq!(*map.request(&1).spawn_with(|job| jobs.send(job)).get(|_| 11), 10);
+    assert_eq!(counted(&map, spawning), STALE_HIT);
+    queue.recv().unwrap()();
+    // There and then.
+    map.invalidate(&1);
+    let spawning = || assert_eq!(*map.request(&1).spawn_with(|job: Job| job()).get(|_| 12), 12);
+    assert_eq!(counted(&map, spawning), MISS);
+}
+
+#[test]
+fn a_fresh_value_that_is_served_by_a_flight_is_a_hit() {
+    let (map, _clock) = minute();
+    map.set(1, 10);
+    let rebuilt = map.request(&1).no_cache().get(|_| {
+        // The value is replaced though it is fresh.
+        for read in [
+            &|| drop(map.get(&1)),
+            &|| drop(map.get_or_refresh(&1, unexpected)),
+            &|| drop(map.try_get_or_refresh(&1, unexpected::<Result<_, String>>)),
+            &|| drop(map.request(&1).max_stale(Duration::ZERO).get(unexpected)),
+            &|| drop(map.request(&1).max_age(MINUTE).get(unexpected)),
+            &|| drop(map.get_many(&[1], |_| Ok::<_, String>([]))),
+        ] as [&dyn Fn(); 6]
+        {
+            assert_eq!(counted(&map, read), HIT);
+        }
+        map.invalidate(&1);
+        for read in [
+            &|| drop(map.get(&1)),
+            &|| drop(map.get_or_refresh(&1, unexpected)),
+            &|| drop(map.request(&1).get(unexpected)),
+            &|| drop(map.get_many(&[1], |_| Ok::<_, String>([]))),
+        ] as [&dyn Fn(); 4]
+        {
+            assert_eq!(counted(&map, read), STALE_HIT);
+        }
+        11
+    });
+    assert_eq!(*rebuilt, 11);
+}
