@@ -72,7 +72,9 @@ impl Clock for Meddler {
     fn now(&self) -> Tick {
         if *self.0.waiter.lock().unwrap() == Some(thread::current().id()) {
             let meddle = self.0.meddle.lock().unwrap().take();
-            meddle.map(|meddle| meddle());
+            if let Some(meddle) = meddle {
+                meddle();
+            }
         }
         self.0.time.now()
     }
