@@ -238,6 +238,7 @@ impl<K: Eq + Hash + Clone, T, C: Clock + Clone> Inner<K, T, C> {
         let policy = self.flight_policy();
         let (copy, mut changed) = (key.clone(), (purpose == Purpose::Change).then(|| key.clone()));
         // Declared before the guard, so that they are dropped after unlocking.
+        let clock = self.clock.clone();
         let (mut removed, mut swept) = (Vec::new(), Vec::new());
         let mut entry = None;
         let mut shard = self.flights.shard(&key).write();
@@ -253,7 +254,7 @@ impl<K: Eq + Hash + Clone, T, C: Clock + Clone> Inner<K, T, C> {
                 return Err(Arc::clone(&there.value));
             }
             let seed = there.map(|there| there.clone().into_parts(&self.epochs, self.ttl));
-            let flight = Flight::new(key, policy, self.name, self.clock.clone(), seed);
+            let flight = Flight::new(key, policy, self.name, clock, seed);
             shard.flights.insert(copy, Arc::clone(&flight));
             shard.sweep(now, &mut swept);
             flight

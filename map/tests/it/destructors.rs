@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use dogpile::Policy;
+use dogpile::{Clock, Policy, Tick};
 use dogpile_map::DogpileMap;
 
 use crate::support::{MINUTE, does_not_hang, strict, wait_until};
@@ -91,6 +91,52 @@ fn no_key_is_dropped_under_a_lock() {
         assert!(!map.invalidate_if_current(&Looks(5), &map.set(Looks(2), 2)));
         map.clear(&Looks(1));
         LOOKS.store(false, Ordering::SeqCst);
+    });
+}
+
+static CLOCKED: OnceLock<DogpileMap<u64, u64, Cloned>> = OnceLock::new();
+
+/// A clock that visits all shards of the map as it is cloned and dropped.
+struct Cloned;
+
+impl Cloned {
+    fn look() {
+        if let Some(map) = CLOCKED.get() {
+            let _ = map.stats();
+        }
+    }
+}
+
+impl Clone for Cloned {
+    fn clone(&self) -> Self {
+        Self::look();
+        Self
+    }
+}
+
+impl Drop for Cloned {
+    fn drop(&mut self) {
+        Self::look();
+    }
+}
+
+impl Clock for Cloned {
+    fn now(&self) -> Tick {
+        Self::look();
+        Tick::from_nanos(1)
+    }
+}
+
+#[test]
+fn no_clock_is_asked_cloned_or_dropped_under_a_lock() {
+    let map = CLOCKED.get_or_init(|| DogpileMap::builder(Policy::ttl(MINUTE)).clock(Cloned).build());
+    does_not_hang(|| {
+        assert_eq!(*map.get_or_refresh(&1, |_| 10), 10);
+        assert_eq!(*map.request(&1).no_cache().get(|key| *map.set(*key, 11)), 11);
+        assert!(map.try_get_or_refresh(&2, |_| Err("down")).is_err());
+        map.invalidate(&1);
+        map.clear(&1);
+        map.reset();
     });
 }
 
