@@ -68,11 +68,12 @@ impl<K, T, C> Builder<K, T, C> {
         self
     }
 
-    /// In place of a number of entries: the most that all values weigh together. `weigh` is called once for each value that
-    /// is made, without a lock. A weight of zero counts as one.
+    /// In place of a number of entries: the most that all values weigh together. `weigh` is called each time a value is made or
+    /// renewed, without a lock. A weight of zero counts as one.
     ///
-    /// The bound is divided among the shards of the store, of which there are four per core, or fewer if `weight` is below some
-    /// ten thousand. A value that is heavier than the share of a shard is not kept: each caller builds it anew, one at a time.
+    /// The bound is divided evenly among the shards of the store. There are four per core, rounded up to a power of two, but at
+    /// most 256, and not so many that the share of each would be below some 2,000. A value that is heavier than 97 % of a share
+    /// is not kept: each caller builds it anew, one at a time.
     ///
     /// # Panics
     ///
@@ -84,8 +85,8 @@ impl<K, T, C> Builder<K, T, C> {
         self
     }
 
-    /// What a value is tagged with, for [`invalidate_tag`](DogpileMap::invalidate_tag). `tags` is called once for each value
-    /// that is made, without a lock.
+    /// What a value is tagged with, for [`invalidate_tag`](DogpileMap::invalidate_tag). `tags` is called each time a value is made
+    /// or renewed ([`NotModified`](dogpile::Refreshed::NotModified)), without a lock.
     ///
     /// # Examples
     ///

@@ -848,7 +848,8 @@ where
         self.inner.store.len()
     }
 
-    /// Whether it holds no value.
+    /// Whether [`len`](Self::len) is zero. After [`clear_all`](Self::clear_all) it need not be: values that have been taken away
+    /// are counted until they are dropped.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0

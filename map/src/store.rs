@@ -317,6 +317,27 @@ mod tests {
         assert_eq!(size_of::<Entry<u64>>(), 32);
     }
 
+    fn entry(weight: u32) -> Entry<u32> {
+        let life = Life { published: 0, fresh_end: 10, is_lapsed: false };
+        Entry::new(Parts { value: Arc::new(0), life, origin: 1, traits: Traits { weight, tags: None } }, 10)
+    }
+
+    /// As the documentation of `Builder::max_weight` says.
+    #[test]
+    fn a_store_with_a_bound_by_weight_has_shards_of_two_thousand_or_more() {
+        let shards = |weight| Evicting::<u32, u32>::new(Bound::Weight(weight)).cache.num_shards();
+        assert_eq!(shards(4_000), 1);
+        for weight in [4_100, 10_000, 100_000, 1_000_000, u64::from(u32::MAX)] {
+            let shards = shards(weight);
+            assert!(shards <= 256 && weight / u64::try_from(shards).unwrap() >= 1_900, "{weight}: {shards}");
+        }
+        let store = Evicting::<u32, u32>::new(Bound::Weight(1_000));
+        for (key, weight, is_kept) in [(1, 970, true), (2, 971, false)] {
+            store.insert(key, entry(weight), &mut Vec::new());
+            assert_eq!(store.peek(&key).is_some(), is_kept, "{weight}");
+        }
+    }
+
     #[test]
     fn a_store_of_one_holds_one() {
         let store = Evicting::<u32, u32>::new(Bound::Entries(1));

@@ -1,8 +1,9 @@
 //! `set`, `invalidate`, `clear`, one key and many.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-use dogpile::Policy;
+use dogpile::{Policy, Refreshed};
 
 use crate::support::{MINUTE, SECOND, TICK, builder, map, minute, unexpected};
 
@@ -87,7 +88,7 @@ fn a_value_that_has_been_renewed_may_be_invalidated_by_its_tag() {
         map.invalidate_tag("all");
         let renewed = map.request(&1).try_get_with(|_, previous| {
             assert!(Arc::ptr_eq(&previous.unwrap(), &first));
-            Ok::<_, String>(dogpile::Refreshed::NotModified)
+            Ok::<_, String>(Refreshed::NotModified)
         });
         assert!(Arc::ptr_eq(&renewed.unwrap(), &first));
         assert_eq!(*map.get_or_refresh(&1, unexpected), 10);
@@ -131,4 +132,28 @@ fn a_ttl_of_its_own_is_kept_through_a_flight() {
     assert_eq!(*map.get_or_refresh(&1, unexpected), 10);
     clock.advance(MINUTE + TICK);
     assert_eq!(*map.get_or_refresh(&1, |_| 11), 11);
+}
+
+#[test]
+fn a_value_is_weighed_and_tagged_each_time_it_is_made_or_renewed() {
+    let calls = Arc::new(AtomicUsize::new(0));
+    let (weighed, tagged) = (Arc::clone(&calls), Arc::clone(&calls));
+    let (builder, _clock) = builder::<u64>(Policy::ttl(MINUTE));
+    let map = builder
+        .max_weight(100, move |_, _| {
+            weighed.fetch_add(1, Ordering::Relaxed);
+            1
+        })
+        .tags(move |_, _| {
+            tagged.fetch_add(1, Ordering::Relaxed);
+            ["tag"]
+        })
+        .build();
+    map.get_or_refresh(&1, |_| 10);
+    assert_eq!(calls.load(Ordering::Relaxed), 2);
+    map.invalidate(&1);
+    map.request(&1).try_get_with(|_, _| Ok::<_, String>(Refreshed::NotModified)).unwrap();
+    assert_eq!(calls.load(Ordering::Relaxed), 4);
+    map.get_or_refresh(&1, unexpected);
+    assert_eq!(calls.load(Ordering::Relaxed), 4);
 }
