@@ -361,8 +361,10 @@ fn is_dead_code(lint: &Meta) -> bool {
     lint.path().is_ident("dead_code")
 }
 
-/// `expect(dead_code)` as `allow(dead_code)`; `None` for everything else. It is about all that is written, of which parts are
-/// used and others are not, so there is no one place at which the expectation is met.
+/// Replaces `expect(dead_code)` by `allow(dead_code)`, and keeps the other lints of the attribute. `None`: it expects no dead
+/// code.
+///
+/// The attribute goes on each item that is written. Some of them are used, and there the expectation would not be met.
 fn without_dead_code(meta: &Meta) -> Option<Vec<Meta>> {
     let Meta::List(list) = meta else { return None };
     if !list.path.is_ident("expect") {

@@ -26,10 +26,13 @@
 //!    future that is dropped drops its `FlightRef`.
 //! 3. A call that has built, or tried to, copies the cell's state to the store before it returns ([`Flights::sync`]): under the lock,
 //!    from a look at the cell under that lock. So of two publications the later one is what stays.
-//! 4. A change (`set`, `invalidate`, `clear`, or a read that asks for something newer than a fresh value) first *marks* the
-//!    entry at rest, so that readers ask the flight, and the last change to end copies the cell's state back. So no thread sees
-//!    the new value and then the old one (G3), and a change takes effect in the cell at one point. If a build runs then, the
-//!    copy is marked in the same way, until the end of that build.
+//! 4. A change is a `set`, an `invalidate`, a `clear`, or a read that asks for something newer than a fresh value. From the
+//!    beginning of a change to the end of the last one, readers ask the flight, so no thread sees the new value and then the old
+//!    one (G3):
+//!    * At the beginning, the entry at rest is *deferred*: a reader does not take it as fresh, and looks for a flight.
+//!    * The change takes effect in the cell, at one point.
+//!    * At the end, if no other change runs, the cell's state is copied back. If a build runs then, which is going to change the
+//!      cell, the copy is deferred too, until the end of that build.
 //! 5. Without a flight, a write changes the store under the lock; there is no build that it would have to fence.
 //!
 //! # Invalidations of many keys
@@ -267,7 +270,7 @@ impl<K: Eq + Hash + Clone, T, C: Clock + Clone> Inner<K, T, C> {
         Ok(flight)
     }
 
-    /// Marks the entry at rest, under the lock. `key`: the flight's, cloned before; what is left of it is dropped after
+    /// Defers the entry at rest, under the lock. `key`: the flight's, cloned before; what is left of it is dropped after
     /// unlocking.
     fn begin_change(&self, flight: &Flight<K, T, C>, key: &mut Option<K>, removed: &mut Removed<K, T>) {
         // Relaxed: under the lock.
@@ -277,7 +280,7 @@ impl<K: Eq + Hash + Clone, T, C: Clock + Clone> Inner<K, T, C> {
         if entry.is_lapsed() {
             removed.push((key, entry));
         } else {
-            self.store.replace(key, entry.mark(), removed);
+            self.store.replace(key, entry.defer(), removed);
         }
     }
 
@@ -368,7 +371,7 @@ impl<K: Eq + Hash + Clone, T, C: Clock + Clone> Inner<K, T, C> {
             let parts = Parts { value: Arc::clone(value), life, origin: *origin, traits: traits.clone() };
             let entry = Entry::new(parts, self.ttl);
             // A build that runs beside a fresh value (a `restore` displaces none) publishes to the cell before its call copies that.
-            let entry = if flight.cell.is_refreshing() { entry.mark() } else { entry };
+            let entry = if flight.cell.is_refreshing() { entry.defer() } else { entry };
             self.store.insert(key, entry, removed);
         }
         Some(seen.value)

@@ -28,7 +28,8 @@ pub struct Stats {
     pub abandoned: u64,
     /// Values that were evicted to make place for others.
     pub evictions: u64,
-    /// Keys that are being built, or changed, or that have failed a short time ago: at this moment.
+    /// How many keys are in flight at this moment: they are being built or changed, or the latest build has failed and is still
+    /// remembered, for its retry pause and about as long again.
     pub in_flight: usize,
 }
 

@@ -56,9 +56,10 @@ impl Traits {
     }
 }
 
-/// The origin of a value; negative if it was declared stale, so that one compare tells whether it is current.
+/// The origin of a value; negative if it has *lapsed*, so that one compare tells whether it is current.
 ///
-/// An entry whose flight has something newer to say is marked in the same way: readers then ask the flight.
+/// An entry has lapsed if its value was declared stale ([`Entry::lapse`]), or if it is deferred to its flight
+/// ([`Entry::defer`]). What a reader does is the same: it looks for a flight.
 #[derive(Clone, Copy)]
 struct Stamp(i64);
 
@@ -119,7 +120,7 @@ impl<T> Entry<T> {
             && self.extra.as_ref().is_none_or(|extra| extra.traits.are_current(self.stamp.origin()))
     }
 
-    /// Whether [`lapse`](Self::lapse) or [`mark`](Self::mark) was applied.
+    /// Declared stale, or deferred.
     pub(crate) fn is_lapsed(&self) -> bool {
         self.stamp.is_lapsed()
     }
@@ -160,8 +161,8 @@ impl<T> Entry<T> {
         Self::new(parts, ttl)
     }
 
-    /// Sends readers to the flight.
-    pub(crate) fn mark(self) -> Self {
+    /// Sends readers to the flight, which may have something newer.
+    pub(crate) fn defer(self) -> Self {
         Self { stamp: Stamp::new(self.stamp.origin(), true), ..self }
     }
 
