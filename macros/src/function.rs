@@ -170,10 +170,17 @@ pub(crate) enum Kept {
 
 impl Parameter {
     fn of(input: &FnArg, place: usize) -> Result<Self> {
-        let FnArg::Typed(PatType { pat, ty, .. }) = input else {
+        let FnArg::Typed(PatType { attrs, pat, ty, .. }) = input else {
             return Err(Error::new(input.span(), "a method has no one value"));
         };
-        let name = match &**pat {
+        let is_conditional =
+            |attribute: &&Attribute| ["cfg", "cfg_attr"].iter().any(|cfg| attribute.path().is_ident(cfg));
+        if let Some(attribute) = attrs.iter().find(is_conditional) {
+            let message = "the key is made of all arguments, so none can be conditional: write a function for each case, with \
+                           the `cfg` on the function";
+            return Err(Error::new_spanned(attribute, message));
+        }
+        let mut name = match &**pat {
             Pat::Ident(pattern) => pattern.ident.clone(),
             other => Ident::new(&format!("argument_{place}"), other.span()),
         };

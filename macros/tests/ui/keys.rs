@@ -82,4 +82,9 @@ fn generic<T: Into<u64>>(id: T) -> u64 {
     id.into()
 }
 
+#[dogpile(ttl = "60s", max_entries = 100)]
+fn conditional(id: u64, #[cfg(debug_assertions)] tenant: u64) -> u64 {
+    id + tenant
+}
+
 fn main() {}
