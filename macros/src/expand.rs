@@ -320,12 +320,13 @@ impl<'a> Writer<'a> {
                 #beside
             };
         }
+        let type_lints = lints_of_types();
         let about = format!("What belongs to the value of [`{0}`](fn@{0}).", self.plain);
         // In an `impl` block, where it cannot be, the message is shown at the name.
         let its_type = quote_spanned! {name.span()=>
             #all
             #[doc = #about]
-            #[allow(non_camel_case_types)]
+            #[allow(#type_lints)]
             #vis enum #name {}
         };
         quote! {
@@ -604,11 +605,22 @@ fn lints_of_arguments() -> TokenStream {
     }
 }
 
-/// About what stands beside a function.
+/// About the type of a function's name.
+fn lints_of_types() -> TokenStream {
+    quote! {
+        missing_copy_implementations,
+        missing_debug_implementations,
+        non_camel_case_types,
+        clippy::exhaustive_enums
+    }
+}
+
+/// About what stands beside a function. It may call the function, which may be deprecated.
 fn lints_of_all() -> TokenStream {
     let (signatures, arguments) = (lints_of_signatures(), lints_of_arguments());
     quote! {
         dead_code,
+        deprecated,
         unreachable_pub,
         clippy::inline_always,
         clippy::too_many_arguments,

@@ -7,6 +7,7 @@
 fn messages_are_those_that_are_kept() {
     let tests = trybuild::TestCases::new();
     tests.pass("tests/ui/shown.rs");
+    tests.pass("tests/ui/warnings.rs");
     for case in [
         "arguments",
         "body",
