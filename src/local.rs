@@ -417,16 +417,17 @@ macro_rules! local {
         );
         $($crate::local! { $($rest)* })?
     };
+    // Names of items are not hygienic: these are names that no cell and no constant of the user's has.
     (@ [$($head:tt)*] $name:ident, $lazy:expr, [$($local:tt)*], $value:ty) => {
         $($head)* const $name: $crate::Local<$($local)*> = {
             ::std::thread_local! {
-                static SLOT: $crate::__private::LocalSlot<$value> = const { $crate::__private::LocalSlot::new() };
-                static CLEANER: $crate::__private::Cleaner =
-                    const { $crate::__private::Cleaner::new(|| READER.release()) };
+                static __DOGPILE_SLOT: $crate::__private::LocalSlot<$value> = const { $crate::__private::LocalSlot::new() };
+                static __DOGPILE_CLEANER: $crate::__private::Cleaner =
+                    const { $crate::__private::Cleaner::new(|| __DOGPILE_READER.release()) };
             }
-            const READER: $crate::__private::LocalReader<$value> =
-                $crate::__private::LocalReader::new(&SLOT, &CLEANER);
-            $crate::Local::__new(|| &$lazy, READER)
+            const __DOGPILE_READER: $crate::__private::LocalReader<$value> =
+                $crate::__private::LocalReader::new(&__DOGPILE_SLOT, &__DOGPILE_CLEANER);
+            $crate::Local::__new(|| &$lazy, __DOGPILE_READER)
         };
     };
 }

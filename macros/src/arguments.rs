@@ -291,11 +291,11 @@ impl Known {
                     return Err(Error::new(ahead.span, message));
                 }
                 let (time, ttl) = (ahead.tokens, ttl.tokens);
-                // Known to the compiler only.
-                let checked = quote_spanned! {ahead.span=> {
-                    const AHEAD: ::core::time::Duration = #time;
-                    const { ::core::assert!(AHEAD.as_nanos() < #ttl.as_nanos(), #message) }
-                    AHEAD
+                // Known to the compiler only. No item, which would hide one of the user's that has its name.
+                let checked = quote_spanned! {ahead.span=> const {
+                    let (ahead, ttl): (::core::time::Duration, ::core::time::Duration) = (#time, #ttl);
+                    ::core::assert!(ahead.as_nanos() < ttl.as_nanos(), #message);
+                    ahead
                 }};
                 Some((checked, ahead.span))
             }

@@ -7,6 +7,9 @@
 //! constant, and `Returned<IS_RESULT>` says for both cases what a call returns (`src/attribute.rs` of the crate `dogpile`).
 //! What the type looks like decides only how the signature is written, for its readers; if the two do not fit, that is an error
 //! of the compiler.
+//!
+//! Names of items are not hygienic: a `static` beside an expression or a type of the user's hides what has its name there. Such
+//! items have names that begin with `__DOGPILE`. Local names and parameters are hygienic, if their span is `mixed_site`.
 
 use proc_macro2::{Span, TokenStream};
 use quote::{ToTokens, format_ident, quote, quote_spanned};
@@ -193,7 +196,7 @@ struct Writer<'a> {
     returned: TokenStream,
     /// `.await`, or nothing.
     wait: TokenStream,
-    /// A parameter. No name of the user's: they cannot clash.
+    /// A parameter beside the user's.
     read: Ident,
 }
 
@@ -203,12 +206,13 @@ impl<'a> Writer<'a> {
         let signatures = Signatures::of(function, home);
         let (returns, is_result) = (&function.returns, &signatures.is_result);
         let dogpile = home.dogpile(returns.span());
+        let has_read = function.parameters.iter().any(|parameter| parameter.name == "read");
         let returned =
             quote_spanned!(returns.span()=> <#returns as #dogpile::__private::Returned<#is_result>>);
         Ok(Self {
             plain: function.name.unraw().to_string(),
             wait: if function.asyncness.is_some() { quote!(.await) } else { quote!() },
-            read: Ident::new("read", Span::mixed_site()),
+            read: Ident::new(if has_read { "__read" } else { "read" }, Span::mixed_site()),
             home,
             dogpile: home.dogpile(Span::call_site()),
             arguments,
@@ -420,9 +424,9 @@ impl<'a> Writer<'a> {
                 #attributes
                 #[inline]
                 #vis fn #cell_item() -> &'static #dogpile::DogpileCell<#value> {
-                    static CELL: #cell_type =
+                    static __DOGPILE_CELL: #cell_type =
                         #dogpile::DogpileCell::with_policy(#dogpile::Policy::#policy).named(#label);
-                    &CELL
+                    &__DOGPILE_CELL
                 }
 
                 /// Reads the value through the thread's own reader: the cheapest read.
@@ -453,14 +457,14 @@ impl<'a> Writer<'a> {
                 #[inline]
                 fn #reader_item() -> #dogpile::__private::LocalReader<#value> {
                     ::std::thread_local! {
-                        static SLOT: #dogpile::__private::LocalSlot<#value> =
+                        static __DOGPILE_SLOT: #dogpile::__private::LocalSlot<#value> =
                             const { #dogpile::__private::LocalSlot::new() };
-                        static CLEANER: #dogpile::__private::Cleaner =
-                            const { #dogpile::__private::Cleaner::new(|| READER.release()) };
+                        static __DOGPILE_CLEANER: #dogpile::__private::Cleaner =
+                            const { #dogpile::__private::Cleaner::new(|| __DOGPILE_READER.release()) };
                     }
-                    const READER: #dogpile::__private::LocalReader<#value> =
-                        #dogpile::__private::LocalReader::new(&SLOT, &CLEANER);
-                    READER
+                    const __DOGPILE_READER: #dogpile::__private::LocalReader<#value> =
+                        #dogpile::__private::LocalReader::new(&__DOGPILE_SLOT, &__DOGPILE_CLEANER);
+                    __DOGPILE_READER
                 }
 
                 #refresher
@@ -486,7 +490,7 @@ impl<'a> Writer<'a> {
         let [map_item, with_item, reset_item] = ["map", "with", "reset"].map(|what| self.item(what));
         // What the compiler says about a key is shown at the function's name, as the span of all arguments cannot be had.
         let at_name = self.function.name.span();
-        let key_name = Ident::new("key", Span::mixed_site());
+        let key_name = Ident::new("__key", Span::mixed_site());
         let Key { kept, asked, given, parameters, passed } = &Key::of(parameters, &key_name, at_name);
         let (read_method, spawner, name) = (self.method("read"), self.spawner(), self.called());
         let build = match (asyncness, &spawner) {
@@ -515,10 +519,10 @@ impl<'a> Writer<'a> {
                 /// The map, for everything else.
                 #attributes
                 #vis fn #map_item() -> &'static ::dogpile_map::DogpileMap<#kept, #value> {
-                    static MAP: ::std::sync::LazyLock<#map_type> = ::std::sync::LazyLock::new(|| {
+                    static __DOGPILE_MAP: ::std::sync::LazyLock<#map_type> = ::std::sync::LazyLock::new(|| {
                         #new(const { #dogpile::Policy::#policy }, #max_entries, #label)
                     });
-                    &MAP
+                    &__DOGPILE_MAP
                 }
 
                 /// As a call, for a look at the value.

@@ -1,6 +1,6 @@
 //! The function that carries the attribute. Its body is not looked at.
 
-use proc_macro2::{TokenStream, TokenTree};
+use proc_macro2::{Span, TokenStream, TokenTree};
 use quote::{ToTokens, quote};
 use syn::parse::{Parse, ParseStream};
 use syn::punctuated::Punctuated;
@@ -182,8 +182,10 @@ impl Parameter {
         }
         let mut name = match &**pat {
             Pat::Ident(pattern) => pattern.ident.clone(),
-            other => Ident::new(&format!("argument_{place}"), other.span()),
+            other => Ident::new(&format!("__argument_{place}"), other.span()),
         };
+        // It hides neither what the user has named in a setting, nor the function itself, nor another parameter.
+        name.set_span(Span::mixed_site().located_at(name.span()));
         let kept = match peeled(ty) {
             Type::Reference(reference) if !is_static(reference.lifetime.as_ref()) => {
                 if let Some(word) = &reference.mutability {

@@ -435,3 +435,45 @@ fn names_do_not_clash() {
 
     assert_eq!((build::with(R(3), &R(4), |r| r.0), *with(3, 4)), (7, 7));
 }
+
+/// Names that the code that is written could have had too.
+mod names {
+    use super::{Duration, dogpile};
+    use dogpile::Job;
+
+    const MAP: Duration = Duration::from_secs(60);
+    const ENTRIES: usize = 9;
+
+    #[dogpile(ttl = MAP, max_entries = ENTRIES)]
+    pub(super) fn map(key: [u8; ENTRIES]) -> usize {
+        key.len()
+    }
+
+    #[dogpile(ttl = "60s", max_entries = 9)]
+    pub(super) fn square(square: u64) -> u64 {
+        square * square
+    }
+
+    fn spawn(job: Job) {
+        job();
+    }
+
+    #[dogpile(ttl = "60s", max_entries = 9, spawn = spawn)]
+    pub(super) fn spawned(spawn: u64, read: u64) -> u64 {
+        spawn * read
+    }
+
+    #[dogpile(ttl = "60s", max_entries = 9)]
+    pub(super) fn pairs(argument_1: u64, (left, right): (u64, u64)) -> u64 {
+        argument_1 * left * right
+    }
+}
+
+#[test]
+fn constants_and_arguments_of_the_user_may_have_any_name() {
+    assert_eq!((*names::map([0; 9]), names::map::with([0; 9], |length| *length)), (9, 9));
+    assert_eq!(names::map::map().policy().get_ttl(), Duration::from_secs(60));
+    assert_eq!((*names::square(7), names::square::with(7, |square| *square)), (49, 49));
+    assert_eq!((*names::spawned(2, 3), names::spawned::with(2, 3, |product| *product)), (6, 6));
+    assert_eq!((*names::pairs(2, (3, 5)), names::pairs::with(2, (3, 5), |product| *product)), (30, 30));
+}

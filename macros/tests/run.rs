@@ -606,3 +606,32 @@ fn lints_that_are_expected() {
 
     assert_eq!(*used(), 3);
 }
+
+/// Constants whose names the code that is written could have had too.
+mod names {
+    use super::{Duration, dogpile};
+
+    const AHEAD: Duration = Duration::from_secs(5);
+    const CELL: Duration = Duration::from_secs(60);
+    const SLOT: usize = 1;
+    const CLEANER: usize = 2;
+    const READER: usize = 3;
+
+    #[dogpile(ttl = CELL, ahead = AHEAD)]
+    pub(super) fn ahead() -> u32 {
+        7
+    }
+
+    #[dogpile(ttl = "60s", stale_while_refresh = CELL)]
+    pub(super) fn slot() -> [[[u32; SLOT]; CLEANER]; READER] {
+        [[[7; SLOT]; CLEANER]; READER]
+    }
+}
+
+#[test]
+fn constants_of_the_user_may_have_any_name() {
+    assert_eq!(*names::ahead(), 7);
+    assert_eq!(names::ahead::cell().policy().get_ttl(), Duration::from_secs(60));
+    names::ahead::refresher().unwrap();
+    assert_eq!(names::slot::with(|[[[first], _], _, _]| *first), 7);
+}

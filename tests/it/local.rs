@@ -252,3 +252,19 @@ fn a_thread_that_ends_reads_the_cell() {
     .unwrap();
     assert_eq!(reads.iter().collect::<Vec<_>>(), [7, 7]);
 }
+
+#[test]
+fn a_cell_and_constants_of_the_user_may_have_any_name() {
+    static READER: LazyDogpile<u32> = LazyDogpile::new(TTL, seven);
+    static SLOT: LazyDogpile<u32> = LazyDogpile::new(TTL, seven);
+    const CLEANER: usize = 2;
+    static CELL: LazyDogpile<[u32; CLEANER]> = LazyDogpile::new(TTL, || [7; CLEANER]);
+    dogpile::local! {
+        static LOCAL_READER: u32 = READER;
+        static LOCAL_SLOT: u32 = SLOT;
+        static LOCAL_CELL: [u32; CLEANER] = CELL;
+    }
+    assert_eq!(LOCAL_READER.with(|number| *number), 7);
+    assert_eq!(LOCAL_SLOT.with(|number| *number), 7);
+    assert_eq!(LOCAL_CELL.with(|numbers| *numbers), [7, 7]);
+}
