@@ -334,6 +334,7 @@ fn builds_are_handed_to_a_spawner() {
     let gate = GATE.lock().unwrap();
     // The gate is closed: if this caller built, or waited, it would wait for itself.
     assert!(Arc::ptr_eq(&first, &builder("a", 1).unwrap()));
+    assert_eq!((builder::map().stats().misses, builder::map().stats().stale_hits), (1, 1));
     drop(gate);
     while builder::map().stats().builds < 2 {
         thread::yield_now();
