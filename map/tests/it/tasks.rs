@@ -9,7 +9,7 @@ use std::thread;
 use std::time::Duration;
 
 use dogpile::{Policy, RefreshError, Refreshed, Task};
-use dogpile_map::DogpileMap;
+use dogpile_map::{DogpileMap, LeftOut};
 use futures_lite::future::block_on;
 use tokio::sync::oneshot;
 
@@ -132,6 +132,25 @@ fn many_keys_are_loaded_by_a_future_that_may_ask_for_others() {
         assert_eq!(found, [4, 5]);
     });
     assert_eq!(map.stats().in_flight, 0);
+}
+
+/// As the documentation of `LeftOut` says.
+#[test]
+fn a_key_that_is_left_out_is_asked_for_at_once_when_no_call_of_it_is_under_way() {
+    let (map, _clock) = minute::<u64>();
+    {
+        let mut waiting = pin!(map.get_or_refresh_async(&1, async |_| 11));
+        let found = map.get_many(&[1], |_| {
+            // On a thread that loads nothing.
+            let poll = || assert!(poll_once(waiting.as_mut()).is_pending());
+            thread::scope(|scope| scope.spawn(poll).join().unwrap());
+            Ok::<[(u64, u64); 0], String>([])
+        });
+        assert_eq!(found.unwrap(), [None]);
+        let overlapping = map.try_get_or_refresh(&1, unexpected::<Result<_, String>>);
+        assert!(overlapping.unwrap_err().is::<LeftOut>());
+    }
+    assert_eq!(*map.try_get_or_refresh(&1, |_| Ok::<_, String>(12)).unwrap(), 12);
 }
 
 static WEIGHED: std::sync::OnceLock<DogpileMap<u64, u64>> = std::sync::OnceLock::new();
