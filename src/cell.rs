@@ -1154,8 +1154,6 @@ pub struct Snapshot<T, S = Arc<T>> {
     pub freshness: Freshness,
     /// How much longer it is fresh; zero if it is not. [`Duration::MAX`] means until it is replaced or declared stale.
     pub fresh_for: Duration,
-    /// How long ago its time to live ended, or it was declared stale, whichever came first; zero if it is fresh.
-    pub stale_for: Duration,
     /// How much longer it may be served; zero if it has expired. [`Duration::MAX`] means until it is replaced.
     pub servable_for: Duration,
     /// How long ago it became stale; zero if it is fresh.
@@ -1173,7 +1171,6 @@ impl<T, S> Snapshot<T, S> {
             age: Duration::from_nanos(record.age(now)),
             freshness,
             fresh_for: lease::left(record.fresh_end(), now),
-            stale_for: Duration::from_nanos(record.stale_for(now)),
             servable_for: lease::left(servable_end, now),
             stale_for: Duration::from_nanos(record.stale_for(now)),
             of: std::marker::PhantomData,
@@ -1194,7 +1191,6 @@ impl<T, S> fmt::Debug for Snapshot<T, S> {
             .field("age", &self.age)
             .field("freshness", &self.freshness)
             .field("fresh_for", &self.fresh_for)
-            .field("stale_for", &self.stale_for)
             .field("servable_for", &self.servable_for)
             .field("stale_for", &self.stale_for)
             .finish_non_exhaustive()

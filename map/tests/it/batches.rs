@@ -4,19 +4,22 @@ use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread;
+use std::time::Duration;
 
 use dogpile::{Clock, ManualClock, Policy, Tick};
 use dogpile_map::DogpileMap;
 
-use crate::support::{MINUTE, SECOND, TICK, minute, unexpected, wait_until};
+use crate::support::{MINUTE, SECOND, TICK, map, minute, unexpected, wait_until};
 
 #[test]
 fn stale_keys_are_collected_and_rebuilt_by_one_call() {
-    let (map, clock) = minute();
+    // Longer than the clock is advanced below, however slow the thread is.
+    const TTL: Duration = Duration::from_secs(1_000_000);
+    let (map, clock) = map(Policy::ttl(TTL));
     for key in 0..10 {
         map.set(key, 0);
     }
-    clock.advance(MINUTE + TICK);
+    clock.advance(TTL + TICK);
     let (call, calls) = mpsc::channel();
     let loader = move |due: &[u64]| {
         call.send(due.to_vec()).unwrap();
