@@ -33,8 +33,10 @@ impl Clock for Counting {
     }
 }
 
+type CountedCell = Arc<DogpileCell<u32, Counting>>;
+
 /// A cell, and a value that is made from it by a clock that counts.
-fn counted(policy: Policy) -> (Arc<DogpileCell<u32, Counting>>, Derived<u32, Counting>, Runs, Counting) {
+fn counted(policy: Policy) -> (CountedCell, Derived<u32, Counting>, Runs, Counting) {
     let (clock, runs) = (Counting::default(), Runs::default());
     let cell = Arc::new(DogpileCell::with_clock(Policy::ttl(TTL), clock.clone()));
     let value = Derived::with_clock(policy, clock.clone(), {
@@ -115,13 +117,14 @@ fn its_limit_to_being_served_stale_holds() {
     assert_eq!((*value.get(), runs.take()), (2, 1), "it is made from what the source has");
 }
 
-/// A source whose build fails at 0.
-fn lazy(
-    clock: &ManualClock,
-) -> (Arc<LazyDogpile<u32, impl Fn() -> Result<u32, Down> + use<>, ManualClock>>, Arc<AtomicU32>, Runs) {
+type Build = Box<dyn Fn() -> Result<u32, Down> + Send + Sync>;
+type Lazy = Arc<LazyDogpile<u32, Build, ManualClock>>;
+
+/// A source that makes the number in the second, and fails at 0.
+fn lazy(clock: &ManualClock) -> (Lazy, Arc<AtomicU32>, Runs) {
     let (next, builds) = (Arc::new(AtomicU32::new(1)), Runs::default());
     let policy = Policy::ttl(TTL).retry_backoff(TTL / 10, TTL / 10);
-    let lazy = LazyDogpile::with_clock(policy, clock.clone(), {
+    let build: Build = Box::new({
         let (next, builds) = (Arc::clone(&next), builds.clone());
         move || {
             builds.count();
@@ -131,7 +134,7 @@ fn lazy(
             }
         }
     });
-    (Arc::new(lazy), next, builds)
+    (Arc::new(LazyDogpile::with_clock(policy, clock.clone(), build)), next, builds)
 }
 
 #[test]
