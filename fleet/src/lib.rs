@@ -26,13 +26,13 @@
 //! | how long it is fresh, how long it is served while the store is down, leases | [`FleetPolicy`] |
 //! | a build that fails, finds nothing changed, has a ttl of its own, or makes files | [`FleetCell::try_get_or_refresh`], [`Refreshed`], [`BuildContext`] |
 //! | what went wrong | [`RefreshError`], with [`Backoff`] or [`Busy`] in it |
-//! | a value that is rebuilt before it expires, so that no caller builds | [`FleetRefresher`] |
+//! | a value that is rebuilt before it expires, so that no caller builds | [`FleetRefresher`], on a thread or as a task |
 //! | builds that run on a pool, not in the caller | [`FleetCell::spawn_with`] |
 //! | many keys, kept by a `DogpileMap` of `dogpile-map` | [`FleetKeys`] |
 //! | the processes of one host, without a server | [`FileStore`] |
 //! | many hosts | `RedisStore` (feature `redis`), `PostgresStore` (feature `postgres`) |
 //! | tests | [`MemoryStore`] |
-//! | tasks | `FleetCell::get_or_refresh_async`, `FleetCell::invalidate_async`, `FleetKeys::load_async` (feature `async`) |
+//! | tasks | `FleetCell::get_or_refresh_async`, `FleetCell::invalidate_async`, `FleetRefresher::spawn_async`, `FleetKeys::load_async` (feature `async`) |
 //! | the value as bytes | [`Plain`], [`Functions`], `Json` (feature `json`), `Postcard` (feature `postcard`), [`Codec`] |
 //! | a client, a pool or a database of one's own | `RedisConnect`, `PostgresPool`, [`SwapStore`] |
 //! | a store of one's own | [`RefreshStore`], [`rules`], [`conformance`] |

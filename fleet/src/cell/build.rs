@@ -1,5 +1,6 @@
 //! What a build is given, and what it has made.
 
+use std::borrow::Cow;
 use std::cell::RefCell;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,7 +12,7 @@ use dogpile::{BoxError, Refreshed};
 use crate::policy::{FleetPolicy, Life};
 use crate::store::Fence;
 
-/// What a build is given.
+/// What a build is given: a reference to it, or, by [`FleetRefresher::spawn_async`](crate::FleetRefresher), the context itself.
 ///
 /// # Examples
 ///
@@ -46,21 +47,34 @@ use crate::store::Fence;
 /// ```
 pub struct BuildContext<'a, T> {
     fence: Option<Fence>,
-    previous: Option<&'a Arc<T>>,
-    tag: Option<&'a str>,
-    lost: &'a AtomicBool,
+    previous: Option<Arc<T>>,
+    tag: Option<Cow<'a, str>>,
+    lost: Arc<AtomicBool>,
     /// What the build has noted about its own value.
-    set_tag: Mutex<Option<String>>,
+    set_tag: Arc<Mutex<Option<String>>>,
 }
 
 impl<'a, T> BuildContext<'a, T> {
     pub(crate) fn new(
         fence: Option<Fence>,
-        previous: Option<&'a Arc<T>>,
+        previous: Option<&Arc<T>>,
         tag: Option<&'a str>,
-        lost: &'a AtomicBool,
+        lost: &Arc<AtomicBool>,
     ) -> Self {
-        Self { fence, previous, tag, lost, set_tag: Mutex::default() }
+        let (previous, tag, lost) = (previous.cloned(), tag.map(Cow::Borrowed), Arc::clone(lost));
+        Self { fence, previous, tag, lost, set_tag: Arc::default() }
+    }
+
+    /// The same context, for a build that keeps it: the tag that is set there is set here.
+    #[cfg(feature = "async")]
+    pub(crate) fn shared(&self) -> BuildContext<'static, T> {
+        BuildContext {
+            fence: self.fence,
+            previous: self.previous.clone(),
+            tag: self.tag.as_deref().map(|tag| Cow::Owned(tag.to_owned())),
+            lost: Arc::clone(&self.lost),
+            set_tag: Arc::clone(&self.set_tag),
+        }
     }
 }
 
@@ -75,13 +89,13 @@ impl<T> BuildContext<'_, T> {
     /// The value that the build is to replace, fresh or not.
     #[must_use]
     pub fn previous(&self) -> Option<Arc<T>> {
-        self.previous.cloned()
+        self.previous.clone()
     }
 
     /// The tag of the previous value, as its build has [set](BuildContext::set_tag) it.
     #[must_use]
     pub fn tag(&self) -> Option<&str> {
-        self.tag
+        self.tag.as_deref()
     }
 
     /// Stores `tag` with the value that this build returns, for the next build: an `ETag`, for instance. The last call counts.

@@ -23,6 +23,9 @@ pub(crate) enum Job<T: 'static, C: Clock + 'static> {
     Look,
     /// An election. If nobody waits for it any more, whatever it comes to is kept for the next caller.
     Elected(Lease<'static, T, C>, Caller, Reply<Step<T, C>>),
+    /// An election ahead of expiry, for a value that is fresh for no longer than this.
+    #[cfg(feature = "async")]
+    Ahead(Duration, Reply<Step<T, C>>),
     /// A build to be published, whose caller may have gone when the answer is there.
     Deliver(Delivery, Arc<Late>, Reply<Delivered>),
     /// A build that has ended without a value.
@@ -101,6 +104,12 @@ where
                     self.unclaimed(step);
                 }
             }
+            #[cfg(feature = "async")]
+            Job::Ahead(ahead, reply) => {
+                if let Some(step) = reply.send(self.elected_ahead(ahead)) {
+                    self.unclaimed(step);
+                }
+            }
             Job::Deliver(delivery, late, reply) => {
                 if let Some(delivered) = reply.send(self.deliver_build(&delivery)) {
                     self.answered_late(&late, delivered);
@@ -137,9 +146,18 @@ where
         caller: Caller,
     ) -> Step<T, C> {
         let patience = if self.can_serve() { self.policy.patience } else { crate::LONGEST };
-        let awaited = self.hand_over(|reply| Job::Elected(lease, caller, reply));
-        let claim = Claim { node: self, awaited };
-        self.step_of(claim.awaited.wait_async(patience).await)
+        self.step_of(self.elected_within(patience, |reply| Job::Elected(lease, caller, reply)).await)
+    }
+
+    /// What an election comes to within `patience`. If the future is dropped, it is kept for the next caller.
+    #[cfg(feature = "async")]
+    pub(crate) async fn elected_within(
+        self: &Arc<Self>,
+        patience: Duration,
+        election: impl FnOnce(Reply<Step<T, C>>) -> Job<T, C>,
+    ) -> Result<Step<T, C>, NoAnswer> {
+        let claim = Claim { node: self, awaited: self.hand_over(election) };
+        claim.awaited.wait_async(patience).await
     }
 
     fn step_of(&self, answer: Result<Step<T, C>, NoAnswer>) -> Step<T, C> {

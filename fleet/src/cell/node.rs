@@ -91,7 +91,6 @@ use crate::error::Backoff;
 use crate::policy::{FleetPolicy, Life};
 use crate::store::{Current, Publish, RefreshStore, StoreError, Token, Version};
 
-pub(crate) use ahead::Ahead;
 pub(crate) use state::Known;
 use state::State;
 
@@ -164,7 +163,7 @@ pub(crate) enum Step<T: 'static, C: Clock + 'static> {
     /// Look again.
     Again,
     Build(Ticket<T, C>),
-    /// There is nothing to serve, and a pause runs.
+    /// There is nothing to serve, and a pause runs. (Ahead of expiry: nothing is to be done for so long.)
     Backoff(Backoff),
 }
 

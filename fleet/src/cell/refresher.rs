@@ -3,42 +3,45 @@
 //! # States
 //!
 //! A refresher plans, and then *sleeps* until the tick that the plan names or until something changes (a publication here, an
-//! invalidation, the end of the cell), or *asks* the store for the right to build ahead of expiry, or, where there is no fresh
-//! value, does what a caller does. Each of these leads to a new plan.
+//! invalidation, a request, the end of the cell), or *asks* the store for the right to build ahead of expiry, or, where there is no
+//! fresh value, does what a caller does. Each of these leads to a new plan.
 //!
 //! ```text
 //!   fresh, not due ----> sleep until `ahead` before the end
 //!   fresh, due --------> ask the store: build | taken over | sleep (another node builds, a pause, the store is down)
+//!   fresh, requested --> ask the store, as if it was due; again and again until it builds
 //!   stale or nothing --> as a caller: build | taken over | sleep (as above, or a caller of this node builds)
 //! ```
 //!
-//! Nothing blocks it but its own builds, and the store for as long as its timeout. No lease is held between two plans. While this node builds, the local lease is held by the refresher, and readers are served
+//! On a thread, nothing blocks it but its own builds, and the store for as long as its timeout. As a task it blocks nothing: the
+//! worker asks the store, and the task waits for its reply. The plan is the same for both, in [`refresh_loop`]; what the handle shares
+//! with them is [`status`].
+//!
+//! No lease is held between two plans. While this node builds, the local lease is held by the refresher, and readers are served
 //! the value, fresh or stale. It is not the core's `Refresher`: the local cell's value is due when the store says so, and a
 //! build that another node runs is no build here.
 
-use std::any::Any;
+mod refresh_loop;
+mod status;
+
 use std::fmt;
+#[cfg(feature = "async")]
+use std::future::Future;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use dogpile::{BoxError, Clock, Freshness, Hook, Lookup, Refreshed, SharedError, Tick};
+#[cfg(feature = "async")]
+use dogpile::Task;
+use dogpile::{BoxError, Clock, Hook, Refreshed, SharedError};
 
 use super::FleetCell;
 use super::build::BuildContext;
-use super::job::Job;
-use super::node::{Ahead, Caller, Node, Step, Ticket};
-use crate::draw;
-use crate::policy::doubled;
-use crate::scheduler::Wake;
-
-/// The pause after a build that failed, which doubles, where the policy has none.
-const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
-
-/// How often what has gone out of date is looked at while another node deals with it, if the policy does not say it.
-const LOOK: Duration = Duration::from_secs(1);
+use super::reply::{Awaited, NoAnswer, reply};
+use refresh_loop::{Refreshing, panicked};
+use status::{Ended, Status};
 
 /// Rebuilds a cell's value before it expires, once in the whole fleet, so that callers neither build nor see a stale value.
 ///
@@ -60,8 +63,13 @@ const LOOK: Duration = Duration::from_secs(1);
 ///
 /// # Dropping
 ///
-/// Dropping a refresher stops it and joins its thread. If a build runs, the drop waits for it, and its value is published. A
-/// drop inside the refresher's own build does not wait. A refresher does not keep the cell alive, and ends with it.
+/// Dropping a refresher stops it and joins its thread. If a build runs, the drop waits for it, and its value is published.
+/// [`stop_timeout`](FleetRefresher::stop_timeout) limits that wait. A drop inside the refresher's own build does not wait. A refresher
+/// does not keep the cell alive, and ends with it.
+///
+/// A refresher that is a task is only signalled to stop. When the task is next polled it ends. If a build runs, it is dropped then, and
+/// the right to build is given back. The same happens if the executor drops the task, at whatever point. If the cell has been dropped
+/// before, the right to build is not given back: it ends with its [`lease`](crate::FleetPolicy::lease).
 ///
 /// In a process that was forked there is no refresher: start another one.
 ///
@@ -84,32 +92,13 @@ const LOOK: Duration = Duration::from_secs(1);
 #[must_use = "dropping it stops it at once; keep it in a variable with a name (`let _refresher`, not `let _`)"]
 pub struct FleetRefresher {
     status: Arc<Status>,
-    /// And the process that it runs in: a process that was forked has no such thread.
-    thread: Option<(u32, JoinHandle<()>)>,
+    /// `None` for a task.
+    thread: Option<JoinHandle<()>>,
+    /// There is no answer before the thread or the task has ended.
+    ended: Option<Awaited<()>>,
+    /// Where it runs: a process that was forked has no such thread or task.
+    process: u32,
     _hook: Hook,
-}
-
-/// What the handle and the thread share.
-#[derive(Default)]
-struct Status {
-    wake: Arc<Wake>,
-    progress: Mutex<Progress>,
-    changed: Condvar,
-}
-
-#[derive(Default)]
-struct Progress {
-    stopped: bool,
-    /// There has been a fresh value.
-    ready: bool,
-    ended: bool,
-    last_error: Option<SharedError>,
-}
-
-impl Status {
-    fn lock(&self) -> MutexGuard<'_, Progress> {
-        self.progress.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 impl FleetRefresher {
@@ -144,6 +133,91 @@ impl FleetRefresher {
         E: Into<BoxError>,
         F: FnMut(&BuildContext<'_, T>) -> Result<Refreshed<T>, E> + Send + 'static,
     {
+        let (mut refresher, refreshing, end) = Self::attach(cell, ahead)?;
+        let thread = std::thread::Builder::new().name("dogpile-refresher".to_owned());
+        let thread = thread.spawn(move || {
+            // With all that it holds.
+            if let Err(panic) = catch_unwind(AssertUnwindSafe(|| refreshing.run(build))) {
+                end.status.show(Some(panicked("clock", panic)));
+            }
+        })?;
+        refresher.thread = Some(thread);
+        Ok(refresher)
+    }
+
+    /// Starts a refresher as a task, which `spawn` hands to an executor (feature `async`).
+    ///
+    /// `spawn` can be `tokio::spawn`, for example. `cell` and `ahead` are those of [`spawn`](FleetRefresher::spawn). `build` is given a
+    /// context that it owns, and returns a future.
+    ///
+    /// The task never blocks its thread, and needs none of its own: the threads that all cells share ask the store.
+    ///
+    /// # Cancel safety
+    ///
+    /// If the task is dropped, by `spawn` or with its executor, the refresher ends. A build that ran is dropped, and the right to build
+    /// is given back, in the store as well. An answer of the store that comes later is kept for the next caller.
+    ///
+    /// # Errors
+    ///
+    /// [`io::ErrorKind::InvalidInput`] if `ahead` is not shorter than the policy's ttl.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile_fleet::{BuildContext, FleetCell, FleetPolicy, FleetRefresher, MemoryStore, Plain, Refreshed};
+    /// use std::io;
+    /// use std::time::Duration;
+    ///
+    /// async fn download(context: &BuildContext<'_, String>) -> io::Result<Refreshed<String>> {
+    ///     Ok(match context.previous() {
+    ///         Some(_) => Refreshed::NotModified,
+    ///         None => Refreshed::New(String::from("<html>")),
+    ///     })
+    /// }
+    ///
+    /// # tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap().block_on(async {
+    /// let policy = FleetPolicy::ttl(Duration::from_secs(60));
+    /// let page = FleetCell::new("page", MemoryStore::new(), Plain, policy);
+    ///
+    /// let build = |context| async move { download(&context).await };
+    /// let refresher = FleetRefresher::spawn_async(&page, Duration::from_secs(10), tokio::spawn, build)?;
+    /// assert!(refresher.wait_ready_async(Duration::from_secs(10)).await);
+    /// assert_eq!(*page.get().unwrap(), "<html>");
+    /// # Ok::<(), io::Error>(())
+    /// # }).unwrap();
+    /// ```
+    #[cfg(feature = "async")]
+    pub fn spawn_async<T, C, E, F, Fut, S>(
+        cell: &FleetCell<T, C>,
+        ahead: Duration,
+        spawn: impl FnOnce(Task) -> S,
+        build: F,
+    ) -> io::Result<Self>
+    where
+        T: Send + Sync + 'static,
+        C: Clock + Clone + 'static,
+        E: Into<BoxError> + Send,
+        F: FnMut(BuildContext<'static, T>) -> Fut + Send + 'static,
+        Fut: Future<Output = Result<Refreshed<T>, E>> + Send,
+    {
+        let (refresher, refreshing, end) = Self::attach(cell, ahead)?;
+        drop(spawn(Box::pin(async move {
+            let end = end;
+            let mut work = std::pin::pin!(refreshing.run_async(build));
+            let result = std::future::poll_fn(|task| refresh_loop::contain(work.as_mut(), task)).await;
+            if let Err(panic) = result {
+                end.status.show(Some(panicked("clock", panic)));
+            }
+        })));
+        Ok(refresher)
+    }
+
+    /// A refresher that is not started yet, its loop, and what tells of the end of it.
+    fn attach<T, C>(cell: &FleetCell<T, C>, ahead: Duration) -> io::Result<(Self, Refreshing<T, C>, Ended)>
+    where
+        T: Send + Sync + 'static,
+        C: Clock + Clone + 'static,
+    {
         if ahead >= cell.node.policy.ttl {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidInput,
@@ -152,34 +226,107 @@ impl FleetRefresher {
             ));
         }
         let status = Arc::new(Status::default());
+        let refreshing = Refreshing::new(&cell.node, ahead, &status);
         let wake = Arc::clone(&status.wake);
         let hook = cell.local.on_change(move |_| wake.notify());
         cell.node.mailbox.wakes_at_end(&status.wake);
-        let refreshing = Refreshing {
-            node: Arc::downgrade(&cell.node),
-            clock: cell.node.clock.clone(),
-            ahead,
-            build,
-            status: Arc::clone(&status),
-            spread: (0, Duration::ZERO),
-            failures: 0,
-            not_before: Tick::from_nanos(0),
-        };
-        let thread = std::thread::Builder::new().name("dogpile-refresher".to_owned());
-        let thread = thread.spawn(move || refreshing.run())?;
-        Ok(Self { status, thread: Some((std::process::id(), thread)), _hook: hook })
+        let (reply, ended) = reply();
+        let end = Ended { status: Arc::clone(&status), _reply: reply };
+        let process = std::process::id();
+        Ok((Self { status, thread: None, ended: Some(ended), process, _hook: hook }, refreshing, end))
     }
 
     /// Waits until the cell has had a fresh value since the refresher was started, at most `time`. Returns whether it has.
+    ///
+    /// Use it at the start of a program, and in readiness probes with [`Duration::ZERO`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile_fleet::{BuildContext, FleetCell, FleetPolicy, FleetRefresher, MemoryStore, Plain, Refreshed};
+    /// use std::io;
+    /// use std::time::Duration;
+    ///
+    /// let policy = FleetPolicy::ttl(Duration::from_secs(60));
+    /// let page = FleetCell::new("page", MemoryStore::new(), Plain, policy);
+    ///
+    /// let build = |_: &BuildContext<'_, String>| Ok::<_, io::Error>(Refreshed::from(String::from("<html>")));
+    /// let refresher = FleetRefresher::spawn(&page, Duration::from_secs(10), build)?;
+    /// assert!(refresher.wait_ready(Duration::from_secs(10)));
+    /// # Ok::<(), io::Error>(())
+    /// ```
     #[must_use]
     pub fn wait_ready(&self, time: Duration) -> bool {
-        let waits = |progress: &mut Progress| !progress.ready && !progress.ended;
-        let time = time.min(crate::LONGEST);
-        let progress = self.status.changed.wait_timeout_while(self.status.lock(), time, waits);
-        progress.unwrap_or_else(PoisonError::into_inner).0.ready
+        if let Some(awaited) = self.status.awaits_value() {
+            let _ = awaited.wait(time.min(crate::LONGEST));
+        }
+        self.status.is_ready()
+    }
+
+    /// As [`wait_ready`](FleetRefresher::wait_ready), but suspends the task instead of blocking the thread. The future can be dropped
+    /// at any point.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile_fleet::{BuildContext, FleetCell, FleetPolicy, FleetRefresher, MemoryStore, Plain, Refreshed};
+    /// use std::io;
+    /// use std::time::Duration;
+    ///
+    /// # tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap().block_on(async {
+    /// let policy = FleetPolicy::ttl(Duration::from_secs(60));
+    /// let page = FleetCell::new("page", MemoryStore::new(), Plain, policy);
+    ///
+    /// let build = |_| async { Ok::<_, io::Error>(Refreshed::from(String::from("<html>"))) };
+    /// let refresher = FleetRefresher::spawn_async(&page, Duration::from_secs(10), tokio::spawn, build)?;
+    /// assert!(refresher.wait_ready_async(Duration::from_secs(10)).await);
+    /// # Ok::<(), io::Error>(())
+    /// # }).unwrap();
+    /// ```
+    #[cfg(feature = "async")]
+    pub async fn wait_ready_async(&self, time: Duration) -> bool {
+        if let Some(awaited) = self.status.awaits_value() {
+            let _ = awaited.wait_async(time).await;
+        }
+        self.status.is_ready()
+    }
+
+    /// Has this node rebuild the value, even if it is fresh. Returns at once.
+    ///
+    /// The build begins after this call. If one runs already, here or on another node, another one follows it. Several calls before
+    /// that one begins lead to one build. Until this node gets the right to build it asks the store at least once a second: while
+    /// the pause after a failed build runs, which counts for the whole fleet, or while the store is down, it does not build.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile_fleet::{BuildContext, FleetCell, FleetPolicy, FleetRefresher, MemoryStore, Plain, Refreshed};
+    /// use std::io;
+    /// use std::time::Duration;
+    ///
+    /// let policy = FleetPolicy::ttl(Duration::from_secs(60));
+    /// let page = FleetCell::new("page", MemoryStore::new(), Plain, policy);
+    ///
+    /// let build = |context: &BuildContext<'_, String>| {
+    ///     let html = context.previous().map_or(String::from("<html>"), |_| String::from("<html lang=en>"));
+    ///     Ok::<_, io::Error>(Refreshed::New(html))
+    /// };
+    /// let refresher = FleetRefresher::spawn(&page, Duration::from_secs(10), build)?;
+    /// assert!(refresher.wait_ready(Duration::from_secs(10)));
+    /// refresher.refresh_now();
+    /// while page.get().unwrap().len() == "<html>".len() {
+    ///     std::thread::yield_now();
+    /// }
+    /// assert_eq!(*page.get().unwrap(), "<html lang=en>");
+    /// # Ok::<(), io::Error>(())
+    /// ```
+    pub fn refresh_now(&self) {
+        self.status.request();
     }
 
     /// Why the latest build of this refresher failed, until one succeeds.
+    ///
+    /// A panic shows as "the build panicked: ...".
     ///
     /// # Examples
     ///
@@ -199,18 +346,110 @@ impl FleetRefresher {
     /// ```
     #[must_use]
     pub fn last_error(&self) -> Option<SharedError> {
-        self.status.lock().last_error.clone()
+        self.status.last_error()
+    }
+
+    /// How many builds of this refresher have failed or panicked since one succeeded, or a value was taken over from another node.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile_fleet::{BuildContext, FleetCell, FleetPolicy, FleetRefresher, MemoryStore, Plain, Refreshed};
+    /// use std::io;
+    /// use std::time::Duration;
+    ///
+    /// let policy = FleetPolicy::ttl(Duration::from_secs(60));
+    /// let page = FleetCell::new("page", MemoryStore::new(), Plain, policy);
+    ///
+    /// let build = |_: &BuildContext<'_, String>| Ok::<_, io::Error>(Refreshed::from(String::from("<html>")));
+    /// let refresher = FleetRefresher::spawn(&page, Duration::from_secs(10), build)?;
+    /// assert!(refresher.wait_ready(Duration::from_secs(10)));
+    /// assert_eq!(refresher.consecutive_failures(), 0);
+    /// # Ok::<(), io::Error>(())
+    /// ```
+    #[must_use]
+    pub fn consecutive_failures(&self) -> u32 {
+        self.status.failures()
+    }
+
+    /// Stops the refresher and waits for its thread or task to end, at most for `time`. Returns whether it has ended.
+    ///
+    /// If it has not, a build still runs. On a thread it is published when it ends. In a task it is dropped when the task is next
+    /// polled. From inside the refresher's own build on a thread this does not wait.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile_fleet::{BuildContext, FleetCell, FleetPolicy, FleetRefresher, MemoryStore, Plain, Refreshed};
+    /// use std::io;
+    /// use std::time::Duration;
+    ///
+    /// let policy = FleetPolicy::ttl(Duration::from_secs(60));
+    /// let page = FleetCell::new("page", MemoryStore::new(), Plain, policy);
+    ///
+    /// let build = |_: &BuildContext<'_, String>| Ok::<_, io::Error>(Refreshed::from(String::from("<html>")));
+    /// let refresher = FleetRefresher::spawn(&page, Duration::from_secs(10), build)?;
+    /// assert!(refresher.stop_timeout(Duration::from_secs(10)));
+    /// # Ok::<(), io::Error>(())
+    /// ```
+    // Not `#[must_use]`: what it does is to stop.
+    #[allow(clippy::must_use_candidate)]
+    pub fn stop_timeout(mut self, time: Duration) -> bool {
+        self.status.stop();
+        let time = if self.is_own_thread() { Duration::ZERO } else { time.min(crate::LONGEST) };
+        let Some(ended) = self.ended.take().filter(|_| self.is_here()) else { return true };
+        let has_ended = !matches!(ended.wait(time), Err(NoAnswer::TooLate));
+        if !has_ended {
+            // Not joined: it ends by itself.
+            self.thread = None;
+        }
+        has_ended
+    }
+
+    /// As [`stop_timeout`](FleetRefresher::stop_timeout), but suspends the task instead of blocking the thread. If the future is
+    /// dropped, the refresher still stops.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile_fleet::{FleetCell, FleetPolicy, FleetRefresher, MemoryStore, Plain, Refreshed};
+    /// use std::io;
+    /// use std::time::Duration;
+    ///
+    /// # tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap().block_on(async {
+    /// let policy = FleetPolicy::ttl(Duration::from_secs(60));
+    /// let page = FleetCell::new("page", MemoryStore::new(), Plain, policy);
+    ///
+    /// let build = |_| async { Ok::<_, io::Error>(Refreshed::from(String::from("<html>"))) };
+    /// let refresher = FleetRefresher::spawn_async(&page, Duration::from_secs(10), tokio::spawn, build)?;
+    /// assert!(refresher.stop_timeout_async(Duration::from_secs(10)).await);
+    /// # Ok::<(), io::Error>(())
+    /// # }).unwrap();
+    /// ```
+    #[cfg(feature = "async")]
+    pub async fn stop_timeout_async(mut self, time: Duration) -> bool {
+        self.status.stop();
+        // It ends by itself, and is not joined: that would block.
+        self.thread = None;
+        let Some(ended) = self.ended.take().filter(|_| self.is_here()) else { return true };
+        !matches!(ended.wait_async(time).await, Err(NoAnswer::TooLate))
+    }
+
+    /// Whether it runs in this process.
+    fn is_here(&self) -> bool {
+        self.process == std::process::id()
+    }
+
+    fn is_own_thread(&self) -> bool {
+        self.thread.as_ref().is_some_and(|thread| thread.thread().id() == std::thread::current().id())
     }
 }
 
 impl Drop for FleetRefresher {
     fn drop(&mut self) {
-        self.status.lock().stopped = true;
-        self.status.wake.notify();
-        if let Some((process, thread)) = self.thread.take()
-            && process == std::process::id()
-            && thread.thread().id() != std::thread::current().id()
-        {
+        self.status.stop();
+        let is_joined = self.is_here() && !self.is_own_thread();
+        if let Some(thread) = self.thread.take().filter(|_| is_joined) {
             let _ = thread.join();
         }
     }
@@ -218,151 +457,8 @@ impl Drop for FleetRefresher {
 
 impl fmt::Debug for FleetRefresher {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("FleetRefresher").finish_non_exhaustive()
-    }
-}
-
-/// What the thread has.
-struct Refreshing<T: 'static, C: Clock + 'static, F> {
-    node: Weak<Node<T, C>>,
-    clock: C,
-    ahead: Duration,
-    build: F,
-    status: Arc<Status>,
-    /// For which generation it was drawn, and how much later than `ahead` before its end that one is due.
-    spread: (u64, Duration),
-    /// In a row.
-    failures: u32,
-    /// Nothing is done before this tick.
-    not_before: Tick,
-}
-
-/// What is to be done now.
-enum Plan {
-    Sleep(Option<Tick>),
-    Ask,
-    Look,
-}
-
-impl<T, C, E, F> Refreshing<T, C, F>
-where
-    T: Send + Sync + 'static,
-    C: Clock + Clone + 'static,
-    E: Into<BoxError>,
-    F: FnMut(&BuildContext<'_, T>) -> Result<Refreshed<T>, E>,
-{
-    fn run(mut self) {
-        let status = Arc::clone(&self.status);
-        let _ended = Ended(&status);
-        status.wake.wakes_this_thread();
-        loop {
-            let Some(node) = self.node.upgrade() else { return };
-            if status.lock().stopped || node.mailbox.is_closed() {
-                return;
-            }
-            let until = match self.plan(&node) {
-                Plan::Sleep(until) => until,
-                plan => {
-                    self.act(&node, &plan);
-                    continue;
-                }
-            };
-            drop(node);
-            status.wake.sleep(&self.clock, until);
-        }
-    }
-
-    fn plan(&mut self, node: &Node<T, C>) -> Plan {
-        // Before the age is looked at: if this thread stands still in between, it wakes up too early, and not too late.
-        let now = self.clock.now();
-        let snapshot = node.local.snapshot();
-        let fresh = snapshot.filter(|snapshot| snapshot.freshness == Freshness::Fresh);
-        let (due, plan) = match fresh {
-            None => (now, Plan::Look),
-            Some(fresh) => {
-                self.is_ready();
-                if self.spread.0 != fresh.generation {
-                    self.spread = (fresh.generation, self.ahead.mul_f64(draw::share() / 4.0));
-                }
-                // Never before half of its time has passed: a value that was taken over late is not due at once.
-                let whole = fresh.age.saturating_add(fresh.fresh_for);
-                let due = whole.saturating_sub(self.ahead).max(whole / 2).saturating_add(self.spread.1);
-                (now.saturating_add(due.saturating_sub(fresh.age).min(fresh.fresh_for)), Plan::Ask)
-            }
-        };
-        let due = due.max(self.not_before);
-        if due <= now { plan } else { Plan::Sleep(Some(due)) }
-    }
-
-    fn act(&mut self, node: &Arc<Node<T, C>>, plan: &Plan) {
-        // Where nothing says when to look again.
-        let seldom = node.policy.poll.unwrap_or(LOOK).min(LOOK);
-        let outcome = catch_unwind(AssertUnwindSafe(|| match plan {
-            Plan::Ask => match node.elected_ahead(self.ahead) {
-                Ahead::TakenOver => Ok(Duration::ZERO),
-                Ahead::Later(pause) => Ok(pause),
-                Ahead::Build(ticket) => self.build(node, ticket),
-            },
-            _ => match node.local.lookup_owned() {
-                Lookup::Fresh(_) => Ok(Duration::ZERO),
-                Lookup::Elected(lease) => match node.elected(lease, Caller::Tries) {
-                    Step::Again => {
-                        Ok(if node.local.freshness() == Freshness::Fresh { Duration::ZERO } else { seldom })
-                    }
-                    Step::Backoff(backoff) => Ok(backoff.left),
-                    Step::Build(ticket) => self.build(node, ticket),
-                },
-                // Somebody deals with it. A publication ends the pause.
-                _ => {
-                    node.mailbox.nudge(Job::Kick);
-                    Ok(seldom)
-                }
-            },
-        }));
-        let outcome = outcome.unwrap_or_else(|panic| Err(panicked(&*panic)));
-        let now = self.clock.now();
-        self.not_before = now.saturating_add(match outcome {
-            Ok(pause) => {
-                if pause.is_zero() {
-                    self.failures = 0;
-                    self.status.lock().last_error = None;
-                }
-                pause
-            }
-            Err(error) => {
-                self.failures = self.failures.saturating_add(1);
-                self.status.lock().last_error = Some(error);
-                node.backoff_left(now).max(doubled(PAUSES.0, PAUSES.1, self.failures))
-            }
-        });
-    }
-
-    fn build(&mut self, node: &Arc<Node<T, C>>, ticket: Ticket<T, C>) -> Result<Duration, SharedError> {
-        node.build(ticket, &mut self.build).map(|_| Duration::ZERO)
-    }
-
-    fn is_ready(&self) {
-        let mut progress = self.status.lock();
-        if !progress.ready {
-            progress.ready = true;
-            drop(progress);
-            self.status.changed.notify_all();
-        }
-    }
-}
-
-fn panicked(panic: &(dyn Any + Send)) -> SharedError {
-    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
-    let text = text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default();
-    SharedError::new(format!("the build panicked: {text}"))
-}
-
-/// However the thread ends, nobody waits for it.
-struct Ended<'a>(&'a Status);
-
-impl Drop for Ended<'_> {
-    fn drop(&mut self) {
-        self.0.lock().ended = true;
-        self.0.changed.notify_all();
+        f.debug_struct("FleetRefresher")
+            .field("consecutive_failures", &self.consecutive_failures())
+            .finish_non_exhaustive()
     }
 }

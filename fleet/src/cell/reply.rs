@@ -61,6 +61,11 @@ impl<R> Reply<R> {
             _ => None,
         }
     }
+
+    /// Whether anyone waits for it.
+    pub(crate) fn is_awaited(&self) -> bool {
+        matches!(*self.0.lock(), State::Awaited(_))
+    }
 }
 
 impl<R> Drop for Reply<R> {

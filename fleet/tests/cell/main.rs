@@ -6,6 +6,8 @@ mod down;
 mod failure;
 mod fence;
 mod refresher;
+#[cfg(feature = "async")]
+mod refresher_tasks;
 mod regressions;
 mod sharing;
 mod spawned;

@@ -234,3 +234,65 @@ fn ahead_must_be_shorter_than_the_ttl() {
     let error = FleetRefresher::spawn(&node, SECOND, numbered(&Arc::default())).unwrap_err();
     assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
 }
+
+#[test]
+fn what_is_asked_for_is_built_although_the_value_is_fresh() {
+    let fleet = Fleet::new();
+    let builds = Arc::new(AtomicU32::new(0));
+    let (node, other) = (fleet.node(POLICY), fleet.node(POLICY));
+    let refresher = start(&node, &builds);
+    assert_eq!(served(&other), "build 1");
+    for round in 2..5 {
+        refresher.refresh_now();
+        let value = format!("build {round}");
+        eventually("rebuilt, and taken over by the other node", || {
+            [&node, &other].into_iter().all(|node| node.get().is_some_and(|held| *held == value))
+        });
+    }
+    assert_eq!((node.stats().store_errors, node.stats().local_builds), (0, 0), "{:?}", node.stats());
+}
+
+/// What another node has begun before may be from an older reading of the source.
+#[test]
+fn what_is_asked_for_while_another_node_builds_is_built_after_that() {
+    let fleet = Fleet::new();
+    let builds = Arc::new(AtomicU32::new(0));
+    let (node, other) = (fleet.node(POLICY), fleet.node(POLICY));
+    let refresher = start(&node, &builds);
+    other.invalidate().unwrap();
+    eventually("rebuilt", || node.get().is_some_and(|value| *value == "build 2"));
+    let request = dogpile_fleet::Request { ahead: 10 * SECOND, ..dogpile_fleet::Request::new(10 * SECOND) };
+    let won = dogpile_fleet::RefreshStore::acquire(&*fleet.store, NAME, &request).unwrap();
+    let dogpile_fleet::Acquire::Won { token, .. } = won else { panic!("{won:?}") };
+    let busy = node.stats().busy;
+    refresher.refresh_now();
+    eventually("it is busy", || node.stats().busy > busy);
+    assert_eq!(builds.load(Ordering::SeqCst), 2);
+    dogpile_fleet::RefreshStore::fail(&*fleet.store, NAME, &token, Duration::ZERO).unwrap();
+    passes(&fleet, "built here", || builds.load(Ordering::SeqCst) == 3);
+}
+
+#[test]
+fn stopping_waits_for_a_build_and_for_no_longer_than_it_is_told() {
+    let fleet = Fleet::new();
+    let node = fleet.node(POLICY);
+    let (begun, has_begun) = channel();
+    let (go_on, may_go_on) = channel::<()>();
+    let build = move |_: &BuildContext<'_, String>| {
+        begun.send(()).unwrap();
+        let _ = may_go_on.recv();
+        Ok::<_, io::Error>(Refreshed::from(text("value")))
+    };
+    let refresher = FleetRefresher::spawn(&node, AHEAD, build).unwrap();
+    has_begun.recv().unwrap();
+    assert!(!refresher.wait_ready(Duration::from_millis(1)));
+    assert!(!refresher.stop_timeout(Duration::from_millis(1)), "it builds");
+    go_on.send(()).unwrap();
+    eventually("what it builds is published", || served_if_there(&node) == Some(text("value")));
+    let builds = Arc::new(AtomicU32::new(0));
+    assert!(start(&node, &builds).stop_timeout(Duration::from_secs(60)), "it sleeps");
+}
+
+fn served_if_there(node: &Node) -> Option<String> {
+    node.get().map(|value| value.to_string())
+}

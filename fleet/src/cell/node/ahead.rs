@@ -5,20 +5,11 @@ use std::time::Duration;
 
 use dogpile::{Clock, Lookup, Tick};
 
-use super::{Node, Taken, Ticket};
+use super::{Node, Step, Taken};
 use crate::access::Operation;
 use crate::breaker::Kind;
+use crate::error::Backoff;
 use crate::store::{Acquire, Request};
-
-/// What an election ahead of expiry has come to.
-#[allow(clippy::large_enum_variant)] // handed on at once, never kept
-pub(crate) enum Ahead<T: 'static, C: Clock + 'static> {
-    Build(Ticket<T, C>),
-    /// The value has been taken over, or found unchanged.
-    TakenOver,
-    /// Another node builds, a pause runs, or the store does not work. To be asked again after this time.
-    Later(Duration),
-}
 
 /// While a caller of this node deals with the value.
 const SOON: Duration = Duration::from_millis(20);
@@ -30,17 +21,21 @@ where
 {
     /// Asks for the right to replace a value that is fresh for no longer than `ahead`. Nothing becomes of the value here unless
     /// there is another one to take its place.
-    pub(crate) fn elected_ahead(self: &Arc<Self>, ahead: Duration) -> Ahead<T, C> {
+    ///
+    /// `Again`: the value has been taken over, or found unchanged. `Backoff`: another node builds, a pause runs, or the store does
+    /// not work, and it is to be asked again after that time.
+    pub(crate) fn elected_ahead(self: &Arc<Self>, ahead: Duration) -> Step<T, C> {
+        let later = |left| Step::Backoff(Backoff { left });
         let now = self.clock.now();
         if let Some(left) = self.leaves_alone(now) {
-            return Ahead::Later(left);
+            return later(left);
         }
         let left = self.backoff_left(now);
         if !left.is_zero() {
-            return Ahead::Later(left);
+            return later(left);
         }
         let Lookup::Elected(lease) = self.local.request_owned().no_cache().lookup() else {
-            return Ahead::Later(SOON);
+            return later(SOON);
         };
         let asked = self.clock.now();
         self.access.counters.acquires.count();
@@ -48,27 +43,27 @@ where
         let request = Request { known: held.0.to_store(), seen, ahead, ..Request::new(self.policy.lease) };
         let Some(answer) = self.ask(Operation::Acquire, |store, name| store.acquire(name, &request)) else {
             let left = self.leaves_alone(self.clock.now());
-            return Ahead::Later(left.unwrap_or(self.policy.breaker.0));
+            return later(left.unwrap_or(self.policy.breaker.0));
         };
         match answer {
             Acquire::Won { token, tag, failures, current } => {
-                Ahead::Build(self.won(lease, token, tag, failures, current, asked))
+                Step::Build(self.won(lease, token, tag, failures, current, asked))
             }
             Acquire::Busy { left, .. } => {
                 self.access.counters.busy.count();
-                Ahead::Later(left)
+                later(left)
             }
             Acquire::Backoff { left, epoch, .. } => {
                 self.access.counters.backoffs.count();
                 self.with(|state| state.is_told(epoch));
                 self.set_backoff(left);
-                Ahead::Later(left)
+                later(left)
             }
             Acquire::Fresh(current) => match self.take_fresh(lease, current, held, asked) {
-                Taken::Over(_) => Ahead::TakenOver,
+                Taken::Over(_) => Step::Again,
                 // What the store has is of no use here: for whoever comes when the value has expired.
                 Taken::Older(_) | Taken::Damaged(_) | Taken::Foreign(..) => {
-                    Ahead::Later(self.local.snapshot().map_or(SOON, |snapshot| snapshot.fresh_for).max(SOON))
+                    later(self.local.snapshot().map_or(SOON, |snapshot| snapshot.fresh_for).max(SOON))
                 }
             },
         }
