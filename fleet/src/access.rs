@@ -134,15 +134,26 @@ impl<C: Clock> Access<C> {
     pub(crate) fn report(&self, error: StoreError) -> Arc<StoreError> {
         self.counters.store_errors.count();
         let error = Arc::new(error);
+        self.show(&error);
+        error
+    }
+
+    /// No operation has failed, but hints do not get through.
+    pub(crate) fn hints_are_refused(&self, name: &str, error: &Arc<StoreError>) {
+        trace::hints_refused(name, error);
+        self.show(error);
+        self.counters.hints_refused.count();
+    }
+
+    fn show(&self, error: &Arc<StoreError>) {
         let former = {
             let mut last = self.last_error.lock().unwrap_or_else(PoisonError::into_inner);
-            last.replace(Arc::clone(&error))
+            last.replace(Arc::clone(error))
         };
         // Without the lock: it may be the last reference, and its source is an error of the user's store.
         contained(|| drop(former));
         if let Some(on_error) = self.on_error.get() {
-            contained(|| on_error(&error));
+            contained(|| on_error(error));
         }
-        error
     }
 }

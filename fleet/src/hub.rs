@@ -26,7 +26,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use crate::draw;
 use crate::policy::doubled;
-use crate::store::{Hint, StoreError, Subscription};
+use crate::store::{Hint, Silence, StoreError, Subscription};
 
 /// How the hub connects.
 pub(crate) trait Source: Send + Sync + 'static {
@@ -54,6 +54,7 @@ pub(crate) struct Hub {
     healthy: Arc<AtomicBool>,
     /// How many listen.
     members: Arc<AtomicU32>,
+    silence: Arc<Silence>,
     /// How often it has tried to connect.
     attempts: AtomicU64,
 }
@@ -86,6 +87,7 @@ impl Hub {
             stale: AtomicBool::new(false),
             healthy: Arc::default(),
             members: Arc::default(),
+            silence: Arc::default(),
             attempts: AtomicU64::new(0),
         })
     }
@@ -105,6 +107,15 @@ impl Hub {
         // Release: pairs with the Acquire in `serve`.
         self.stale.store(true, Ordering::Release);
         self.changed.notify_one();
+    }
+
+    /// The server does not pass on all hints: for `time` the cells poll as without them. Not to be called under a lock: if that was not
+    /// known, all of them look at once.
+    #[cfg(feature = "redis")]
+    pub(crate) fn is_silent(&self, time: Duration, reason: impl FnOnce() -> StoreError) {
+        if self.silence.begins(time, reason) {
+            self.names().iter().for_each(|name| self.give(name));
+        }
     }
 
     pub(crate) fn subscribe<S: Source>(
@@ -137,7 +148,10 @@ impl Hub {
         self.members.fetch_add(1, Ordering::Relaxed);
         let healthy = Arc::clone(&self.healthy);
         let membership = Membership { hub: Arc::clone(self), name: name.to_owned(), number, _hint: hint };
-        Some(Subscription::with_health(membership, healthy).one_of(Arc::clone(&self.members)))
+        Some(
+            Subscription::with_health(membership, healthy)
+                .one_of(Arc::clone(&self.members), Arc::clone(&self.silence)),
+        )
     }
 
     async fn run<S: Source>(self: Arc<Self>, source: S, settings: Settings) {

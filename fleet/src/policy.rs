@@ -115,7 +115,8 @@ impl FleetPolicy {
     /// second. It is also the longest pause between two looks of a node that waits for another.
     ///
     /// While hints are known to arrive, a cell looks once per `12 * interval`, at most twelve seconds, times the number of cells that
-    /// share the store; once in two minutes at least; and never more often than `interval`.
+    /// share the store; once in two minutes at least; and never more often than `interval`. Hints that are known to be refused do
+    /// not count ([`FleetStats::hints_refused`](crate::FleetStats::hints_refused)).
     ///
     /// # Panics
     ///

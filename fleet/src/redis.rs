@@ -30,6 +30,9 @@ use scripts::{SCRIPTS, token_arguments, version_arguments};
 
 pub use connect::{RedisConnect, RedisConnection};
 
+/// For how long nodes poll as without hints after one was refused. (The scripts have it in microseconds.)
+const UNHINTED: Duration = Duration::from_secs(3600);
+
 /// A [`RefreshStore`] in Redis, version 5 or later.
 ///
 /// *Efficiency-grade.* As long as the server keeps its data the rules are kept. But Redis replicates asynchronously, and
@@ -60,7 +63,9 @@ pub use connect::{RedisConnect, RedisConnection};
 /// A user needs `+eval +evalsha +script|load +hmget +hset +hdel +hexists +hget +del +pexpire +pttl +time +ping` on the
 /// keys `dogpile:*`, and for
 /// hints `+publish +subscribe +unsubscribe` on the channels `dogpile:*`. Without the latter the nodes poll.
-/// [`FleetCell::check`](crate::FleetCell::check) tells what is missing.
+/// [`FleetCell::check`](crate::FleetCell::check) tells what is missing. A hint that is refused is no failed operation: it is
+/// reported once, to [`on_error`](crate::FleetCell::on_error) and in [`hints_refused`](crate::FleetStats::hints_refused), and for an hour
+/// after it the cells of the process poll as without hints. Other processes do so from their next look on.
 pub struct RedisStore {
     connect: Arc<dyn RedisConnect>,
     timeout: Duration,
@@ -276,13 +281,36 @@ impl RedisStore {
         })?;
         Ok(Reply(strings.into_iter()))
     }
+
+    fn published(&self, reply: &mut Reply) -> Result<Publish, StoreError> {
+        let answer = reply.published()?;
+        if let Publish::Stored(_) = answer {
+            self.told(reply)?;
+        }
+        Ok(answer)
+    }
+
+    /// A change has been made. What the server has said to the hint comes last.
+    fn told(&self, reply: &mut Reply) -> Result<(), StoreError> {
+        let refused = reply.word()?;
+        if !refused.is_empty() {
+            let reason =
+                || StoreError::new(format!("hints cannot be published, so the nodes poll: {refused}"));
+            self.shared().hub.is_silent(UNHINTED, reason);
+        }
+        Ok(())
+    }
 }
 
 impl RefreshStore for RedisStore {
     fn poll(&self, name: &str, known: Option<Version>) -> Result<Poll, StoreError> {
         let mut reply = self.run(name, &SCRIPTS.poll, |arguments| version_arguments(arguments, known))?;
         let epoch = Epoch { incarnation: reply.number()?, number: reply.number()? };
-        let (lease_left, retry_left) = (reply.duration()?, reply.duration()?);
+        let (lease_left, retry_left, unhinted) = (reply.duration()?, reply.duration()?, reply.duration()?);
+        if !unhinted.is_zero() {
+            let reason = "the hints of another node are refused, so this one polls";
+            self.shared().hub.is_silent(unhinted, || StoreError::new(reason));
+        }
         Ok(Poll { epoch, lease_left, retry_left, current: reply.current()? })
     }
 
@@ -326,12 +354,12 @@ impl RefreshStore for RedisStore {
     ) -> Result<Publish, StoreError> {
         let Publication { payload, tag, soft, hard } = *publication;
         crate::store::check_size(payload, self.largest)?;
-        let reply = self.run(name, &SCRIPTS.publish, |arguments| {
+        let mut reply = self.run(name, &SCRIPTS.publish, |arguments| {
             token_arguments(arguments, token);
             arguments.arg(micros(soft)).arg(micros(hard.max(soft))).arg(payload);
             arguments.arg(u32::from(tag.is_some())).arg(tag.unwrap_or_default());
         })?;
-        reply.published()
+        self.published(&mut reply)
     }
 
     fn unchanged(
@@ -341,18 +369,22 @@ impl RefreshStore for RedisStore {
         soft: Duration,
         hard: Duration,
     ) -> Result<Publish, StoreError> {
-        let reply = self.run(name, &SCRIPTS.unchanged, |arguments| {
+        let mut reply = self.run(name, &SCRIPTS.unchanged, |arguments| {
             token_arguments(arguments, token);
             arguments.arg(micros(soft)).arg(micros(hard.max(soft)));
         })?;
-        reply.published()
+        self.published(&mut reply)
     }
 
     fn fail(&self, name: &str, token: &Token, pause: Duration) -> Result<bool, StoreError> {
         let mut reply = self.run(name, &SCRIPTS.fail, |arguments| {
             arguments.arg(token.fence.incarnation).arg(token.fence.number).arg(micros(pause));
         })?;
-        Ok(reply.number()? == 1)
+        let is_heard = reply.number()? == 1;
+        if is_heard {
+            self.told(&mut reply)?;
+        }
+        Ok(is_heard)
     }
 
     fn renew(&self, name: &str, token: &Token, lease: Duration) -> Result<bool, StoreError> {
@@ -366,14 +398,14 @@ impl RefreshStore for RedisStore {
     fn invalidate(&self, name: &str, how: Invalidation) -> Result<(), StoreError> {
         let draw = draw::incarnation();
         let how = if how == Invalidation::Hard { "hard" } else { "soft" };
-        self.run(name, &SCRIPTS.invalidate, |arguments| {
+        let mut reply = self.run(name, &SCRIPTS.invalidate, |arguments| {
             arguments.arg(how).arg(draw);
         })?;
-        Ok(())
+        self.told(&mut reply)
     }
 
     fn delete(&self, name: &str) -> Result<(), StoreError> {
-        self.run(name, &SCRIPTS.delete, |_| ()).map(drop)
+        self.told(&mut self.run(name, &SCRIPTS.delete, |_| ())?)
     }
 
     fn subscribe(&self, name: &str, hint: Hint) -> Option<Subscription> {

@@ -77,6 +77,8 @@ stats! {
     gone_back,
     /// Hints that came.
     hints,
+    /// Times that hints, of this node or of another one, were found not to be passed on, so that this node polls as without them.
+    hints_refused,
     /// Payloads whose checksum was wrong.
     damaged,
     /// Payloads that were written by another version of the program.

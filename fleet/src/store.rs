@@ -6,9 +6,9 @@
 
 use std::error::Error;
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use crate::breaker::Breaker;
 
@@ -342,24 +342,31 @@ pub struct Subscription {
     healthy: Option<Arc<AtomicBool>>,
     /// How many subscriptions share the connection that the hints come by.
     members: Option<Arc<AtomicU32>>,
+    /// Whether the store passes on hints at all.
+    silence: Option<Arc<Silence>>,
     _membership: Box<dyn Send + Sync>,
 }
 
 impl Subscription {
     /// Hints are given until `membership` is dropped. Whether they all arrive is not known.
     pub fn new(membership: impl Send + Sync + 'static) -> Self {
-        Self { healthy: None, members: None, _membership: Box::new(membership) }
+        Self { healthy: None, members: None, silence: None, _membership: Box::new(membership) }
     }
 
     /// The same, of a store that knows whether hints arrive: while `healthy` is true, cells poll less often.
     pub fn with_health(membership: impl Send + Sync + 'static, healthy: Arc<AtomicBool>) -> Self {
-        Self { healthy: Some(healthy), members: None, _membership: Box::new(membership) }
+        Self { healthy: Some(healthy), ..Self::new(membership) }
     }
 
-    /// The same, of which there are so many.
+    /// The same, of which there are so many, and whose hints may be refused.
     #[cfg(any(feature = "redis", feature = "postgres"))]
-    pub(crate) fn one_of(self, members: Arc<AtomicU32>) -> Self {
-        Self { members: Some(members), ..self }
+    pub(crate) fn one_of(self, members: Arc<AtomicU32>, silence: Arc<Silence>) -> Self {
+        Self { members: Some(members), silence: Some(silence), ..self }
+    }
+
+    /// Why hints do not get through, if it is known that they do not.
+    pub(crate) fn refusal(&self) -> Option<Arc<StoreError>> {
+        self.silence.as_ref().and_then(|silence| silence.reason())
     }
 
     /// How many share the connection that the hints come by, as far as that is known.
@@ -373,6 +380,36 @@ impl Subscription {
     pub fn is_healthy(&self) -> bool {
         // Relaxed: it only makes polls more or less frequent.
         self.healthy.as_ref().is_some_and(|healthy| healthy.load(Ordering::Relaxed))
+            && self.refusal().is_none()
+    }
+}
+
+/// What is known of hints that a store refuses to pass on: why, and until when that is to be taken into account.
+#[derive(Debug, Default)]
+pub(crate) struct Silence(Mutex<Option<(Instant, Arc<StoreError>)>>);
+
+impl Silence {
+    fn reason(&self) -> Option<Arc<StoreError>> {
+        let silence = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        silence.as_ref().filter(|(until, _)| Instant::now() < *until).map(|(_, reason)| Arc::clone(reason))
+    }
+
+    /// From now on it is known, for `time`. Returns whether it was not before.
+    #[cfg(feature = "redis")]
+    pub(crate) fn begins(&self, time: Duration, reason: impl FnOnce() -> StoreError) -> bool {
+        let now = Instant::now();
+        let mut silence = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let until = now + time.min(LONGEST);
+        match &mut *silence {
+            Some((end, _)) if now < *end => {
+                *end = until.max(*end);
+                false
+            }
+            over => {
+                *over = Some((until, Arc::new(reason())));
+                true
+            }
+        }
     }
 }
 

@@ -29,6 +29,14 @@ pub(crate) fn hints_interrupted(pause: Duration, error: Option<&StoreError>) {
     let _ = (pause, error);
 }
 
+/// The store does not pass on hints.
+pub(crate) fn hints_refused(name: &str, error: &StoreError) {
+    #[cfg(feature = "tracing")]
+    tracing::warn!(target: "dogpile_fleet", name, %error, "hints are refused: the node polls");
+    #[cfg(not(feature = "tracing"))]
+    let _ = (name, error);
+}
+
 /// An operation: its span is current while `run` runs, and has the error, if there is one.
 pub(crate) fn operation<R>(
     operation: &'static str,

@@ -44,6 +44,8 @@ struct Agenda<T: 'static, C: Clock + 'static> {
     hinted_early: bool,
     /// Something may have happened before the store began to give hints.
     unhinted: bool,
+    /// The store is known to refuse hints.
+    refused: bool,
     subscription: Option<Subscription>,
 }
 
@@ -82,6 +84,7 @@ where
                 next_look: None,
                 hinted_early: false,
                 unhinted,
+                refused: false,
                 subscription,
             }
         });
@@ -191,6 +194,7 @@ where
             let is_due = hinted || watch.next <= now || has_ended(node.known().hard_end);
             self.watch = if is_due { node.watch_on(watch) } else { Some(watch) };
         }
+        self.mind_refusals(node);
         self.look(node, hinted, now);
         let stash = node.tidy_stash(now);
         let orphans = node.tidy_orphans(now);
@@ -208,6 +212,16 @@ where
         // While there is a watch, no other look is made.
         let look = self.watch.as_ref().map_or(self.next_look, |watch| Some(watch.next));
         beats.chain(look).min()
+    }
+
+    /// Says once that hints do not get through, if that is known, and has the next look come as without them.
+    fn mind_refusals(&mut self, node: &Arc<Node<T, C>>) {
+        let reason = self.subscription.as_ref().and_then(Subscription::refusal);
+        let was_refused = std::mem::replace(&mut self.refused, reason.is_some());
+        if let Some(reason) = reason.filter(|_| !was_refused) {
+            self.next_look = None;
+            node.access.hints_are_refused(&node.name, &reason);
+        }
     }
 
     /// Looks for what other nodes have done to a value that is fresh here.
@@ -284,6 +298,7 @@ mod tests {
             next_look: Some(at(1)),
             hinted_early: false,
             unhinted: false,
+            refused: false,
             subscription: None,
         };
         assert!(at(10) < due);

@@ -51,7 +51,7 @@ impl Reply {
         }
     }
 
-    pub(super) fn published(mut self) -> Result<Publish, StoreError> {
+    pub(super) fn published(&mut self) -> Result<Publish, StoreError> {
         match &*self.word()? {
             "stored" => Ok(Publish::Stored(Version { incarnation: self.number()?, number: self.number()? })),
             "superseded" => Ok(Publish::Superseded),

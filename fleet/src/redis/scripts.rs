@@ -14,11 +14,11 @@ end
 -- Lua's own way to write numbers loses digits.
 local function whole(number) return string.format('%.0f', number) end
 local fields = redis.pcall('HMGET', key, 'incarnation', 'epoch', 'fence', 'version', 'began', 'soft', 'hard',
-  'lease', 'retry', 'failures', 'cleared', 'elected')
+  'lease', 'retry', 'failures', 'cleared', 'elected', 'unhinted')
 if fields.err and not string.find(fields.err, 'WRONGTYPE') then return fields end
 -- A field that is no number, or a key that is no hash: the entry counts as lost, and the next change makes a new one.
 local damaged = fields.err ~= nil
-for index = 1, 12 do
+for index = 1, 13 do
   local field = fields[index]
   if field and (not string.match(field, '^%d+$') or #field > (index == 1 and 20 or 16)) then damaged = true end
 end
@@ -61,10 +61,16 @@ end
 local function keep()
   if tonumber(ARGV[#ARGV]) > 0 then redis.call('PEXPIRE', key, ARGV[#ARGV]) end
 end
--- Without the right to publish the change counts all the same: the nodes poll.
+-- Without the right to publish the change counts all the same. Who asks is told why, and all others for an hour that they have to poll.
+local function publish()
+  local told = redis.pcall('PUBLISH', key, '')
+  return type(told) == 'table' and told.err or ''
+end
 local function tell()
   keep()
-  redis.pcall('PUBLISH', key, '')
+  local refused = publish()
+  if refused ~= '' then redis.call('HSET', key, 'unhinted', whole(now + 3600000000)) end
+  return refused
 end
 ";
 
@@ -76,7 +82,7 @@ local deleted = redis.pcall('HDEL', key, '')
 if type(deleted) == 'table' and deleted.err and string.find(deleted.err, 'READONLY') then
   return redis.error_reply('READONLY the server is a replica')
 end
-return current({incarnation, whole(epoch), left(lease), left(retry)}, ARGV[2], ARGV[3])
+return current({incarnation, whole(epoch), left(lease), left(retry), left(number(13))}, ARGV[2], ARGV[3])
 ";
 
 /// lease, known incarnation, known version, refused incarnation, refused version, a random number, seen incarnation, seen
@@ -119,8 +125,7 @@ version = version + 1
 redis.call('HSET', key, 'version', whole(version), 'began', whole(elected), 'soft', whole(now + tonumber(ARGV[5])),
   'hard', whole(now + tonumber(ARGV[6])), 'payload', ARGV[7], 'lease', '0', 'retry', '0', 'failures', '0', 'cleared', '0')
 if ARGV[8] == '1' then redis.call('HSET', key, 'tag', ARGV[9]) else redis.call('HDEL', key, 'tag') end
-tell()
-return {'stored', incarnation, whole(version)}
+return {'stored', incarnation, whole(version), tell()}
 ";
 
 /// incarnation, fence, epoch, soft, hard
@@ -130,8 +135,7 @@ if refused then return refused end
 if not has_value then return {'invalidated'} end
 redis.call('HSET', key, 'began', whole(elected), 'soft', whole(now + tonumber(ARGV[5])),
   'hard', whole(now + tonumber(ARGV[6])), 'lease', '0', 'retry', '0', 'failures', '0')
-tell()
-return {'stored', incarnation, whole(version)}
+return {'stored', incarnation, whole(version), tell()}
 ";
 
 /// incarnation, fence, pause
@@ -140,8 +144,7 @@ if not is_newest(ARGV[2], ARGV[3]) then return {'0'} end
 redis.call('HSET', key, 'lease', '0')
 local pause = tonumber(ARGV[4])
 if pause > 0 then redis.call('HSET', key, 'retry', whole(now + pause), 'failures', whole(failures + 1)) end
-tell()
-return {'1'}
+return {'1', tell()}
 ";
 
 /// incarnation, fence, epoch, lease
@@ -165,14 +168,12 @@ if ARGV[2] == 'hard' then
 elseif has_value then
   redis.call('HSET', key, 'soft', whole(math.min(soft, now)))
 end
-tell()
-return {'1'}
+return {tell()}
 ";
 
 const DELETE: &str = r"
 redis.call('DEL', key)
-redis.pcall('PUBLISH', key, '')
-return {'1'}
+return {publish()}
 ";
 
 /// Uses each right that the others need, and leaves everything as it was.

@@ -3,10 +3,11 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use dogpile::{Freshness, ManualClock};
 use dogpile_fleet::{FleetCell, FleetPolicy, MemoryStore, Plain, PostgresStore, RedisStore, RefreshStore};
 
 use crate::servers::{Kind, Server, query, redis_command, server_or_skip};
-use crate::{Cell, HOUR, PATIENT, cell, eventually, text};
+use crate::{Cell, HOUR, PATIENT, SECOND, cell, eventually, text};
 
 fn user(server: &Server, rules: &[&str]) -> RedisStore {
     let words = [&["ACL", "SETUSER", "fleet", "reset", "on", ">secret"], rules].concat();
@@ -44,6 +45,68 @@ fn redis_the_rights_that_the_documentation_names_are_enough() {
     eventually("a hint", || node.stats().hints > hints);
     node.try_get_or_refresh(|_| Err::<dogpile_fleet::Refreshed<String>, _>("no")).unwrap_err();
     assert_eq!(node.stats().store_errors, 0, "{:?}", node.last_store_error());
+}
+
+/// Hints that were refused were lost without a word, and nodes went on looking as seldom as if all hints arrived: an invalidation showed
+/// two minutes later.
+#[test]
+fn redis_refused_hints_were_kept_quiet() {
+    let server = server_or_skip!(Kind::Redis);
+    let policy = FleetPolicy::ttl(HOUR).poll(SECOND).patience(HOUR);
+    let clock = ManualClock::new();
+    let node = |store: &Arc<RedisStore>, name: &str| {
+        let reported = Arc::new(Mutex::new(Vec::new()));
+        let report = Arc::clone(&reported);
+        let node = FleetCell::with_clock(name, Arc::clone(store), Plain, policy, clock.clone());
+        let node = node.on_error(move |error| report.lock().unwrap().push(error.to_string()));
+        (node, reported)
+    };
+    let mute = Arc::new(user(&server, &["~dogpile:*", "&*", "+@all", "-publish"]));
+    let hears = Arc::new(RedisStore::new(&server.address()).unwrap());
+    let ((writer, of_writer), (reader, of_reader)) = (node(&mute, "name"), node(&hears, "name"));
+    // Other cells of the same stores.
+    let others = [node(&mute, "another"), node(&hears, "another")];
+    let nodes = [&writer, &reader, &others[0].0, &others[1].0];
+    // Time enough for a look of a node that is given no hints, and not for one of a node that is.
+    let often = SECOND * 6 / 5;
+    let polls = || nodes.map(|node| node.stats().polls);
+    let looks = |after: Duration, nodes: [bool; 4]| {
+        let before = polls();
+        clock.advance(after);
+        eventually("a look of those that poll", || {
+            let now = polls();
+            (0..4).all(|index| !nodes[index] || now[index] > before[index])
+        });
+    };
+    reader.get_or_refresh(|| text("old"));
+    others[1].0.get_or_refresh(|| text("old"));
+    for node in nodes {
+        assert_eq!(*node.get_or_refresh(|| panic!("it is in the store")), "old");
+        eventually("it is given hints", || node.stats().hints > 0);
+    }
+    // The first look was due before that was known, perhaps. Two cells of a store take turns.
+    looks(27 * SECOND, [true; 4]);
+
+    writer.invalidate().unwrap();
+    eventually("it is said", || writer.stats().hints_refused == 1);
+    let error = writer.last_store_error().unwrap().to_string();
+    assert!(error.contains("hints cannot be published"), "{error}");
+    for _ in 0..3 {
+        looks(often, [true, false, true, false]);
+    }
+    // Another process learns it at its next look, and its other cells with it.
+    clock.advance(27 * SECOND);
+    eventually("it is stale", || reader.freshness() == Freshness::Stale);
+    for _ in 0..3 {
+        looks(often, [true; 4]);
+    }
+    for node in nodes {
+        let stats = node.stats();
+        assert_eq!((stats.hints_refused, stats.store_errors), (1, 0), "{stats:?}");
+    }
+    let (of_writer, of_reader) = (of_writer.lock().unwrap(), of_reader.lock().unwrap());
+    assert_eq!(*of_writer, [error]);
+    assert!(of_reader.len() == 1 && of_reader[0].contains("hints of another node"), "{of_reader:?}");
 }
 
 /// Each process built for itself, and only a field that nobody reads said so.
