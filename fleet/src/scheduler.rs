@@ -102,15 +102,25 @@ struct State {
     tasks: HashMap<u64, Task>,
     /// The number of the latest one.
     last: u64,
-    ready: VecDeque<u64>,
     sleeping: BTreeSet<(Tick, u64)>,
-    /// What the steps that run may hang on.
-    running: Vec<usize>,
+    /// What the actors that run or are ready may hang on.
+    stores: HashMap<usize, Queue>,
+    /// How often an actor has become ready.
+    turns: u64,
     threads: usize,
     /// Threads with nothing to do, without the leader.
     idle: Vec<Arc<Wake>>,
     /// And until when it sleeps.
     leader: Option<(Arc<Wake>, Option<Tick>)>,
+}
+
+/// The actors of one store.
+#[derive(Default)]
+struct Queue {
+    /// How many run.
+    running: usize,
+    /// Those that are ready, each with its turn.
+    ready: VecDeque<(u64, u64)>,
 }
 
 struct Task {
@@ -178,7 +188,7 @@ impl<C: Clock + 'static> Scheduler<C> {
         state.last += 1;
         let number = state.last;
         state.tasks.insert(number, Task { actor, store, phase: Phase::Ready });
-        state.ready.push_back(number);
+        state.is_ready(number);
         if !is_first {
             self.call(&mut state);
         }
@@ -265,7 +275,8 @@ impl<C: Clock + 'static> Scheduler<C> {
             state.is_ready(number);
         }
         if let Some((number, actor)) = state.take_ready((self.limit - 1).max(1)) {
-            if state.tasks.len() > 1 && (state.leader.is_none() || !state.ready.is_empty()) {
+            let has_ready = state.stores.values().any(|queue| !queue.ready.is_empty());
+            if state.tasks.len() > 1 && (state.leader.is_none() || has_ready) {
                 self.call(&mut state);
             }
             return Turn::Step(number, actor);
@@ -318,34 +329,29 @@ impl State {
     fn is_ready(&mut self, number: u64) {
         if let Some(task) = self.tasks.get_mut(&number) {
             task.phase = Phase::Ready;
-            self.ready.push_back(number);
+            self.turns += 1;
+            self.stores.entry(task.store).or_default().ready.push_back((self.turns, number));
         }
     }
 
     fn has_ended(&mut self, store: usize) {
-        if let Some(index) = self.running.iter().position(|running| *running == store) {
-            self.running.swap_remove(index);
+        let queue = self.stores.entry(store).or_default();
+        queue.running -= 1;
+        if queue.running == 0 && queue.ready.is_empty() {
+            self.stores.remove(&store);
         }
     }
 
     /// The actor that runs next: of those whose stores have the fewest threads, and fewer than `limit`, the one that has been ready for
     /// longest.
     fn take_ready(&mut self, limit: usize) -> Option<(u64, Arc<dyn Actor>)> {
-        let mut best: Option<(usize, usize)> = None;
-        for (index, number) in self.ready.iter().enumerate() {
-            let store = self.tasks[number].store;
-            let threads = self.running.iter().filter(|running| **running == store).count();
-            if threads < limit && best.is_none_or(|(_, fewest)| threads < fewest) {
-                best = Some((index, threads));
-            }
-            if threads == 0 {
-                break;
-            }
-        }
-        let number = self.ready.remove(best?.0)?;
+        let queues =
+            self.stores.values_mut().filter(|queue| queue.running < limit && !queue.ready.is_empty());
+        let queue = queues.min_by_key(|queue| (queue.running, queue.ready.front().copied()))?;
+        let (_, number) = queue.ready.pop_front()?;
+        queue.running += 1;
         let task = self.tasks.get_mut(&number)?;
         task.phase = Phase::Running { posted: false };
-        self.running.push(task.store);
         Some((number, Arc::clone(&task.actor)))
     }
 }

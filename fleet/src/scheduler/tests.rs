@@ -67,16 +67,56 @@ fn what_runs_next() {
         (&[1, 1], &[1, 1, 1], None),
     ];
     for (ready, running, taken) in table {
-        let mut state = State { running: running.to_vec(), ..State::default() };
-        for (number, &store) in (0..).zip(ready) {
-            let actor = Arc::new(Acts { store, step: || Next::Over });
-            state.tasks.insert(number, Task { actor, store, phase: Phase::Ready });
-            state.ready.push_back(number);
+        let mut state = all_ready(ready);
+        for store in running {
+            state.stores.entry(*store).or_default().running += 1;
         }
         let number = state.take_ready(THREADS - 1).map(|(number, _)| usize::try_from(number).unwrap());
         assert_eq!(number, taken, "{ready:?} {running:?}");
-        assert_eq!(state.running.len(), running.len() + usize::from(taken.is_some()));
+        let runs: usize = state.stores.values().map(|queue| queue.running).sum();
+        assert_eq!(runs, running.len() + usize::from(taken.is_some()));
     }
+}
+
+/// Actors that are ready in this order, of these stores.
+fn all_ready(stores: &[usize]) -> State {
+    let mut state = State::default();
+    for (number, &store) in (0..).zip(stores) {
+        let actor = Arc::new(Acts { store, step: || Next::Over });
+        state.tasks.insert(number, Task { actor, store, phase: Phase::Ready });
+        state.is_ready(number);
+    }
+    state
+}
+
+#[test]
+fn no_actor_is_overtaken_by_one_of_an_equally_busy_store() {
+    let mut state = all_ready(&[1, 1, 1, 2, 3, 1]);
+    let mut take = |ends: Option<usize>| {
+        if let Some(store) = ends {
+            state.has_ended(store);
+        }
+        state.take_ready(THREADS - 1).map(|(number, _)| number)
+    };
+    // A store that has more to do takes no more turns.
+    let taken = [None; 7].map(&mut take);
+    assert_eq!(taken, [Some(0), Some(3), Some(4), Some(1), Some(2), None, None]);
+    assert_eq!(take(Some(1)), Some(5));
+    for store in [1, 1, 1, 2, 3] {
+        assert_eq!(take(Some(store)), None);
+    }
+    assert!(state.stores.is_empty(), "nothing is kept of stores with nothing to do");
+
+    // With one thread: in the order in which they have become ready, and again when they do so again.
+    let mut state = all_ready(&[2, 1, 1, 2]);
+    let mut taken = Vec::new();
+    for _ in 0..8 {
+        let (number, actor) = state.take_ready(1).unwrap();
+        taken.push(number);
+        state.is_ready(number);
+        state.has_ended(actor.store());
+    }
+    assert_eq!(taken, [0, 1, 2, 3, 0, 1, 2, 3]);
 }
 
 #[test]
