@@ -104,4 +104,7 @@ fn child_process() {
     if let Ok(store) = std::env::var(fork::FORKS) {
         fork::fork(&store);
     }
+    if let Ok(directory) = std::env::var(fork::FORKS_AND_BUILDS) {
+        fork::fork_and_build(&directory);
+    }
 }

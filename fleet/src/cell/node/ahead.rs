@@ -37,6 +37,9 @@ where
         let Lookup::Elected(lease) = self.local.request_owned().no_cache().lookup() else {
             return later(SOON);
         };
+        if self.is_void_here(&lease) {
+            return Step::Again;
+        }
         let asked = self.clock.now();
         self.access.counters.acquires.count();
         let (held, seen) = (self.held(), self.with(|state| state.seen));

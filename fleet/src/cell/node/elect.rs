@@ -29,6 +29,9 @@ where
         lease: Lease<'static, T, C>,
         caller: Caller,
     ) -> Result<Step<T, C>, Lease<'static, T, C>> {
+        if self.is_void_here(&lease) {
+            return Ok(Step::Again);
+        }
         let now = self.clock.now();
         if self.known().hard_end.is_some_and(|end| end <= now) {
             drop(self.local.clear());
@@ -45,6 +48,13 @@ where
             return Ok(self.back_off(Some(lease), left, caller));
         }
         Err(lease)
+    }
+
+    /// Before the store is asked: in a process that was forked, what threads of its parent held is given back, and this lease with
+    /// it. What would be built with it could not be published here.
+    pub(super) fn is_void_here(&self, lease: &Lease<'static, T, C>) -> bool {
+        self.mailbox.attach();
+        lease.is_fenced()
     }
 
     pub(crate) fn acquire(self: &Arc<Self>, mut lease: Lease<'static, T, C>, caller: Caller) -> Step<T, C> {
