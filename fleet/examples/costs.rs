@@ -179,11 +179,11 @@ fn round_trips(stores: &[Subject]) {
         }),
         ("the same, found unchanged: the node that builds", &|store| {
             let [builder, _] = pair(store, "unchanged", quiet);
-            builder.during(|cell| drop(cell.try_get_or_refresh::<&str, _>(|_| Ok(Refreshed::NotModified))))
+            builder.during(|cell| drop(cell.try_get_with::<&str, _>(|_| Ok(Refreshed::NotModified))))
         }),
         ("the same, found unchanged: another node that asks after that", &|store| {
             let [builder, other] = pair(store, "unchanged-after", quiet);
-            let _ = builder.cell.try_get_or_refresh::<&str, _>(|_| Ok(Refreshed::NotModified));
+            let _ = builder.cell.try_get_with::<&str, _>(|_| Ok(Refreshed::NotModified));
             other.during(|cell| drop(cell.get_or_refresh(value)))
         }),
         ("a build of one second, the lease being 300 ms", &|store| {
@@ -207,7 +207,7 @@ fn round_trips(stores: &[Subject]) {
         }),
         ("a failed build", &|store| {
             let [node, _] = pair(store, "fails", quiet);
-            node.during(|cell| drop(cell.try_get_or_refresh(|_| Err("no"))))
+            node.during(|cell| drop(cell.try_get_with(|_| Err("no"))))
         }),
     ];
     println!("## Round trips\n");

@@ -255,13 +255,10 @@ where
         }
     }
 
-    /// As [`get_or_refresh`](FleetCell::get_or_refresh), with a build that may fail, and that is given what is known of the
-    /// previous value.
+    /// As [`get_or_refresh`](FleetCell::get_or_refresh), with a build that may fail.
     ///
-    /// A build returns a [`Refreshed`]: a value (`map(Refreshed::from)`), a value with a time to live of its own, for which it is fresh on
-    /// all nodes, or that the previous value is still right. Without a previous value the latter is a failed build.
-    ///
-    /// The callers that waited for a build that fails share its error, whatever error type their own builds have.
+    /// The callers that waited for a build that fails share its error, whatever error type their own builds have. A build that asks
+    /// the source whether the previous value is still right, or makes files, is one for [`try_get_with`](FleetCell::try_get_with).
     ///
     /// # Errors
     ///
@@ -270,6 +267,40 @@ where
     /// * [`RefreshError::Build`] with [`Backoff`](crate::Backoff): there is nothing to serve, the latest build failed, on whatever node,
     ///   and the pause after it runs.
     /// * [`RefreshError::Reentrant`]: called from inside the build of the same cell, with nothing to serve.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile_fleet::{FleetCell, FleetPolicy, MemoryStore, Plain};
+    /// use std::io;
+    /// use std::time::Duration;
+    ///
+    /// fn download() -> io::Result<String> {
+    ///     Ok(String::from("<html>"))
+    /// }
+    ///
+    /// let policy = FleetPolicy::ttl(Duration::from_secs(60));
+    /// let page = FleetCell::new("page", MemoryStore::new(), Plain, policy);
+    /// assert_eq!(*page.try_get_or_refresh(download)?, "<html>");
+    /// # Ok::<(), dogpile_fleet::RefreshError>(())
+    /// ```
+    #[inline]
+    pub fn try_get_or_refresh<E, F>(&self, build: F) -> Result<Arc<T>, RefreshError>
+    where
+        E: Into<BoxError>,
+        F: FnOnce() -> Result<T, E>,
+    {
+        self.try_get_with(|_| build().map(Refreshed::New))
+    }
+
+    /// As [`try_get_or_refresh`](FleetCell::try_get_or_refresh), with a build that is given what is known of the previous value.
+    ///
+    /// A build returns a [`Refreshed`]: a value (`map(Refreshed::from)`), a value with a time to live of its own, for which it is fresh on
+    /// all nodes, or that the previous value is still right. Without a previous value the latter is a failed build.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`try_get_or_refresh`](FleetCell::try_get_or_refresh).
     ///
     /// # Examples
     ///
@@ -284,11 +315,11 @@ where
     ///
     /// let policy = FleetPolicy::ttl(Duration::from_secs(60));
     /// let page = FleetCell::new("page", MemoryStore::new(), Plain, policy);
-    /// let value = page.try_get_or_refresh(|_| download().map(Refreshed::from))?;
+    /// let value = page.try_get_with(|_| download().map(Refreshed::from))?;
     /// assert_eq!(*value, "<html>");
     ///
     /// page.invalidate()?;
-    /// let value = page.try_get_or_refresh(|context| match context.previous() {
+    /// let value = page.try_get_with(|context| match context.previous() {
     ///     Some(_) => Ok(Refreshed::NotModified),
     ///     None => Err(io::Error::other("no route to host")),
     /// })?;
@@ -296,7 +327,7 @@ where
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     #[inline]
-    pub fn try_get_or_refresh<E, F>(&self, build: F) -> Result<Arc<T>, RefreshError>
+    pub fn try_get_with<E, F>(&self, build: F) -> Result<Arc<T>, RefreshError>
     where
         E: Into<BoxError>,
         F: FnOnce(&BuildContext<'_, T>) -> Result<Refreshed<T>, E>,

@@ -19,7 +19,7 @@ use dogpile::{RefreshError, SharedError};
 /// let minute = Duration::from_secs(60);
 /// let policy = FleetPolicy::ttl(minute).retry_backoff(minute, minute);
 /// let page: FleetCell<String> = FleetCell::new("page", MemoryStore::new(), Plain, policy);
-/// let read = || -> Result<_, RefreshError> { page.try_get_or_refresh(|_| Err("no route to host")) };
+/// let read = || -> Result<_, RefreshError> { page.try_get_with(|_| Err("no route to host")) };
 ///
 /// assert_eq!(read().unwrap_err().to_string(), "no route to host");
 /// let error = read().unwrap_err();

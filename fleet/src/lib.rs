@@ -24,7 +24,8 @@
 //! |---|---|
 //! | the value | [`FleetCell`] |
 //! | how long it is fresh, how long it is served while the store is down, leases | [`FleetPolicy`] |
-//! | a build that fails, finds nothing changed, has a ttl of its own, or makes files | [`FleetCell::try_get_or_refresh`], [`Refreshed`], [`BuildContext`] |
+//! | a build that fails | [`FleetCell::try_get_or_refresh`] |
+//! | a build that finds nothing changed, has a ttl of its own, or makes files | [`FleetCell::try_get_with`], [`Refreshed`], [`BuildContext`] |
 //! | what went wrong | [`RefreshError`], with [`Backoff`] or [`Busy`] in it |
 //! | a value that is rebuilt before it expires, so that no caller builds | [`FleetRefresher`], on a thread or as a task |
 //! | builds that run on a pool, not in the caller | [`FleetCell::spawn_with`] |

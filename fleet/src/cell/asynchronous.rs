@@ -73,6 +73,35 @@ where
     /// # Examples
     ///
     /// ```
+    /// use dogpile_fleet::{FleetCell, FleetPolicy, MemoryStore, Plain, RefreshError};
+    /// use std::time::Duration;
+    ///
+    /// # futures_lite::future::block_on(async {
+    /// let policy = FleetPolicy::ttl(Duration::from_secs(60));
+    /// let page = FleetCell::new("page", MemoryStore::new(), Plain, policy);
+    /// let download = || async { Ok::<_, std::io::Error>(String::from("<html>")) };
+    /// assert_eq!(*page.try_get_or_refresh_async(download).await?, "<html>");
+    /// # Ok::<(), RefreshError>(())
+    /// # }).unwrap();
+    /// ```
+    pub async fn try_get_or_refresh_async<E, F, B>(&self, build: F) -> Result<Arc<T>, RefreshError>
+    where
+        E: Into<BoxError>,
+        F: FnOnce() -> B,
+        B: Future<Output = Result<T, E>>,
+    {
+        self.try_get_with_async(async |_: &BuildContext<'_, T>| build().await.map(Refreshed::New)).await
+    }
+
+    /// As [`try_get_with`](FleetCell::try_get_with), for tasks and with a build that is a future.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`try_get_or_refresh`](FleetCell::try_get_or_refresh).
+    ///
+    /// # Examples
+    ///
+    /// ```
     /// use dogpile_fleet::{BuildContext, FleetCell, FleetPolicy, MemoryStore, Plain, RefreshError, Refreshed};
     /// use std::time::Duration;
     ///
@@ -83,11 +112,11 @@ where
     ///     Some(_) => Ok(Refreshed::NotModified),
     ///     None => Ok::<_, std::io::Error>(String::from("<html>").into()),
     /// };
-    /// assert_eq!(*page.try_get_or_refresh_async(build).await?, "<html>");
+    /// assert_eq!(*page.try_get_with_async(build).await?, "<html>");
     /// # Ok::<(), RefreshError>(())
     /// # }).unwrap();
     /// ```
-    pub async fn try_get_or_refresh_async<E, F>(&self, build: F) -> Result<Arc<T>, RefreshError>
+    pub async fn try_get_with_async<E, F>(&self, build: F) -> Result<Arc<T>, RefreshError>
     where
         E: Into<BoxError>,
         F: AsyncFnOnce(&BuildContext<'_, T>) -> Result<Refreshed<T>, E>,

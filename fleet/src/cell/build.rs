@@ -40,9 +40,9 @@ use crate::store::Fence;
 /// let (minute, clock) = (Duration::from_secs(60), ManualClock::new());
 /// let store = MemoryStore::with_clock(clock.clone());
 /// let file = FleetCell::with_clock("file", store, Plain, FleetPolicy::ttl(minute), clock.clone());
-/// let first = file.try_get_or_refresh(download)?;
+/// let first = file.try_get_with(download)?;
 /// clock.advance(2 * minute);
-/// assert_eq!(file.try_get_or_refresh(download)?, first, "it is not modified");
+/// assert_eq!(file.try_get_with(download)?, first, "it is not modified");
 /// # Ok::<(), dogpile_fleet::RefreshError>(())
 /// ```
 pub struct BuildContext<'a, T> {

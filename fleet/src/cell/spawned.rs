@@ -16,7 +16,7 @@ use super::node::{Caller, Node, Step};
 use super::reply::{Awaited, NoAnswer, reply};
 
 /// A read whose builds run elsewhere. Made by [`FleetCell::spawn_with`].
-#[must_use = "it does nothing until `try_get` is called"]
+#[must_use = "it does nothing until `try_get` or `try_get_with` is called"]
 pub struct FleetSpawn<'a, T: 'static, C: Clock + 'static, S> {
     cell: &'a FleetCell<T, C>,
     spawner: S,
@@ -39,15 +39,14 @@ where
     /// # Examples
     ///
     /// ```
-    /// use dogpile_fleet::{BuildContext, FleetCell, FleetPolicy, MemoryStore, Plain, Refreshed};
+    /// use dogpile_fleet::{FleetCell, FleetPolicy, MemoryStore, Plain};
     /// use std::io;
     /// use std::time::Duration;
     ///
     /// let policy = FleetPolicy::ttl(Duration::from_secs(60));
     /// let page = FleetCell::new("page", MemoryStore::new(), Plain, policy);
     ///
-    /// let build = |_: &BuildContext<'_, String>| Ok::<_, io::Error>(Refreshed::from(String::from("<html>")));
-    /// let value = page.spawn_with(std::thread::spawn).try_get(build)?;
+    /// let value = page.spawn_with(std::thread::spawn).try_get(|| Ok::<_, io::Error>(String::from("<html>")))?;
     /// assert_eq!(*value, "<html>");
     /// # Ok::<(), dogpile_fleet::RefreshError>(())
     /// ```
@@ -83,7 +82,7 @@ where
     /// # Examples
     ///
     /// ```
-    /// use dogpile_fleet::{BuildContext, FleetCell, FleetPolicy, MemoryStore, Plain, RefreshError, Refreshed};
+    /// use dogpile_fleet::{FleetCell, FleetPolicy, MemoryStore, Plain, RefreshError};
     /// use std::io;
     /// use std::sync::mpsc::channel;
     /// use std::time::Duration;
@@ -92,9 +91,9 @@ where
     /// let page = FleetCell::new("page", MemoryStore::new(), Plain, policy);
     /// let (go_on, may_go_on) = channel();
     ///
-    /// let slow = move |_: &BuildContext<'_, String>| {
+    /// let slow = move || {
     ///     let _ = may_go_on.recv();
-    ///     Ok::<_, io::Error>(Refreshed::from(String::from("<html>")))
+    ///     Ok::<_, io::Error>(String::from("<html>"))
     /// };
     /// let outcome = page.spawn_with(std::thread::spawn).wait_at_most(Duration::ZERO).try_get(slow);
     /// assert!(matches!(outcome, Err(RefreshError::WaitTimeout)));
@@ -122,12 +121,12 @@ where
     ///
     /// ```
     /// use dogpile::Job;
-    /// use dogpile_fleet::{BuildContext, FleetCell, FleetPolicy, MemoryStore, Plain, RefreshError, Refreshed};
+    /// use dogpile_fleet::{FleetCell, FleetPolicy, MemoryStore, Plain, RefreshError};
     /// use std::io;
     /// use std::time::Duration;
     ///
-    /// fn build(_: &BuildContext<'_, String>) -> io::Result<Refreshed<String>> {
-    ///     Ok(String::from("<html>").into())
+    /// fn build() -> io::Result<String> {
+    ///     Ok(String::from("<html>"))
     /// }
     ///
     /// let policy = FleetPolicy::ttl(Duration::from_secs(60));
@@ -138,6 +137,40 @@ where
     /// # Ok::<(), RefreshError>(())
     /// ```
     pub fn try_get<E, F, R>(self, build: F) -> Result<Arc<T>, RefreshError>
+    where
+        S: Fn(Job) -> R,
+        E: Into<BoxError>,
+        F: FnOnce() -> Result<T, E> + Send + 'static,
+    {
+        self.try_get_with(|_: &BuildContext<'_, T>| build().map(Refreshed::New))
+    }
+
+    /// As [`try_get`](FleetSpawn::try_get), with a build as for [`FleetCell::try_get_with`].
+    ///
+    /// # Errors
+    ///
+    /// Those of [`try_get`](FleetSpawn::try_get).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::Job;
+    /// use dogpile_fleet::{BuildContext, FleetCell, FleetPolicy, MemoryStore, Plain, Refreshed};
+    /// use std::io;
+    /// use std::time::Duration;
+    ///
+    /// fn build(context: &BuildContext<'_, String>) -> io::Result<Refreshed<String>> {
+    ///     Ok(context.previous().map_or_else(|| Refreshed::New(String::from("<html>")), |_| Refreshed::NotModified))
+    /// }
+    ///
+    /// let policy = FleetPolicy::ttl(Duration::from_secs(60));
+    /// let page = FleetCell::new("page", MemoryStore::new(), Plain, policy);
+    /// let first = page.spawn_with(|job: Job| job()).try_get_with(build)?;
+    /// page.invalidate()?;
+    /// assert_eq!(page.spawn_with(|job: Job| job()).try_get_with(build)?, first, "it is not modified");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn try_get_with<E, F, R>(self, build: F) -> Result<Arc<T>, RefreshError>
     where
         S: Fn(Job) -> R,
         E: Into<BoxError>,
@@ -182,6 +215,39 @@ where
     /// # Examples
     ///
     /// ```
+    /// use dogpile_fleet::{FleetCell, FleetPolicy, MemoryStore, Plain};
+    /// use std::io;
+    /// use std::time::Duration;
+    ///
+    /// # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
+    /// let policy = FleetPolicy::ttl(Duration::from_secs(60));
+    /// let page = FleetCell::new("page", MemoryStore::new(), Plain, policy);
+    ///
+    /// let build = || Ok::<_, io::Error>(String::from("<html>"));
+    /// let value = page.spawn_with(tokio::task::spawn_blocking).try_get_async(build).await?;
+    /// assert_eq!(*value, "<html>");
+    /// # Ok::<(), dogpile_fleet::RefreshError>(())
+    /// # }).unwrap();
+    /// ```
+    #[cfg(feature = "async")]
+    pub async fn try_get_async<E, F, R>(self, build: F) -> Result<Arc<T>, RefreshError>
+    where
+        S: Fn(Job) -> R,
+        E: Into<BoxError>,
+        F: FnOnce() -> Result<T, E> + Send + 'static,
+    {
+        self.try_get_with_async(|_: &BuildContext<'_, T>| build().map(Refreshed::New)).await
+    }
+
+    /// As [`try_get_async`](FleetSpawn::try_get_async), with a build as for [`FleetCell::try_get_with`].
+    ///
+    /// # Errors
+    ///
+    /// Those of [`try_get`](FleetSpawn::try_get).
+    ///
+    /// # Examples
+    ///
+    /// ```
     /// use dogpile_fleet::{BuildContext, FleetCell, FleetPolicy, MemoryStore, Plain, Refreshed};
     /// use std::io;
     /// use std::time::Duration;
@@ -191,13 +257,13 @@ where
     /// let page = FleetCell::new("page", MemoryStore::new(), Plain, policy);
     ///
     /// let build = |_: &BuildContext<'_, String>| Ok::<_, io::Error>(Refreshed::from(String::from("<html>")));
-    /// let value = page.spawn_with(tokio::task::spawn_blocking).try_get_async(build).await?;
+    /// let value = page.spawn_with(tokio::task::spawn_blocking).try_get_with_async(build).await?;
     /// assert_eq!(*value, "<html>");
     /// # Ok::<(), dogpile_fleet::RefreshError>(())
     /// # }).unwrap();
     /// ```
     #[cfg(feature = "async")]
-    pub async fn try_get_async<E, F, R>(self, build: F) -> Result<Arc<T>, RefreshError>
+    pub async fn try_get_with_async<E, F, R>(self, build: F) -> Result<Arc<T>, RefreshError>
     where
         S: Fn(Job) -> R,
         E: Into<BoxError>,

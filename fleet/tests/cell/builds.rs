@@ -10,7 +10,7 @@ use crate::support::*;
 
 fn builds_for(node: &Node, value: &str, ttl: Duration) {
     let build = |_: &BuildContext<'_, String>| Ok::<_, &str>(Refreshed::NewFor(text(value), ttl));
-    assert_eq!(*node.try_get_or_refresh(build).unwrap(), value);
+    assert_eq!(*node.try_get_with(build).unwrap(), value);
 }
 
 #[test]
@@ -89,7 +89,7 @@ fn a_tag_stays_with_a_value_that_is_not_modified_unless_the_build_sets_another()
     let (builder, other) = (fleet.quiet(POLICY), fleet.quiet(POLICY));
     let builds = |node: &Node, tag: Option<&str>, known: Option<&str>, build: fn() -> Refreshed<String>| {
         fleet.clock.advance(11 * SECOND);
-        let built = node.try_get_or_refresh(|context| {
+        let built = node.try_get_with(|context| {
             assert_eq!(context.tag(), known);
             if let Some(tag) = tag {
                 context.set_tag("overwritten");
@@ -123,7 +123,7 @@ fn the_conversion_of_an_error_is_inside_the_build() {
     struct Reads(std::sync::Arc<Node>);
     impl From<Reads> for BoxError {
         fn from(Reads(node): Reads) -> Self {
-            let read = node.try_get_or_refresh::<&str, _>(|_| panic!("inside of a build"));
+            let read = node.try_get_with::<&str, _>(|_| panic!("inside of a build"));
             read.unwrap_err().into()
         }
     }
@@ -131,7 +131,21 @@ fn the_conversion_of_an_error_is_inside_the_build() {
     let node = std::sync::Arc::new(fleet.quiet(POLICY));
     let error = at_once("the error", move || {
         let inner = std::sync::Arc::clone(&node);
-        node.try_get_or_refresh(move |_| Err(Reads(inner))).unwrap_err()
+        node.try_get_with(move |_| Err(Reads(inner))).unwrap_err()
     });
     assert!(matches!(error.downcast_ref(), Some(RefreshError::Reentrant)), "{error:?}");
+}
+
+/// As with the core's cells: what is named after nothing but the read takes a build of a plain value.
+#[test]
+fn a_build_of_a_plain_value_needs_no_context() {
+    let fleet = Fleet::new();
+    let node = fleet.node(POLICY);
+    let build = |value: &'static str| move || Ok::<_, std::io::Error>(text(value));
+    assert_eq!(*node.try_get_or_refresh(build("first")).unwrap(), "first");
+    fleet.clock.advance(11 * SECOND);
+    assert_eq!(*node.spawn_with(|job: dogpile::Job| job()).try_get(build("second")).unwrap(), "second");
+    node.clear().unwrap();
+    let error = node.try_get_or_refresh(|| Err("no")).unwrap_err();
+    assert_eq!(error.to_string(), "no");
 }

@@ -22,7 +22,7 @@ fn a_damaged_payload_is_rebuilt_for_all() {
         let (one, other) = (fleet.node(POLICY), fleet.node(POLICY));
         publish(&fleet, damaged);
         let value = one
-            .try_get_or_refresh::<&str, _>(|context| {
+            .try_get_with::<&str, _>(|context| {
                 assert_eq!((context.previous(), context.tag()), (None, None));
                 Ok(text("value").into())
             })

@@ -13,11 +13,11 @@ use crate::support::*;
 const PAUSE: FleetPolicy = POLICY.retry_backoff(SECOND, SECOND);
 
 fn failing(node: &Node) -> RefreshError {
-    node.try_get_or_refresh(|_| Err("no route to host")).unwrap_err()
+    node.try_get_with(|_| Err("no route to host")).unwrap_err()
 }
 
 fn refused(node: &Node) {
-    let error = node.try_get_or_refresh::<&str, _>(|_| panic!("a pause runs")).unwrap_err();
+    let error = node.try_get_with::<&str, _>(|_| panic!("a pause runs")).unwrap_err();
     assert!(
         matches!(error.downcast_ref(), Some(Backoff { left, .. }) if !left.is_zero() && *left <= 2 * SECOND),
         "{error:?}"
@@ -63,7 +63,7 @@ fn a_stale_value_is_served_while_the_pause_runs() {
     assert!(matches!(failing(&one), RefreshError::Build(_)));
     for node in [&one, &other] {
         for _ in 0..10 {
-            assert_eq!(*node.try_get_or_refresh::<&str, _>(|_| panic!("a pause runs")).unwrap(), "old");
+            assert_eq!(*node.try_get_with::<&str, _>(|_| panic!("a pause runs")).unwrap(), "old");
         }
     }
     assert_eq!(other.stats().acquires, 2, "one for the first value, and one that found the pause");
@@ -79,7 +79,7 @@ fn the_callers_of_a_failed_build_get_the_stale_value_if_the_policy_says_so() {
     let node = fleet.quiet(POLICY.stale_if_error(5 * SECOND));
     node.get_or_refresh(|| text("old"));
     fleet.clock.advance(14 * SECOND);
-    assert_eq!(*node.try_get_or_refresh(|_| Err("no")).unwrap(), "old");
+    assert_eq!(*node.try_get_with(|_| Err("no")).unwrap(), "old");
     fleet.clock.advance(2 * SECOND);
     assert!(matches!(failing(&node), RefreshError::Build(_)));
 }
@@ -93,7 +93,7 @@ fn threads_that_wait_on_the_same_node_share_the_error() {
     thread::scope(|scope| {
         let node = &node;
         let first = scope.spawn(move || {
-            node.try_get_or_refresh(|_| {
+            node.try_get_with(|_| {
                 entered.send(()).unwrap();
                 may_go.recv().unwrap();
                 Err("no")
@@ -101,7 +101,7 @@ fn threads_that_wait_on_the_same_node_share_the_error() {
         });
         has_entered.recv().unwrap();
         let waiting = thread::Builder::new();
-        let second = waiting.spawn_scoped(scope, || node.try_get_or_refresh(|_| Err("built twice"))).unwrap();
+        let second = waiting.spawn_scoped(scope, || node.try_get_with(|_| Err("built twice"))).unwrap();
         // It waits, or it comes too late and builds itself; it cannot hang.
         let_go.send(()).unwrap();
         assert!(
@@ -136,7 +136,7 @@ fn an_error_converts_into_a_boxed_error_and_shows_the_text_and_the_type_of_the_b
     let fleet = Fleet::new();
     let node = fleet.node(PAUSE);
     let read = || -> Result<(), Box<dyn Error + Send + Sync>> {
-        node.try_get_or_refresh(|_| Err(io::Error::new(io::ErrorKind::NotFound, "no such table")))?;
+        node.try_get_with(|_| Err(io::Error::new(io::ErrorKind::NotFound, "no such table")))?;
         Ok(())
     };
     let error = *read().unwrap_err().downcast::<RefreshError>().unwrap();
@@ -162,7 +162,7 @@ fn a_panic_gives_the_lease_back_to_the_fleet() {
 fn not_modified_without_a_previous_value_is_a_failed_build() {
     let fleet = Fleet::new();
     let (one, other) = (fleet.node(POLICY), fleet.node(POLICY));
-    let error = one.try_get_or_refresh::<&str, _>(|_| Ok(Refreshed::NotModified)).unwrap_err();
+    let error = one.try_get_with::<&str, _>(|_| Ok(Refreshed::NotModified)).unwrap_err();
     assert_eq!(error.to_string(), "the build returned NotModified, but there is no previous value");
     assert_eq!(one.stats().failed, 1);
     assert_eq!(*other.get_or_refresh(|| text("value")), "value");

@@ -97,7 +97,7 @@ fn a_value_that_was_cleared_is_gone_from_every_node_that_looks() {
     writer.clear().unwrap();
     fleet.clock.advance(11 * SECOND);
     let value = sleeper
-        .try_get_or_refresh::<&str, _>(|context| {
+        .try_get_with::<&str, _>(|context| {
             assert!(context.previous().is_none());
             assert!(sleeper.get().is_none());
             Ok(text("newer").into())

@@ -107,7 +107,7 @@ fn what_a_node_built_for_itself_after_a_clear_was_thrown_away_at_each_look() {
     let (other, node) = (fleet.quiet(policy), fleet.quiet(policy));
     other.get_or_refresh(|| text("old"));
     other.clear().unwrap();
-    other.try_get_or_refresh(|_| Err("no")).unwrap_err();
+    other.try_get_with(|_| Err("no")).unwrap_err();
     assert_eq!(*node.get_or_refresh(|| text("local")), "local");
     looks(&fleet, &node, 10);
     assert_eq!(get(&node).as_deref(), Some("local"));
@@ -125,7 +125,7 @@ fn a_value_found_unchanged_was_fresh_here_for_longer_than_the_store_said() {
     node.get_or_refresh(|| text("value"));
     fleet.clock.advance(11 * SECOND);
     way.delay.store(4, Ordering::SeqCst);
-    node.try_get_or_refresh::<&str, _>(|_| Ok(Refreshed::NotModified)).unwrap();
+    node.try_get_with::<&str, _>(|_| Ok(Refreshed::NotModified)).unwrap();
     assert_eq!(node.freshness(), Freshness::Fresh);
     fleet.clock.advance(6 * SECOND + Duration::from_micros(1));
     assert_eq!(node.freshness(), Freshness::Stale);
@@ -139,7 +139,7 @@ fn a_value_found_unchanged_elsewhere_was_fetched_once_more() {
     assert_eq!(served(&other), "value");
     let before = other.get().unwrap();
     fleet.clock.advance(11 * SECOND);
-    builder.try_get_or_refresh::<&str, _>(|_| Ok(Refreshed::NotModified)).unwrap();
+    builder.try_get_with::<&str, _>(|_| Ok(Refreshed::NotModified)).unwrap();
     let operations = other.stats().store_operations;
     assert_eq!(served(&other), "value");
     assert!(Arc::ptr_eq(&other.get().unwrap(), &before), "the same value, and not another one like it");
@@ -180,9 +180,9 @@ fn use_the_longest_durations(fleet: &Fleet) {
     way.hints.store(false, Ordering::SeqCst);
     node.get_or_refresh(|| text("value"));
     node.invalidate().unwrap();
-    assert_eq!(*node.try_get_or_refresh(|_| Err("no")).unwrap(), "value");
+    assert_eq!(*node.try_get_with(|_| Err("no")).unwrap(), "value");
     fleet.clock.advance(100 * SECOND);
-    assert_eq!(*node.try_get_or_refresh::<&str, _>(|_| panic!("a pause runs")).unwrap(), "value");
+    assert_eq!(*node.try_get_with::<&str, _>(|_| panic!("a pause runs")).unwrap(), "value");
     way.down.store(true, Ordering::SeqCst);
     node.clear().unwrap_err();
     assert_eq!(*at_once("a build", move || node.get_or_refresh(|| text("local"))), "local");
@@ -200,7 +200,7 @@ fn those_who_found_nothing_to_serve_in_a_pause_waited_for_the_next_look() {
     one.get_or_refresh(|| text("old"));
     assert_eq!(served(&node), "old");
     fleet.clock.advance(11 * SECOND);
-    one.try_get_or_refresh(|_| Err("no")).unwrap_err();
+    one.try_get_with(|_| Err("no")).unwrap_err();
     assert_eq!(served(&node), "old");
     // Its pauses grow to five seconds, a fifth more or less.
     let step = 6 * SECOND + Duration::from_millis(2);
@@ -217,7 +217,7 @@ fn those_who_found_nothing_to_serve_in_a_pause_waited_for_the_next_look() {
     fleet.clock.advance(left - 2 * SECOND);
     eventually("it looks", || node.stats().polls > before);
     fleet.clock.advance(2 * SECOND + Duration::from_millis(1));
-    let refused = at_once("an answer", move || node.try_get_or_refresh(|_| Err("built in a pause")));
+    let refused = at_once("an answer", move || node.try_get_with(|_| Err("built in a pause")));
     assert!(refused.as_ref().is_err_and(RefreshError::is::<Backoff>), "{refused:?}");
 }
 
@@ -402,7 +402,7 @@ fn a_look_during_an_invalidation_made_the_store_seem_to_have_gone_back() {
             Ok::<_, std::io::Error>(Refreshed::New(format!("{value} after {tag:?}")))
         }
     };
-    assert_eq!(*node.try_get_or_refresh(tagged("v1")).unwrap(), "v1 after None");
+    assert_eq!(*node.try_get_with(tagged("v1")).unwrap(), "v1 after None");
     let (begun, let_go) = way.hold_up_an_invalidation();
     std::thread::scope(|scope| {
         let invalidation = scope.spawn(|| node.invalidate());
@@ -412,7 +412,7 @@ fn a_look_during_an_invalidation_made_the_store_seem_to_have_gone_back() {
         invalidation.join().unwrap().unwrap();
     });
     // A read that finds the cell's lock taken is served the old value.
-    eventually("it is built", || *node.try_get_or_refresh(tagged("v2")).unwrap() == "v2 after Some(\"v1\")");
+    eventually("it is built", || *node.try_get_with(tagged("v2")).unwrap() == "v2 after Some(\"v1\")");
     assert_eq!(node.stats().gone_back, 0);
 }
 
@@ -430,7 +430,7 @@ fn a_value_that_was_taken_over_stale_and_then_confirmed_was_lost() {
         fleet.clock.advance(11 * SECOND);
         assert_eq!(*second.get_or_refresh(|| text("v2")), "v2");
         fleet.clock.advance(11 * SECOND);
-        let confirmed = third.try_get_or_refresh(|_| {
+        let confirmed = third.try_get_with(|_| {
             assert_eq!(served(&node), "v2");
             assert_eq!(node.freshness(), Freshness::Stale);
             Ok::<_, std::io::Error>(Refreshed::NotModified)

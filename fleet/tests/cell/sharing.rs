@@ -37,7 +37,7 @@ fn fresh_reads_do_not_talk_to_the_store() {
     let before = node.stats();
     for _ in 0..100 {
         served(&node);
-        node.try_get_or_refresh::<&str, _>(|_| panic!("fresh")).unwrap();
+        node.try_get_with::<&str, _>(|_| panic!("fresh")).unwrap();
     }
     let mut reader = node.reader();
     assert_eq!(**reader.get().unwrap(), "value");
@@ -249,11 +249,11 @@ fn an_unchanged_value_is_fresh_again_on_all_nodes_under_the_same_version() {
         context.set_tag("v1");
         Ok(Refreshed::New(text("value")))
     };
-    let first = builder.try_get_or_refresh(build).unwrap();
+    let first = builder.try_get_with(build).unwrap();
     assert_eq!(served(&other), "value");
     let version = builder.snapshot().unwrap().version;
     fleet.clock.advance(11 * SECOND);
-    let second = builder.try_get_or_refresh(build).unwrap();
+    let second = builder.try_get_with(build).unwrap();
     assert!(std::sync::Arc::ptr_eq(&first, &second));
     assert_eq!(builder.freshness(), Freshness::Fresh);
     assert_eq!(served(&other), "value");
@@ -263,7 +263,7 @@ fn an_unchanged_value_is_fresh_again_on_all_nodes_under_the_same_version() {
     // Also when the node that finds it unchanged has only just come, and the value is too old to be served.
     fleet.clock.advance(200 * SECOND);
     let newcomer = fleet.node(POLICY);
-    assert_eq!(*newcomer.try_get_or_refresh(build).unwrap(), "value");
+    assert_eq!(*newcomer.try_get_with(build).unwrap(), "value");
     assert_eq!(newcomer.freshness(), Freshness::Fresh);
     assert_eq!(newcomer.snapshot().unwrap().version, version);
 }
@@ -274,7 +274,7 @@ fn a_value_that_was_too_old_to_be_served_is_fresh_once_it_is_found_unchanged() {
     let (builder, newcomer) = (fleet.quiet(POLICY), fleet.quiet(POLICY));
     builder.get_or_refresh(|| text("value"));
     fleet.clock.advance(111 * SECOND);
-    let value = newcomer.try_get_or_refresh(|context| {
+    let value = newcomer.try_get_with(|context| {
         assert_eq!(*context.previous().unwrap(), "value");
         assert!(newcomer.get().is_none());
         Ok::<_, &str>(Refreshed::NotModified)
@@ -312,7 +312,7 @@ fn a_build_beyond_its_limit_loses_its_lease() {
     let policy = POLICY.lease(3 * SECOND).build_limit(5 * SECOND);
     let (builder, other) = (fleet.node(policy), fleet.node(policy));
     let value = builder
-        .try_get_or_refresh::<&str, _>(|context| {
+        .try_get_with::<&str, _>(|context| {
             assert!(!context.is_superseded());
             fleet.clock.advance(9 * SECOND);
             assert_eq!(*other.get_or_refresh(|| text("quick")), "quick");
@@ -329,7 +329,7 @@ fn a_build_that_calls_its_own_cell_gets_the_old_value_or_an_error() {
     let fleet = Fleet::new();
     let node = fleet.quiet(POLICY);
     let value = node.get_or_refresh(|| {
-        let inner = node.try_get_or_refresh::<&str, _>(|_| panic!("two at a time"));
+        let inner = node.try_get_with::<&str, _>(|_| panic!("two at a time"));
         assert!(matches!(inner, Err(RefreshError::Reentrant)));
         text("first")
     });
@@ -348,7 +348,7 @@ fn fences_differ_and_only_grow() {
     let (one, other) = (fleet.quiet(POLICY), fleet.quiet(POLICY));
     let mut fences = Vec::new();
     for node in [&one, &other, &one] {
-        node.try_get_or_refresh::<&str, _>(|context| {
+        node.try_get_with::<&str, _>(|context| {
             fences.push(context.fence().unwrap());
             Ok(text("value").into())
         })

@@ -32,10 +32,10 @@ fn a_caller_with_an_old_value_gets_it_at_once_and_the_store_is_asked_by_the_job(
     fleet.clock.advance(11 * SECOND);
     let operations = node.stats().store_operations;
     let (spawn, jobs) = pool();
-    assert_eq!(*node.spawn_with(&spawn).try_get(build("new")).unwrap(), "old");
+    assert_eq!(*node.spawn_with(&spawn).try_get_with(build("new")).unwrap(), "old");
     assert_eq!(node.stats().store_operations, operations);
     // One job, whoever else comes.
-    assert_eq!(*node.spawn_with(&spawn).try_get(build("not built")).unwrap(), "old");
+    assert_eq!(*node.spawn_with(&spawn).try_get_with(build("not built")).unwrap(), "old");
     jobs.recv().unwrap()();
     assert_eq!(served(&node), "new");
     assert!(jobs.try_recv().is_err());
@@ -49,7 +49,7 @@ fn a_job_that_is_run_at_once_gives_its_caller_the_new_value() {
     let node = fleet.quiet(POLICY);
     node.get_or_refresh(|| text("old"));
     fleet.clock.advance(11 * SECOND);
-    assert_eq!(*node.spawn_with(|job: Job| job()).try_get(build("new")).unwrap(), "new");
+    assert_eq!(*node.spawn_with(|job: Job| job()).try_get_with(build("new")).unwrap(), "new");
 }
 
 #[test]
@@ -57,7 +57,7 @@ fn a_caller_that_gives_up_does_not_stop_the_build() {
     let fleet = Fleet::new();
     let node = fleet.quiet(POLICY);
     let (spawn, jobs) = pool();
-    let outcome = node.spawn_with(spawn).wait_at_most(Duration::ZERO).try_get(build("value"));
+    let outcome = node.spawn_with(spawn).wait_at_most(Duration::ZERO).try_get_with(build("value"));
     assert!(matches!(outcome, Err(RefreshError::WaitTimeout)), "{outcome:?}");
     jobs.recv().unwrap()();
     assert_eq!(served(&node), "value");
@@ -73,7 +73,7 @@ fn a_caller_with_nothing_to_serve_waits_for_its_job_and_others_for_the_same() {
         .map(|_| {
             let (node, spawn) = (Arc::clone(&node), Arc::clone(&spawn));
             thread::spawn(move || {
-                node.spawn_with(|job| spawn.lock().unwrap()(job)).try_get(build("value")).unwrap()
+                node.spawn_with(|job| spawn.lock().unwrap()(job)).try_get_with(build("value")).unwrap()
             })
         })
         .collect();
@@ -88,7 +88,7 @@ fn a_caller_with_nothing_to_serve_waits_for_its_job_and_others_for_the_same() {
 fn a_job_that_is_dropped_gives_the_right_to_build_back() {
     let fleet = Fleet::new();
     let node = fleet.quiet(POLICY);
-    let outcome = node.spawn_with(drop::<Job>).try_get(build("value"));
+    let outcome = node.spawn_with(drop::<Job>).try_get_with(build("value"));
     assert!(matches!(outcome, Err(RefreshError::Abandoned)), "{outcome:?}");
     assert_eq!(*node.get_or_refresh(|| text("by the next caller")), "by the next caller");
 }
@@ -98,7 +98,7 @@ fn the_error_of_a_build_reaches_its_caller_and_those_that_wait() {
     let fleet = Fleet::new();
     let node = fleet.quiet(POLICY);
     let fails = |_: &BuildContext<'_, String>| Err::<Refreshed<String>, _>(io::Error::other("no"));
-    let error = node.spawn_with(thread::spawn).try_get(fails).unwrap_err();
+    let error = node.spawn_with(thread::spawn).try_get_with(fails).unwrap_err();
     assert_eq!(error.to_string(), "no");
     assert!(error.is::<io::Error>());
 }
@@ -111,7 +111,7 @@ fn a_job_that_finds_another_node_building_is_made_again_when_that_one_has_died()
     dogpile_fleet::RefreshStore::acquire(&*fleet.store, NAME, &request).unwrap();
     let caller = {
         let node = Arc::clone(&node);
-        thread::spawn(move || node.spawn_with(thread::spawn).try_get(build("value")).unwrap())
+        thread::spawn(move || node.spawn_with(thread::spawn).try_get_with(build("value")).unwrap())
     };
     eventually("it has found the other node building", || node.stats().busy > 0);
     eventually("the lease of the dead node has ended", || {
@@ -132,17 +132,17 @@ fn a_task_that_is_dropped_does_not_stop_the_build() {
     let node = fleet.quiet(POLICY);
     let (spawn, jobs) = pool();
     {
-        let mut read = pin!(node.spawn_with(&spawn).try_get_async(build("value")));
+        let mut read = pin!(node.spawn_with(&spawn).try_get_with_async(build("value")));
         assert!(read.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
     }
     jobs.recv().unwrap()();
     assert_eq!(served(&node), "value");
     fleet.clock.advance(11 * SECOND);
-    let stale = futures_lite::future::block_on(node.spawn_with(&spawn).try_get_async(build("newer")));
+    let stale = futures_lite::future::block_on(node.spawn_with(&spawn).try_get_with_async(build("newer")));
     assert_eq!(*stale.unwrap(), "value");
     jobs.recv().unwrap()();
     assert_eq!(served(&node), "newer");
     node.clear().unwrap();
-    let timed_out = node.spawn_with(&spawn).wait_at_most(Duration::ZERO).try_get_async(build("x"));
+    let timed_out = node.spawn_with(&spawn).wait_at_most(Duration::ZERO).try_get_with_async(build("x"));
     assert!(matches!(futures_lite::future::block_on(timed_out), Err(RefreshError::WaitTimeout)));
 }

@@ -65,15 +65,15 @@ fn a_build_is_given_its_context_and_may_fail_or_find_nothing_changed() {
     let fleet = Fleet::new();
     let node = fleet.node(POLICY.retry_backoff(SECOND, SECOND));
     let error =
-        block_on(node.try_get_or_refresh_async(async |_: &BuildContext<'_, String>| Err("no"))).unwrap_err();
+        block_on(node.try_get_with_async(async |_: &BuildContext<'_, String>| Err("no"))).unwrap_err();
     assert!(matches!(error, RefreshError::Build(error) if error.to_string() == "no"));
     let refused =
-        node.try_get_or_refresh_async(async |_: &BuildContext<'_, String>| Err::<Refreshed<_>, _>("never"));
+        node.try_get_with_async(async |_: &BuildContext<'_, String>| Err::<Refreshed<_>, _>("never"));
     assert!(block_on(refused).unwrap_err().is::<Backoff>());
     fleet.clock.advance(2 * SECOND);
     let first = block_on(node.get_or_refresh_async(|| async { text("value") }));
     fleet.clock.advance(11 * SECOND);
-    let second = block_on(node.try_get_or_refresh_async(async |context: &BuildContext<'_, String>| {
+    let second = block_on(node.try_get_with_async(async |context: &BuildContext<'_, String>| {
         yield_now().await;
         assert_eq!(context.fence().unwrap().number, 3);
         assert!(context.previous().is_some());
@@ -136,9 +136,8 @@ fn a_build_that_awaits_its_own_value_gets_an_error() {
     let node = fleet.node(POLICY);
     let value = block_on(node.get_or_refresh_async(|| async {
         yield_now().await;
-        let inner = node.try_get_or_refresh_async(async |_: &BuildContext<'_, String>| {
-            Err::<Refreshed<_>, _>("not built")
-        });
+        let inner =
+            node.try_get_with_async(async |_: &BuildContext<'_, String>| Err::<Refreshed<_>, _>("not built"));
         assert!(matches!(inner.await, Err(RefreshError::Reentrant)));
         text("value")
     }));
@@ -162,11 +161,7 @@ fn its_futures_can_be_sent() {
     let fleet = Fleet::new();
     let node = fleet.node(POLICY);
     sent(node.get_or_refresh_async(|| async { text("value") }));
-    sent(
-        node.try_get_or_refresh_async(async |_: &BuildContext<'_, String>| {
-            Err::<Refreshed<_>, _>("not built")
-        }),
-    );
+    sent(node.try_get_with_async(async |_: &BuildContext<'_, String>| Err::<Refreshed<_>, _>("not built")));
 }
 
 #[test]
@@ -177,11 +172,11 @@ fn tasks_that_waited_for_a_failed_build_share_its_error_whatever_their_own_error
     thread::scope(|scope| {
         let mut waiter = None;
         let error = node
-            .try_get_or_refresh(|_| {
+            .try_get_with(|_| {
                 let (waits, node) = (waits.clone(), &node);
                 waiter = Some(scope.spawn(move || {
                     let never = async |_: &BuildContext<'_, String>| Err::<Refreshed<_>, _>(fmt::Error);
-                    let mut read = pin!(node.try_get_or_refresh_async(never));
+                    let mut read = pin!(node.try_get_with_async(never));
                     assert!(poll(read.as_mut()).is_pending());
                     waits.send(()).unwrap();
                     block_on(read).unwrap_err()
@@ -205,9 +200,24 @@ fn a_build_of_a_task_that_panics_begins_a_pause_on_all_nodes() {
     let build = async |_: &BuildContext<'_, String>| -> Result<Refreshed<String>, io::Error> {
         panic!("as intended")
     };
-    catch_unwind(AssertUnwindSafe(|| block_on(one.try_get_or_refresh_async(build)))).unwrap_err();
+    catch_unwind(AssertUnwindSafe(|| block_on(one.try_get_with_async(build)))).unwrap_err();
     assert_eq!(one.stats().panicked, 1);
     eventually("the store is told", || fleet.store.entry(NAME).failures == 1);
-    let error = other.try_get_or_refresh::<io::Error, _>(|_| panic!("it is tried too early")).unwrap_err();
+    let error = other.try_get_with::<io::Error, _>(|_| panic!("it is tried too early")).unwrap_err();
     assert!(error.is::<Backoff>(), "{error:?}");
+}
+
+#[test]
+fn a_build_of_a_plain_value_needs_no_context() {
+    let fleet = Fleet::new();
+    let node = fleet.node(POLICY);
+    let build = || async { Ok::<_, io::Error>(text("first")) };
+    assert_eq!(*block_on(node.try_get_or_refresh_async(build)).unwrap(), "first");
+    fleet.clock.advance(11 * SECOND);
+    let build = || Ok::<_, io::Error>(text("second"));
+    let read = node.spawn_with(|job: dogpile::Job| job()).try_get_async(build);
+    assert_eq!(*block_on(read).unwrap(), "second");
+    node.clear().unwrap();
+    let error = block_on(node.try_get_or_refresh_async(|| async { Err("no") })).unwrap_err();
+    assert_eq!(error.to_string(), "no");
 }

@@ -166,7 +166,7 @@ impl Node {
         let me = &self.readers[number];
         let mut last: Option<(u64, Option<Version>)> = None;
         while self.running.load(Ordering::SeqCst) {
-            drop(self.cell.try_get_or_refresh(|context| {
+            drop(self.cell.try_get_with(|context| {
                 me.builds.store(true, Ordering::SeqCst);
                 let built = self.build(context);
                 me.builds.store(false, Ordering::SeqCst);

@@ -176,7 +176,7 @@ fn withheld(kind: Kind, port: u16) {
     let error = at_once("a build that has failed", {
         let (node, hold) = (Arc::clone(&node), proxy.holder());
         move || {
-            node.try_get_or_refresh(|_| {
+            node.try_get_with(|_| {
                 hold();
                 Err::<dogpile_fleet::Refreshed<String>, _>("no route to host")
             })

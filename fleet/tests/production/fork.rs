@@ -74,7 +74,7 @@ pub(crate) fn fork_and_build(directory: &str) {
         let node = || FleetCell::new(name, Arc::clone(&store), Plain, policy);
         let cell = node();
         let built = |value: &str, ttl| Ok::<_, &str>(Refreshed::NewFor(text(value), ttl));
-        cell.try_get_or_refresh(|_| built("parent", Duration::from_millis(1))).unwrap();
+        cell.try_get_with(|_| built("parent", Duration::from_millis(1))).unwrap();
         eventually("it is out of date", || cell.freshness() != Freshness::Fresh);
         let status = std::os::unix::process::parent_id();
         if status == 0 {
@@ -82,7 +82,7 @@ pub(crate) fn fork_and_build(directory: &str) {
             let built = catch_unwind(AssertUnwindSafe(|| {
                 let mut builds = 0;
                 eventually("a value of its own", || {
-                    let value = cell.try_get_or_refresh(|_| {
+                    let value = cell.try_get_with(|_| {
                         builds += 1;
                         built("child", HOUR)
                     });

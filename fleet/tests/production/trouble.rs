@@ -43,7 +43,7 @@ fn redis_the_rights_that_the_documentation_names_are_enough() {
     let hints = node.stats().hints;
     node.clear().unwrap();
     eventually("a hint", || node.stats().hints > hints);
-    node.try_get_or_refresh(|_| Err::<dogpile_fleet::Refreshed<String>, _>("no")).unwrap_err();
+    node.try_get_with(|_| Err::<dogpile_fleet::Refreshed<String>, _>("no")).unwrap_err();
     assert_eq!(node.stats().store_errors, 0, "{:?}", node.last_store_error());
 }
 
