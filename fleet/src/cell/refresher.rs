@@ -375,7 +375,8 @@ impl FleetRefresher {
     /// Stops the refresher and waits for its thread or task to end, at most for `time`. Returns whether it has ended.
     ///
     /// If it has not, a build still runs. On a thread it is published when it ends. In a task it is dropped when the task is next
-    /// polled. From inside the refresher's own build on a thread this does not wait.
+    /// polled. From inside the refresher's own build on a thread this does not wait. On a thread that the task needs to be polled, use
+    /// [`stop_timeout_async`](FleetRefresher::stop_timeout_async): this one blocks it.
     ///
     /// # Examples
     ///
