@@ -21,7 +21,7 @@ fn the_age_that_a_build_returns_counts_on_all_nodes() {
         let build = |_: &BuildContext<'_, String>| {
             Ok::<_, &str>(Refreshed::Aged { value: text("old"), age: age * SECOND, ttl: None })
         };
-        assert_eq!(*builder.try_get_or_refresh(build).unwrap(), "old");
+        assert_eq!(*builder.try_get_with(build).unwrap(), "old");
         let stored = fleet.store.entry(NAME).value.unwrap();
         assert_eq!(stored.hard_until - stored.soft_until, (hard - soft) * 1_000_000);
         if soft > 0 {
