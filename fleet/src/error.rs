@@ -48,11 +48,11 @@ pub struct Backoff {
 /// let store = Arc::new(MemoryStore::new());
 /// let node = || FleetKeys::new("users", Arc::clone(&store), Plain, FleetPolicy::ttl(Duration::from_secs(60)));
 /// let (a, b) = (node(), node());
-/// let first = a.load("7", None, |_| Ok::<_, &str>(Refreshed::NewFor(String::from("old"), Duration::ZERO)))?;
+/// let first = a.load_with("7", None, |_| Ok::<_, &str>(Refreshed::NewFor(String::from("old"), Duration::ZERO)))?;
 /// let Refreshed::NewFor(old, _) = first else { unreachable!("a load says how long its value is fresh") };
 ///
-/// a.load("7", None, |_| {
-///     let error = b.load::<&str, _>("7", Some(Arc::new(old)), |_| unreachable!("a builds")).unwrap_err();
+/// a.load_with("7", None, |_| {
+///     let error = b.load::<&str, _>("7", Some(Arc::new(old)), || unreachable!("a builds")).unwrap_err();
 ///     assert!(error.is::<Busy>());
 ///     Ok::<_, &str>(Refreshed::New(String::from("new")))
 /// })?;

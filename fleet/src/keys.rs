@@ -81,7 +81,7 @@ pub use value::FleetValue;
 /// # Examples
 ///
 /// ```
-/// use dogpile_fleet::{BuildContext, FleetKeys, FleetPolicy, FleetValue, MemoryStore, Plain, Refreshed};
+/// use dogpile_fleet::{FleetKeys, FleetPolicy, FleetValue, MemoryStore, Plain};
 /// use dogpile_map::DogpileMap;
 /// use std::io;
 /// use std::sync::Arc;
@@ -93,8 +93,7 @@ pub use value::FleetValue;
 ///
 /// let read = |id: u64| {
 ///     users.request(&id).try_get_with(|id, previous| {
-///         let build = |_: &BuildContext<'_, String>| Ok::<_, io::Error>(Refreshed::from(format!("user {id}")));
-///         keys.load(&id.to_string(), previous, build)
+///         keys.load(&id.to_string(), previous, || Ok::<_, io::Error>(format!("user {id}")))
 ///     })
 /// };
 /// assert_eq!(**read(7)?, "user 7");
@@ -218,8 +217,8 @@ where
     /// What a build of the map is to return: the newest value of `key`, from the store, or from `build` if this process is
     /// elected.
     ///
-    /// `previous` is the value that the map has, if it has one. What `build` returns is as for
-    /// [`FleetCell::try_get_or_refresh`](crate::FleetCell::try_get_or_refresh).
+    /// `previous` is the value that the map has, if it has one. A build that is to be given the fleet's previous value, or that returns a
+    /// [`Refreshed`], goes to [`load_with`](FleetKeys::load_with).
     ///
     /// # Errors
     ///
@@ -248,7 +247,7 @@ where
     /// # Examples
     ///
     /// ```
-    /// use dogpile_fleet::{FleetKeys, FleetPolicy, FleetValue, MemoryStore, Plain, Refreshed};
+    /// use dogpile_fleet::{FleetKeys, FleetPolicy, FleetValue, MemoryStore, Plain};
     /// use dogpile_map::DogpileMap;
     /// use std::io;
     /// use std::time::Duration;
@@ -261,12 +260,67 @@ where
     /// let users = DogpileMap::<u64, FleetValue<String>>::builder(keys.policy()).max_entries(1000).build();
     ///
     /// let user = users.request(&7).try_get_with(|id, previous| {
-    ///     keys.load(&id.to_string(), previous, |_| read_from_database(*id).map(Refreshed::from))
+    ///     keys.load(&id.to_string(), previous, || read_from_database(*id))
     /// })?;
     /// assert_eq!(**user, "user 7");
     /// # Ok::<(), dogpile_fleet::RefreshError>(())
     /// ```
     pub fn load<E, F>(
+        &self,
+        key: &str,
+        previous: Option<Arc<FleetValue<T>>>,
+        build: F,
+    ) -> Result<Refreshed<FleetValue<T>>, RefreshError>
+    where
+        E: Into<BoxError>,
+        F: FnOnce() -> Result<T, E>,
+    {
+        self.load_with(key, previous, |_| build().map(Refreshed::New))
+    }
+
+    /// As [`load`](FleetKeys::load), with a build that is given a context, with the fleet's previous value and its tag, and that may find
+    /// the value unchanged, or choose a time to live.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`load`](FleetKeys::load).
+    ///
+    /// # Panics
+    ///
+    /// If `build` panics. The right to build is given back.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile_fleet::{BuildContext, FleetKeys, FleetPolicy, FleetValue, MemoryStore, Plain, Refreshed};
+    /// use dogpile_map::DogpileMap;
+    /// use std::io;
+    /// use std::time::Duration;
+    ///
+    /// /// Asks the source whether the user is still the same.
+    /// fn read(id: u64, context: &BuildContext<'_, String>) -> io::Result<Refreshed<String>> {
+    ///     if context.tag() == Some("v1") {
+    ///         return Ok(Refreshed::NotModified);
+    ///     }
+    ///     context.set_tag("v1");
+    ///     Ok(Refreshed::New(format!("user {id}")))
+    /// }
+    ///
+    /// let keys = FleetKeys::new("users", MemoryStore::new(), Plain, FleetPolicy::ttl(Duration::from_secs(60)));
+    /// let users = DogpileMap::<u64, FleetValue<String>>::builder(keys.policy()).max_entries(1000).build();
+    /// let user = || {
+    ///     users.request(&7).try_get_with(|id, previous| {
+    ///         keys.load_with(&id.to_string(), previous, |context| read(*id, context))
+    ///     })
+    /// };
+    /// assert_eq!(**user()?, "user 7");
+    /// keys.invalidate("7")?;
+    /// users.invalidate(&7);
+    /// assert_eq!(**user()?, "user 7");
+    /// assert_eq!(keys.stats().unchanged, 1);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn load_with<E, F>(
         &self,
         key: &str,
         previous: Option<Arc<FleetValue<T>>>,
@@ -315,7 +369,7 @@ where
     /// # Examples
     ///
     /// ```
-    /// use dogpile_fleet::{FleetKeys, FleetPolicy, FleetValue, MemoryStore, Plain, Refreshed};
+    /// use dogpile_fleet::{FleetKeys, FleetPolicy, FleetValue, MemoryStore, Plain};
     /// use dogpile_map::DogpileMap;
     /// use std::io;
     /// use std::time::Duration;
@@ -329,7 +383,7 @@ where
     /// let users = DogpileMap::<u64, FleetValue<String>>::builder(keys.policy()).max_entries(1000).build();
     ///
     /// let load = async |id: &u64, previous| {
-    ///     keys.load_async(&id.to_string(), previous, async |_| read_from_database(*id).await.map(Refreshed::from)).await
+    ///     keys.load_async(&id.to_string(), previous, async || read_from_database(*id).await).await
     /// };
     /// let user = users.request(&7).try_get_with_async(load).await?;
     /// assert_eq!(**user, "user 7");
@@ -338,6 +392,44 @@ where
     /// ```
     #[cfg(feature = "async")]
     pub async fn load_async<E, F>(
+        &self,
+        key: &str,
+        previous: Option<Arc<FleetValue<T>>>,
+        build: F,
+    ) -> Result<Refreshed<FleetValue<T>>, RefreshError>
+    where
+        E: Into<BoxError>,
+        F: AsyncFnOnce() -> Result<T, E>,
+    {
+        self.load_with_async(key, previous, async |_| build().await.map(Refreshed::New)).await
+    }
+
+    /// As [`load_with`](FleetKeys::load_with), for tasks, as [`load_async`](FleetKeys::load_async).
+    ///
+    /// # Errors
+    ///
+    /// Those of [`load`](FleetKeys::load).
+    ///
+    /// # Panics
+    ///
+    /// If `build` panics. The right to build is given back.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile_fleet::{BuildContext, FleetKeys, FleetPolicy, MemoryStore, Plain, Refreshed};
+    /// use std::time::Duration;
+    ///
+    /// # futures_lite::future::block_on(async {
+    /// let keys = FleetKeys::new("users", MemoryStore::new(), Plain, FleetPolicy::ttl(Duration::from_secs(60)));
+    /// let short = async |_: &BuildContext<'_, String>| Ok::<_, &str>(Refreshed::NewFor(String::from("user 7"), Duration::from_secs(1)));
+    /// let loaded = keys.load_with_async("7", None, short).await?;
+    /// assert!(matches!(loaded, Refreshed::NewFor(user, ttl) if **user == *"user 7" && ttl <= Duration::from_secs(1)));
+    /// # Ok::<(), dogpile_fleet::RefreshError>(())
+    /// # }).unwrap();
+    /// ```
+    #[cfg(feature = "async")]
+    pub async fn load_with_async<E, F>(
         &self,
         key: &str,
         previous: Option<Arc<FleetValue<T>>>,
@@ -386,11 +478,11 @@ where
     ///
     /// let policy = FleetPolicy::ttl(Duration::from_secs(60));
     /// let keys = FleetKeys::new("users", MemoryStore::new(), Plain, policy);
-    /// keys.load("7", None, |_| Ok::<_, &str>(Refreshed::New(String::from("old"))))?;
+    /// keys.load("7", None, || Ok::<_, &str>(String::from("old")))?;
     ///
     /// // After the change of the source:
     /// keys.invalidate("7")?;
-    /// keys.load("7", None, |_| Ok::<_, &str>(Refreshed::New(String::from("new"))))?;
+    /// keys.load("7", None, || Ok::<_, &str>(String::from("new")))?;
     /// assert_eq!(keys.stats().fleet_builds, 2);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
@@ -412,10 +504,10 @@ where
     ///
     /// let policy = FleetPolicy::ttl(Duration::from_secs(60));
     /// let keys = FleetKeys::new("users", MemoryStore::new(), Plain, policy);
-    /// keys.load("7", None, |_| Ok::<_, &str>(Refreshed::New(String::from("old"))))?;
+    /// keys.load("7", None, || Ok::<_, &str>(String::from("old")))?;
     ///
     /// keys.clear("7")?;
-    /// keys.load("7", None, |context| {
+    /// keys.load_with("7", None, |context| {
     ///     assert!(context.previous().is_none());
     ///     Ok::<_, &str>(Refreshed::New(String::from("new")))
     /// })?;
@@ -460,7 +552,7 @@ where
     ///
     /// let policy = FleetPolicy::ttl(Duration::from_secs(60));
     /// let keys = FleetKeys::new("users", MemoryStore::new(), Plain, policy);
-    /// keys.load("7", None, |_| Ok::<_, &str>(Refreshed::New(String::from("user 7"))))?;
+    /// keys.load("7", None, || Ok::<_, &str>(String::from("user 7")))?;
     /// assert_eq!(keys.stats().fleet_builds, 1);
     /// # Ok::<(), dogpile_fleet::RefreshError>(())
     /// ```

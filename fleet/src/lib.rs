@@ -41,18 +41,19 @@
 //! # Promises
 //!
 //! * A fresh value is read at the price of the local cell: the store has no part in it.
-//! * One build at a time in the whole fleet, as long as the builder is heard of once per lease.
+//! * One build at a time in the whole fleet, as long as the builder renews its lease in time.
 //! * A build is accepted only if no other was begun and nothing was invalidated since it began. The store decides that, in
 //!   one step. A process that was stopped, or cut off, and comes back later, changes nothing.
-//! * After an [`invalidate`](FleetCell::invalidate) has returned, a node that looks into the store does not serve an older
-//!   value as fresh.
+//! * After an [`invalidate`](FleetCell::invalidate) has returned, a node (a process with the cell) that asks the store does not serve
+//!   an older value as fresh.
 //! * What a node serves is never older than what it has served before. (A build that the store refuses is not served: its
 //!   own caller gets it, if there is nothing else.)
 //! * Nobody blocks while there is a value that may be served, whatever the store does; but the one caller that is elected
 //!   waits for the policy's [`patience`](FleetPolicy::patience), and for its own build.
-//! * A finished build is served at once: its publication takes up to the patience of its caller, and goes on behind it.
-//! * An invalidation that could not be delivered is an error, and is not forgotten: it is delivered before anything else is
-//!   asked of the store.
+//! * A finished build is served after `patience` at the latest. If the store has not accepted it by then, its publication goes on in
+//!   the background.
+//! * An invalidation that could not be delivered is an error, and is not forgotten as long as the process lives: it is delivered before
+//!   anything else is asked of the store.
 //! * A store that is down makes each process build for itself, one build at a time, once its value is too old to be served.
 //! * Threads do not grow with cells: those of a process share four at most. A store that hangs never takes all of them, so that it holds
 //!   up no cell of another store.

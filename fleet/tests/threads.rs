@@ -142,7 +142,7 @@ fn a_loader_had_a_thread_of_its_own() {
     };
     std::thread::scope(|scope| {
         for loader in &loaders {
-            scope.spawn(|| loader.load("key", None, is_prolonged).unwrap());
+            scope.spawn(|| loader.load_with("key", None, is_prolonged).unwrap());
         }
     });
     let shared = threads_whose_name(|name| name == "dogpile-fleet");

@@ -48,7 +48,7 @@ pub enum Refreshed<T> {
     /// The `Age` and the `max-age` of an HTTP response, in seconds:
     ///
     /// ```
-    /// use dogpile::{DogpileCell, Freshness, Refreshed};
+    /// use dogpile::{DogpileCell, Refreshed};
     /// use std::time::Duration;
     ///
     /// let (age, max_age) = (Duration::from_secs(40), Duration::from_secs(300));

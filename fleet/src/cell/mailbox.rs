@@ -59,10 +59,10 @@ impl<J, C: Clock + 'static> Mailbox<J, C> {
         // Release: pairs with the Acquire in `is_closed`.
         self.closed.store(true, Ordering::Release);
         self.seat.post();
-        for end in self.ends.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
-            if let Some(end) = end.upgrade() {
-                end.notify();
-            }
+        let ends = std::mem::take(&mut *self.ends.lock().unwrap_or_else(PoisonError::into_inner));
+        // Without the lock: a task's waker is user code.
+        for end in ends.iter().filter_map(Weak::upgrade) {
+            end.notify();
         }
     }
 

@@ -35,7 +35,7 @@ use std::time::Duration;
 
 #[cfg(feature = "async")]
 use dogpile::Task;
-use dogpile::{BoxError, Clock, Hook, Refreshed, SharedError};
+use dogpile::{BuildResult, Clock, Hook, SharedError};
 
 use super::FleetCell;
 use super::build::BuildContext;
@@ -76,14 +76,14 @@ use status::{Ended, Status};
 /// # Examples
 ///
 /// ```
-/// use dogpile_fleet::{BuildContext, FleetCell, FleetPolicy, FleetRefresher, MemoryStore, Plain, Refreshed};
+/// use dogpile_fleet::{BuildContext, FleetCell, FleetPolicy, FleetRefresher, MemoryStore, Plain};
 /// use std::io;
 /// use std::time::Duration;
 ///
 /// let policy = FleetPolicy::ttl(Duration::from_secs(60));
-/// let page = FleetCell::new("page", MemoryStore::new(), Plain, policy);
+/// let page = FleetCell::<String>::new("page", MemoryStore::new(), Plain, policy);
 ///
-/// let build = |_: &BuildContext<'_, String>| Ok::<_, io::Error>(Refreshed::from(String::from("<html>")));
+/// let build = |_: &BuildContext<'_, String>| Ok::<_, io::Error>(String::from("<html>"));
 /// let refresher = FleetRefresher::spawn(&page, Duration::from_secs(10), build)?;
 /// assert!(refresher.wait_ready(Duration::from_secs(10)));
 /// assert_eq!(*page.get().unwrap(), "<html>");
@@ -104,6 +104,8 @@ pub struct FleetRefresher {
 impl FleetRefresher {
     /// Starts a refresher on a thread of its own, `dogpile-refresher`, which also runs the builds.
     ///
+    /// A build returns a value, a [`Refreshed`](dogpile::Refreshed), or a `Result` of one of them.
+    ///
     /// # Errors
     ///
     /// * [`io::ErrorKind::InvalidInput`] if `ahead` is not shorter than the policy's ttl, since every value would be due as soon
@@ -113,30 +115,27 @@ impl FleetRefresher {
     /// # Examples
     ///
     /// ```
-    /// use dogpile_fleet::{BuildContext, FleetCell, FleetPolicy, FleetRefresher, MemoryStore, Plain, Refreshed};
+    /// use dogpile_fleet::{FleetCell, FleetPolicy, FleetRefresher, MemoryStore, Plain};
     /// use std::io;
     /// use std::time::Duration;
     ///
-    /// fn build(_: &BuildContext<'_, String>) -> io::Result<Refreshed<String>> {
-    ///     Ok(String::from("<html>").into())
-    /// }
-    ///
     /// let policy = FleetPolicy::ttl(Duration::from_secs(60));
-    /// let page = FleetCell::new("page", MemoryStore::new(), Plain, policy);
-    /// let too_long = FleetRefresher::spawn(&page, Duration::from_secs(60), build);
+    /// let page = FleetCell::<String>::new("page", MemoryStore::new(), Plain, policy);
+    /// let too_long = FleetRefresher::spawn(&page, Duration::from_secs(60), |_| String::from("<html>"));
     /// assert_eq!(too_long.unwrap_err().kind(), io::ErrorKind::InvalidInput);
     /// ```
-    pub fn spawn<T, C, E, F>(cell: &FleetCell<T, C>, ahead: Duration, build: F) -> io::Result<Self>
+    pub fn spawn<T, C, R, M, F>(cell: &FleetCell<T, C>, ahead: Duration, mut build: F) -> io::Result<Self>
     where
         T: Send + Sync + 'static,
         C: Clock + Clone + 'static,
-        E: Into<BoxError>,
-        F: FnMut(&BuildContext<'_, T>) -> Result<Refreshed<T>, E> + Send + 'static,
+        R: BuildResult<T, M>,
+        F: FnMut(&BuildContext<'_, T>) -> R + Send + 'static,
     {
         let (mut refresher, refreshing, end) = Self::attach(cell, ahead)?;
         let thread = std::thread::Builder::new().name("dogpile-refresher".to_owned());
         let thread = thread.spawn(move || {
             // With all that it holds.
+            let build = |context: &BuildContext<'_, T>| build(context).into_result();
             if let Err(panic) = catch_unwind(AssertUnwindSafe(|| refreshing.run(build))) {
                 end.status.show(Some(panicked("clock", panic)));
             }
@@ -177,7 +176,7 @@ impl FleetRefresher {
     ///
     /// # tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap().block_on(async {
     /// let policy = FleetPolicy::ttl(Duration::from_secs(60));
-    /// let page = FleetCell::new("page", MemoryStore::new(), Plain, policy);
+    /// let page = FleetCell::<String>::new("page", MemoryStore::new(), Plain, policy);
     ///
     /// let build = |context| async move { download(&context).await };
     /// let refresher = FleetRefresher::spawn_async(&page, Duration::from_secs(10), tokio::spawn, build)?;
@@ -187,22 +186,26 @@ impl FleetRefresher {
     /// # }).unwrap();
     /// ```
     #[cfg(feature = "async")]
-    pub fn spawn_async<T, C, E, F, Fut, S>(
+    pub fn spawn_async<T, C, R, M, F, Fut, S>(
         cell: &FleetCell<T, C>,
         ahead: Duration,
         spawn: impl FnOnce(Task) -> S,
-        build: F,
+        mut build: F,
     ) -> io::Result<Self>
     where
         T: Send + Sync + 'static,
         C: Clock + Clone + 'static,
-        E: Into<BoxError> + Send,
+        R: BuildResult<T, M> + Send,
         F: FnMut(BuildContext<'static, T>) -> Fut + Send + 'static,
-        Fut: Future<Output = Result<Refreshed<T>, E>> + Send,
+        Fut: Future<Output = R> + Send,
     {
         let (refresher, refreshing, end) = Self::attach(cell, ahead)?;
         drop(spawn(Box::pin(async move {
             let end = end;
+            let build = |context| {
+                let build = build(context);
+                async { build.await.into_result() }
+            };
             let mut work = std::pin::pin!(refreshing.run_async(build));
             let result = std::future::poll_fn(|task| refresh_loop::contain(work.as_mut(), task)).await;
             if let Err(panic) = result {
@@ -243,14 +246,14 @@ impl FleetRefresher {
     /// # Examples
     ///
     /// ```
-    /// use dogpile_fleet::{BuildContext, FleetCell, FleetPolicy, FleetRefresher, MemoryStore, Plain, Refreshed};
+    /// use dogpile_fleet::{BuildContext, FleetCell, FleetPolicy, FleetRefresher, MemoryStore, Plain};
     /// use std::io;
     /// use std::time::Duration;
     ///
     /// let policy = FleetPolicy::ttl(Duration::from_secs(60));
-    /// let page = FleetCell::new("page", MemoryStore::new(), Plain, policy);
+    /// let page = FleetCell::<String>::new("page", MemoryStore::new(), Plain, policy);
     ///
-    /// let build = |_: &BuildContext<'_, String>| Ok::<_, io::Error>(Refreshed::from(String::from("<html>")));
+    /// let build = |_: &BuildContext<'_, String>| Ok::<_, io::Error>(String::from("<html>"));
     /// let refresher = FleetRefresher::spawn(&page, Duration::from_secs(10), build)?;
     /// assert!(refresher.wait_ready(Duration::from_secs(10)));
     /// # Ok::<(), io::Error>(())
@@ -269,15 +272,15 @@ impl FleetRefresher {
     /// # Examples
     ///
     /// ```
-    /// use dogpile_fleet::{BuildContext, FleetCell, FleetPolicy, FleetRefresher, MemoryStore, Plain, Refreshed};
+    /// use dogpile_fleet::{FleetCell, FleetPolicy, FleetRefresher, MemoryStore, Plain};
     /// use std::io;
     /// use std::time::Duration;
     ///
     /// # tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap().block_on(async {
     /// let policy = FleetPolicy::ttl(Duration::from_secs(60));
-    /// let page = FleetCell::new("page", MemoryStore::new(), Plain, policy);
+    /// let page = FleetCell::<String>::new("page", MemoryStore::new(), Plain, policy);
     ///
-    /// let build = |_| async { Ok::<_, io::Error>(Refreshed::from(String::from("<html>"))) };
+    /// let build = |_| async { Ok::<_, io::Error>(String::from("<html>")) };
     /// let refresher = FleetRefresher::spawn_async(&page, Duration::from_secs(10), tokio::spawn, build)?;
     /// assert!(refresher.wait_ready_async(Duration::from_secs(10)).await);
     /// # Ok::<(), io::Error>(())
@@ -305,7 +308,7 @@ impl FleetRefresher {
     /// use std::time::Duration;
     ///
     /// let policy = FleetPolicy::ttl(Duration::from_secs(60));
-    /// let page = FleetCell::new("page", MemoryStore::new(), Plain, policy);
+    /// let page = FleetCell::<String>::new("page", MemoryStore::new(), Plain, policy);
     ///
     /// let build = |context: &BuildContext<'_, String>| {
     ///     let html = context.previous().map_or(String::from("<html>"), |_| String::from("<html lang=en>"));
@@ -331,14 +334,14 @@ impl FleetRefresher {
     /// # Examples
     ///
     /// ```
-    /// use dogpile_fleet::{BuildContext, FleetCell, FleetPolicy, FleetRefresher, MemoryStore, Plain, Refreshed};
+    /// use dogpile_fleet::{BuildContext, FleetCell, FleetPolicy, FleetRefresher, MemoryStore, Plain};
     /// use std::io;
     /// use std::time::Duration;
     ///
     /// let policy = FleetPolicy::ttl(Duration::from_secs(60));
-    /// let page = FleetCell::new("page", MemoryStore::new(), Plain, policy);
+    /// let page = FleetCell::<String>::new("page", MemoryStore::new(), Plain, policy);
     ///
-    /// let build = |_: &BuildContext<'_, String>| Ok::<_, io::Error>(Refreshed::from(String::from("<html>")));
+    /// let build = |_: &BuildContext<'_, String>| Ok::<_, io::Error>(String::from("<html>"));
     /// let refresher = FleetRefresher::spawn(&page, Duration::from_secs(10), build)?;
     /// assert!(refresher.wait_ready(Duration::from_secs(10)));
     /// assert!(refresher.last_error().is_none());
@@ -354,14 +357,14 @@ impl FleetRefresher {
     /// # Examples
     ///
     /// ```
-    /// use dogpile_fleet::{BuildContext, FleetCell, FleetPolicy, FleetRefresher, MemoryStore, Plain, Refreshed};
+    /// use dogpile_fleet::{BuildContext, FleetCell, FleetPolicy, FleetRefresher, MemoryStore, Plain};
     /// use std::io;
     /// use std::time::Duration;
     ///
     /// let policy = FleetPolicy::ttl(Duration::from_secs(60));
-    /// let page = FleetCell::new("page", MemoryStore::new(), Plain, policy);
+    /// let page = FleetCell::<String>::new("page", MemoryStore::new(), Plain, policy);
     ///
-    /// let build = |_: &BuildContext<'_, String>| Ok::<_, io::Error>(Refreshed::from(String::from("<html>")));
+    /// let build = |_: &BuildContext<'_, String>| Ok::<_, io::Error>(String::from("<html>"));
     /// let refresher = FleetRefresher::spawn(&page, Duration::from_secs(10), build)?;
     /// assert!(refresher.wait_ready(Duration::from_secs(10)));
     /// assert_eq!(refresher.consecutive_failures(), 0);
@@ -381,14 +384,14 @@ impl FleetRefresher {
     /// # Examples
     ///
     /// ```
-    /// use dogpile_fleet::{BuildContext, FleetCell, FleetPolicy, FleetRefresher, MemoryStore, Plain, Refreshed};
+    /// use dogpile_fleet::{BuildContext, FleetCell, FleetPolicy, FleetRefresher, MemoryStore, Plain};
     /// use std::io;
     /// use std::time::Duration;
     ///
     /// let policy = FleetPolicy::ttl(Duration::from_secs(60));
-    /// let page = FleetCell::new("page", MemoryStore::new(), Plain, policy);
+    /// let page = FleetCell::<String>::new("page", MemoryStore::new(), Plain, policy);
     ///
-    /// let build = |_: &BuildContext<'_, String>| Ok::<_, io::Error>(Refreshed::from(String::from("<html>")));
+    /// let build = |_: &BuildContext<'_, String>| Ok::<_, io::Error>(String::from("<html>"));
     /// let refresher = FleetRefresher::spawn(&page, Duration::from_secs(10), build)?;
     /// assert!(refresher.stop_timeout(Duration::from_secs(10)));
     /// # Ok::<(), io::Error>(())
@@ -413,15 +416,15 @@ impl FleetRefresher {
     /// # Examples
     ///
     /// ```
-    /// use dogpile_fleet::{FleetCell, FleetPolicy, FleetRefresher, MemoryStore, Plain, Refreshed};
+    /// use dogpile_fleet::{FleetCell, FleetPolicy, FleetRefresher, MemoryStore, Plain};
     /// use std::io;
     /// use std::time::Duration;
     ///
     /// # tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap().block_on(async {
     /// let policy = FleetPolicy::ttl(Duration::from_secs(60));
-    /// let page = FleetCell::new("page", MemoryStore::new(), Plain, policy);
+    /// let page = FleetCell::<String>::new("page", MemoryStore::new(), Plain, policy);
     ///
-    /// let build = |_| async { Ok::<_, io::Error>(Refreshed::from(String::from("<html>"))) };
+    /// let build = |_| async { Ok::<_, io::Error>(String::from("<html>")) };
     /// let refresher = FleetRefresher::spawn_async(&page, Duration::from_secs(10), tokio::spawn, build)?;
     /// assert!(refresher.stop_timeout_async(Duration::from_secs(10)).await);
     /// # Ok::<(), io::Error>(())

@@ -35,17 +35,17 @@ where
     /// # Examples
     ///
     /// ```
-    /// use dogpile_fleet::{FleetKeys, FleetPolicy, MemoryStore, Plain, Refreshed};
+    /// use dogpile_fleet::{FleetKeys, FleetPolicy, MemoryStore, Plain};
     /// use std::time::Duration;
     ///
     /// # futures_lite::future::block_on(async {
     /// let policy = FleetPolicy::ttl(Duration::from_secs(60));
     /// let keys = FleetKeys::new("users", MemoryStore::new(), Plain, policy);
-    /// keys.load_async("7", None, async |_| Ok::<_, &str>(Refreshed::New(String::from("old")))).await?;
+    /// keys.load_async("7", None, async || Ok::<_, &str>(String::from("old"))).await?;
     ///
     /// // After the change of the source:
     /// keys.invalidate_async("7").await?;
-    /// keys.load_async("7", None, async |_| Ok::<_, &str>(Refreshed::New(String::from("new")))).await?;
+    /// keys.load_async("7", None, async || Ok::<_, &str>(String::from("new"))).await?;
     /// assert_eq!(keys.stats().fleet_builds, 2);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// # }).unwrap();
@@ -77,14 +77,14 @@ where
     /// # futures_lite::future::block_on(async {
     /// let policy = FleetPolicy::ttl(Duration::from_secs(60));
     /// let keys = FleetKeys::new("users", MemoryStore::new(), Plain, policy);
-    /// keys.load_async("7", None, async |_| Ok::<_, &str>(Refreshed::New(String::from("old")))).await?;
+    /// keys.load_async("7", None, async || Ok::<_, &str>(String::from("old"))).await?;
     ///
     /// keys.clear_async("7").await?;
     /// let build = async |context: &dogpile_fleet::BuildContext<'_, String>| {
     ///     assert!(context.previous().is_none());
     ///     Ok::<_, &str>(Refreshed::New(String::from("new")))
     /// };
-    /// keys.load_async("7", None, build).await?;
+    /// keys.load_with_async("7", None, build).await?;
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// # }).unwrap();
     /// ```

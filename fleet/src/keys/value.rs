@@ -13,7 +13,7 @@ use crate::store::{Value, Version};
 /// # Examples
 ///
 /// ```
-/// use dogpile_fleet::{FleetKeys, FleetPolicy, FleetValue, MemoryStore, Plain, Refreshed};
+/// use dogpile_fleet::{FleetKeys, FleetPolicy, FleetValue, MemoryStore, Plain};
 /// use dogpile_map::DogpileMap;
 /// use std::time::Duration;
 ///
@@ -21,7 +21,7 @@ use crate::store::{Value, Version};
 /// let users = DogpileMap::<u64, FleetValue<String>>::builder(keys.policy()).max_entries(1000).build();
 ///
 /// let user = users.request(&7).try_get_with(|id, previous| {
-///     keys.load(&id.to_string(), previous, |_| Ok::<_, &str>(Refreshed::New(format!("user {id}"))))
+///     keys.load(&id.to_string(), previous, || Ok::<_, &str>(format!("user {id}")))
 /// })?;
 /// assert_eq!(user.len(), 6, "the length of the `String`");
 /// # Ok::<(), dogpile_fleet::RefreshError>(())
@@ -58,7 +58,7 @@ impl<T> FleetValue<T> {
     /// use std::time::Duration;
     ///
     /// let keys = FleetKeys::new("users", MemoryStore::new(), Plain, FleetPolicy::ttl(Duration::from_secs(60)));
-    /// let loaded = keys.load("7", None, |_| Ok::<_, &str>(Refreshed::New(String::from("user 7"))))?;
+    /// let loaded = keys.load("7", None, || Ok::<_, &str>(String::from("user 7")))?;
     /// let Refreshed::NewFor(user, _) = loaded else { unreachable!("a load says how long its value is fresh") };
     /// let value: Arc<String> = Arc::clone(user.value());
     /// assert_eq!(*value, "user 7");
@@ -81,7 +81,7 @@ impl<T> FleetValue<T> {
     /// let minute = Duration::from_secs(60);
     /// let policy = FleetPolicy::ttl(minute).patience(minute);
     /// let keys = FleetKeys::new("users", MemoryStore::new(), Plain, policy);
-    /// let loaded = keys.load("7", None, |_| Ok::<_, &str>(Refreshed::New(String::from("user 7"))))?;
+    /// let loaded = keys.load("7", None, || Ok::<_, &str>(String::from("user 7")))?;
     /// let Refreshed::NewFor(user, _) = loaded else { unreachable!("a load says how long its value is fresh") };
     /// assert_eq!(user.version().unwrap().number, 1);
     /// # Ok::<(), dogpile_fleet::RefreshError>(())

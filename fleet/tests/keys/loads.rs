@@ -224,7 +224,7 @@ fn payloads_that_are_damaged_or_of_another_schema_are_built() {
 
     let codec = Functions::new(|n: &u64| Ok(n.to_le_bytes().to_vec()), |_| Ok(7)).schema(9);
     let other = FleetKeys::with_clock("users", Arc::clone(&fleet.way), codec, POLICY, fleet.clock.clone());
-    let loaded = other.load("7", None, |_| Ok::<_, io::Error>(Refreshed::from(7))).unwrap();
+    let loaded = other.load_with("7", None, |_| Ok::<_, io::Error>(Refreshed::from(7))).unwrap();
     assert!(matches!(loaded, Refreshed::NewFor(value, _) if *value == 7 && value.version().is_none()));
     assert_eq!(fleet.node(POLICY).served(7), "again");
 }
@@ -241,7 +241,7 @@ fn a_key_that_no_store_can_keep_is_built_here_and_reported() {
         });
     let long = "x".repeat(60);
     let loaded =
-        keys.load(&long, None, |_| Ok::<_, io::Error>(Refreshed::from(String::from("value")))).unwrap();
+        keys.load_with(&long, None, |_| Ok::<_, io::Error>(Refreshed::from(String::from("value")))).unwrap();
     assert!(matches!(loaded, Refreshed::NewFor(value, _) if *value == "value"));
     keys.invalidate(&long).unwrap_err();
     assert_eq!(reported.load(Ordering::SeqCst), 2);
@@ -263,7 +263,7 @@ fn a_long_build_keeps_its_lease_and_learns_that_it_has_become_pointless() {
         eventually("it is told", || context.is_superseded());
         Ok::<_, io::Error>(Refreshed::from(String::from("late")))
     };
-    let loaded = keys.load("7", None, build).unwrap();
+    let loaded = keys.load_with("7", None, build).unwrap();
     assert!(matches!(loaded, Refreshed::NewFor(value, Duration::ZERO) if *value == "late"));
     assert_eq!(store.entry("users:7").value, None);
 }
@@ -287,7 +287,9 @@ fn while_the_store_is_asked_only_the_caller_that_runs_the_load_waits() {
     let load = || {
         let keys = Arc::clone(&keys);
         move |id: &u64, previous| {
-            keys.load(&id.to_string(), previous, |_| Ok::<_, io::Error>(Refreshed::from(String::from("new"))))
+            keys.load_with(&id.to_string(), previous, |_| {
+                Ok::<_, io::Error>(Refreshed::from(String::from("new")))
+            })
         }
     };
     map.request(&7).try_get_with(load()).unwrap();

@@ -188,7 +188,7 @@ impl Node {
         build: impl FnOnce(&BuildContext<'_, String>) -> Result<Refreshed<String>, E>,
     ) -> Result<Arc<FleetValue<String>>, RefreshError> {
         let load = |id: &u64, previous: Option<Arc<FleetValue<String>>>| {
-            self.keys.load(&id.to_string(), previous, build)
+            self.keys.load_with(&id.to_string(), previous, build)
         };
         self.map.request(&id).try_get_with(load)
     }

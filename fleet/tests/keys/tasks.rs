@@ -17,7 +17,7 @@ async fn read(node: &Node, id: u64, value: &str) -> Result<Arc<FleetValue<String
     let load = async |id: &u64, previous| {
         let build =
             async |_: &BuildContext<'_, String>| Ok::<_, io::Error>(Refreshed::from(value.to_owned()));
-        node.keys.load_async(&id.to_string(), previous, build).await
+        node.keys.load_with_async(&id.to_string(), previous, build).await
     };
     node.map.request(&id).try_get_with_async(load).await
 }
@@ -42,7 +42,7 @@ fn tasks_and_threads_share_their_builds() {
 fn the_future_can_be_sent_to_another_thread() {
     let fleet = Fleet::new();
     let node = fleet.node(POLICY);
-    let load = node.keys.load_async("7", None, async |context| {
+    let load = node.keys.load_with_async("7", None, async |context| {
         context.set_tag("v1");
         Ok::<_, io::Error>(Refreshed::from(String::from("value")))
     });
@@ -70,7 +70,7 @@ fn a_task_that_is_dropped_gives_the_right_to_build_back() {
     let mut context = Context::from_waker(Waker::noop());
     {
         // While it builds.
-        let mut load = pin!(a.keys.load_async("7", None, async |_| {
+        let mut load = pin!(a.keys.load_with_async("7", None, async |_| {
             std::future::pending::<()>().await;
             Ok::<_, io::Error>(Refreshed::from(String::from("never")))
         }));
@@ -84,10 +84,9 @@ fn a_task_that_is_dropped_gives_the_right_to_build_back() {
     {
         // While the store is asked.
         let held_up = fleet.way.hold_up_an_election();
-        let mut load = Box::pin(
-            a.keys
-                .load_async("7", None, async |_| Ok::<_, io::Error>(Refreshed::from(String::from("never")))),
-        );
+        let mut load = Box::pin(a.keys.load_with_async("7", None, async |_| {
+            Ok::<_, io::Error>(Refreshed::from(String::from("never")))
+        }));
         assert!(load.as_mut().poll(&mut context).is_pending());
         held_up.begun.recv().unwrap();
         drop(load);
@@ -107,7 +106,8 @@ fn a_task_waits_for_another_node_or_is_told_that_it_builds() {
     let old = a.map.get(&7).unwrap();
     fleet.clock.advance(11 * SECOND);
     let build = |_: &BuildContext<'_, String>| {
-        let load = b.keys.load_async("7", Some(old), async |_| Err::<Refreshed<String>, _>("built twice"));
+        let load =
+            b.keys.load_with_async("7", Some(old), async |_| Err::<Refreshed<String>, _>("built twice"));
         let error = block_on(load).unwrap_err();
         assert!(error.is::<Busy>(), "{error}");
         Ok::<_, io::Error>(Refreshed::from(String::from("new")))

@@ -31,7 +31,7 @@ impl Node {
     fn read(&self, id: u64, build: impl FnOnce() -> String) -> Arc<FleetValue<String>> {
         let build = |_: &BuildContext<'_, String>| Ok::<_, io::Error>(Refreshed::from(build()));
         let load = |id: &u64, previous: Option<Arc<FleetValue<String>>>| {
-            self.keys.load(&id.to_string(), previous, build)
+            self.keys.load_with(&id.to_string(), previous, build)
         };
         self.map.request(&id).try_get_with(load).unwrap()
     }
