@@ -1,6 +1,7 @@
 //! What does not compile, and what the compiler says then.
 //!
-//! The kept messages are those of one release of the compiler, Rust 1.95; another one may word its own differently.
+//! The kept messages are those of one release of the compiler, Rust 1.95; another one may word its own differently. Some show lines of
+//! the standard library, if its source is there: `rustup component add rust-src`.
 //! `TRYBUILD=overwrite cargo test -p dogpile-macros --test compile` writes the messages anew.
 
 #[test]
