@@ -1,14 +1,14 @@
 //! Attaching [listeners](super::listeners), and what they ask of the cell: refreshers, subscriptions and derived values.
 
 use crate::error::SharedError;
-use crate::sync::{Arc, into_arc};
+use crate::sync::{Arc, MutexGuard, into_arc};
 use crate::time::{Clock, FOREVER};
 
 use super::attempt::Attempt;
 use super::listeners::Listener;
 use super::machine::Machine;
 use super::slot::Record;
-use super::state::LeaseState;
+use super::state::{LeaseState, State};
 
 /// What a refresher is to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,23 +25,28 @@ impl<T, C: Clock> Machine<T, C> {
     pub(crate) fn attach(&self, listener: Arc<dyn Listener<T>>, rests: bool) {
         let mut state = self.state.lock();
         state.listeners.attach(listener, rests);
-        self.mirror(&mut state);
+        self.mirror_listeners(state);
     }
 
     pub(crate) fn detach<L>(&self, listener: &Arc<L>, rests: bool) {
         let mut state = self.state.lock();
         let detached = state.listeners.detach(listener, rests);
+        self.mirror_listeners(state);
+        // It may be the last reference.
+        drop(detached);
+    }
+
+    fn mirror_listeners(&self, mut state: MutexGuard<'_, State<T>>) {
         let former = self.slot.due_at();
         self.mirror(&mut state);
-        // Without a refresher the value may be due: what is made from it is to ask for it again.
+        // Without a refresher the value may be due: what is made from it is to ask for it again. (The one that attaches may be the first
+        // to see that a refresher has stopped.)
         let notified = (self.slot.due_at() < former).then(|| state.listeners.notified(false));
         drop(state);
         if let Some(notified) = notified {
             notified.follow();
             notified.notify();
         }
-        // It may be the last reference.
-        drop(detached);
     }
 
     /// Settled at the next change that may make a value available. Look at the cell after this call and before the wait: then
@@ -116,14 +121,22 @@ impl<T, C: Clock> Machine<T, C> {
     }
 
     /// The value of this generation is served before the tick that `until` returns, which is called under the lock, and runs no
-    /// user code. Until then a build would make the same again, unless something that is notified of changes.
-    pub(crate) fn settle(&self, generation: u64, until: impl FnOnce() -> u64) {
+    /// user code. Until then a build would make the same again, unless something that is notified of changes. Returns whether that value
+    /// is still there.
+    pub(crate) fn settle(&self, generation: u64, until: impl FnOnce() -> u64) -> bool {
         let mut state = self.state.lock();
-        if state.lease.is_free()
-            && self.slot.record(&state.key).generation == generation
-            && state.origin > state.invalidated
-        {
+        let is_there = self.slot.record(&state.key).generation == generation && !self.slot.is_empty(&state.key);
+        if is_there && state.lease.is_free() && state.origin > state.invalidated {
             state.lease = LeaseState::Free { settled_until: until() };
+            self.mirror(&mut state);
+        }
+        is_there
+    }
+
+    /// It was settled too early.
+    pub(crate) fn unsettle(&self) {
+        let mut state = self.state.lock();
+        if state.lease.unsettle() {
             self.mirror(&mut state);
         }
     }

@@ -307,14 +307,22 @@ impl<T, C: Clock, B> Node<T, C, B> {
             return None;
         }
         // The next reads take no lock. Under this one, so that a change of a source is either seen here, or notified of after it.
-        machine.settle(seen.record.generation, || {
+        let is_still_there = machine.settle(seen.record.generation, || {
             if !are_current(&stamps) {
                 return 0;
             }
-            let ends = stamps.iter().map(|stamp| stamp.source.settled_until(stamp.gave));
+            let ends = stamps.iter().map(|stamp| stamp.source.settled_until(stamp.gave, seen.now));
             ends.min().unwrap_or(FOREVER).min(machine.own_end(&seen.record))
         });
-        Some(seen.value)
+        // That a derived source is due without a new generation shows under its own lock only, which is not to be taken under another
+        // one: after the notification of it could end what has been settled.
+        let mut derived = stamps.iter().filter(|stamp| stamp.source.is_derived());
+        if !derived.all(Stamp::holds_after_refresh) {
+            machine.unsettle();
+            return None;
+        }
+        // A build of a source may have led to another one (G3).
+        is_still_there.then_some(seen.value)
     }
 
     /// Whether the value is out of date, and not only because a source is.
@@ -407,9 +415,15 @@ impl<T: Send + Sync + 'static, C: Clock + 'static, B: Send + Sync + 'static> Fol
             && self.stamps_of(generation).is_some_and(|stamps| !self.is_due(&record, &stamps))
     }
 
-    fn settled_until(&self, gave: Gave) -> u64 {
+    fn settled_until(&self, gave: Gave, now: u64) -> u64 {
         let (record, _) = self.machine().record();
-        if gave == Gave::Nothing { 0 } else { self.machine().own_end(&record) }
+        let (own_end, fresh_end) = (self.machine().own_end(&record), record.fresh_end());
+        match gave {
+            Gave::Nothing => 0,
+            // Perhaps by a time to live of its own.
+            _ if now < fresh_end => own_end.min(fresh_end),
+            _ => own_end,
+        }
     }
 
     fn made_from(&self, generation: u64) -> Option<Arc<[Stamp]>> {

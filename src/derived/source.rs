@@ -81,7 +81,7 @@ pub(super) trait AnySource: Send + Sync {
     fn holds_after_refresh(&self, generation: u64, gave: Gave) -> bool;
 
     /// See [`Followed::settled_until`].
-    fn settled_until(&self, gave: Gave) -> u64;
+    fn settled_until(&self, gave: Gave, now: u64) -> u64;
 
     /// See [`Stamp::pin`].
     fn pin_at(&self, generation: u64, gave: Gave) -> Option<Pin>;
@@ -136,10 +136,10 @@ pub trait Followed<M>: Kind<Stored: Send + Sync + 'static> + Send + Sync + Sized
         self.machine().holds(generation)
     }
 
-    /// If [`refresh`](Followed::refresh) has just returned true: before which tick it does so again, unless the source notifies of
+    /// If [`refresh`](Followed::refresh) has returned true `now`: before which tick it does so again, unless the source notifies of
     /// a change.
-    fn settled_until(&self, gave: Gave) -> u64 {
-        let _ = gave;
+    fn settled_until(&self, gave: Gave, now: u64) -> u64 {
+        let _ = (gave, now);
         FOREVER
     }
 
@@ -182,8 +182,8 @@ impl<S: Followed<M>, M: 'static> AnySource for Erased<S, M> {
         self.handle.refresh(generation, gave)
     }
 
-    fn settled_until(&self, gave: Gave) -> u64 {
-        self.handle.settled_until(gave)
+    fn settled_until(&self, gave: Gave, now: u64) -> u64 {
+        self.handle.settled_until(gave, now)
     }
 
     fn pin_at(&self, generation: u64, gave: Gave) -> Option<Pin> {
@@ -283,12 +283,15 @@ where
     const FRESH_WHEN_EMPTY: u64 = 0;
 
     fn refresh(&self, generation: u64, _: Gave) -> bool {
-        // If that fails, it would make no other now. A build of another caller is not waited for: the derived value may be served.
-        let _ = refresh_lazy(self, 0);
-        self.machine().holds(generation)
+        match refresh_lazy(self, 0) {
+            // Another caller builds, and there is nothing to serve. That is not waited for: the derived value may be served.
+            Err(RefreshError::WaitTimeout) => false,
+            // If it has failed, it would make no other now.
+            _ => self.machine().holds(generation),
+        }
     }
 
-    fn settled_until(&self, _: Gave) -> u64 {
+    fn settled_until(&self, _: Gave, _: u64) -> u64 {
         self.machine().due_at()
     }
 }

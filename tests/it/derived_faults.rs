@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::thread;
 use std::time::Duration;
 
-use dogpile::{Clock, Cx, Derived, DogpileCell, Freshness, ManualClock, Policy, RefreshError, Tick};
+use dogpile::{Clock, Cx, Derived, DogpileCell, Freshness, LazyDogpile, ManualClock, Policy, RefreshError, Tick};
 
 use crate::derived::{Cell, OnClock, Runs, cells, derived, derived_with};
 use crate::support::{Down, Gate, TICK, TTL, eventually, gate, panic_message};
@@ -102,6 +102,64 @@ fn g15_a_source_that_is_set_while_it_is_found_empty_is_followed() {
         }
     }
     assert!(done > 1, "{done}");
+}
+
+/// The one source is invalidated while the other one is asked whether it has anything newer.
+#[test]
+fn g15_a_derived_source_that_is_invalidated_after_it_was_asked_is_followed() {
+    let clock = Doing::default();
+    let cell = |number| {
+        let cell = Arc::new(DogpileCell::with_clock(Policy::ttl(TTL), clock.manual.clone()));
+        cell.set(number);
+        cell
+    };
+    let [left, right] = [cell(1), cell(2)];
+    let (first, runs) = derived(&clock.manual, move |_| *left.get().unwrap());
+    let second = Derived::with_clock(Policy::never_expires(), clock.clone(), move |cx: &Cx| {
+        cx.try_get(&right).map(|value| *value)
+    });
+    let (both, _) = derived(&clock.manual, {
+        let (first, second) = (first.clone(), second.clone());
+        move |cx| *cx.get(&first) + *cx.get(&second)
+    });
+    assert_eq!((*both.get(), runs.take()), (3, 1));
+    clock.manual.advance(TTL + TICK);
+    clock.arm(0, {
+        let first = first.clone();
+        move || first.cell().invalidate()
+    });
+    assert_eq!(*both.get(), 3);
+    assert!(clock.disarm());
+    assert_eq!((*both.get(), runs.take()), (3, 1), "it is made again");
+}
+
+#[test]
+fn g3_a_build_of_a_source_that_leads_to_a_newer_value_does_not_hide_it() {
+    let clock = ManualClock::new();
+    let slot = Arc::new(OnceLock::<OnClock<(u32, u32)>>::new());
+    let second = Arc::new(DogpileCell::with_clock(Policy::never_expires(), clock.clone()));
+    second.set(1);
+    let seen = Arc::new(Mutex::new(None));
+    let lazy = Arc::new(LazyDogpile::with_clock(Policy::ttl(TTL), clock.clone(), {
+        let (slot, second, seen) = (Arc::clone(&slot), Arc::clone(&second), Arc::clone(&seen));
+        move || match slot.get() {
+            None => Ok(1),
+            Some(value) => {
+                second.set(2);
+                *seen.lock().unwrap() = Some(*value.get());
+                Err(Down(1))
+            }
+        }
+    }));
+    let (value, _) = derived(&clock, {
+        let (second, lazy) = (Arc::clone(&second), Arc::clone(&lazy));
+        move |cx| (*cx.get(&second), *cx.get(&lazy))
+    });
+    assert_eq!(*value.get(), (1, 1));
+    assert!(slot.set(value.clone()).is_ok());
+    clock.advance(TTL + TICK);
+    assert_eq!(*value.get(), (2, 1));
+    assert_eq!(*seen.lock().unwrap(), Some((2, 1)));
 }
 
 #[test]

@@ -280,3 +280,28 @@ fn a_chain_settles_as_a_whole() {
     first.cell().invalidate();
     assert_eq!((*second.get(), first_runs.take(), second_runs.take()), (7, 1, 1));
 }
+
+#[test]
+fn the_time_to_live_of_a_value_that_was_set_in_a_derived_source_counts() {
+    let clock = ManualClock::new();
+    let cell = |policy, value| {
+        let cell = Arc::new(DogpileCell::with_clock(policy, clock.clone()));
+        cell.set(value);
+        cell
+    };
+    let (base, short) = (cell(Policy::never_expires(), 5), cell(Policy::ttl(TTL / 2), 1));
+    let (source, _) = derived(&clock, move |cx| *cx.get(&base));
+    let (sum, _) = derived(&clock, {
+        let (source, short) = (source.clone(), Arc::clone(&short));
+        move |cx| *cx.get(&source) + *cx.get(&short)
+    });
+    source.get();
+    source.cell().set_for(7, TTL);
+    assert_eq!(*sum.get(), 8);
+    clock.advance(TTL / 2 + TICK);
+    assert_eq!((*sum.get(), *sum.get()), (8, 8));
+    clock.advance(TTL / 2 - TICK);
+    assert_eq!(*sum.get(), 8, "up to and including its time to live");
+    clock.advance(TICK);
+    assert_eq!(*sum.get(), 6);
+}
