@@ -1148,7 +1148,8 @@ pub struct Snapshot<T, S = Arc<T>> {
     pub value: S,
     /// The number of its publication, counted from 1.
     pub generation: u64,
-    /// The time since its publication. For a [restored](DogpileCell::restore) value, the time since it was made.
+    /// The time since its publication. For a [restored](DogpileCell::restore) value, and one that its build has returned as
+    /// [`Refreshed::Aged`], the time since it was made.
     pub age: Duration,
     /// Whether it is fresh, stale or expired.
     pub freshness: Freshness,

@@ -106,9 +106,10 @@
 //!   published. One that began before [`set(v)`] does not displace `v`.
 //! - G5. A build that fails, panics or is abandoned never displaces a value, never poisons the cell, and leaves no waiter
 //!   blocked. If a build returns an error, callers still get the old value as long as the policy allows.
-//! - G6. Callers that wait for a build get the value that it publishes, even if that has expired by the time they wake.
+//! - G6. Callers that wait for a build get the value that it publishes, even if that has expired by the time they wake. (Not if
+//!   it had expired when it was published: a build may say that its value is old.)
 //! - G7. If a first build fails, all callers that waited for it share its error. If it panics, one of them builds next.
-//! - G8. Time is monotonic, and a ttl counts from the publication of the value.
+//! - G8. Time is monotonic, and a ttl counts from the publication of the value, unless the build says how old it is.
 //! - G9. No user code (build, destructor, finalizer, clock, waker) runs under a lock of the crate.
 //! - G10. A build that reads its own cell gets the old value or an error; it never deadlocks. (A method that returns no
 //!   error panics.)
@@ -118,7 +119,8 @@
 //! - G13. A caller that gives up (its time is over, its future is dropped) does not stop a build that was handed to a
 //!   [spawner](Request::spawn_with).
 //! - G14. However often callers ask for something newer, the source is asked at most once per interval that they name
-//!   ([`max_age`](Request::max_age)), while it fails as often as the retry pauses allow, and never by two callers at once.
+//!   ([`max_age`](Request::max_age)), while it fails as often as the retry pauses allow, and never by two callers at
+//!   once. (A source that returns older values than that is asked by each of them.)
 //! - G15. A [`Derived`] value never mixes old and new values of one source. After a source has published, the next read is
 //!   made from the newest values, or begins to make it.
 //!

@@ -41,7 +41,8 @@ pub enum Refreshed<T> {
     ///
     /// The age counts, as in [`DogpileCell::restore`](crate::DogpileCell::restore): such a value is fresh, stale or expired
     /// that much earlier. The caller that ran the build is served it in any case. Callers that wait for the build are served
-    /// it if it meets their conditions and has not expired; else they look again.
+    /// it if it meets their conditions and has not expired; else they look again, and one of them builds. So a request whose
+    /// [`max_age`](crate::Request::max_age) is less than the ages that the source returns is a build for each call.
     ///
     /// # Examples
     ///

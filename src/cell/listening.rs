@@ -125,7 +125,8 @@ impl<T, C: Clock> Machine<T, C> {
     /// is still there.
     pub(crate) fn settle(&self, generation: u64, until: impl FnOnce() -> u64) -> bool {
         let mut state = self.state.lock();
-        let is_there = self.slot.record(&state.key).generation == generation && !self.slot.is_empty(&state.key);
+        let is_there =
+            self.slot.record(&state.key).generation == generation && !self.slot.is_empty(&state.key);
         if is_there && state.lease.is_free() && state.origin > state.invalidated {
             state.lease = LeaseState::Free { settled_until: until() };
             self.mirror(&mut state);

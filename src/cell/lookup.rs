@@ -23,10 +23,11 @@ use super::pending::Pending;
 /// | none / expired | free | runs | `Failed` |
 /// | none / expired | free | none | `Elected` |
 ///
-/// Four refinements:
+/// Five refinements:
 ///
 /// * While a [`Refresher`](crate::Refresher) is attached, a value that is stale within `stale_while_refresh` is `Stale`, not
-///   `Elected`.
+///   `Elected`. So is that of a [`Derived`](crate::Derived) value whose sources have nothing newer.
+/// * A value that had expired when it was published ([`Refreshed::Aged`](crate::Refreshed::Aged)) counts as expired.
 /// * If another caller published a value while this one looked, this one gets that value.
 /// * While a retry pause runs, a value counts as stale and not as expired, up to the policy's `stale_if_error`.
 /// * If the latest build panicked, the caller is elected where the table says `Failed`.
@@ -58,7 +59,8 @@ pub enum Lookup<'a, T, C: Clock = SystemClock> {
     /// A fresh value.
     Fresh(Arc<T>),
     /// A value that may be served. It is stale, and a build or a retry pause runs, or a [`Refresher`](crate::Refresher) is
-    /// attached, or the cell's lock could not be had at once.
+    /// attached, or it is that of a [`Derived`](crate::Derived) value whose sources have nothing newer, or the cell's lock could
+    /// not be had at once.
     Stale(Arc<T>),
     /// The caller has been elected and should build.
     Elected(Lease<'a, T, C>),

@@ -12,7 +12,7 @@
 //! | event | value | lease | failures | waiters |
 //! |---|---|---|---|---|
 //! | elect (`elect.rs`) | unchanged | Free, or held too long, to Building | | |
-//! | publish, renew (`publish.rs`) | replaced / renewed | released | forgotten | handed the value |
+//! | publish, renew (`publish.rs`) | replaced / renewed | released | forgotten | handed the value, if it may be served |
 //! | ... after `invalidate` | replaced, as stale | released | forgotten | handed the value |
 //! | ... by a build that has lost the lease | unchanged | unchanged | unchanged | go on waiting |
 //! | fail | unchanged | released | counted, pause begins | share the error |

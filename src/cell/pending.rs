@@ -25,8 +25,8 @@ pub enum Waited<T> {
     Published(Arc<T>),
     /// The build failed with this error.
     Failed(SharedError),
-    /// The build ended without a result (it panicked, was given back or fenced off), or it has run for longer than the
-    /// lease timeout. Look again.
+    /// The build ended without a result (it panicked, was given back or fenced off, or its value had expired already), or it
+    /// has run for longer than the lease timeout. Look again.
     Abandoned,
     /// The caller is inside the build that it would wait for.
     Reentrant,

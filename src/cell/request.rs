@@ -153,7 +153,8 @@ impl<'a, T, C: Clock, K: Kind<Value = T, Clock = C>, S> Request<'a, T, C, K, S> 
     /// counts.
     ///
     /// However often callers ask, the source is asked at most once per `age`. A failing source is asked as often as the
-    /// [retry pauses](crate::Policy::retry_backoff) allow.
+    /// [retry pauses](crate::Policy::retry_backoff) allow, and one whose values are older than `age` already
+    /// ([`Refreshed::Aged`](crate::Refreshed::Aged)) by each call.
     ///
     /// # Examples
     ///

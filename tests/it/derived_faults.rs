@@ -6,7 +6,9 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::thread;
 use std::time::Duration;
 
-use dogpile::{Clock, Cx, Derived, DogpileCell, Freshness, LazyDogpile, ManualClock, Policy, RefreshError, Tick};
+use dogpile::{
+    Clock, Cx, Derived, DogpileCell, Freshness, LazyDogpile, ManualClock, Policy, RefreshError, Tick,
+};
 
 use crate::derived::{Cell, OnClock, Runs, cells, derived, derived_with};
 use crate::support::{Down, Gate, TICK, TTL, eventually, gate, panic_message};
