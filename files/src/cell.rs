@@ -1,8 +1,12 @@
 //! What this crate asks of a cell, whatever its kind.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use dogpile::{Clock, DogpileCell, Freshness, LazyDogpile, Policy, Refreshable, SyncReaderCell};
+use dogpile::{
+    Change, Clock, DogpileCell, Freshness, Hook, LazyDogpile, Policy, Refreshable, SyncReaderCell,
+};
+use parking_lot::Mutex;
 
 /// The cells of [`dogpile`]: a [`DogpileCell`], a [`LazyDogpile`] or a [`SyncReaderCell`], of a value that is
 /// `Send + Sync + 'static`.
@@ -27,6 +31,11 @@ pub trait Cell: Refreshable<Clock: Clone> {
     fn may_be_withheld(&self) -> bool {
         false
     }
+    /// Follows what happens to values that [may be withheld](Cell::may_be_withheld): a look at the cell does not show it then.
+    #[doc(hidden)]
+    fn follow(&self) -> Option<Followed> {
+        None
+    }
     #[doc(hidden)]
     fn value(shared: &Self::Shared) -> &Self::Value;
     /// Restores a value, unless the cell holds one, or may; declares it stale if `stale`. Returns the generation of that
@@ -44,6 +53,41 @@ pub struct Seen<S> {
     pub(crate) age: Duration,
     pub(crate) freshness: Freshness,
     pub(crate) fresh_for: Duration,
+}
+
+/// The latest publication, and what was done to its value since.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Latest {
+    pub(crate) generation: u64,
+    pub(crate) is_cleared: bool,
+    pub(crate) is_declared_stale: bool,
+}
+
+impl Latest {
+    fn note<T, S>(&mut self, change: &Change<T, S>) {
+        match change {
+            Change::Published(seen) => *self = Self { generation: seen.generation, ..Self::default() },
+            Change::Invalidated => self.is_declared_stale = true,
+            Change::Cleared => self.is_cleared = true,
+            _ => {}
+        }
+    }
+}
+
+/// A cell whose changes are noted, in their order, until this is dropped.
+///
+/// A change is noted before the call that made it returns; if another thread is noting one, as soon as that has been noted.
+#[doc(hidden)]
+#[derive(Debug)]
+pub struct Followed {
+    latest: Arc<Mutex<Latest>>,
+    _hook: Hook,
+}
+
+impl Followed {
+    pub(crate) fn latest(&self) -> Latest {
+        *self.latest.lock()
+    }
 }
 
 /// The same for all kinds; `$cell` is where the methods are.
@@ -109,5 +153,14 @@ impl<T: Send + Sync + 'static, C: Clock + Clone + 'static> Cell for SyncReaderCe
 
     fn may_be_withheld(&self) -> bool {
         self.is_refreshing()
+    }
+
+    fn follow(&self) -> Option<Followed> {
+        // Before the hook is attached: if a value is published in between, what is noted counts for the one before.
+        let generation = self.generation();
+        let latest = Arc::new(Mutex::new(Latest { generation, ..Latest::default() }));
+        let noted = Arc::clone(&latest);
+        let hook = self.on_change(move |change| noted.lock().note(change));
+        Some(Followed { latest, _hook: hook })
     }
 }

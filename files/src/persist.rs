@@ -12,7 +12,9 @@
 //! | ... which was declared stale since | is written, and says so |
 //! | holds another one, or the same one renewed | is written, with the moment at which that was made |
 //! | is empty, and held what is in the file: it was cleared | is removed |
-//! | ... while a build runs that may have taken the value out (`SyncReaderCell`) | stays until that has ended; a flush waits for it |
+//! | ... while a build runs that may have taken the value out (`SyncReaderCell`) | stays until that has ended |
+//! | ... and that value has not been written, or was declared stale since | ... and a flush waits for the end |
+//! | ... and that value was cleared | is removed |
 //! | is empty, and has held no value since `attach` | stays, even if it could not be restored |
 //!
 //! The codec and the wall clock are code of the user's. They run on that thread, or in `attach`, and under no lock.
@@ -36,6 +38,7 @@ use dogpile::{BoxError, Freshness, Handle};
 use parking_lot::{Condvar, Mutex};
 
 use crate::Cell;
+use crate::cell::Followed;
 use crate::own_thread::OwnThread;
 use crate::trace;
 pub use codec::Codec;
@@ -358,8 +361,11 @@ impl<C, W: WallClock> Persist<C, W> {
         let place = Place::new(&path)?;
         let as_given = path.clone();
         let tick = (Instant::now(), clock.now());
+        // Before the value is restored, which is a publication.
+        let followed = cell.follow();
         let mut writer = Writer {
             cell,
+            followed,
             codec,
             name,
             clock,
@@ -492,8 +498,14 @@ impl Persisted {
     /// # Errors
     ///
     /// Why it could not be written; in a process that was forked, always. Another process that is writing, and a build of a
-    /// [`SyncReaderCell`](dogpile::SyncReaderCell) that has taken the value out, are waited for, but not for longer than a
-    /// second. The kind is [`Io`](PersistErrorKind::Io) then, and the source's [`WouldBlock`](io::ErrorKind::WouldBlock).
+    /// [`SyncReaderCell`](dogpile::SyncReaderCell) that may have taken out a value that was not written, or was declared stale
+    /// since, are waited for. After a second it is an error of the kind [`Io`](PersistErrorKind::Io), whose source is
+    /// [`WouldBlock`](io::ErrorKind::WouldBlock).
+    ///
+    /// # Concurrent calls
+    ///
+    /// Calls that arrive while another one waits are answered together by the next attempt, which begins when that one has ended
+    /// and may wait for a second in turn. So such a call may wait for up to two seconds.
     ///
     /// # Deadlocks
     ///
@@ -736,6 +748,8 @@ struct OnFile {
 /// The thread's.
 struct Writer<K: Cell, C, W> {
     cell: Handle<'static, K>,
+    /// [`None`]: no value of this kind of cell may be withheld.
+    followed: Option<Followed>,
     codec: C,
     name: String,
     clock: W,
@@ -744,7 +758,7 @@ struct Writer<K: Cell, C, W> {
     /// As it was given.
     path: PathBuf,
     on_file: Option<OnFile>,
-    /// The generation at which the cell was last seen to be empty, with no value taken out.
+    /// The generation at which the cell was last known to be empty, with no value taken out.
     empty_at: u64,
     /// The generation that was seen last, and when it was made.
     sight: Option<(u64, Moment)>,
@@ -811,9 +825,20 @@ impl<K: Cell, C: Codec<K::Value>, W: WallClock> Writer<K, C, W> {
         let published = self.cell.published();
         let seen = match self.cell.look() {
             None if self.cell.may_be_withheld() => {
-                let is_written = self.on_file.as_ref().is_some_and(|on_file| on_file.generation == published);
+                let latest = self.followed.as_ref().map(Followed::latest).unwrap_or_default();
+                // No build puts back what was cleared.
+                let is_cleared = latest.is_cleared && latest.generation == published;
+                if is_cleared || self.empty_at == published {
+                    return self.remove(published).map(|()| false);
+                }
+                // Neither to clear a value nor to declare it stale changes the generation.
+                let is_written = self.on_file.as_ref().is_some_and(|on_file| {
+                    on_file.generation == published
+                        && !latest.is_cleared
+                        && (on_file.is_stale || !latest.is_declared_stale)
+                });
                 // Another look comes by itself.
-                if news == News::Look || is_written || self.empty_at == published {
+                if news == News::Look || is_written {
                     return Ok(false);
                 }
                 let text = "a build may have taken the value out of the cell";
@@ -825,10 +850,13 @@ impl<K: Cell, C: Codec<K::Value>, W: WallClock> Writer<K, C, W> {
             seen => seen,
         };
         let Some(seen) = seen else {
-            self.empty_at = published;
-            return self.remove().map(|()| false);
+            return self.remove(published).map(|()| false);
         };
         let generation = seen.generation;
+        if self.empty_at == generation {
+            // A value was put back, and taken out again, between two looks at the cell.
+            self.empty_at = 0;
+        }
         let made = match self.sight {
             Some((of, made)) if of == generation => made.corrected(now),
             _ => now.before(seen.age.saturating_add(suspended)),
@@ -871,8 +899,9 @@ impl<K: Cell, C: Codec<K::Value>, W: WallClock> Writer<K, C, W> {
         Ok(has_written)
     }
 
-    /// The cell was cleared.
-    fn remove(&mut self) -> Result<(), PersistError> {
+    /// The cell was cleared, after the generation `published`.
+    fn remove(&mut self, published: u64) -> Result<(), PersistError> {
+        self.empty_at = published;
         self.sight = None;
         if let Some(OnFile { checksum: Some(checksum), .. }) = self.on_file {
             self.place

@@ -3,11 +3,13 @@
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::panic::{RefUnwindSafe, UnwindSafe};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, mpsc};
 use std::time::{Duration, Instant};
 
-use dogpile::{BoxError, DogpileCell, LazyDogpile, ManualClock, Policy, Refresher, SyncReaderCell};
+use dogpile::{
+    BoxError, DogpileCell, Freshness, LazyDogpile, ManualClock, Policy, Refresher, SyncReaderCell,
+};
 use dogpile_files::{
     Codec, Json, Moment, Persist, PersistError, PersistErrorKind, Persisted, Restored, SystemWallClock,
     WallClock,
@@ -235,6 +237,144 @@ fn a_flush_of_a_value_that_stays_taken_out_is_an_error() {
     cell.clear();
     persisted.flush().unwrap();
     assert_eq!(*cell.get_or_refresh(|| persisted.flush().map(|()| "next".to_owned()).unwrap()), "next");
+}
+
+/// Neither clearing nor declaring stale changes the generation.
+#[test]
+fn a_cell_that_is_cleared_loses_its_file_while_a_build_runs() {
+    for number in 0..8 {
+        let [restored, locked, dropped] = [1, 2, 4].map(|bit| number & bit != 0);
+        let place = Place::new();
+        if restored {
+            place.leave("value");
+        }
+        let cell = Arc::new(SyncReaderCell::new(HOUR, drop::<String>));
+        let persisted = place.persist().attach(&cell).unwrap();
+        if !restored {
+            cell.set("value".to_owned());
+            persisted.flush().unwrap();
+        }
+        assert!(place.path.exists());
+        if !locked {
+            cell.clear();
+        }
+        let result = cell.request().no_cache().try_get_with_writer(|writer| {
+            let _lock = locked.then(|| writer.acquire_write_lock());
+            if locked {
+                cell.clear();
+            }
+            if dropped {
+                drop(persisted);
+            } else {
+                persisted.flush().unwrap();
+            }
+            assert!(!place.path.exists(), "restored: {restored}, locked: {locked}, dropped: {dropped}");
+            Err::<String, _>("this error is part of the test")
+        });
+        assert!(result.is_err());
+    }
+}
+
+#[test]
+fn a_value_that_is_taken_out_and_declared_stale_since_it_was_written_is_waited_for() {
+    for number in 0..8 {
+        let [restored, locked, dropped] = [1, 2, 4].map(|bit| number & bit != 0);
+        let place = Place::new();
+        if restored {
+            place.leave("value");
+        }
+        let cell = Arc::new(SyncReaderCell::new(HOUR, drop::<String>));
+        let looks = Arc::new(AtomicU64::new(0));
+        let clock = CountingClock(Arc::clone(&looks));
+        let persisted = place.persist().wall_clock(clock).attach(&cell).unwrap();
+        if !restored {
+            cell.set("value".to_owned());
+            persisted.flush().unwrap();
+        }
+        if !locked {
+            cell.invalidate();
+        }
+        let has_ended = AtomicBool::new(false);
+        let (looks, has_ended) = (&*looks, &has_ended);
+        std::thread::scope(|scope| {
+            let result = cell.request().no_cache().try_get_with_writer(|writer| {
+                let _lock = writer.acquire_write_lock();
+                if locked {
+                    cell.invalidate();
+                }
+                let before = looks.load(Ordering::SeqCst);
+                let persisted = persisted;
+                scope.spawn(move || {
+                    if dropped {
+                        drop(persisted);
+                    } else {
+                        persisted.flush().unwrap();
+                    }
+                    has_ended.store(true, Ordering::SeqCst);
+                });
+                // More than once, if it waits.
+                eventually("it tries to write", || {
+                    has_ended.load(Ordering::SeqCst) || looks.load(Ordering::SeqCst) > before + 1
+                });
+                Err::<String, _>("this error is part of the test")
+            });
+            assert!(result.is_err());
+        });
+        let next = super::cell();
+        let _persisted = place.attach(&next);
+        let found = (next.get().as_deref().cloned(), next.freshness());
+        assert_eq!(found, (Some("value".to_owned()), Freshness::Stale), "{restored}, {locked}, {dropped}");
+    }
+}
+
+#[test]
+fn a_file_that_could_not_be_removed_is_removed_while_a_build_runs() {
+    let place = Place::new();
+    let cell = Arc::new(SyncReaderCell::new(HOUR, drop::<String>));
+    let persisted = place.persist().attach(&cell).unwrap();
+    cell.set("value".to_owned());
+    persisted.flush().unwrap();
+    let lock = fs::File::create(place.beside("state.json.lock")).unwrap();
+    rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    cell.clear();
+    assert!(persisted.flush().is_err());
+    cell.get_or_refresh(|| {
+        drop(lock);
+        persisted.flush().unwrap();
+        assert!(!place.path.exists());
+        "next".to_owned()
+    });
+    drop(persisted);
+    assert_eq!(next_run(&place.path).1.unwrap(), "next");
+}
+
+#[test]
+fn a_flush_of_a_value_that_is_stale_in_the_file_does_not_wait_for_the_build() {
+    let place = Place::new();
+    let cell = Arc::new(SyncReaderCell::new(HOUR, drop::<String>));
+    let persisted = place.persist().attach(&cell).unwrap();
+    cell.set("value".to_owned());
+    cell.invalidate();
+    persisted.flush().unwrap();
+    cell.invalidate();
+    let result = cell.request().no_cache().try_get_with_writer(|writer| {
+        let _lock = writer.acquire_write_lock();
+        persisted.flush().unwrap();
+        Ok::<_, BoxError>("newer".to_owned())
+    });
+    assert_eq!(*result.unwrap(), "newer");
+    persisted.flush().unwrap();
+    assert_eq!(persisted.writes(), 2);
+    // What was declared stale is the value before.
+    let result = cell.request().no_cache().try_get_with_writer(|writer| {
+        let _lock = writer.acquire_write_lock();
+        persisted.flush().unwrap();
+        cell.invalidate();
+        let error = persisted.flush().unwrap_err();
+        assert!(error.to_string().ends_with("a build may have taken the value out of the cell"), "{error}");
+        Err::<String, _>("this error is part of the test")
+    });
+    assert!(result.is_err());
 }
 
 #[test]
