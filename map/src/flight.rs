@@ -405,7 +405,8 @@ impl<K: Eq + Hash + Clone, T, C: Clock + Clone> Inner<K, T, C> {
         {
             synced = self.sync(flight, &mut key, now, &mut removed);
         }
-        if flight.is_parked.load(Ordering::Relaxed) && flight.cell.stats().consecutive_failures == 0 {
+        // There is no failure to remember any more. Before `retire`, which would leave a flight that it removes in the queue.
+        if flight.is_parked.load(Ordering::Relaxed) && pause_of(flight) == 0 {
             flight.is_parked.store(false, Ordering::Relaxed);
             shard.parked.retain(|parked| !Arc::ptr_eq(parked, flight));
         }
@@ -447,9 +448,7 @@ impl<K: Eq + Hash, T, C: Clock> Shard<K, T, C> {
     /// Removes a flight without users, or parks it.
     fn retire(&mut self, flight: &Arc<Flight<K, T, C>>, now: i64, most: usize, swept: &mut Swept<K, T, C>) {
         // Relaxed, all: under the lock, and the count is raised under it.
-        let is_registered =
-            self.flights.get(&flight.key).is_some_and(|registered| Arc::ptr_eq(registered, flight));
-        if !is_registered || flight.users.load(Ordering::Acquire) > 0 {
+        if !self.is_registered(flight) || flight.users.load(Ordering::Acquire) > 0 {
             return;
         }
         let pause = pause_of(flight);
@@ -481,7 +480,15 @@ impl<K: Eq + Hash, T, C: Clock> Shard<K, T, C> {
         }
     }
 
-    fn remove(&mut self, flight: &Flight<K, T, C>, swept: &mut Swept<K, T, C>) {
+    fn is_registered(&self, flight: &Arc<Flight<K, T, C>>) -> bool {
+        self.flights.get(&flight.key).is_some_and(|registered| Arc::ptr_eq(registered, flight))
+    }
+
+    /// Never another flight of its key, which may be in use.
+    fn remove(&mut self, flight: &Arc<Flight<K, T, C>>, swept: &mut Swept<K, T, C>) {
+        if !self.is_registered(flight) {
+            return;
+        }
         let removed = self.flights.remove_entry(&flight.key);
         swept.extend(removed.map(|(key, flight)| (Some(key), flight)));
     }

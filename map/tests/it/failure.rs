@@ -7,7 +7,7 @@ use std::thread;
 use std::time::Duration;
 
 use dogpile::{ManualClock, Policy, RefreshError, Refreshed};
-use dogpile_map::DogpileMap;
+use dogpile_map::{DogpileMap, LeftOut};
 
 use crate::support::{MINUTE, Map, SECOND, TICK, WaitingClock, builder, gate, map, minute, unexpected};
 
@@ -168,6 +168,36 @@ fn a_value_that_is_set_ends_a_pause() {
     assert_eq!(map.stats().in_flight, 0);
     clock.advance(MINUTE + TICK);
     assert_eq!(*map.get_or_refresh(&1, |_| 11), 11);
+}
+
+/// Of a key whose build failed before that.
+#[test]
+fn a_key_that_is_left_out_after_a_failure_does_not_take_its_next_flight_along() {
+    for is_many in [false, true] {
+        let (map, clock) = map(Policy::ttl(MINUTE).retry_backoff(SECOND, SECOND));
+        fails(&map, 1);
+        clock.advance(SECOND);
+        if is_many {
+            assert_eq!(map.get_many(&[1], |_| Ok::<[(u64, u64); 0], String>([])).unwrap(), [None]);
+        } else {
+            assert!(map.try_get_or_refresh(&1, |_| Err(LeftOut::new())).unwrap_err().is::<LeftOut>());
+        }
+        assert_eq!(map.stats().in_flight, 0);
+        let (gate, build) = gate();
+        thread::scope(|scope| {
+            let first = scope.spawn(|| *map.get_or_refresh(&1, |_| build()));
+            gate.wait_until_started();
+            // The failure may be forgotten now, and each change looks for those.
+            clock.advance(SECOND);
+            map.invalidate(&1);
+            assert_eq!(map.stats().in_flight, 1, "its build runs");
+            map.set(1, 9);
+            gate.finish.send(10).unwrap();
+            assert_eq!(first.join().unwrap(), 9);
+        });
+        assert_eq!(map.get(&1).as_deref(), Some(&9), "the build began before that was set");
+        assert_eq!((map.stats().in_flight, map.stats().builds), (0, 3));
+    }
 }
 
 #[test]

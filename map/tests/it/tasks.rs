@@ -13,7 +13,7 @@ use dogpile_map::{DogpileMap, LeftOut};
 use futures_lite::future::block_on;
 use tokio::sync::oneshot;
 
-use crate::support::{MINUTE, TICK, does_not_hang, map, minute, unexpected};
+use crate::support::{MINUTE, SECOND, TICK, does_not_hang, map, minute, unexpected};
 
 fn poll_once<F: Future + ?Sized>(future: std::pin::Pin<&mut F>) -> Poll<F::Output> {
     future.poll(&mut Context::from_waker(Waker::noop()))
@@ -150,6 +150,28 @@ fn a_key_that_is_left_out_is_asked_for_at_once_when_no_call_of_it_is_under_way()
         let overlapping = map.try_get_or_refresh(&1, unexpected::<Result<_, String>>);
         assert!(overlapping.unwrap_err().is::<LeftOut>());
     }
+    assert_eq!(*map.try_get_or_refresh(&1, |_| Ok::<_, String>(12)).unwrap(), 12);
+}
+
+/// Also if its build failed before that, and the call that leaves last has waited.
+#[test]
+fn a_key_that_is_left_out_after_a_failure_is_asked_for_at_once_when_no_call_of_it_is_under_way() {
+    let (map, clock) = map::<u64>(Policy::ttl(MINUTE).retry_backoff(SECOND, SECOND));
+    assert!(map.try_get_or_refresh(&1, |_| Err("down")).is_err());
+    clock.advance(SECOND);
+    {
+        let mut waiting = pin!(map.try_get_or_refresh_async(&1, async |_| Ok::<_, String>(11)));
+        let left_out = map.try_get_or_refresh(&1, |_| {
+            // On a thread that builds nothing.
+            let poll = || assert!(poll_once(waiting.as_mut()).is_pending());
+            thread::scope(|scope| scope.spawn(poll).join().unwrap());
+            Err(LeftOut::new())
+        });
+        assert!(left_out.unwrap_err().is::<LeftOut>());
+        let Poll::Ready(shared) = poll_once(waiting.as_mut()) else { panic!("the build has ended") };
+        assert!(shared.unwrap_err().is::<LeftOut>());
+    }
+    assert_eq!(map.stats().in_flight, 0);
     assert_eq!(*map.try_get_or_refresh(&1, |_| Ok::<_, String>(12)).unwrap(), 12);
 }
 
