@@ -12,7 +12,7 @@ use dogpile::{Clock, Freshness, Policy, Snapshot};
 use parking_lot::RwLock;
 
 use crate::batches::Queue;
-use crate::clock::{freshness, moment, nanos};
+use crate::clock::{self, freshness, moment, nanos};
 use crate::epochs::{Epochs, Origin};
 use crate::flight::{Cell, FlightRef, Flights, Made, Progress};
 use crate::stats::Counters;
@@ -224,18 +224,25 @@ impl<K: Eq + Hash + Clone, T, C: Clock + Clone> Inner<K, T, C> {
         made: &Arc<Made<T>>,
         lapsed: &mut Option<Arc<Made<T>>>,
     ) -> bool {
-        if self.is_current(made) || lapsed.as_ref().is_some_and(|lapsed| Arc::ptr_eq(lapsed, made)) {
+        let Some(moment) = self.lapsed_at(made) else { return true };
+        if lapsed.as_ref().is_some_and(|lapsed| Arc::ptr_eq(lapsed, made)) {
             return true;
         }
-        cell.invalidate_if_current(made);
+        // The windows begin when it was declared stale, not when this call notices. A flight's cell has no listeners, whose code
+        // would see that time too.
+        clock::at(moment, || cell.invalidate_if_current(made));
         *lapsed = Some(Arc::clone(made));
         false
     }
 
     /// Whether no invalidation of many keys has overtaken it.
     pub(crate) fn is_current(&self, made: &Made<T>) -> bool {
-        let tags = made.traits.tags.as_deref().unwrap_or_default();
-        self.epochs.lapsed_at(made.origin, tags).is_none()
+        self.lapsed_at(made).is_none()
+    }
+
+    /// See [`Epochs::lapsed_at`].
+    fn lapsed_at(&self, made: &Made<T>) -> Option<i64> {
+        self.epochs.lapsed_at(made.origin, made.traits.tags.as_deref().unwrap_or_default())
     }
 
     /// What the user's functions say of a value. Not under a lock.

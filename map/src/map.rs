@@ -641,7 +641,8 @@ where
     ///
     /// # Cost
     ///
-    /// Constant: no key is visited. Where the policy's windows have an end, they begin at the latest such call.
+    /// Constant: no key is visited. Where the policy's windows have an end, they begin at the latest such call, or at an earlier
+    /// one; those of a build that was overtaken begin when it is published.
     ///
     /// # Examples
     ///

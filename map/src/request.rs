@@ -134,8 +134,9 @@ impl<'m, 'q, K, Q: ?Sized, T, C, S> Request<'m, 'q, K, Q, T, C, S> {
 
     /// Only a value that was published or renewed at most `age` ago. A build that other callers run meanwhile counts.
     ///
-    /// However often callers ask, the source is asked for a key at most once in `age`, a failing source as often as the
-    /// policy's retry pauses allow, and one whose values are older than `age` already (`Refreshed::Aged`) by each call.
+    /// However often callers ask, the source is asked for a key at most once in `age`, unless the value is evicted, cleared or
+    /// declared stale meanwhile. A failing source is asked as often as the policy's retry pauses allow, and one whose values are older
+    /// than `age` already (`Refreshed::Aged`) by each call.
     ///
     /// # Examples
     ///

@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
 
 use dogpile::{Policy, Refreshed};
 
-use crate::support::{MINUTE, SECOND, TICK, builder, map, minute, unexpected};
+use crate::support::{MINUTE, SECOND, TICK, builder, gate, map, minute, unexpected};
 
 #[test]
 fn a_stale_window_begins_when_a_value_is_invalidated() {
@@ -22,6 +23,37 @@ fn a_stale_window_begins_when_a_value_is_invalidated() {
         assert_eq!(map.get(&key).as_deref(), Some(&10), "{key}");
         clock.advance(SECOND);
         assert_eq!(map.get(&key), None, "{key}");
+    }
+}
+
+/// Not when a reader of the flight notices.
+#[test]
+fn a_stale_window_of_a_key_in_flight_begins_when_many_are_invalidated() {
+    for is_tag in [false, true] {
+        let (builder, clock) = builder(Policy::ttl(100 * MINUTE).stale_while_refresh(MINUTE));
+        let map = builder.tags(|_, _| ["all"]).build();
+        map.set(1, 10);
+        let (gate, build) = gate();
+        thread::scope(|scope| {
+            let first = scope.spawn(|| *map.request(&1).no_cache().get(|_| build()));
+            gate.wait_until_started();
+            if is_tag {
+                map.invalidate_tag("all");
+            } else {
+                map.invalidate_all();
+            }
+            clock.advance(MINUTE - TICK);
+            assert_eq!(map.get(&1).as_deref(), Some(&10));
+            clock.advance(TICK);
+            assert_eq!(map.get(&1), None);
+            gate.finish.send(11).unwrap();
+            assert_eq!(first.join().unwrap(), 11);
+        });
+        // It began before the invalidation, and is served from its publication on.
+        clock.advance(MINUTE - TICK);
+        assert_eq!(map.get(&1).as_deref(), Some(&11));
+        clock.advance(TICK);
+        assert_eq!(map.get(&1), None);
     }
 }
 
