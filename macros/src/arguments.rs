@@ -174,9 +174,9 @@ fn max_entries(value: &Expr) -> Result<TokenStream> {
     }
     // Known to the compiler only.
     Ok(quote_spanned! {span=> const {
-        let entries: usize = #value;
-        ::core::assert!(entries > 0, #ZERO);
-        entries
+        let __dogpile_entries: usize = #value;
+        ::core::assert!(__dogpile_entries > 0, #ZERO);
+        __dogpile_entries
     }})
 }
 
@@ -293,9 +293,10 @@ impl Known {
                 let (time, ttl) = (ahead.tokens, ttl.tokens);
                 // Known to the compiler only. No item, which would hide one of the user's that has its name.
                 let checked = quote_spanned! {ahead.span=> const {
-                    let (ahead, ttl): (::core::time::Duration, ::core::time::Duration) = (#time, #ttl);
-                    ::core::assert!(ahead.as_nanos() < ttl.as_nanos(), #message);
-                    ahead
+                    let (__dogpile_ahead, __dogpile_ttl): (::core::time::Duration, ::core::time::Duration) =
+                        (#time, #ttl);
+                    ::core::assert!(__dogpile_ahead.as_nanos() < __dogpile_ttl.as_nanos(), #message);
+                    __dogpile_ahead
                 }};
                 Some((checked, ahead.span))
             }

@@ -9,7 +9,9 @@
 //! of the compiler.
 //!
 //! Names of items are not hygienic: a `static` beside an expression or a type of the user's hides what has its name there. Such
-//! items have names that begin with `__DOGPILE`. Local names and parameters are hygienic, if their span is `mixed_site`.
+//! items have names that begin with `__DOGPILE`. Local names and parameters are hygienic, if their span is `mixed_site`, with
+//! two exceptions: a constant of the user's turns a variable of its name into a pattern, and an argument of the user's clashes with a
+//! parameter of its name. So these names begin with `__dogpile`.
 
 use proc_macro2::{Span, TokenStream};
 use quote::{ToTokens, format_ident, quote, quote_spanned};
@@ -64,7 +66,7 @@ const HIDDEN: &str = "this type is a `Result` under another name: write it as `R
 struct Signatures {
     /// Of the function.
     call: TokenStream,
-    /// Of `with`, where `__R` is what the closure returns.
+    /// Of `with`, where `__DogpileR` is what the closure returns.
     with: TokenStream,
     /// The type of the value.
     value: TokenStream,
@@ -88,14 +90,14 @@ impl Signatures {
         match Looks::of(returns) {
             Looks::Result(value) => Self {
                 call: quote!(::core::result::Result<::std::sync::Arc<#value>, #dogpile::RefreshError>),
-                with: quote!(::core::result::Result<__R, #dogpile::RefreshError>),
+                with: quote!(::core::result::Result<__DogpileR, #dogpile::RefreshError>),
                 value: quote!(#value),
                 is_result: quote!(true),
                 check: quote!(),
             },
             Looks::Value => Self {
                 call: quote!(::std::sync::Arc<#returns>),
-                with: quote!(__R),
+                with: quote!(__DogpileR),
                 value: quote!(#returns),
                 is_result: quote!(false),
                 check: quote_spanned!(span=> const _: () = ::core::assert!(!#probe, #HIDDEN);),
@@ -104,7 +106,7 @@ impl Signatures {
                 let returned = quote_spanned!(span=> <#returns as #private::Returned<#probe>>);
                 Self {
                     call: quote!(#returned::Read),
-                    with: quote!(#returned::With<__R>),
+                    with: quote!(#returned::With<__DogpileR>),
                     value: quote!(#returned::Value),
                     is_result: probe,
                     check: quote!(),
@@ -206,13 +208,12 @@ impl<'a> Writer<'a> {
         let signatures = Signatures::of(function, home);
         let (returns, is_result) = (&function.returns, &signatures.is_result);
         let dogpile = home.dogpile(returns.span());
-        let has_read = function.parameters.iter().any(|parameter| parameter.name == "read");
         let returned =
             quote_spanned!(returns.span()=> <#returns as #dogpile::__private::Returned<#is_result>>);
         Ok(Self {
             plain: function.name.unraw().to_string(),
             wait: if function.asyncness.is_some() { quote!(.await) } else { quote!() },
-            read: Ident::new(if has_read { "__read" } else { "read" }, Span::mixed_site()),
+            read: Ident::new("__dogpile_read", Span::mixed_site()),
             home,
             dogpile: home.dogpile(Span::call_site()),
             arguments,
@@ -435,8 +436,8 @@ impl<'a> Writer<'a> {
                 #attributes
                 #track_caller
                 #inline
-                // A type parameter is not hygienic: `__R` is a name that no return type has.
-                #vis #asyncness fn #with_item<__R>(#read: impl ::core::ops::FnOnce(&#value) -> __R) -> #with {
+                // A type parameter is not hygienic: `__DogpileR` is a name that no return type has.
+                #vis #asyncness fn #with_item<__DogpileR>(#read: impl ::core::ops::FnOnce(&#value) -> __DogpileR) -> #with {
                     #with_body
                 }
 
@@ -490,7 +491,7 @@ impl<'a> Writer<'a> {
         let [map_item, with_item, reset_item] = ["map", "with", "reset"].map(|what| self.item(what));
         // What the compiler says about a key is shown at the function's name, as the span of all arguments cannot be had.
         let at_name = self.function.name.span();
-        let key_name = Ident::new("__key", Span::mixed_site());
+        let key_name = Ident::new("__dogpile_key", Span::mixed_site());
         let Key { kept, asked, given, parameters, passed } = &Key::of(parameters, &key_name, at_name);
         let (read_method, spawner, name) = (self.method("read"), self.spawner(), self.called());
         let build = match (asyncness, &spawner) {
@@ -528,10 +529,10 @@ impl<'a> Writer<'a> {
                 /// As a call, for a look at the value.
                 #attributes
                 #track_caller
-                // A type parameter is not hygienic: `__R` is a name that no type of the user's has.
-                #vis #asyncness fn #with_item<__R>(
+                // A type parameter is not hygienic: `__DogpileR` is a name that no type of the user's has.
+                #vis #asyncness fn #with_item<__DogpileR>(
                     #parameters,
-                    #read: impl ::core::ops::FnOnce(&#value) -> __R,
+                    #read: impl ::core::ops::FnOnce(&#value) -> __DogpileR,
                 ) -> #with {
                     #with_body
                 }
@@ -574,8 +575,8 @@ impl<'a> Writer<'a> {
 
             #attributes
             fn #ahead_item() -> &'static #dogpile::__private::Ahead {
-                static AHEAD: #dogpile::__private::Ahead = #dogpile::__private::Ahead::new();
-                &AHEAD
+                static __DOGPILE_AHEAD: #dogpile::__private::Ahead = #dogpile::__private::Ahead::new();
+                &__DOGPILE_AHEAD
             }
 
             #attributes

@@ -182,7 +182,7 @@ impl Parameter {
         }
         let mut name = match &**pat {
             Pat::Ident(pattern) => pattern.ident.clone(),
-            other => Ident::new(&format!("__argument_{place}"), other.span()),
+            other => Ident::new(&format!("__dogpile_argument_{place}"), other.span()),
         };
         // It hides neither what the user has named in a setting, nor the function itself, nor another parameter.
         name.set_span(Span::mixed_site().located_at(name.span()));

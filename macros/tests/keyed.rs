@@ -468,6 +468,37 @@ mod names {
     pub(super) fn pairs(argument_1: u64, (left, right): (u64, u64)) -> u64 {
         argument_1 * left * right
     }
+
+    #[dogpile(ttl = "60s", max_entries = 9)]
+    pub(super) fn underscored(read: u64, __read: u64, __key: u64) -> u64 {
+        read * __read * __key
+    }
+
+    #[dogpile(ttl = "60s", max_entries = 9)]
+    pub(super) fn mixed((left, right): (u64, u64), __argument_0: u64) -> u64 {
+        __argument_0 * left * right
+    }
+
+    /// Constants, where a pattern with such a name would be one of that value.
+    pub(super) mod constants {
+        #![allow(dead_code, non_upper_case_globals)]
+
+        use dogpile_map::dogpile;
+
+        const read: usize = 1;
+        const __key: usize = 2;
+        const __argument_0: usize = 3;
+        const entries: usize = 4;
+
+        #[allow(non_camel_case_types)]
+        #[derive(Clone, PartialEq, Eq, Hash)]
+        pub(crate) struct __R(pub(crate) usize);
+
+        #[dogpile(ttl = "60s", max_entries = entries)]
+        pub(crate) fn product((left, right): (usize, usize), __R(factor): __R) -> __R {
+            __R(left * right * factor)
+        }
+    }
 }
 
 #[test]
@@ -477,4 +508,12 @@ fn constants_and_arguments_of_the_user_may_have_any_name() {
     assert_eq!((*names::square(7), names::square::with(7, |square| *square)), (49, 49));
     assert_eq!((*names::spawned(2, 3), names::spawned::with(2, 3, |product| *product)), (6, 6));
     assert_eq!((*names::pairs(2, (3, 5)), names::pairs::with(2, (3, 5), |product| *product)), (30, 30));
+    assert_eq!(
+        (*names::underscored(2, 3, 5), names::underscored::with(2, 3, 5, |product| *product)),
+        (30, 30)
+    );
+    assert_eq!((*names::mixed((2, 3), 5), names::mixed::with((2, 3), 5, |product| *product)), (30, 30));
+    let factor = || names::constants::__R(5);
+    assert_eq!(names::constants::product((2, 3), factor()).0, 30);
+    assert_eq!(names::constants::product::with((2, 3), factor(), |product| product.0), 30);
 }

@@ -616,9 +616,20 @@ mod names {
     const SLOT: usize = 1;
     const CLEANER: usize = 2;
     const READER: usize = 3;
+    #[allow(non_upper_case_globals)]
+    const ttl: Duration = Duration::from_secs(60);
+    #[allow(non_upper_case_globals)]
+    const ahead: Duration = AHEAD;
+    #[allow(dead_code, non_upper_case_globals)]
+    const read: usize = 4;
+
+    #[dogpile(ttl = ttl, ahead = ahead)]
+    pub(super) fn local() -> u32 {
+        7
+    }
 
     #[dogpile(ttl = CELL, ahead = AHEAD)]
-    pub(super) fn ahead() -> u32 {
+    pub(super) fn refreshed() -> u32 {
         7
     }
 
@@ -630,8 +641,10 @@ mod names {
 
 #[test]
 fn constants_of_the_user_may_have_any_name() {
-    assert_eq!(*names::ahead(), 7);
-    assert_eq!(names::ahead::cell().policy().get_ttl(), Duration::from_secs(60));
-    names::ahead::refresher().unwrap();
+    assert_eq!(*names::refreshed(), 7);
+    assert_eq!(names::refreshed::cell().policy().get_ttl(), Duration::from_secs(60));
+    names::refreshed::refresher().unwrap();
+    assert_eq!((*names::local(), names::local::with(|value| *value)), (7, 7));
+    assert_eq!(names::local::cell().policy().get_ttl(), Duration::from_secs(60));
     assert_eq!(names::slot::with(|[[[first], _], _, _]| *first), 7);
 }
