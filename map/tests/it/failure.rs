@@ -183,9 +183,10 @@ fn a_key_that_is_left_out_after_a_failure_does_not_take_its_next_flight_along() 
             assert!(map.try_get_or_refresh(&1, |_| Err(LeftOut::new())).unwrap_err().is::<LeftOut>());
         }
         assert_eq!(map.stats().in_flight, 0);
-        let (gate, build) = gate();
         thread::scope(|scope| {
-            let first = scope.spawn(|| *map.get_or_refresh(&1, |_| build()));
+            // Here, so that the build ends if this fails.
+            let ((gate, build), map) = (gate(), &map);
+            let first = scope.spawn(move || *map.get_or_refresh(&1, |_| build()));
             gate.wait_until_started();
             // The failure may be forgotten now, and each change looks for those.
             clock.advance(SECOND);

@@ -33,9 +33,10 @@ fn a_stale_window_of_a_key_in_flight_begins_when_many_are_invalidated() {
         let (builder, clock) = builder(Policy::ttl(100 * MINUTE).stale_while_refresh(MINUTE));
         let map = builder.tags(|_, _| ["all"]).build();
         map.set(1, 10);
-        let (gate, build) = gate();
         thread::scope(|scope| {
-            let first = scope.spawn(|| *map.request(&1).no_cache().get(|_| build()));
+            // Here, so that the build ends if this fails.
+            let ((gate, build), map) = (gate(), &map);
+            let first = scope.spawn(move || *map.request(&1).no_cache().get(|_| build()));
             gate.wait_until_started();
             if is_tag {
                 map.invalidate_tag("all");
