@@ -152,7 +152,8 @@ impl<'a, T, C: Clock, K: Kind<Value = T, Clock = C>, S> Request<'a, T, C, K, S> 
     /// Accepts only a value that was published or renewed at most `age` ago. A build that another caller runs meanwhile
     /// counts.
     ///
-    /// However often callers ask, the source is asked at most once per `age`. A failing source is asked as often as the
+    /// However often callers ask, the source is asked at most once per `age`, unless the value is cleared or declared stale
+    /// meanwhile. A failing source is asked as often as the
     /// [retry pauses](crate::Policy::retry_backoff) allow, and one whose values are older than `age` already
     /// ([`Refreshed::Aged`](crate::Refreshed::Aged)) by each call.
     ///
