@@ -91,8 +91,8 @@ use crate::error::Backoff;
 use crate::policy::{FleetPolicy, Life};
 use crate::store::{Current, Publish, RefreshStore, StoreError, Token, Version};
 
-pub(crate) use state::Known;
 use state::State;
+pub(crate) use state::{Began, Known};
 
 pub(crate) struct Node<T: 'static, C: Clock + 'static> {
     pub(crate) local: Arc<DogpileCell<T, C>>,
@@ -247,7 +247,12 @@ where
         (self.with(|state| state.known(generation)), snapshot.map(|snapshot| snapshot.value))
     }
 
-    /// The same, for one publication.
+    /// What is known of invalidations.
+    pub(crate) fn invalidations(&self) -> Began {
+        self.with(|state| Began { epoch: state.epoch, after: state.invalidations })
+    }
+
+    /// The same as `known`, for one publication.
     pub(crate) fn version_of(&self, generation: u64) -> Option<Version> {
         self.with(|state| state.known(Some(generation)).version)
     }

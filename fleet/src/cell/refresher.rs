@@ -11,11 +11,12 @@
 //!   fresh, due --------> ask the store: build | taken over | sleep (another node builds, a pause, the store is down)
 //!   fresh, requested --> ask the store, as if it was due; again and again until it builds
 //!   stale or nothing --> as a caller: build | taken over | sleep (as above, or a caller of this node builds)
+//!   just built --------> sleep for 100 ms, unless something was invalidated since the build began, or a build is requested
 //! ```
 //!
 //! On a thread, nothing blocks it but its own builds, and the store for as long as its timeout. As a task it blocks nothing: the
-//! worker asks the store, and the task waits for its reply. The plan is the same for both, in [`refresh_loop`]; what the handle shares
-//! with them is [`status`].
+//! worker asks the store, and the task waits for its reply. (If no thread can be started for the worker, the task asks the store.)
+//! The plan is the same for both, in [`refresh_loop`]; what the handle shares with them is [`status`].
 //!
 //! No lease is held between two plans. While this node builds, the local lease is held by the refresher, and readers are served
 //! the value, fresh or stale. It is not the core's `Refresher`: the local cell's value is due when the store says so, and a
@@ -60,6 +61,10 @@ use status::{Ended, Status};
 /// A build that fails or panics leaves the value as it is. [`last_error`](FleetRefresher::last_error) shows the error. The next
 /// attempt, of whatever node, starts after the policy's [`retry_backoff`](crate::FleetPolicy::retry_backoff), and on this node
 /// after 100 ms at the earliest, twice as long after each failure in a row, up to 10 s.
+///
+/// After a build that succeeds, the next one starts 100 ms later at the earliest, also if its value is stale by then or was stale
+/// already ([`Refreshed::Aged`](dogpile::Refreshed::Aged)). An invalidation and [`refresh_now`](FleetRefresher::refresh_now) do not
+/// wait for that.
 ///
 /// # Dropping
 ///

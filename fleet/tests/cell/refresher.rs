@@ -296,3 +296,41 @@ fn stopping_waits_for_a_build_and_for_no_longer_than_it_is_told() {
 fn served_if_there(node: &Node) -> Option<String> {
     node.get().map(|value| value.to_string())
 }
+
+/// A value that arrives stale was built again at once, for ever.
+#[test]
+fn a_value_that_is_stale_already_is_not_built_again_and_again() {
+    type Make = fn(String) -> Refreshed<String>;
+    let aged: Make = |value| Refreshed::Aged { value, age: 20 * SECOND, ttl: None };
+    let brief: Make = |value| Refreshed::NewFor(value, Duration::ZERO);
+    for make in [aged, brief] {
+        let fleet = Fleet::new();
+        let (node, other) = (fleet.node(POLICY), fleet.node(POLICY));
+        let builds = Arc::new(AtomicU32::new(0));
+        let build = {
+            let builds = Arc::clone(&builds);
+            move |_: &BuildContext<'_, String>| {
+                make(format!("build {}", builds.fetch_add(1, Ordering::SeqCst) + 1))
+            }
+        };
+        let refresher = FleetRefresher::spawn(&node, AHEAD, build).unwrap();
+        let is_at = |count: u32| {
+            eventually("built", || node.get().is_some_and(|value| *value == format!("build {count}")));
+            for _ in 0..1000 {
+                std::thread::yield_now();
+            }
+            assert_eq!(builds.load(Ordering::SeqCst), count);
+        };
+        is_at(1);
+        refresher.refresh_now();
+        is_at(2);
+        node.invalidate().unwrap();
+        is_at(3);
+        other.clear().unwrap();
+        is_at(4);
+        fleet.clock.advance(Duration::from_millis(99));
+        is_at(4);
+        fleet.clock.advance(Duration::from_millis(1));
+        is_at(5);
+    }
+}

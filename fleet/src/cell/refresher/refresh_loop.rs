@@ -21,7 +21,7 @@ use {
 use super::status::Status;
 use crate::cell::build::BuildContext;
 use crate::cell::job::Job;
-use crate::cell::node::{Caller, Node, Step, Ticket};
+use crate::cell::node::{Began, Caller, Node, Step, Ticket};
 use crate::draw;
 use crate::policy::doubled;
 use crate::scheduler::contained;
@@ -29,6 +29,9 @@ use crate::store::LONGEST;
 
 /// The pause after a build that failed, which doubles, where the policy has none.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
+
+/// Between two builds, if the value has no longer time to live: as the core's `min_interval`.
+const INTERVAL: Duration = Duration::from_millis(100);
 
 /// How often what has gone out of date is looked at while another node deals with it, if the policy does not say it.
 const LOOK: Duration = Duration::from_secs(1);
@@ -43,6 +46,8 @@ pub(super) struct Refreshing<T: 'static, C: Clock + 'static> {
     spread: (u64, Duration),
     /// Nothing is done before this tick.
     not_before: Tick,
+    /// What was known of invalidations when the latest build began. A later one ends the pause after that build, if it succeeded.
+    began: Option<Began>,
     /// How many requests have been noticed, and whether a build is still to begin for them.
     requests: u64,
     requested: bool,
@@ -58,8 +63,14 @@ enum Next<T: 'static, C: Clock + 'static> {
     End,
 }
 
-/// What an attempt has come to: the pause after it, if it has not failed.
-type Outcome = Result<Duration, SharedError>;
+/// What an attempt has come to, if it has not failed.
+enum Done {
+    Built,
+    /// Nothing is to be done for so long.
+    Pause(Duration),
+}
+
+type Outcome = Result<Done, SharedError>;
 
 impl<T, C> Refreshing<T, C>
 where
@@ -74,6 +85,7 @@ where
             status: Arc::clone(status),
             spread: (0, Duration::ZERO),
             not_before: Tick::default(),
+            began: None,
             requests: 0,
             requested: false,
         }
@@ -87,6 +99,9 @@ where
         if self.requests != requests {
             // No pause from before keeps it waiting.
             (self.requests, self.requested, self.not_before) = (requests, true, Tick::default());
+        }
+        if self.began.is_some_and(|began| began != node.invalidations()) {
+            (self.began, self.not_before) = (None, Tick::default());
         }
         // Before the age is looked at: if this thread stands still in between, it wakes up too early, and not too late.
         let now = self.clock.now();
@@ -118,6 +133,7 @@ where
             Step::Build(ticket) => {
                 // What is asked for from now on is to begin later.
                 (self.requests, self.requested) = (self.status.requests(), false);
+                self.began = Some(node.invalidations());
                 Ok(ticket)
             }
             // A store that does not know of requests ahead of expiry is not asked again and again.
@@ -133,18 +149,26 @@ where
     fn note(&mut self, node: &Node<T, C>, outcome: Result<Outcome, Box<dyn Any + Send>>) {
         let outcome = outcome.unwrap_or_else(|panic| Err(panicked("build", panic)));
         let now = self.clock.now();
-        self.not_before = now.saturating_add(match outcome {
-            Ok(pause) => {
+        let pause = match outcome {
+            // A value that is stale when it is published is not built again and again.
+            Ok(Done::Built) => {
+                self.status.show(None);
+                INTERVAL
+            }
+            Ok(Done::Pause(pause)) => {
+                self.began = None;
                 if pause.is_zero() {
                     self.status.show(None);
                 }
                 pause
             }
             Err(error) => {
+                self.began = None;
                 let failures = self.status.show(Some(error));
                 node.backoff_left(now).max(doubled(PAUSES.0, PAUSES.1, failures))
             }
-        });
+        };
+        self.not_before = now.saturating_add(pause);
     }
 }
 
@@ -177,8 +201,8 @@ where
                     None => looked(&node).unwrap_or_else(|lease| node.acquire(lease, Caller::Tries)),
                 };
                 match self.turn(&node, ahead.is_some(), step) {
-                    Ok(ticket) => node.build(ticket, &mut build).map(|_| Duration::ZERO),
-                    Err(pause) => Ok(pause),
+                    Ok(ticket) => node.build(ticket, &mut build).map(|_| Done::Built),
+                    Err(pause) => Ok(Done::Pause(pause)),
                 }
             }));
             self.note(&node, outcome);
@@ -224,9 +248,9 @@ where
                     match self.turn(&node, ahead.is_some(), step) {
                         Ok(ticket) => {
                             let build = async |context: &BuildContext<'_, T>| build(context.shared()).await;
-                            node.build_async(ticket, build).await.map(|_| Duration::ZERO)
+                            node.build_async(ticket, build).await.map(|_| Done::Built)
                         }
-                        Err(pause) => Ok(pause),
+                        Err(pause) => Ok(Done::Pause(pause)),
                     }
                 });
                 let poll = |task: &mut Context<'_>| contain(attempt.as_mut(), task);
