@@ -33,6 +33,11 @@ impl Operation {
         matches!(self, Self::Poll | Self::Acquire)
     }
 
+    /// Whether other nodes are given a hint.
+    fn is_hinted_at(self) -> bool {
+        matches!(self, Self::Publish | Self::Fail | Self::Invalidate)
+    }
+
     fn name(self) -> &'static str {
         match self {
             Self::Poll => "poll",
@@ -58,6 +63,8 @@ pub(crate) struct Access<C> {
     clock: C,
     pub(crate) counters: Counters,
     last_error: Mutex<Option<Arc<StoreError>>>,
+    /// Why hints are refused, as it was said last.
+    refusal: Mutex<Option<Arc<StoreError>>>,
     on_error: OnceLock<OnError>,
 }
 
@@ -70,6 +77,7 @@ impl<C: Clock> Access<C> {
             clock,
             counters: Counters::default(),
             last_error: Mutex::new(None),
+            refusal: Mutex::new(None),
             on_error: OnceLock::new(),
         }
     }
@@ -119,6 +127,12 @@ impl<C: Clock> Access<C> {
                 if self.breaker.succeeded(kind) || shared {
                     trace::breaker_closed(name, kind == Kind::Change);
                 }
+                // Here, as not each process has something that looks after the store: one that only invalidates has not.
+                if operation.is_hinted_at()
+                    && let Some(reason) = self.store.hints_refused()
+                {
+                    self.hints_are_refused(name, &reason);
+                }
                 Ok(answer)
             }
             Err(error) => {
@@ -138,10 +152,18 @@ impl<C: Clock> Access<C> {
         error
     }
 
-    /// No operation has failed, but hints do not get through.
-    pub(crate) fn hints_are_refused(&self, name: &str, error: &Arc<StoreError>) {
-        trace::hints_refused(name, error);
-        self.show(error);
+    /// No operation has failed, but hints do not get through. Said once for each reason, which the store has as long as it holds.
+    pub(crate) fn hints_are_refused(&self, name: &str, reason: &Arc<StoreError>) {
+        let former = {
+            let mut refusal = self.refusal.lock().unwrap_or_else(PoisonError::into_inner);
+            if refusal.as_ref().is_some_and(|said| Arc::ptr_eq(said, reason)) {
+                return;
+            }
+            refusal.replace(Arc::clone(reason))
+        };
+        contained(|| drop(former));
+        trace::hints_refused(name, reason);
+        self.show(reason);
         self.counters.hints_refused.count();
     }
 

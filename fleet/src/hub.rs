@@ -118,6 +118,12 @@ impl Hub {
         }
     }
 
+    /// Why the server does not pass on hints, if that is known.
+    #[cfg(feature = "redis")]
+    pub(crate) fn refusal(&self) -> Option<Arc<StoreError>> {
+        self.silence.reason()
+    }
+
     pub(crate) fn subscribe<S: Source>(
         self: &Arc<Self>,
         source: impl FnOnce() -> S,

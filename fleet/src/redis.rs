@@ -64,8 +64,8 @@ const UNHINTED: Duration = Duration::from_secs(3600);
 /// keys `dogpile:*`, and for
 /// hints `+publish +subscribe +unsubscribe` on the channels `dogpile:*`. Without the latter the nodes poll.
 /// [`FleetCell::check`](crate::FleetCell::check) tells what is missing. A hint that is refused is no failed operation: it is
-/// reported once, to [`on_error`](crate::FleetCell::on_error) and in [`hints_refused`](crate::FleetStats::hints_refused), and for an hour
-/// after it the cells of the process poll as without hints. Other processes do so from their next look on.
+/// reported once by each cell that made such a change or looks after its value, and by each [`FleetKeys`](crate::FleetKeys) that made
+/// one, to [`on_error`](crate::FleetCell::on_error) and in [`hints_refused`](crate::FleetStats::hints_refused), and for an hour after it the cells of the process poll as without hints. Other processes do so from their next look on.
 pub struct RedisStore {
     connect: Arc<dyn RedisConnect>,
     timeout: Duration,
@@ -416,6 +416,10 @@ impl RefreshStore for RedisStore {
 
     fn breaker(&self) -> Option<&Breaker> {
         Some(&self.breaker)
+    }
+
+    fn hints_refused(&self) -> Option<Arc<StoreError>> {
+        self.shared().hub.refusal()
     }
 
     fn check(&self, name: &str) -> Result<(), StoreError> {

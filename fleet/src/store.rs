@@ -389,7 +389,7 @@ impl Subscription {
 pub(crate) struct Silence(Mutex<Option<(Instant, Arc<StoreError>)>>);
 
 impl Silence {
-    fn reason(&self) -> Option<Arc<StoreError>> {
+    pub(crate) fn reason(&self) -> Option<Arc<StoreError>> {
         let silence = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         silence.as_ref().filter(|(until, _)| Instant::now() < *until).map(|(_, reason)| Arc::clone(reason))
     }
@@ -531,6 +531,12 @@ pub trait RefreshStore: Send + Sync {
         std::ptr::from_ref(self).cast::<()>().addr()
     }
 
+    /// Why hints do not get through, if it is known that they do not: a cell or a loader that has made a change reports it, once as
+    /// long as this returns the same error. Default: `None`.
+    fn hints_refused(&self) -> Option<Arc<StoreError>> {
+        None
+    }
+
     /// Whether the store can be reached, with the rights that the other operations need. Changes nothing. Default: a poll.
     fn check(&self, name: &str) -> Result<(), StoreError> {
         self.poll(name, None).map(drop)
@@ -585,6 +591,9 @@ macro_rules! pointers {
             }
             fn identity(&self) -> usize {
                 (**self).identity()
+            }
+            fn hints_refused(&self) -> Option<Arc<StoreError>> {
+                (**self).hints_refused()
             }
             fn check(&self, name: &str) -> Result<(), StoreError> {
                 (**self).check(name)

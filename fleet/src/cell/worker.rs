@@ -214,7 +214,7 @@ where
         beats.chain(look).min()
     }
 
-    /// Says once that hints do not get through, if that is known, and has the next look come as without them.
+    /// Says that hints do not get through, if that is known and was not said, and has the next look come as without them.
     fn mind_refusals(&mut self, node: &Arc<Node<T, C>>) {
         let reason = self.subscription.as_ref().and_then(Subscription::refusal);
         let was_refused = std::mem::replace(&mut self.refused, reason.is_some());

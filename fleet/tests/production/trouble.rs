@@ -4,7 +4,10 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use dogpile::{Freshness, ManualClock};
-use dogpile_fleet::{FleetCell, FleetPolicy, MemoryStore, Plain, PostgresStore, RedisStore, RefreshStore};
+use dogpile_fleet::{
+    FleetCell, FleetKeys, FleetPolicy, MemoryStore, Plain, PostgresStore, RedisStore, RefreshStore,
+    StoreError,
+};
 
 use crate::servers::{Kind, Server, query, redis_command, server_or_skip};
 use crate::{Cell, HOUR, PATIENT, SECOND, cell, eventually, text};
@@ -124,6 +127,30 @@ fn redis_a_wrong_password_was_kept_quiet() {
     // It is signed in as soon as it can be, on a connection of its own.
     let right = RedisStore::new(&format!("redis://:right@127.0.0.1:{}/", server.port)).unwrap();
     cell(right, PATIENT).check().unwrap();
+}
+
+/// Only what looks after a cell said it, which a process that only invalidates does not have, nor a loader of keys.
+#[test]
+fn redis_hints_of_a_process_that_only_invalidates_were_refused_without_a_word() {
+    let server = server_or_skip!(Kind::Redis);
+    let policy = FleetPolicy::ttl(HOUR).patience(HOUR);
+    let reported = Arc::new(Mutex::new(Vec::new()));
+    let report = || {
+        let reported = Arc::clone(&reported);
+        move |error: &Arc<StoreError>| reported.lock().unwrap().push(error.to_string())
+    };
+    let mute = Arc::new(user(&server, &["~dogpile:*", "&*", "+@all", "-publish"]));
+    let writer = FleetCell::<String>::new("name", Arc::clone(&mute), Plain, policy).on_error(report());
+    let keys = FleetKeys::<String>::new("keys", mute, Plain, policy).on_error(report());
+    for _ in 0..2 {
+        writer.invalidate().unwrap();
+        writer.clear().unwrap();
+        keys.invalidate("key").unwrap();
+    }
+    assert_eq!((writer.stats().hints_refused, keys.stats().hints_refused), (1, 1));
+    let reported = reported.lock().unwrap();
+    assert_eq!(reported.len(), 2, "{reported:?}");
+    assert!(reported.iter().all(|error| error.contains("hints cannot be published")), "{reported:?}");
 }
 
 #[test]
