@@ -177,6 +177,12 @@ where
     /// Does what is due, and returns when the next thing is.
     fn tick(&mut self, node: &Arc<Node<T, C>>, hinted: bool) -> Option<Tick> {
         let now = node.clock.now();
+        let has_ended = |bound: Option<Tick>| bound.is_some_and(|end| end <= now);
+        if has_ended(node.known().hard_end) && node.can_serve() {
+            // Before the store is asked, which may take its time. The next caller is elected.
+            drop(node.local.clear());
+            self.watch = None;
+        }
         let owed = node.tidy_owed(now);
         // Relaxed: see `Running::stop_beat`.
         self.beats.retain(|beat| !beat.done.load(Ordering::Relaxed) && now < beat.stop);
@@ -189,7 +195,6 @@ where
             }
             beat.next = now.saturating_add(lease / 3);
         }
-        let has_ended = |bound: Option<Tick>| bound.is_some_and(|end| end <= now);
         if let Some(watch) = self.watch.take() {
             let is_due = hinted || watch.next <= now || has_ended(node.known().hard_end);
             self.watch = if is_due { node.watch_on(watch) } else { Some(watch) };

@@ -480,3 +480,43 @@ fn an_invalidation_during_a_look_made_the_store_seem_to_have_gone_back() {
     });
     assert_eq!(node.stats().gone_back, 0);
 }
+
+/// A value that is older than its ttl was served for the whole window from its publication on, unless the worker ended that.
+#[test]
+fn a_value_that_arrived_stale_was_served_for_too_long_while_the_store_hung() {
+    let aged = |value: &str| Refreshed::Aged { value: text(value), age: 50 * SECOND, ttl: None };
+    for is_down in [false, true] {
+        let fleet = Fleet::new();
+        let (node, way) = fleet.disturbed(POLICY.poll(SECOND));
+        way.hints.store(false, Ordering::SeqCst);
+        way.down.store(is_down, Ordering::SeqCst);
+        let built = node.try_get_with(|_| Ok::<_, &str>(aged("value"))).unwrap();
+        assert_eq!((built.as_str(), node.freshness()), ("value", Freshness::Stale));
+        assert_eq!(get(&node), Some(text("value")));
+        way.down.store(false, Ordering::SeqCst);
+        let (begun, let_go) = way.hold_up_a_poll();
+        passes(&fleet, "it looks", || begun.try_recv().is_ok());
+        fleet.clock.advance(55 * SECOND);
+        assert_eq!(get(&node), Some(text("value")), "it is not older than 110 s");
+        fleet.clock.advance(5 * SECOND);
+        assert_eq!(get(&node), None);
+        drop(let_go);
+    }
+}
+
+/// The store was asked before the bound was looked at.
+#[test]
+fn a_value_whose_time_was_over_was_served_while_the_store_hung() {
+    let fleet = Fleet::new();
+    let builder = fleet.quiet(POLICY);
+    // It serves what is stale without limit, and the value may be served for 110 s.
+    let (node, way) = fleet.disturbed(POLICY.stale_while_refresh(Duration::MAX).poll(SECOND));
+    way.hints.store(false, Ordering::SeqCst);
+    builder.get_or_refresh(|| text("value"));
+    assert_eq!(served(&node), "value");
+    looks(&fleet, &node, 1);
+    let (_begun, let_go) = way.hold_up_a_poll();
+    fleet.clock.advance(110 * SECOND);
+    eventually("it is gone", || get(&node).is_none());
+    drop(let_go);
+}

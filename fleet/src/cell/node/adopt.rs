@@ -109,18 +109,7 @@ where
         let left = value.hard_left.saturating_sub(self.since(asked));
         let known = Known { version: Some(value.version), soft_end: asked, ..Known::default() };
         if ttl < LONGEST && stale < LONGEST {
-            // With the age at which the cell itself stops serving it, when the time comes: it asks nobody for that.
-            let age = ttl.saturating_add(stale.saturating_sub(left)).saturating_add(Duration::from_nanos(1));
-            let served = self.local.restore(opened, age);
-            if let Some(snapshot) = self.local.snapshot()
-                && Arc::ptr_eq(&snapshot.value, &served)
-            {
-                self.register_generation(snapshot.generation, known);
-            }
-            if lease.is_fenced() {
-                // Cleared meanwhile, perhaps before this was put there.
-                drop(self.local.clear());
-            }
+            let served = self.restore(&lease, opened, left, known).0;
             return (served, Some(lease));
         }
         let hard_end = self.bound(value.soft_left, value.hard_left, asked);
@@ -129,6 +118,55 @@ where
         // A time to live of zero lasts until the clock moves.
         self.local.invalidate_if_current(&served);
         (served, self.elect())
+    }
+
+    /// Puts a stale value into the local cell that may be served for so long: with the age at which the cell itself stops serving it,
+    /// when the time comes. It asks nobody for that. Returns the generation too, if it is there.
+    fn restore(
+        &self,
+        lease: &Lease<'static, T, C>,
+        value: T,
+        left: Duration,
+        known: Known,
+    ) -> (Arc<T>, Option<u64>) {
+        let (ttl, stale) = (self.policy.ttl, self.policy.stale);
+        let age = ttl.saturating_add(stale.saturating_sub(left)).saturating_add(Duration::from_nanos(1));
+        let served = self.local.restore(value, age);
+        let snapshot = self.local.snapshot().filter(|snapshot| Arc::ptr_eq(&snapshot.value, &served));
+        let generation = snapshot.map(|snapshot| snapshot.generation);
+        if let Some(generation) = generation {
+            self.register_generation(generation, known);
+        }
+        if lease.is_fenced() {
+            // Cleared meanwhile, perhaps before this was put there.
+            drop(self.local.clear());
+        }
+        (served, generation)
+    }
+
+    /// Publishes what was built here, which is fresh for `ttl`. Returns the generation too, if it is there.
+    pub(super) fn publish_built(
+        &self,
+        lease: Lease<'static, T, C>,
+        value: Arc<T>,
+        ttl: Duration,
+        known: Known,
+    ) -> (Arc<T>, Option<u64>) {
+        let is_local = self.policy.ttl < LONGEST && self.policy.stale < LONGEST;
+        let value = match known.hard_end.filter(|_| ttl.is_zero() && is_local && !lease.is_fenced()) {
+            // It was older than its ttl when it was built. No one else has it yet.
+            Some(end) => match Arc::try_unwrap(value) {
+                Ok(value) => {
+                    let left = end.saturating_duration_since(self.clock.now());
+                    return self.restore(&lease, value, left, Known { hard_end: None, ..known });
+                }
+                Err(value) => value,
+            },
+            None => value,
+        };
+        let published = lease.publish_snapshot(value, Some(ttl));
+        let generation = self.register(&published, known);
+        (published.value, generation)
     }
 
     /// When a value stops being servable, if that is earlier than the local cell would know by its own policy.

@@ -129,11 +129,11 @@ where
                 let hard_end = self.bound(life.soft, life.hard, now);
                 let known = Known { alone: Some((now, began)), soft_end, hard_end, ..Known::default() };
                 let Some(lease) = lease.or_else(|| self.elect()) else { return value };
-                let published = lease.publish_snapshot(value, Some(life.soft));
-                if let Some(generation) = self.register(&published, known) {
+                let (served, generation) = self.publish_built(lease, value, life.soft, known);
+                if let Some(generation) = generation {
                     self.meets(&late, Meeting::Served(generation));
                 }
-                published.value
+                served
             }
         }
     }
@@ -203,7 +203,7 @@ where
         asked: Tick,
     ) -> Arc<T> {
         match lease.or_else(|| self.elect()) {
-            Some(lease) => self.publish(lease, value, ttl.saturating_sub(self.since(asked)), known),
+            Some(lease) => self.publish_built(lease, value, ttl.saturating_sub(self.since(asked)), known).0,
             None => value,
         }
     }
@@ -250,7 +250,7 @@ where
         let hard_end = self.bound(life.soft, life.hard, now);
         let known = Known { foreign, alone, soft_end, hard_end, ..Known::default() };
         match lease.or_else(|| self.elect()) {
-            Some(lease) => self.publish(lease, value, ttl, known),
+            Some(lease) => self.publish_built(lease, value, ttl, known).0,
             None => value,
         }
     }
