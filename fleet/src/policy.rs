@@ -168,7 +168,8 @@ impl FleetPolicy {
 
     /// For how long a value may be used from now on that was made `age` ago, and is fresh for `ttl` from then on.
     pub(crate) fn life(&self, ttl: Duration, age: Duration) -> Life {
-        Life { soft: ttl.saturating_sub(age), hard: self.hard(ttl).saturating_sub(age) }
+        let hard = if self.stale >= LONGEST { LONGEST } else { self.hard(ttl).saturating_sub(age) };
+        Life { soft: ttl.saturating_sub(age), hard }
     }
 
     /// How long past its publication a value may be served that is fresh for `ttl`.
@@ -222,5 +223,8 @@ mod tests {
             let life = policy.life(second, Duration::from_millis(age));
             assert_eq!((life.soft.as_millis(), life.hard.as_millis()), (soft, hard));
         }
+        // However old it is.
+        let life = FleetPolicy::ttl(second).life(second, Duration::MAX);
+        assert_eq!((life.soft, life.hard), (Duration::ZERO, LONGEST));
     }
 }
