@@ -448,6 +448,9 @@ where
     /// It cannot help where the fork came while another thread of the parent was inside a method of the cell, or a thread of this crate
     /// inside an operation of the store that the child asks first: better make the cells after the fork.
     ///
+    /// The timeouts of the `async` methods need a thread of `futures-timer`. If the parent has used these methods, the child does not
+    /// have that thread: the timeouts do not pass there, and a task waits until the store has answered.
+    ///
     /// # Examples
     ///
     /// ```

@@ -76,7 +76,9 @@ use status::{Ended, Status};
 /// the right to build is given back. The same happens if the executor drops the task, at whatever point. If the cell has been dropped
 /// before, the right to build is not given back: it ends with its [`lease`](crate::FleetPolicy::lease).
 ///
-/// In a process that was forked there is no refresher: start another one.
+/// In a process that was forked there is no refresher: start another one, on a thread. As a task it may sleep for ever: if the parent
+/// has used `async` methods of this crate or a refresher that is a task, the thread of `futures-timer`, which wakes it, is the
+/// parent's.
 ///
 /// # Examples
 ///
@@ -438,9 +440,9 @@ impl FleetRefresher {
     #[cfg(feature = "async")]
     pub async fn stop_timeout_async(mut self, time: Duration) -> bool {
         self.status.stop();
+        let Some(ended) = self.ended.take().filter(|_| self.is_here()) else { return true };
         // It ends by itself, and is not joined: that would block.
         self.thread = None;
-        let Some(ended) = self.ended.take().filter(|_| self.is_here()) else { return true };
         !matches!(ended.wait_async(time).await, Err(NoAnswer::TooLate))
     }
 
@@ -457,8 +459,12 @@ impl FleetRefresher {
 impl Drop for FleetRefresher {
     fn drop(&mut self) {
         self.status.stop();
-        let is_joined = self.is_here() && !self.is_own_thread();
-        if let Some(thread) = self.thread.take().filter(|_| is_joined) {
+        let (is_here, is_own_thread) = (self.is_here(), self.is_own_thread());
+        let Some(thread) = self.thread.take() else { return };
+        if !is_here {
+            // To detach it could detach a thread of this process, whose control block lies where that of the copy lay.
+            std::mem::forget(thread);
+        } else if !is_own_thread {
             let _ = thread.join();
         }
     }

@@ -25,6 +25,8 @@ pub(crate) struct Beat {
     stop: Tick,
     renew: Arc<Renew>,
     lost: Arc<AtomicBool>,
+    /// Whose build it is for. A process that was forked inherits those of its parent.
+    process: u32,
 }
 
 impl Beat {
@@ -36,7 +38,7 @@ impl Beat {
         lost: Arc<AtomicBool>,
     ) -> Self {
         let (next, stop) = (now.saturating_add(every), now.saturating_add(limit));
-        Self { every, next, stop, renew: Arc::new(renew), lost }
+        Self { every, next, stop, renew: Arc::new(renew), lost, process: std::process::id() }
     }
 }
 
@@ -140,6 +142,14 @@ impl<C: Clock + 'static> Actor for Beats<C> {
     fn store(&self) -> usize {
         self.store
     }
+
+    fn has_forked(&self) {
+        let process = std::process::id();
+        // This process holds none of the leases of its parent, whose builds run there or are over.
+        let parents =
+            self.lock().beats.extract_if(.., |(_, beat)| beat.process != process).collect::<Vec<_>>();
+        drop(parents);
+    }
 }
 
 #[cfg(test)]
@@ -170,5 +180,28 @@ mod tests {
             beats.step();
         }
         assert_eq!(*renewed.lock().unwrap(), [1, 2, 3, 1, 2, 3]);
+    }
+
+    #[test]
+    fn a_child_prolonged_the_leases_of_its_parent() {
+        let clock = ManualClock::new();
+        let beats = Beats::new(clock.clone(), 0, Box::new(|| None));
+        let renewed = Arc::new(Mutex::new(Vec::new()));
+        for (number, process) in [(1, std::process::id() + 1), (2, std::process::id())] {
+            let renewed = Arc::clone(&renewed);
+            let renew = move || {
+                renewed.lock().unwrap().push(number);
+                Some(true)
+            };
+            let every = Duration::from_secs(1);
+            let mut beat = Beat::new(clock.now(), every, 100 * every, Box::new(renew), Arc::default());
+            beat.process = process;
+            beats.lock().beats.push((number, beat));
+        }
+        beats.has_forked();
+        clock.advance(Duration::from_secs(1));
+        beats.step();
+        beats.step();
+        assert_eq!(*renewed.lock().unwrap(), [2]);
     }
 }
