@@ -106,6 +106,37 @@ fn a_task_that_is_dropped_while_it_builds_gives_both_leases_back() {
     assert_eq!(served(&node), "value");
 }
 
+/// It counted as a panic of the build, after which the whole fleet paused.
+#[test]
+fn a_task_that_is_dropped_by_an_unrelated_panic_is_no_build_that_panicked() {
+    let fleet = Fleet::new();
+    let policy = POLICY.retry_backoff(10 * SECOND, 10 * SECOND);
+    let (node, other) = (Arc::new(fleet.node(policy)), fleet.node(policy));
+    let begun = Arc::new(AtomicBool::new(false));
+    let mut read = Box::pin({
+        let (node, begun) = (Arc::clone(&node), Arc::clone(&begun));
+        async move {
+            node.get_or_refresh_async(|| async {
+                begun.store(true, Ordering::SeqCst);
+                std::future::pending::<String>().await
+            })
+            .await
+        }
+    });
+    while !begun.load(Ordering::SeqCst) {
+        assert!(poll(read.as_mut()).is_pending());
+        thread::yield_now();
+    }
+    let unrelated = catch_unwind(AssertUnwindSafe(move || {
+        let _read = read;
+        panic!("as planned");
+    }));
+    unrelated.unwrap_err();
+    eventually("the store's lease is free", || fleet.store.entry(NAME).lease_until == 0);
+    assert_eq!(node.stats().panicked, 0);
+    assert_eq!(*other.try_get_or_refresh(|| Ok::<_, &str>(text("value"))).unwrap(), "value");
+}
+
 #[test]
 fn a_task_that_is_dropped_before_the_answer_leaves_it_to_the_next_caller() {
     for answered in [false, true] {

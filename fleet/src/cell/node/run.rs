@@ -66,11 +66,11 @@ where
             let result = std::future::poll_fn(|task| {
                 // Each time it is polled, and only then, this thread builds.
                 let _building = Building::of(address);
-                build.as_mut().poll(task)
+                running.is_panic_of_build(|| build.as_mut().poll(task))
             })
             .await;
             let _building = Building::of(address);
-            context.made(result)
+            running.is_panic_of_build(|| context.made(result))
         };
         let Some(ticket) = running.ticket.take() else { unreachable!("taken only here") };
         running.stop_beat();
@@ -123,6 +123,8 @@ where
     began: Began,
     done: Arc<AtomicBool>,
     lost: Arc<AtomicBool>,
+    /// The build's own code runs, or has panicked.
+    in_build: AtomicBool,
     /// Not a thread, which may be kept waiting.
     is_task: bool,
 }
@@ -141,6 +143,7 @@ where
             ticket: Some(ticket),
             done: Arc::new(AtomicBool::new(false)),
             lost: Arc::new(AtomicBool::new(false)),
+            in_build: AtomicBool::new(false),
             is_task,
         };
         if let Some(won) = running.ticket.as_ref().and_then(|ticket| ticket.won.as_ref()) {
@@ -175,7 +178,17 @@ where
         let context = self.context();
         // The conversion of the error is the user's code too, which may ask the cell.
         let _building = Building::of(self.node.address());
-        context.made(build(&context))
+        self.is_panic_of_build(|| context.made(build(&context)))
+    }
+
+    /// Runs code of the build. A panic of it is one of the build; a task can also be dropped by a panic that it has nothing to do
+    /// with.
+    fn is_panic_of_build<R>(&self, code: impl FnOnce() -> R) -> R {
+        // Relaxed: whoever drops this owns it, and what hands a task over between threads orders this too.
+        self.in_build.store(true, Ordering::Relaxed);
+        let result = code();
+        self.in_build.store(false, Ordering::Relaxed);
+        result
     }
 
     fn stop_beat(&self) {
@@ -192,7 +205,7 @@ where
     fn drop(&mut self) {
         self.stop_beat();
         if let Some(ticket) = self.ticket.take() {
-            let (node, panicked) = (self.node, std::thread::panicking());
+            let (node, panicked) = (self.node, *self.in_build.get_mut());
             if panicked {
                 node.access.counters.panicked.count();
             }
