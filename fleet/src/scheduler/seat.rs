@@ -10,6 +10,8 @@ use super::{Actor, Scheduler};
 pub(crate) struct Seat<C> {
     clock: C,
     place: Mutex<Option<Place<C>>>,
+    /// Held while an actor gives back what its parent's threads held: no other thread of this process goes on before that.
+    move_in: Mutex<()>,
 }
 
 struct Place<C> {
@@ -21,7 +23,7 @@ struct Place<C> {
 
 impl<C: Clock + 'static> Seat<C> {
     pub(crate) fn new(clock: C) -> Self {
-        Self { clock, place: Mutex::new(None) }
+        Self { clock, place: Mutex::new(None), move_in: Mutex::new(()) }
     }
 
     fn lock(&self) -> MutexGuard<'_, Option<Place<C>>> {
@@ -62,11 +64,14 @@ impl<C: Clock + Clone + 'static> Seat<C> {
         }
         let Some(actor) = actor() else { return false };
         let process = std::process::id();
-        let parents = self.lock().take_if(|place| place.process != process);
-        if parents.is_some() {
-            // Not dropped: it is the parent's.
-            std::mem::forget(parents);
-            actor.has_forked();
+        if self.is_of_parent() {
+            let _move_in = self.move_in.lock().unwrap_or_else(PoisonError::into_inner);
+            // Another thread may have come first.
+            if self.is_of_parent() {
+                actor.has_forked();
+                // Not dropped: it is the parent's.
+                std::mem::forget(self.lock().take());
+            }
         }
         let scheduler = Scheduler::of(&self.clock);
         let store = actor.store();
@@ -82,5 +87,58 @@ impl<C: Clock + Clone + 'static> Seat<C> {
         drop(place);
         drop(before);
         is_attached
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::sync::mpsc::{Receiver, Sender, channel};
+    use std::time::Duration;
+
+    use dogpile::ManualClock;
+
+    use super::super::Next;
+    use super::*;
+
+    struct Forked {
+        begun: Mutex<Sender<()>>,
+        second_is_over: Mutex<Receiver<()>>,
+        is_over: AtomicBool,
+    }
+
+    impl Actor for Forked {
+        fn step(&self) -> Next {
+            Next::Over
+        }
+        fn store(&self) -> usize {
+            0
+        }
+        fn has_forked(&self) {
+            self.begun.lock().unwrap().send(()).unwrap();
+            // It is not, until this one is.
+            let _ = self.second_is_over.lock().unwrap().recv_timeout(Duration::from_millis(100));
+            self.is_over.store(true, Ordering::SeqCst);
+        }
+    }
+
+    #[test]
+    fn a_second_thread_of_a_child_used_a_cell_before_the_first_had_given_back_what_the_parent_held() {
+        let clock = ManualClock::new();
+        let seat = Seat::new(clock.clone());
+        let scheduler = Scheduler::new(clock, 1);
+        *seat.lock() = Some(Place { process: std::process::id() + 1, scheduler, number: 1 });
+        let ((begun, has_begun), (over, second_is_over)) = (channel(), channel());
+        let (begun, second_is_over) = (Mutex::new(begun), Mutex::new(second_is_over));
+        let actor = Arc::new(Forked { begun, second_is_over, is_over: AtomicBool::new(false) });
+        let attach = || seat.attach(|| Some(Arc::clone(&actor) as Arc<dyn Actor>));
+        std::thread::scope(|scope| {
+            scope.spawn(attach);
+            has_begun.recv().unwrap();
+            assert!(attach());
+            let is_over = actor.is_over.load(Ordering::SeqCst);
+            let _ = over.send(());
+            assert!(is_over);
+        });
     }
 }
