@@ -52,8 +52,8 @@
 //!   waits for the policy's [`patience`](FleetPolicy::patience), and for its own build.
 //! * A finished build is served after `patience` at the latest. If the store has not accepted it by then, its publication goes on in
 //!   the background.
-//! * An invalidation that could not be delivered is an error, and is not forgotten as long as the process lives: it is delivered before
-//!   anything else is asked of the store.
+//! * An invalidation that could not be delivered is an error, and is not forgotten as long as the cell lives: it is delivered before
+//!   anything else is asked of the store. (When the cell is dropped it is tried once more.)
 //! * A store that is down makes each process build for itself, one build at a time, once its value is too old to be served.
 //! * Threads do not grow with cells: those of a process share four at most. A store that hangs never takes all of them, so that it holds
 //!   up no cell of another store.

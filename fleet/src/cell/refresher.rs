@@ -156,7 +156,8 @@ impl FleetRefresher {
     /// `spawn` can be `tokio::spawn`, for example. `cell` and `ahead` are those of [`spawn`](FleetRefresher::spawn). `build` is given a
     /// context that it owns, and returns a future.
     ///
-    /// The task never blocks its thread, and needs none of its own: the threads that all cells share ask the store.
+    /// The task does not block its thread, and needs none of its own: the threads that all cells share ask the store. If none of them
+    /// can be started, the task asks the store itself.
     ///
     /// # Cancel safety
     ///

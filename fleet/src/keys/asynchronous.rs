@@ -1,6 +1,7 @@
 //! Invalidations and checks for tasks, on any executor.
 //!
 //! No thread of the executor waits for the store: a job of the [pool](super::pool) does, and goes on when its task has been dropped.
+//! (Where no thread can be started, the job runs in the caller.)
 
 use std::sync::Arc;
 
@@ -122,7 +123,8 @@ where
     }
 
     async fn invalidate_by_thread(&self, key: &str, how: Invalidation) -> Result<(), Arc<StoreError>> {
-        // Here, so that what this task asks for after it comes after it, whatever becomes of this future.
+        // Here, so that what this task asks for after it is awaited comes after it. If this future is dropped before, the job goes on
+        // delivering, and what is asked for meanwhile may overtake it.
         let delivering = Delivering::begin(&self.shared, &self.beats, key, how)?;
         self.by_thread(|| delivering.run()).await
     }
