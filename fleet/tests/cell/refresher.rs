@@ -266,7 +266,8 @@ fn what_is_asked_for_while_another_node_builds_is_built_after_that() {
     let dogpile_fleet::Acquire::Won { token, .. } = won else { panic!("{won:?}") };
     let busy = node.stats().busy;
     refresher.refresh_now();
-    eventually("it is busy", || node.stats().busy > busy);
+    // The node may still be looking at a hint, which the refresher leaves 20 ms for.
+    passes(&fleet, "it is busy", || node.stats().busy > busy);
     assert_eq!(builds.load(Ordering::SeqCst), 2);
     dogpile_fleet::RefreshStore::fail(&*fleet.store, NAME, &token, Duration::ZERO).unwrap();
     passes(&fleet, "built here", || builds.load(Ordering::SeqCst) == 3);
