@@ -150,7 +150,7 @@ impl Model {
     /// Lets the refresher begin what it has to. What it does then; `None`: there is none.
     pub(crate) fn let_it_act(&mut self) -> Option<Activity> {
         // A value that had expired when it was published is nothing that it could be served.
-        let begun = self.value.filter(|_| self.get().is_some()).map_or(0, |value| value.begun);
+        let begun = self.value.filter(|value| self.was_servable(value)).map_or(0, |value| value.begun);
         if let Some(refresher) = &mut self.refresher
             && refresher.build.is_none()
             && refresher.asked_after.is_some_and(|asked| begun > asked)
