@@ -70,8 +70,9 @@ use crate::time::{Clock, SystemClock};
 /// # Cost
 ///
 /// A read costs what a read of a cell costs, also while a source is stale and has nothing newer: only the first such read asks
-/// the sources. (Each read asks a source that is to be built and has no value at all, and one that has failed to give the value one.) A publication of a source notifies each value that was made from it. Two evaluations
-/// at the same time may both make a value that both need, if they began with different values of a source.
+/// the sources. (Each read asks a source that is to be built and has no value at all, and one that has failed to give the value
+/// one.) A publication of a source notifies each value that was made from it. Two evaluations at the same time may both make a
+/// value that both need, if they began with different values of a source.
 ///
 /// # Cycles
 ///

@@ -2,7 +2,8 @@
 //! others get the old value at once, as long as there is one that may be served.
 //!
 //! Without it, a value that has gone out of date is rebuilt by all callers at the same time: a dogpile, also called cache
-//! stampede or thundering herd. The remedies are known as *stale-while-revalidate* and *single flight*. A cell is both, for threads and for tasks.
+//! stampede or thundering herd. The remedies are known as *stale-while-revalidate* and *single flight*. A cell is both, for
+//! threads and for tasks.
 //!
 //! One line on your own function does it (`cargo add dogpile --features macros`; before the first release, with `--path` and
 //! the folder of the sources):
@@ -47,10 +48,10 @@
 //!
 //! - **By default an old value is served without limit**: while it is rebuilt, and while the source is down. If an old
 //!   value is worse than a wait or an error, set a limit ([`stale_while_refresh = "10m"`](Policy::stale_while_refresh)).
-//! - Callers wait if there is no value to serve: for the first build, and past that limit. The one caller that rebuilds the
-//!   value runs the build itself, and an async build is cancelled when the future of its caller is dropped. [No request
-//!   builds](guide::background) if builds are handed to a thread or a task ([`request().spawn_with(tokio::spawn)`](Request::spawn_with)), or if a
-//!   [`Refresher`] builds ahead of time.
+//! - Callers wait if there is no value to serve: for the first build, and past that limit. The one caller that rebuilds the value
+//!   runs the build itself, and an async build is cancelled when the future of its caller is dropped. [No request
+//!   builds](guide::background) if builds are handed to a thread or a task
+//!   ([`request().spawn_with(tokio::spawn)`](Request::spawn_with)), or if a [`Refresher`] builds ahead of time.
 //!
 //! # Where to start
 //!

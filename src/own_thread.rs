@@ -2,7 +2,7 @@
 //!
 //! # Joins
 //!
-//! There are two: finalizer threads and refresher threads. Both run user code, which may drop a cell or a
+//! There are two kinds: finalizer threads and refresher threads. Both run user code, which may drop a cell or a
 //! [`Refresher`](crate::Refresher), and such a drop joins a thread. A refresher thread joins no other thread; a finalizer
 //! thread joins refresher threads only. So drops on these threads cannot deadlock.
 //!

@@ -245,7 +245,8 @@ impl Refresher {
 
     /// Returns the error of the latest build, or `None` if it succeeded or no build has ended yet.
     ///
-    /// A panic shows as "the build panicked: ...".
+    /// A panic shows as "the build panicked: ...". The end of a build is noted just after its value is published, so a
+    /// reader of the new value may still see the error before it.
     ///
     /// # Examples
     ///

@@ -88,10 +88,10 @@ impl<T, C> DogpileCell<T, C> {
 ///
 /// # What is a publication
 ///
-/// A build that succeeds, [`set`](crate::DogpileCell::set), [`restore`](crate::DogpileCell::restore), and a renewal (the same value
-/// as a new generation). A value is returned even if it has expired since its publication; a value that had expired by then, when it
-/// was given to `restore` or returned as [`Refreshed::Aged`](crate::Refreshed::Aged), is not returned. `invalidate` and `clear` publish nothing; [`on_change`](crate::DogpileCell::on_change)
-/// reports them.
+/// A build that succeeds, [`set`](crate::DogpileCell::set), [`restore`](crate::DogpileCell::restore), and a renewal (the same
+/// value as a new generation). A value is returned even if it has expired since its publication; a value that had expired by
+/// then, when it was given to `restore` or returned as [`Refreshed::Aged`](crate::Refreshed::Aged), is not returned. `invalidate`
+/// and `clear` publish nothing; [`on_change`](crate::DogpileCell::on_change) reports them.
 ///
 /// # Cost
 ///

@@ -487,7 +487,8 @@ impl Watch {
     /// Why the files as they are now could not be made into a value; `None` if they were, or have not been read yet.
     ///
     /// Errors of files begin with their path: see [`Files::parse`]. [`SharedError::downcast_ref`] returns the closure's own
-    /// error.
+    /// error. The result of a read is noted just after its value is published, so a reader of the new value may still see
+    /// the error before it.
     ///
     /// # Examples
     ///

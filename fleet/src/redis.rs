@@ -60,12 +60,12 @@ const UNHINTED: Duration = Duration::from_secs(3600);
 ///
 /// # Rights
 ///
-/// A user needs `+eval +evalsha +script|load +hmget +hset +hdel +hexists +hget +del +pexpire +pttl +time +ping` on the
-/// keys `dogpile:*`, and for
-/// hints `+publish +subscribe +unsubscribe` on the channels `dogpile:*`. Without the latter the nodes poll.
+/// A user needs `+eval +evalsha +script|load +hmget +hset +hdel +hexists +hget +del +pexpire +pttl +time +ping` on the keys
+/// `dogpile:*`, and for hints `+publish +subscribe +unsubscribe` on the channels `dogpile:*`. Without the latter the nodes poll.
 /// [`FleetCell::check`](crate::FleetCell::check) tells what is missing. A hint that is refused is no failed operation: it is
-/// reported once by each cell that made such a change or looks after its value, and by each [`FleetKeys`](crate::FleetKeys) that made
-/// one, to [`on_error`](crate::FleetCell::on_error) and in [`hints_refused`](crate::FleetStats::hints_refused), and for an hour after it the cells of the process poll as without hints. Other processes do so from their next look on.
+/// reported once by each cell that made such a change or looks after its value, and by each [`FleetKeys`](crate::FleetKeys) that
+/// made one, to [`on_error`](crate::FleetCell::on_error) and in [`hints_refused`](crate::FleetStats::hints_refused), and for an
+/// hour after it the cells of the process poll as without hints. Other processes do so from their next look on.
 pub struct RedisStore {
     connect: Arc<dyn RedisConnect>,
     timeout: Duration,

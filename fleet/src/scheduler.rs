@@ -25,9 +25,9 @@
 //!
 //! # Clocks
 //!
-//! A thread can sleep by one clock only. All clocks of a type without data (`SystemClock`, `TickClock`, `HostClock`) are the same one,
-//! so their actors share threads: up to four for each type. A clock with data (`ManualClock`) may be another one each time: an actor with such a clock has a
-//! thread of its own.
+//! A thread can sleep by one clock only. All clocks of a type without data (`SystemClock`, `TickClock`, `HostClock`) are the same
+//! one, so their actors share threads: up to four for each type. A clock with data (`ManualClock`) may be another one each time:
+//! an actor with such a clock has a thread of its own.
 //!
 //! # Forks
 //!
@@ -178,6 +178,7 @@ impl<C: Clock + 'static> Scheduler<C> {
     }
 
     /// Has the threads run an actor, at once for the first time. `None` if no thread can be had.
+    ///
     /// `store`: what [`Actor::store`] returns, which asks the user's store, and so is called before any lock is held.
     fn attach(self: &Arc<Self>, actor: Arc<dyn Actor>, store: usize) -> Option<u64> {
         let mut state = self.lock();

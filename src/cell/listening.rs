@@ -121,8 +121,8 @@ impl<T, C: Clock> Machine<T, C> {
     }
 
     /// The value of this generation is served before the tick that `until` returns, which is called under the lock, and runs no
-    /// user code. Until then a build would make the same again, unless something that is notified of changes. Returns whether that value
-    /// is still there.
+    /// user code. Until then a build would make the same again, unless something that is notified of changes. Returns whether
+    /// that value is still there.
     pub(crate) fn settle(&self, generation: u64, until: impl FnOnce() -> u64) -> bool {
         let mut state = self.state.lock();
         let is_there =

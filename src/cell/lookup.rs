@@ -23,12 +23,12 @@ use super::pending::Pending;
 /// | none / expired | free | runs | `Failed` |
 /// | none / expired | free | none | `Elected` |
 ///
-/// Five refinements:
+/// Four refinements:
 ///
 /// * While a [`Refresher`](crate::Refresher) is attached, a value that is stale within `stale_while_refresh` is `Stale`, not
 ///   `Elected`. So is that of a [`Derived`](crate::Derived) value whose sources have nothing newer.
-/// * A value that had expired when it was published ([`Refreshed::Aged`](crate::Refreshed::Aged)) counts as expired.
-/// * If another caller published a value while this one looked, this one gets that value.
+/// * If another caller published a value while this one looked, this one gets that value, unless it had expired before
+///   it was published ([`Refreshed::Aged`](crate::Refreshed::Aged)).
 /// * While a retry pause runs, a value counts as stale and not as expired, up to the policy's `stale_if_error`.
 /// * If the latest build panicked, the caller is elected where the table says `Failed`.
 ///

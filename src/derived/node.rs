@@ -14,9 +14,9 @@
 //!
 //! A value inherits the time at which the first of its sources goes stale, as a tick. Sources that go stale without a new value
 //! (nothing refreshes them, or their source is down) would have it made again at each read, from the same: so before an election
-//! the node asks its sources ([`Node::settled`]). If none has anything newer, the value is *settled*: its cell serves it as it is, without
-//! a lock, until a source changes or would have to be asked again (its retry pause is over). That too is decided under the cell's
-//! lock, so a change is either seen there or notified of after it.
+//! the node asks its sources ([`Node::settled`]). If none has anything newer, the value is *settled*: its cell serves it as it
+//! is, without a lock, until a source changes or would have to be asked again (its retry pause is over). That too is decided
+//! under the cell's lock, so a change is either seen there or notified of after it.
 //!
 //! # Locks
 //!
@@ -314,8 +314,9 @@ impl<T, C: Clock, B> Node<T, C, B> {
             let ends = stamps.iter().map(|stamp| stamp.source.settled_until(stamp.gave, seen.now));
             ends.min().unwrap_or(FOREVER).min(machine.own_end(&seen.record))
         });
-        // That a derived source is due without a new generation shows under its own lock only, which is not to be taken under another
-        // one: after the notification of it could end what has been settled.
+        // A derived source can be due without a new generation. That shows only under the lock of its own cell, which must not be
+        // taken under this one's. So it is asked once more here: its notification came before, and is seen now, or comes later,
+        // and unsettles the value.
         let mut derived = stamps.iter().filter(|stamp| stamp.source.is_derived());
         if !derived.all(Stamp::holds_after_refresh) {
             machine.unsettle();

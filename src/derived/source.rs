@@ -136,8 +136,8 @@ pub trait Followed<M>: Kind<Stored: Send + Sync + 'static> + Send + Sync + Sized
         self.machine().holds(generation)
     }
 
-    /// If [`refresh`](Followed::refresh) has returned true `now`: before which tick it does so again, unless the source notifies of
-    /// a change.
+    /// If [`refresh`](Followed::refresh) has returned true at the tick `now`: before which tick it does so again, unless the
+    /// source notifies of a change.
     fn settled_until(&self, gave: Gave, now: u64) -> u64 {
         let _ = (gave, now);
         FOREVER
