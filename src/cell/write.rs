@@ -114,15 +114,16 @@ impl<T, C: Clock> Machine<T, C> {
         let now = self.now();
         let mut state = self.state.lock();
         let mut has_changed = in_any_case;
-        let was_settled = state.lease.unsettle();
+        let mut is_due_sooner = state.lease.unsettle();
         if retries
             && let Some(failure) = &mut state.failure
             && failure.retry_at != 0
         {
             failure.retry_at = 0;
+            is_due_sooner = true;
             has_changed = true;
         }
-        if was_settled || has_changed {
+        if is_due_sooner {
             self.mirror(&mut state);
         }
         let record = self.slot.record(&state.key);

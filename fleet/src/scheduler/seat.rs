@@ -116,7 +116,7 @@ mod tests {
         }
         fn has_forked(&self) {
             self.begun.lock().unwrap().send(()).unwrap();
-            // It is not, until this one is.
+            // Another thread that does not wait for this one has this long to be noticed.
             let _ = self.second_is_over.lock().unwrap().recv_timeout(Duration::from_millis(100));
             self.is_over.store(true, Ordering::SeqCst);
         }
