@@ -19,7 +19,7 @@ pub(crate) enum Job<T: 'static, C: Clock + 'static> {
     Beat(Beat),
     /// A caller waits.
     Kick,
-    /// Look at what is watched: this node has changed what is in the store.
+    /// Look at what is watched: this node has changed what is in the store. Or look once more, if the last look was too early.
     Look,
     /// An election. If nobody waits for it any more, whatever it comes to is kept for the next caller.
     Elected(Lease<'static, T, C>, Caller, Reply<Step<T, C>>),

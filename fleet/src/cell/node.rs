@@ -91,6 +91,7 @@ use crate::error::Backoff;
 use crate::policy::{FleetPolicy, Life};
 use crate::store::{Current, Publish, RefreshStore, StoreError, Token, Version};
 
+pub(crate) use look::Looked;
 use state::State;
 pub(crate) use state::{Began, Known};
 

@@ -11,7 +11,7 @@ use dogpile::{Clock, Tick};
 
 use super::job::{Beat, Job, Watch};
 use super::mailbox::Mailbox;
-use super::node::Node;
+use super::node::{Looked, Node};
 use crate::access::Operation;
 use crate::breaker::Kind;
 use crate::codec::Codec;
@@ -40,8 +40,8 @@ struct Agenda<T: 'static, C: Clock + 'static> {
     watch: Option<Watch<T, C>>,
     beats: Vec<Beat>,
     next_look: Option<Tick>,
-    /// A hint came while a caller had the local lease, who may hand it over to be watched.
-    hinted_early: bool,
+    /// A look came while somebody had the local lease, who may hand it over to be watched, or give it back.
+    looked_early: bool,
     /// Something may have happened before the store began to give hints.
     unhinted: bool,
     /// The store is known to refuse hints.
@@ -82,7 +82,7 @@ where
                 watch: None,
                 beats: Vec::new(),
                 next_look: None,
-                hinted_early: false,
+                looked_early: false,
                 unhinted,
                 refused: false,
                 subscription,
@@ -150,7 +150,7 @@ where
     fn take(&mut self, node: &Arc<Node<T, C>>, job: Job<T, C>) {
         match job {
             Job::Watch(mut watch) => {
-                if std::mem::take(&mut self.hinted_early) {
+                if std::mem::take(&mut self.looked_early) {
                     watch.next = Tick::from_nanos(0);
                 }
                 self.watch = Some(watch);
@@ -168,6 +168,8 @@ where
             Job::Look => {
                 if let Some(watch) = &mut self.watch {
                     watch.next = Tick::from_nanos(0);
+                } else if std::mem::take(&mut self.looked_early) {
+                    self.next_look = Some(Tick::from_nanos(0));
                 }
             }
             task => node.carry_out(task),
@@ -235,16 +237,17 @@ where
             return;
         }
         let due = self.next_look.is_some_and(|next| next <= now);
-        if hinted || due {
-            node.look();
-        }
-        self.hinted_early = (self.hinted_early || hinted) && node.local.is_refreshing();
+        let looked = if hinted || due { node.look() } else { Looked::Done };
+        self.looked_early |= looked == Looked::TooEarly;
         if due || self.next_look.is_none() {
             self.next_look = node.policy.poll.map(|interval| {
                 let members =
                     self.subscription.as_ref().filter(|hints| hints.is_healthy()).map(Subscription::members);
                 now.saturating_add(draw::around(until_next_look(interval, members), 10))
             });
+        }
+        if looked == Looked::TooLate {
+            self.next_look = Some(now);
         }
     }
 }
@@ -301,7 +304,7 @@ mod tests {
             watch: Some(watch),
             beats: Vec::new(),
             next_look: Some(at(1)),
-            hinted_early: false,
+            looked_early: false,
             unhinted: false,
             refused: false,
             subscription: None,

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use dogpile::{Freshness, ManualClock};
 use dogpile_fleet::{
-    Acquire, Backoff, BuildContext, FleetCell, FleetPolicy, Functions, RefreshError, RefreshStore, Refreshed,
-    Request,
+    Acquire, Backoff, BuildContext, FleetCell, FleetPolicy, FleetRefresher, Functions, RefreshError,
+    RefreshStore, Refreshed, Request,
 };
 
 use crate::support::*;
@@ -479,6 +479,75 @@ fn an_invalidation_during_a_look_made_the_store_seem_to_have_gone_back() {
         node.stats().polls > polls + 1
     });
     assert_eq!(node.stats().gone_back, 0);
+}
+
+/// While the answer to a look was on its way a refresher took something newer over, and the node went back to what the answer had.
+#[test]
+fn the_answer_to_a_look_replaced_what_was_taken_over_since() {
+    let fleet = Fleet::new();
+    let (node, way) = fleet.disturbed(POLICY);
+    let other = fleet.quiet(POLICY);
+    let build = |context: &BuildContext<'_, String>| {
+        assert!(context.previous().is_none(), "what is newer is in the store");
+        Ok::<_, &str>(Refreshed::New(text("v1")))
+    };
+    let refresher = FleetRefresher::spawn(&node, 3 * SECOND, build).unwrap();
+    assert!(refresher.wait_ready(60 * SECOND));
+    // A look whose answer is v2.
+    let (begun, let_look) = way.hold_up_a_poll();
+    other.invalidate().unwrap();
+    begun.recv().unwrap();
+    assert_eq!(*other.get_or_refresh(|| text("v2")), "v2");
+    let (answered, let_answer) = way.hold_up_the_answer_of_a_poll();
+    let_look.send(()).unwrap();
+    answered.recv().unwrap();
+    // The refresher is given v3.
+    let (asked, let_acquire) = way.hold_up();
+    fleet.clock.advance(8 * SECOND);
+    asked.recv().unwrap();
+    other.invalidate().unwrap();
+    assert_eq!(*other.get_or_refresh(|| text("v3")), "v3");
+    let_acquire.send(()).unwrap();
+    eventually("it is taken over", || get(&node).as_deref() == Some("v3"));
+    // The next look begins when that one has ended.
+    let (begun, next) = way.hold_up_a_poll();
+    let_answer.send(()).unwrap();
+    begun.recv().unwrap();
+    assert_eq!((get(&node).as_deref(), node.freshness()), (Some("v3"), Freshness::Fresh));
+    drop(next);
+}
+
+/// A hint that came while a refresher was being told that another node builds was not followed: the value was there when that node's
+/// lease would have ended.
+#[test]
+fn a_value_that_came_while_a_refresher_was_told_to_wait_was_not_looked_for() {
+    let fleet = Fleet::new();
+    let (node, way) = fleet.disturbed(POLICY);
+    let other = fleet.quiet(POLICY);
+    let refresher =
+        FleetRefresher::spawn(&node, 3 * SECOND, |_| Ok::<_, &str>(Refreshed::New(text("v1")))).unwrap();
+    assert!(refresher.wait_ready(60 * SECOND));
+    let (asked, let_acquire) = way.hold_up();
+    fleet.clock.advance(8 * SECOND);
+    asked.recv().unwrap();
+    other.invalidate().unwrap();
+    let (is_told, let_refresher) = way.hold_up_the_answer_of_an_election();
+    let mut look = None;
+    other.get_or_refresh(|| {
+        let_acquire.send(()).unwrap();
+        is_told.recv().unwrap();
+        look = Some(way.hold_up_the_answer_of_a_poll());
+        text("v2")
+    });
+    let (answered, let_answer) = look.unwrap();
+    answered.recv().unwrap();
+    let_answer.send(()).unwrap();
+    // Time for the look to end, most often. Whichever is first, the value comes, and the clock stands still.
+    for _ in 0..1000 {
+        std::thread::yield_now();
+    }
+    let_refresher.send(()).unwrap();
+    eventually("it is taken over", || get(&node).as_deref() == Some("v2"));
 }
 
 /// A value that is older than its ttl was served for the whole window from its publication on, unless the worker ended that.

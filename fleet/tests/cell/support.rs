@@ -60,6 +60,7 @@ impl Fleet {
             delay: AtomicU64::new(0),
             clock: self.clock.clone(),
             gate: Mutex::new(None),
+            elected_gate: Mutex::new(None),
             poll_gate: Mutex::new(None),
             publication_gate: Mutex::new(None),
             invalidation_gate: Mutex::new(None),
@@ -80,6 +81,8 @@ pub(crate) struct Disturbed {
     clock: ManualClock,
     /// The next `acquire` reports here when it has begun, and then waits.
     gate: Gate,
+    /// The next `acquire` reports here when it has its answer, and then waits.
+    elected_gate: Gate,
     poll_gate: Gate,
     publication_gate: Gate,
     /// The next `invalidate` reports here when it has taken effect, and then waits.
@@ -113,6 +116,10 @@ impl Disturbed {
         close(&self.gate)
     }
 
+    pub(crate) fn hold_up_the_answer_of_an_election(&self) -> (Receiver<()>, Sender<()>) {
+        close(&self.elected_gate)
+    }
+
     pub(crate) fn hold_up_a_poll(&self) -> (Receiver<()>, Sender<()>) {
         close(&self.poll_gate)
     }
@@ -143,7 +150,9 @@ impl RefreshStore for Disturbed {
     }
     fn acquire(&self, name: &str, request: &Request) -> Result<Acquire, StoreError> {
         pass(&self.gate);
-        self.way()?.acquire(name, request)
+        let answer = self.way()?.acquire(name, request);
+        pass(&self.elected_gate);
+        answer
     }
     fn publish(
         &self,

@@ -3,11 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use dogpile::{Clock, Lookup, Tick};
+use dogpile::{Clock, Lease, Lookup, Tick};
 
 use super::{Node, Step, Taken};
 use crate::access::Operation;
 use crate::breaker::Kind;
+use crate::cell::job::Job;
 use crate::error::Backoff;
 use crate::store::{Acquire, Request};
 
@@ -40,6 +41,17 @@ where
         if self.is_void_here(&lease) {
             return Step::Again;
         }
+        let step = self.ask_ahead(lease, ahead);
+        if let Step::Backoff(_) = step {
+            // The lease is given back. A look that came meanwhile was too early.
+            self.mailbox.nudge(Job::Look);
+        }
+        step
+    }
+
+    /// The same, with the local lease.
+    fn ask_ahead(self: &Arc<Self>, lease: Lease<'static, T, C>, ahead: Duration) -> Step<T, C> {
+        let later = |left| Step::Backoff(Backoff { left });
         let asked = self.clock.now();
         self.access.counters.acquires.count();
         let (held, seen) = (self.held(), self.with(|state| state.seen));

@@ -12,6 +12,18 @@ use crate::breaker::Kind;
 use crate::cell::job::Watch;
 use crate::store::{Current, Poll, Version};
 
+/// What has come of a look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Looked {
+    /// What it was for.
+    Done,
+    /// Nothing as yet: somebody of this node has the local lease, or the store did not answer. If the lease is given back without a
+    /// value, the next look is due then.
+    TooEarly,
+    /// Nothing: what has happened here since may be newer than the answer. The next look is due at once.
+    TooLate,
+}
+
 impl<T, C> Node<T, C>
 where
     T: Send + Sync + 'static,
@@ -42,12 +54,12 @@ where
     }
 
     /// A look at the store while there is no election, because other nodes may have invalidated or rebuilt the value.
-    pub(crate) fn look(self: &Arc<Self>) {
-        let Some(snapshot) = self.local.snapshot() else { return };
+    pub(crate) fn look(self: &Arc<Self>) -> Looked {
+        let Some(snapshot) = self.local.snapshot() else { return Looked::TooEarly };
         let invalidations = self.with(|state| state.invalidations);
         let known = self.known();
         let asked = self.clock.now();
-        let Some(poll) = self.poll(known.to_store()) else { return };
+        let Some(poll) = self.poll(known.to_store()) else { return Looked::TooEarly };
         // The look may have delivered an invalidation that was owed, which is older than what was built here since.
         let known = if self.local.generation() == snapshot.generation { self.known() } else { known };
         let has_missed = known.has_missed(poll.epoch);
@@ -59,8 +71,8 @@ where
             {
                 drop(self.local.clear());
             }
-            // All else its build will find out.
-            _ if self.local.is_refreshing() => {}
+            // All else its build will find out, unless the store was asked for the right to build before this look.
+            _ if self.local.is_refreshing() => return Looked::TooEarly,
             Current::Same { soft_left, .. } if soft_left.is_zero() && is_fresh => {
                 self.outdated(snapshot.generation);
             }
@@ -71,14 +83,21 @@ where
             Current::Newer(value)
                 if self.known().version != Some(value.version) && !self.is_older(&value, asked) =>
             {
-                // Elected also if the value is fresh here: until the newer one is there, no caller is to ask for it.
-                if value.hard_left > self.since(asked)
-                    && let Lookup::Elected(lease) = self.local.request_owned().no_cache().lookup()
-                    // Else the answer may be from before an invalidation, and the lease is from after it.
-                    && self.with(|state| state.invalidations) == invalidations
-                    && let Taken::Over(_) = self.take_over(lease, &value, asked)
-                {
-                    return;
+                if value.hard_left > self.since(asked) {
+                    // Elected also if the value is fresh here: until the newer one is there, no caller is to ask for it.
+                    let Lookup::Elected(lease) = self.local.request_owned().no_cache().lookup() else {
+                        return Looked::TooEarly;
+                    };
+                    // What is here may be newer than the answer, which in turn may be from before an invalidation, and the lease
+                    // from after it. While it is held, nothing else comes.
+                    if self.local.generation() != snapshot.generation
+                        || self.with(|state| state.invalidations) != invalidations
+                    {
+                        return Looked::TooLate;
+                    }
+                    if let Taken::Over(_) = self.take_over(lease, &value, asked) {
+                        return Looked::Done;
+                    }
                 }
                 // If it cannot be read, the next caller finds that out too, and builds.
                 self.outdated(snapshot.generation);
@@ -86,6 +105,7 @@ where
             _ if has_missed && is_fresh => self.outdated(snapshot.generation),
             _ => {}
         }
+        Looked::Done
     }
 
     /// One look of the worker, which holds the lease because another node builds, a pause runs or the store is down.
