@@ -102,6 +102,14 @@ impl<C: Clock> Access<C> {
         shared.max(self.breaker.open_until(kind, now))
     }
 
+    /// An error, while the store is left alone because changes of it have failed: for what is done later by itself, so that many such
+    /// callers do not wait for its timeout one after another.
+    pub(crate) fn left_alone(&self) -> Option<Arc<StoreError>> {
+        self.open_until(Kind::Change, self.clock.now())?;
+        let last = self.last_error().map_or_else(String::new, |error| format!(": {error}"));
+        Some(Arc::new(StoreError::new(format!("it has failed, and is left alone for a while{last}"))))
+    }
+
     /// Whether an operation may begin.
     pub(crate) fn admits(&self, operation: Operation) -> bool {
         if !operation.is_gated() {

@@ -111,15 +111,13 @@ impl Hub {
 
     /// The server does not pass on all hints: for `time` the cells poll as without them. Not to be called under a lock: if that was not
     /// known, all of them look at once.
-    #[cfg(feature = "redis")]
     pub(crate) fn is_silent(&self, time: Duration, reason: impl FnOnce() -> StoreError) {
         if self.silence.begins(time, reason) {
             self.names().iter().for_each(|name| self.give(name));
         }
     }
 
-    /// Why the server does not pass on hints, if that is known.
-    #[cfg(feature = "redis")]
+    /// Why hints do not get through, if that is known.
     pub(crate) fn refusal(&self) -> Option<Arc<StoreError>> {
         self.silence.reason()
     }
@@ -167,7 +165,7 @@ impl Hub {
             // Relaxed: a statistic.
             self.attempts.fetch_add(1, Ordering::Relaxed);
             // What goes wrong here is no harm: the cells poll.
-            let ended = self.serve(&source, settings).await;
+            let ended = self.serve(&source, settings, failures > 0).await;
             // Relaxed: it only makes polls more or less frequent.
             self.healthy.store(false, Ordering::Relaxed);
             if ended.is_ok() && self.has_ended() {
@@ -196,7 +194,12 @@ impl Hub {
     }
 
     /// One connection, from beginning to end. `Ok` if nobody listens any more.
-    async fn serve<S: Source>(&self, source: &S, settings: Settings) -> Result<(), StoreError> {
+    async fn serve<S: Source>(
+        &self,
+        source: &S,
+        settings: Settings,
+        is_again: bool,
+    ) -> Result<(), StoreError> {
         let bound = settings.timeout;
         let late = |_| StoreError::slow(bound);
         // Acquire: pairs with the Release in `reconnect`.
@@ -210,9 +213,15 @@ impl Hub {
                 return Ok(());
             }
             for name in names.difference(&known) {
-                timeout(bound, connection.listen(name)).await.map_err(late)??;
-                // What happened before.
-                due.insert(name.clone(), Instant::now());
+                timeout(bound, connection.listen(name)).await.map_err(late)?.inspect_err(|error| {
+                    let reason = || {
+                        StoreError::new(format!("hints cannot be listened for, so the node polls: {error}"))
+                    };
+                    self.is_silent(2 * LONGEST_PAUSE, reason);
+                })?;
+                // What happened before. A server that comes back is not asked by all nodes at the same instant.
+                let spread = if is_again { settings.spread } else { Duration::ZERO };
+                due.insert(name.clone(), Instant::now() + spread.mul_f64(draw::share()));
             }
             for name in known.difference(&names) {
                 timeout(bound, connection.unlisten(name)).await.map_err(late)??;

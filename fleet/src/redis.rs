@@ -62,10 +62,11 @@ const UNHINTED: Duration = Duration::from_secs(3600);
 ///
 /// A user needs `+eval +evalsha +script|load +hmget +hset +hdel +hexists +hget +del +pexpire +pttl +time +ping` on the keys
 /// `dogpile:*`, and for hints `+publish +subscribe +unsubscribe` on the channels `dogpile:*`. Without the latter the nodes poll.
-/// [`FleetCell::check`](crate::FleetCell::check) tells what is missing. A hint that is refused is no failed operation: it is
-/// reported once by each cell that made such a change or looks after its value, and by each [`FleetKeys`](crate::FleetKeys) that
-/// made one, to [`on_error`](crate::FleetCell::on_error) and in [`hints_refused`](crate::FleetStats::hints_refused), and for an
-/// hour after it the cells of the process poll as without hints. Other processes do so from their next look on.
+/// [`FleetCell::check`](crate::FleetCell::check) tells what is missing. A hint that is refused is no failed operation: it is reported
+/// once by each cell that made such a change or looks after its value, and by each [`FleetKeys`](crate::FleetKeys) that made one, to
+/// [`on_error`](crate::FleetCell::on_error) and in [`hints_refused`](crate::FleetStats::hints_refused), and for an hour after it the
+/// cells of the process poll as without hints. Other processes do so from their next look on. Where a user may not listen for hints,
+/// that is reported in the same way, by the cells of that process.
 pub struct RedisStore {
     connect: Arc<dyn RedisConnect>,
     timeout: Duration,
@@ -424,6 +425,12 @@ impl RefreshStore for RedisStore {
 
     fn check(&self, name: &str) -> Result<(), StoreError> {
         self.run(name, &SCRIPTS.check, |_| ())?;
+        let (connect, channel, timeout) = (Arc::clone(&self.connect), self.key(name), self.timeout);
+        io::run(timeout, move |deadline| async move {
+            let listens = async { connect.listen().await?.subscribe(channel).await };
+            let answer = timeout_at(deadline, listens).await;
+            answer.map_err(|_| StoreError::slow(timeout))?.map_err(StoreError::new)
+        })?;
         self.poll(name, None).map(drop)
     }
 }

@@ -395,7 +395,7 @@ impl Silence {
     }
 
     /// From now on it is known, for `time`. Returns whether it was not before.
-    #[cfg(feature = "redis")]
+    #[cfg(any(feature = "redis", feature = "postgres"))]
     pub(crate) fn begins(&self, time: Duration, reason: impl FnOnce() -> StoreError) -> bool {
         let now = Instant::now();
         let mut silence = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -537,9 +537,12 @@ pub trait RefreshStore: Send + Sync {
         None
     }
 
-    /// Whether the store can be reached, with the rights that the other operations need. Changes nothing. Default: a poll.
+    /// Whether the store can be reached, with the rights that the other operations need. Changes nothing. Default: a poll, and a
+    /// heart-beat of a build that there never was.
     fn check(&self, name: &str) -> Result<(), StoreError> {
-        self.poll(name, None).map(drop)
+        self.poll(name, None)?;
+        let nobody = Token { fence: Fence { incarnation: 0, number: 0 }, epoch: 0 };
+        self.renew(name, &nobody, Duration::ZERO).map(drop)
     }
 }
 
@@ -608,18 +611,32 @@ pointers!(Arc<S>, Box<S>);
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{MemoryStore, Row, SwapEntry, SwapStore};
+    use crate::MemoryStore;
 
     /// A store without data.
     struct Nothing<const NUMBER: u32>;
 
-    impl<const NUMBER: u32> SwapEntry for Nothing<NUMBER> {
-        fn read(&self, _: &str) -> Result<Row, StoreError> {
-            Err(StoreError::new("not to be asked"))
+    impl<const NUMBER: u32> RefreshStore for Nothing<NUMBER> {
+        fn poll(&self, _: &str, _: Option<Version>) -> Result<Poll, StoreError> {
+            unreachable!()
         }
-
-        fn swap(&self, _: &str, _: Option<u64>, _: u64, _: &[u8]) -> Result<bool, StoreError> {
-            Err(StoreError::new("not to be asked"))
+        fn acquire(&self, _: &str, _: &Request) -> Result<Acquire, StoreError> {
+            unreachable!()
+        }
+        fn publish(&self, _: &str, _: &Token, _: &Publication<'_>) -> Result<Publish, StoreError> {
+            unreachable!()
+        }
+        fn unchanged(&self, _: &str, _: &Token, _: Duration, _: Duration) -> Result<Publish, StoreError> {
+            unreachable!()
+        }
+        fn fail(&self, _: &str, _: &Token, _: Duration) -> Result<bool, StoreError> {
+            unreachable!()
+        }
+        fn renew(&self, _: &str, _: &Token, _: Duration) -> Result<bool, StoreError> {
+            unreachable!()
+        }
+        fn invalidate(&self, _: &str, _: Invalidation) -> Result<(), StoreError> {
+            unreachable!()
         }
     }
 
@@ -630,11 +647,8 @@ mod tests {
         assert_eq!(users[0].identity(), users[1].identity());
         assert_ne!(users[0].identity(), MemoryStore::new().identity());
 
-        let without_data: [Arc<dyn RefreshStore>; 3] = [
-            Arc::new(SwapStore::new(Nothing::<1>)),
-            Arc::new(Box::new(SwapStore::new(Nothing::<1>))),
-            Arc::new(Box::new(SwapStore::new(Nothing::<2>))),
-        ];
+        let without_data: [Arc<dyn RefreshStore>; 3] =
+            [Arc::new(Nothing::<1>), Arc::new(Box::new(Nothing::<1>)), Arc::new(Box::new(Nothing::<2>))];
         let [one, same, other] = without_data.map(|store| store.identity());
         assert_eq!(one, same);
         assert_ne!(one, other);

@@ -15,6 +15,7 @@
 use std::fmt;
 use std::time::Duration;
 
+use crate::breaker::Breaker;
 use crate::draw;
 use crate::entry;
 use crate::operations;
@@ -96,7 +97,10 @@ pub struct Row {
 /// let page = FleetCell::new("page", store, Plain, FleetPolicy::ttl(Duration::from_secs(60)));
 /// assert_eq!(*page.get_or_refresh(|| String::from("<html>")), "<html>");
 /// ```
-pub struct SwapStore<S>(S);
+pub struct SwapStore<S> {
+    rows: S,
+    breaker: Breaker,
+}
 
 /// How often an operation begins again because other nodes were faster.
 const ATTEMPTS: u32 = 32;
@@ -104,17 +108,17 @@ const ATTEMPTS: u32 = 32;
 impl<S: SwapEntry> SwapStore<S> {
     /// A store over `rows`.
     pub fn new(rows: S) -> Self {
-        Self(rows)
+        Self { rows, breaker: Breaker::new() }
     }
 
     /// What it was made with.
     pub fn rows(&self) -> &S {
-        &self.0
+        &self.rows
     }
 
     /// The entry, and from which revision it is to be replaced. One that is damaged counts as lost.
     fn read(&self, name: &str) -> Result<(Entry, Option<u64>, Micros), StoreError> {
-        let Row { now, entry } = self.0.read(name)?;
+        let Row { now, entry } = self.rows.read(name)?;
         let (revision, bytes) = entry.unzip();
         Ok((bytes.and_then(|bytes| entry::decode(&bytes)).unwrap_or_default(), revision, now))
     }
@@ -129,7 +133,7 @@ impl<S: SwapEntry> SwapStore<S> {
             let (mut entry, from, now) = self.read(name)?;
             let (changed, answer) = operation(&mut entry, now);
             // Drawn, so that no revision ever comes back.
-            if !changed || self.0.swap(name, from, draw::incarnation(), &entry::encode(&entry))? {
+            if !changed || self.rows.swap(name, from, draw::incarnation(), &entry::encode(&entry))? {
                 return Ok(answer);
             }
             if attempt > 1 {
@@ -182,7 +186,11 @@ impl<S: SwapEntry> RefreshStore for SwapStore<S> {
     }
 
     fn subscribe(&self, name: &str, hint: Hint) -> Option<Subscription> {
-        self.0.subscribe(name, hint)
+        self.rows.subscribe(name, hint)
+    }
+
+    fn breaker(&self) -> Option<&Breaker> {
+        Some(&self.breaker)
     }
 }
 

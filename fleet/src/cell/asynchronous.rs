@@ -131,7 +131,8 @@ where
     ///
     /// # Errors
     ///
-    /// If the store could not be reached. This node's value is stale all the same.
+    /// If the store could not be told, or has failed a moment ago and is left alone. This node's value is stale all the same, and the
+    /// invalidation is not forgotten, as with [`invalidate`](FleetCell::invalidate).
     pub async fn invalidate_async(&self) -> Result<(), Arc<StoreError>> {
         self.by_worker(|reply| Job::Invalidate(Invalidation::Soft, reply)).await
     }
@@ -140,7 +141,8 @@ where
     ///
     /// # Errors
     ///
-    /// If the store could not be reached. This node's value is gone all the same.
+    /// If the store could not be told, or has failed a moment ago and is left alone. This node's value is gone all the same; else as
+    /// for [`invalidate_async`](FleetCell::invalidate_async).
     pub async fn clear_async(&self) -> Result<(), Arc<StoreError>> {
         self.by_worker(|reply| Job::Invalidate(Invalidation::Hard, reply)).await
     }

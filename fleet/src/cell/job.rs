@@ -120,7 +120,7 @@ where
                 let _ = reply.send(());
             }
             #[cfg(feature = "async")]
-            Job::Invalidate(how, reply) => drop(reply.send(self.invalidate(how))),
+            Job::Invalidate(how, reply) => drop(reply.send(self.invalidate_soon(how))),
             #[cfg(feature = "async")]
             Job::Check(reply) => drop(reply.send(self.check())),
             // Nobody looks after these here: the lease is given back.

@@ -27,7 +27,7 @@ where
     ///
     /// # Errors
     ///
-    /// As for [`invalidate`](FleetKeys::invalidate).
+    /// As for [`invalidate`](FleetKeys::invalidate); at once, if the store has failed a moment ago and is left alone.
     ///
     /// # Panics
     ///
@@ -126,7 +126,7 @@ where
         // Here, so that what this task asks for after it is awaited comes after it. If this future is dropped before, the job goes on
         // delivering, and what is asked for meanwhile may overtake it.
         let delivering = Delivering::begin(&self.shared, &self.beats, key, how)?;
-        self.by_thread(|| delivering.run()).await
+        self.by_thread(|| delivering.run_soon()).await
     }
 
     async fn by_thread<R: Send + 'static>(&self, job: impl FnOnce() -> R + Send + 'static) -> R {

@@ -150,6 +150,12 @@ impl<C: Clock + Clone + 'static> Delivering<C> {
     pub(super) fn run(self) -> Result<(), Arc<StoreError>> {
         self.shared.deliver(&self.name, &self.owing).map(drop)
     }
+
+    /// The same on a thread that others wait for. While the store is left alone it is delivered later.
+    #[cfg(feature = "async")]
+    pub(super) fn run_soon(self) -> Result<(), Arc<StoreError>> {
+        self.shared.access.left_alone().map_or_else(|| self.run(), Err)
+    }
 }
 
 impl<C: Clock + Clone + 'static> Drop for Delivering<C> {

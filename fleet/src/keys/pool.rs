@@ -36,6 +36,11 @@ impl Pool {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether jobs wait for a thread.
+    pub(super) fn is_crowded(&self) -> bool {
+        !self.lock().jobs.is_empty()
+    }
+
     /// Has a thread run `job`. Where there is none, and none can be started, this one does.
     pub(super) fn submit(self: &Arc<Self>, job: Job) {
         let mut state = self.lock();

@@ -70,8 +70,10 @@ impl<C: Clock + 'static> Shared<C> {
                 }
             })
         };
+        // Others wait for a thread while the store does not work: each of them would take it for a timeout.
+        let left_alone = if self.pool.is_crowded() { self.access.left_alone() } else { None };
         // Once more if it fails: whether it has taken effect is not known, and it may be repeated.
-        let answer = publish().or_else(|_| publish());
+        let answer = left_alone.map_or_else(|| publish().or_else(|_| publish()), Err);
         let counters = &self.access.counters;
         let refused = match answer {
             Ok(Publish::Stored(_)) => {

@@ -67,6 +67,10 @@ impl<C: Clock + 'static> Shared<C> {
     /// The same for a task. If it is dropped, a right to build that was granted is given back.
     #[cfg(feature = "async")]
     pub(super) async fn acquire_async(self: &Arc<Self>, name: &str, request: Request) -> Option<Answer<C>> {
+        if self.access.left_alone().is_some() {
+            // Without a turn in the queue.
+            return None;
+        }
         let (reply, awaited) = reply();
         let (shared, name) = (Arc::clone(self), name.to_owned());
         self.pool.submit(Box::new(move || drop(reply.send(shared.acquire(&name, &request)))));

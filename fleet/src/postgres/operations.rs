@@ -191,6 +191,10 @@ impl RefreshStore for PostgresStore {
         Some(&self.breaker)
     }
 
+    fn hints_refused(&self) -> Option<Arc<StoreError>> {
+        self.shared().hub.refusal()
+    }
+
     fn check(&self, name: &str) -> Result<(), StoreError> {
         // The rights are looked at before it turns out that there is nothing to be done.
         self.query(

@@ -21,22 +21,22 @@ use crate::store::StoreError;
 ///
 /// # Examples
 ///
-/// A program that has a [`MultiplexedConnection`](redis::aio::MultiplexedConnection) already, on a runtime of its own, lends it to
-/// the store, which opens no other one for operations:
+/// A program that has a `ConnectionManager` already, on a runtime of its own, lends it to the store, which opens no other one for
+/// operations. (A `MultiplexedConnection` does not connect again when it has broken: a store that is lent one is down from then on.)
 ///
 /// ```
 /// use dogpile_fleet::{RedisConnect, RedisConnection, RedisStore};
 /// use redis::RedisFuture;
-/// use redis::aio::{MultiplexedConnection, PubSub};
+/// use redis::aio::{ConnectionManager, PubSub};
 ///
 /// struct Lent {
-///     connection: MultiplexedConnection,
+///     manager: ConnectionManager,
 ///     client: redis::Client,
 /// }
 ///
 /// impl RedisConnect for Lent {
 ///     fn connect(&self) -> RedisFuture<'_, RedisConnection> {
-///         let connection = RedisConnection::new(self.connection.clone());
+///         let connection = RedisConnection::new(self.manager.clone());
 ///         Box::pin(async { Ok(connection) })
 ///     }
 ///
@@ -45,8 +45,8 @@ use crate::store::StoreError;
 ///     }
 /// }
 ///
-/// fn store(connection: MultiplexedConnection, client: redis::Client) -> RedisStore {
-///     RedisStore::with_connect(Lent { connection, client })
+/// fn store(manager: ConnectionManager, client: redis::Client) -> RedisStore {
+///     RedisStore::with_connect(Lent { manager, client })
 /// }
 /// # let _ = store;
 /// ```

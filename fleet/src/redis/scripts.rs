@@ -176,7 +176,8 @@ redis.call('DEL', key)
 return {publish()}
 ";
 
-/// Uses each right that the others need, and leaves everything as it was.
+/// Uses each right that the others need, and leaves everything as it was. The channel is one that nobody listens to: no name ends
+/// like that.
 const CHECK: &str = r"
 local lives = redis.call('PTTL', key)
 redis.call('HEXISTS', key, 'payload')
@@ -184,7 +185,7 @@ redis.call('HSET', key, 'check', '1')
 redis.call('HGET', key, 'check')
 if lives > 0 then redis.call('PEXPIRE', key, lives) elseif lives == -2 then keep() end
 redis.call('HDEL', key, 'check')
-redis.call('PUBLISH', key, '')
+redis.call('PUBLISH', key .. '\n', '')
 return {'1'}
 ";
 

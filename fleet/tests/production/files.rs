@@ -190,3 +190,14 @@ fn a_full_file_system_says_so() {
     assert!(error.contains("No space left on device") && error.contains("name.new"), "{error}");
     assert!(matches!(published, Ok(dogpile_fleet::Publish::Stored(_))), "{published:?}");
 }
+
+/// `check` only looked, for which no lock is needed.
+#[test]
+fn a_check_of_a_directory_whose_locks_cannot_be_taken_was_content() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = FileStore::open(directory.path().join("store")).unwrap();
+    store.check("name").unwrap();
+    fs::create_dir(directory.path().join("store/other.lock")).unwrap();
+    let error = store.check("other").unwrap_err().to_string();
+    assert!(error.contains("other.lock"), "{error}");
+}

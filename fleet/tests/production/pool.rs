@@ -1,12 +1,15 @@
-//! `PostgreSQL` with a pool of the program's own.
+//! A pool, or a connection, of the program's own.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use deadpool_postgres::{Manager, Object, Pool};
 use dogpile_fleet::{
-    Invalidation, PostgresClient, PostgresPool, PostgresStore, RefreshStore, StoreError, conformance,
+    Invalidation, PostgresClient, PostgresPool, PostgresStore, RedisConnect, RedisConnection, RedisStore,
+    RefreshStore, StoreError, conformance,
 };
+use redis::RedisFuture;
+use redis::aio::{ConnectionManager, PubSub};
 use tokio_postgres::{Config, NoTls};
 
 use crate::servers::{Kind, address, number, server_or_skip};
@@ -95,4 +98,35 @@ fn postgres_a_pool_that_lends_nothing_is_an_error_of_the_operation() {
     let store = PostgresStore::new("postgres://nobody@127.0.0.1:1/").unwrap().pool(Exhausted);
     let error = store.poll("name", None).unwrap_err();
     assert!(error.to_string().ends_with("the pool is closed"), "{error}");
+}
+
+/// As in the example of `RedisConnect`: the connection is the program's, and comes back with the server.
+#[test]
+fn redis_a_connection_that_is_lent_survives_a_restart() {
+    struct Lent(ConnectionManager, redis::Client);
+    impl RedisConnect for Lent {
+        fn connect(&self) -> RedisFuture<'_, RedisConnection> {
+            let connection = RedisConnection::new(self.0.clone());
+            Box::pin(async { Ok(connection) })
+        }
+        fn listen(&self) -> RedisFuture<'_, PubSub> {
+            Box::pin(self.1.get_async_pubsub())
+        }
+    }
+    let mut server = server_or_skip!(Kind::Redis);
+    let client = redis::Client::open(server.address()).unwrap();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let manager = runtime.block_on(ConnectionManager::new(client.clone())).unwrap();
+    let store = RedisStore::with_connect(Lent(manager, client)).timeout(HANG);
+    let node = cell(store, PATIENT);
+    node.get_or_refresh(|| text("before"));
+    assert_eq!((node.stats().published, node.stats().store_errors), (1, 0));
+    server.kill();
+    server.run().unwrap();
+    // Its memory is gone, which counts as an invalidation.
+    eventually("a build of the whole fleet", || {
+        node.invalidate().is_ok()
+            && *node.get_or_refresh(|| text("after")) == "after"
+            && node.stats().published > 1
+    });
 }

@@ -10,7 +10,7 @@ use dogpile_fleet::{
 };
 
 use crate::servers::{Kind, Server, query, redis_command, server_or_skip};
-use crate::{Cell, HOUR, PATIENT, SECOND, cell, eventually, text};
+use crate::{Cell, HANG, HOUR, PATIENT, SECOND, cell, eventually, text};
 
 fn user(server: &Server, rules: &[&str]) -> RedisStore {
     let words = [&["ACL", "SETUSER", "fleet", "reset", "on", ">secret"], rules].concat();
@@ -273,4 +273,46 @@ fn redis_the_breaker_flapped_when_reads_worked_and_writes_did_not() {
     assert!(errors() <= 12, "{} operations failed: the pauses do not grow", errors());
     let error = nodes.iter().find_map(Cell::last_store_error).unwrap().to_string();
     assert!(error.contains("NOREPLICAS"), "{error}");
+}
+
+/// `check` did not listen, and the cell polled for ever without a word.
+#[test]
+fn redis_a_user_that_may_not_listen_was_not_told() {
+    let server = server_or_skip!(Kind::Redis);
+    let store = Arc::new(user(&server, &["~dogpile:*", "&*", "+@all", "-subscribe"]).timeout(HANG));
+    let said = Arc::new(Mutex::new(Vec::new()));
+    let report = Arc::clone(&said);
+    let node = cell(Arc::clone(&store), PATIENT)
+        .on_error(move |error| report.lock().unwrap().push(error.to_string()));
+    let error = node.check().unwrap_err().to_string();
+    assert!(error.contains("subscribe") || error.contains("NOPERM"), "{error}");
+    node.get_or_refresh(|| text("value"));
+    eventually("it is said", || node.stats().hints_refused > 0);
+    let said = said.lock().unwrap().clone();
+    assert!(said.iter().any(|error| error.contains("hints cannot be listened for")), "{said:?}");
+    // The check that was refused is an error; what is refused behind the cell's back is none.
+    assert_eq!((node.stats().hints_refused, node.stats().store_errors), (1, 1));
+}
+
+/// Each check of a node that started sent a hint to all the others.
+#[test]
+fn redis_checks_were_hints_for_everybody() {
+    let server = server_or_skip!(Kind::Redis);
+    let store = || {
+        let store = RedisStore::new(&server.address()).unwrap();
+        Arc::new(store.timeout(HANG).spread_hints(Duration::ZERO))
+    };
+    let (node, other) = (cell(store(), PATIENT.no_poll()), cell(store(), PATIENT.no_poll()));
+    node.get_or_refresh(|| text("value"));
+    eventually("it listens", || node.stats().hints > 0);
+    other.invalidate().unwrap();
+    eventually("it hears", || node.freshness() == Freshness::Stale);
+    let hints = node.stats().hints;
+    for _ in 0..10 {
+        other.check().unwrap();
+    }
+    // Hints of one name come in the order in which they were sent.
+    other.clear().unwrap();
+    eventually("it hears of what came after the checks", || node.get().is_none());
+    assert_eq!(node.stats().hints, hints + 1);
 }

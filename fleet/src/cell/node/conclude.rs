@@ -184,7 +184,10 @@ where
         let tokens = self.with(|state| std::mem::take(&mut state.orphans));
         let mut failed = Vec::new();
         for token in tokens {
-            if self.ask(Operation::Fail, |store, name| store.fail(name, &token, Duration::ZERO)).is_none() {
+            let is_open = self.open_until(Kind::Change, self.clock.now()).is_some();
+            if is_open
+                || self.ask(Operation::Fail, |store, name| store.fail(name, &token, Duration::ZERO)).is_none()
+            {
                 failed.push(token);
             }
         }

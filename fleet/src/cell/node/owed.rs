@@ -19,9 +19,23 @@ where
 {
     /// Invalidates the value, in the store and here.
     pub(crate) fn invalidate(&self, how: Invalidation) -> Result<(), Arc<StoreError>> {
+        self.invalidate_by(how, || self.deliver_owed())
+    }
+
+    /// The same on a thread that others wait for. While the store is left alone it is delivered later.
+    #[cfg(feature = "async")]
+    pub(crate) fn invalidate_soon(&self, how: Invalidation) -> Result<(), Arc<StoreError>> {
+        self.invalidate_by(how, || self.access.left_alone().map_or_else(|| self.deliver_owed(), Err))
+    }
+
+    fn invalidate_by(
+        &self,
+        how: Invalidation,
+        deliver: impl FnOnce() -> Result<(), Arc<StoreError>>,
+    ) -> Result<(), Arc<StoreError>> {
         // Before the store is asked: what is asked of it from now on delivers this first, should it fail.
         self.with(|state| state.owes(how));
-        let told = catch_unwind(AssertUnwindSafe(|| self.deliver_owed()));
+        let told = catch_unwind(AssertUnwindSafe(deliver));
         self.with(State::has_tried);
         // After the store: nobody can take the old value over as a fresh one any more.
         match how {
