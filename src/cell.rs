@@ -47,7 +47,7 @@ mod write;
 
 #[cfg(feature = "async")]
 pub use build::Task;
-pub use build::{BuildResult, CanFail, CannotFail, Job, Refreshable, Refreshed};
+pub use build::{BuildResult, Job, Refreshable, Refreshed};
 pub use guard::Guard;
 pub use handle::Handle;
 pub use lease::{Lease, Published};
@@ -83,8 +83,7 @@ pub(crate) use publish::{BuildOutput, Concluded, Observer, Term};
 pub(crate) use reader::Currency;
 pub(crate) use search::{Caller, Search};
 pub(crate) use slot::{Record, Seen, Version};
-pub(crate) use state::{Awaits, Demand, Place, Withheld};
-pub(crate) use write::Setting;
+pub(crate) use state::{Awaits, Demand};
 
 /// A cell for one value that is expensive to make, read by many threads, and out of date after a while.
 ///
@@ -673,7 +672,7 @@ impl<T, C: Clock> DogpileCell<T, C> {
     /// assert_eq!(*built, "set meanwhile");
     /// ```
     pub fn set(&self, value: T) -> Arc<T> {
-        self.set_setting(Arc::new(value), None, None)
+        self.publish_ahead(Arc::new(value), Term::POLICY, true)
     }
 
     /// Publishes `value` with a time to live of its own instead of the policy's, and returns it.
@@ -695,7 +694,7 @@ impl<T, C: Clock> DogpileCell<T, C> {
     /// assert!(cell.snapshot().unwrap().fresh_for > Duration::from_secs(60));
     /// ```
     pub fn set_for(&self, value: T, ttl: Duration) -> Arc<T> {
-        self.set_setting(Arc::new(value), Some(nanos(ttl)), None)
+        self.publish_ahead(Arc::new(value), Term::of(Some(ttl)), true)
     }
 
     /// Publishes a value that is already in an [`Arc`], and returns it.
@@ -719,7 +718,7 @@ impl<T, C: Clock> DogpileCell<T, C> {
     /// assert!(Arc::ptr_eq(&cell.get().unwrap(), &shared));
     /// ```
     pub fn set_arc(&self, value: Arc<T>) -> Arc<T> {
-        self.set_setting(value, None, None)
+        self.publish_ahead(value, Term::POLICY, true)
     }
 
     /// Publishes a value that was made `age` ago, for a warm start. Its age decides whether it is fresh, stale or
@@ -744,12 +743,11 @@ impl<T, C: Clock> DogpileCell<T, C> {
     /// assert!(cell.snapshot().unwrap().age >= Duration::from_secs(86_400));
     /// ```
     pub fn restore(&self, value: T, age: Duration) -> Arc<T> {
-        self.set_setting(Arc::new(value), None, Some(nanos(age)))
+        self.publish_ahead(Arc::new(value), Term { age: nanos(age), ..Term::POLICY }, false)
     }
 
-    fn set_setting(&self, value: Arc<T>, ttl: Option<u64>, age: Option<u64>) -> Arc<T> {
-        let setting = Setting { value: Arc::clone(&value), ttl, age };
-        match self.machine.set(setting, &()) {
+    fn publish_ahead(&self, value: Arc<T>, term: Term, displaces: bool) -> Arc<T> {
+        match self.machine.set(Arc::clone(&value), term, displaces, &()) {
             Ok(leftover) => drop(leftover),
             Err(_) => unreachable!("no build has the write lock of a cell without one"),
         }

@@ -552,10 +552,13 @@ where
     /// assert_eq!(LIMIT.get().as_deref(), Some(&7));
     /// # Ok::<(), std::io::Error>(())
     /// ```
-    pub fn spawn_refresher<R, M>(&'static self, ahead: Duration) -> std::io::Result<Refresher>
+    pub fn spawn_refresher<R, const FALLIBLE: bool>(
+        &'static self,
+        ahead: Duration,
+    ) -> std::io::Result<Refresher>
     where
         F: Fn() -> R,
-        R: BuildResult<T, M>,
+        R: BuildResult<T, FALLIBLE>,
     {
         Refresher::spawn(self, ahead, move |_| (self.build)())
     }

@@ -260,7 +260,7 @@ pub use trace::PublishOutcome;
 
 /// Types that appear in signatures. Programs do not need to name them.
 pub mod markers {
-    pub use crate::cell::{CanFail, CannotFail, InCaller, SpawnWith, TakesBuild};
+    pub use crate::cell::{InCaller, SpawnWith, TakesBuild};
     #[cfg(feature = "async")]
     pub use crate::derived::InTask;
     pub use crate::derived::{InThread, Node};

@@ -169,14 +169,14 @@ impl Refresher {
     /// assert_eq!(*KEYS.get().unwrap(), [1, 2, 3]);
     /// # Ok::<(), std::io::Error>(())
     /// ```
-    pub fn spawn<K, R, M, F>(
+    pub fn spawn<K, R, F, const FALLIBLE: bool>(
         cell: impl Into<Handle<'static, K>>,
         ahead: Duration,
         build: F,
     ) -> io::Result<Self>
     where
         K: Refreshable<Clock: Clone>,
-        R: BuildResult<K::Value, M>,
+        R: BuildResult<K::Value, FALLIBLE>,
         F: FnMut(Option<K::Shared>) -> R + Send + 'static,
     {
         Self::options().spawn(cell, ahead, build)
@@ -209,7 +209,7 @@ impl Refresher {
     /// # }).unwrap();
     /// ```
     #[cfg(feature = "async")]
-    pub fn spawn_async<K, R, M, F, Fut, S>(
+    pub fn spawn_async<K, R, F, Fut, S, const FALLIBLE: bool>(
         cell: impl Into<Handle<'static, K>>,
         ahead: Duration,
         spawn: impl FnOnce(Task) -> S,
@@ -217,7 +217,7 @@ impl Refresher {
     ) -> io::Result<Self>
     where
         K: Refreshable<Clock: Clone>,
-        R: BuildResult<K::Value, M> + Send,
+        R: BuildResult<K::Value, FALLIBLE> + Send,
         F: FnMut(Option<K::Shared>) -> Fut + Send + 'static,
         Fut: Future<Output = R> + Send,
     {

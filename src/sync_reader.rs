@@ -33,8 +33,8 @@ use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::time::Duration;
 
 use crate::cell::{
-    Awaits, Caller, DogpileCell, Handle, Held, Kind, Machine, Made, Publishes, Request, Search, Setting,
-    Snapshot, TakesBuild, Term,
+    Awaits, Caller, DogpileCell, Handle, Held, Kind, Machine, Made, Publishes, Request, Search, Snapshot,
+    TakesBuild, Term,
 };
 use crate::error::{BoxError, RefreshError, SharedError};
 use crate::hook::{Change, Hook, hook_on_change, hook_on_publish};
@@ -703,7 +703,7 @@ impl<T: Send + Sync + 'static, C: Clock> SyncReaderCell<T, C> {
     /// ```
     #[track_caller]
     pub fn set(&self, value: T) -> ReaderArc<T> {
-        self.set_setting(value, None, None)
+        self.publish_ahead(value, Term::POLICY, true)
     }
 
     /// Publishes `value` with a time to live of its own instead of the policy's, and returns it.
@@ -727,7 +727,7 @@ impl<T: Send + Sync + 'static, C: Clock> SyncReaderCell<T, C> {
     /// ```
     #[track_caller]
     pub fn set_for(&self, value: T, ttl: Duration) -> ReaderArc<T> {
-        self.set_setting(value, Some(nanos(ttl)), None)
+        self.publish_ahead(value, Term::of(Some(ttl)), true)
     }
 
     /// Publishes a value that was made `age` ago, for a warm start. Its age decides whether it is fresh, stale or
@@ -753,19 +753,18 @@ impl<T: Send + Sync + 'static, C: Clock> SyncReaderCell<T, C> {
     /// ```
     #[track_caller]
     pub fn restore(&self, value: T, age: Duration) -> ReaderArc<T> {
-        self.set_setting(value, None, Some(nanos(age)))
+        self.publish_ahead(value, Term { age: nanos(age), ..Term::POLICY }, false)
     }
 
     /// Publishes ahead of any build, but not into a cell whose value is being withheld: waits for the end of that build.
     #[track_caller]
-    fn set_setting(&self, value: T, ttl: Option<u64>, age: Option<u64>) -> ReaderArc<T> {
+    fn publish_ahead(&self, value: T, term: Term, displaces: bool) -> ReaderArc<T> {
         let machine = self.machine();
         let value = Arc::new(Tracked::new(value, &self.retirement));
-        let mut setting = Setting { value: Arc::clone(&value), ttl, age };
         let mut leftover = loop {
-            match machine.set(setting, &*self.retirement) {
+            match machine.set(Arc::clone(&value), term, displaces, &*self.retirement) {
                 Ok(leftover) => break leftover,
-                Err((returned, attempt)) => {
+                Err(attempt) => {
                     assert!(
                         !is_building(machine),
                         "set was called from inside the build of the same cell, while the write lock is held or asked for, \
@@ -776,7 +775,6 @@ impl<T: Send + Sync + 'static, C: Clock> SyncReaderCell<T, C> {
                         "set would wait for itself: this thread holds a ReadGuard of the same cell, and a build that \
                          has asked for the write lock waits for it; drop it before"
                     );
-                    setting = returned;
                     attempt.wait(&machine.clock, FOREVER);
                 }
             }

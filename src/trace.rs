@@ -9,28 +9,6 @@
 #[cfg(not(feature = "tracing"))]
 use crate::error::SharedError;
 
-/// Why a build was begun.
-#[derive(Clone, Copy)]
-pub(crate) enum Cause {
-    /// There was nothing to replace.
-    First,
-    /// Its time to live had passed.
-    Ttl,
-    Invalidated,
-    /// The value was still fresh: a request that rules it out, or a `Refresher` ahead of time.
-    Forced,
-}
-
-/// How a build begins.
-#[derive(Clone, Copy)]
-pub(crate) struct Beginning {
-    pub(crate) cause: Cause,
-    /// The generation that its value will have.
-    pub(crate) generation: u64,
-    /// It takes the place of a build that ran for longer than the lease timeout.
-    pub(crate) supersedes: bool,
-}
-
 /// Whether and how the value of a build was published.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -53,7 +31,7 @@ mod on {
 
     use tracing::{Level, event, span};
 
-    use super::{Beginning, Cause, PublishOutcome};
+    use super::PublishOutcome;
     use crate::contain::contain;
     use crate::error::SharedError;
     use crate::time::Instant;
@@ -98,18 +76,17 @@ mod on {
             Self(tracing::Span::none())
         }
 
-        pub(crate) fn begin(cell: Option<&'static str>, beginning: Beginning) -> Self {
-            let cause = match beginning.cause {
-                Cause::First => "first",
-                Cause::Ttl => "ttl",
-                Cause::Invalidated => "invalidated",
-                Cause::Forced => "forced",
-            };
+        pub(crate) fn begin(
+            cell: Option<&'static str>,
+            cause: &'static str,
+            generation: u64,
+            supersedes: bool,
+        ) -> Self {
             let mut span = tracing::Span::none();
             contain(|| {
-                let (cell, generation) = (cell.unwrap_or_default(), beginning.generation);
+                let cell = cell.unwrap_or_default();
                 span = span!(target: "dogpile", Level::INFO, "build", cell, generation, cause);
-                if beginning.supersedes {
+                if supersedes {
                     event!(target: "dogpile", parent: &span, Level::WARN, "supersedes a build that has not ended in time");
                 }
             });
@@ -198,7 +175,7 @@ mod on {
 
 #[cfg(not(feature = "tracing"))]
 mod off {
-    use super::{Beginning, PublishOutcome, SharedError};
+    use super::{PublishOutcome, SharedError};
 
     pub(crate) struct Span;
     pub(crate) struct Inside;
@@ -207,7 +184,12 @@ mod off {
         pub(crate) const fn none() -> Self {
             Self
         }
-        pub(crate) fn begin(_cell: Option<&'static str>, _beginning: Beginning) -> Self {
+        pub(crate) fn begin(
+            _cell: Option<&'static str>,
+            _cause: &'static str,
+            _generation: u64,
+            _supersedes: bool,
+        ) -> Self {
             Self
         }
         pub(crate) fn enter(&self) -> Inside {

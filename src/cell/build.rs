@@ -82,32 +82,24 @@ impl<T> From<T> for Refreshed<T> {
 /// What the build of a [`Refresher`](crate::Refresher) may return: a value, a [`Refreshed`], or a `Result` of one of
 /// them.
 ///
-/// The parameter `M` is inferred. It only keeps the implementations apart.
+/// The parameter `FALLIBLE` is inferred. It only keeps the implementations apart.
 #[diagnostic::on_unimplemented(
     message = "a build cannot return `{Self}`",
     label = "neither the cell's value, nor a `Refreshed` of it, nor a `Result` of one of them",
     note = "the error of a `Result` must be `Into<Box<dyn Error + Send + Sync>>`"
 )]
-pub trait BuildResult<T, M> {
+pub trait BuildResult<T, const FALLIBLE: bool> {
     #[doc(hidden)]
     fn into_result(self) -> Result<Refreshed<T>, BoxError>;
 }
 
-/// Marks a [`BuildResult`] that cannot fail.
-#[derive(Debug)]
-pub enum CannotFail {}
-
-/// Marks a [`BuildResult`] that can fail.
-#[derive(Debug)]
-pub enum CanFail {}
-
-impl<T, R: Into<Refreshed<T>>> BuildResult<T, CannotFail> for R {
+impl<T, R: Into<Refreshed<T>>> BuildResult<T, false> for R {
     fn into_result(self) -> Result<Refreshed<T>, BoxError> {
         Ok(self.into())
     }
 }
 
-impl<T, R: Into<Refreshed<T>>, E: Into<BoxError>> BuildResult<T, CanFail> for Result<R, E> {
+impl<T, R: Into<Refreshed<T>>, E: Into<BoxError>> BuildResult<T, true> for Result<R, E> {
     fn into_result(self) -> Result<Refreshed<T>, BoxError> {
         self.map(Into::into).map_err(Into::into)
     }

@@ -3,7 +3,6 @@
 use crate::error::SharedError;
 use crate::sync::{Arc, MutexGuard, Ordering, into_arc, spin_a_moment};
 use crate::time::{Clock, FOREVER};
-use crate::trace::{Beginning, Cause};
 use crate::wait::Entry;
 
 use super::attempt::Attempt;
@@ -18,7 +17,12 @@ pub(crate) struct Ticket<T> {
     /// What its caller asks for.
     pub(super) demand: Demand,
     pub(super) progress: Progress,
-    pub(crate) beginning: Beginning,
+    /// Why it builds, for its span.
+    pub(crate) cause: &'static str,
+    /// The generation that its value will have.
+    pub(crate) generation: u64,
+    /// It takes the place of a build that ran for longer than the lease timeout.
+    pub(crate) supersedes: bool,
     pub(crate) previous: Option<Arc<T>>,
     /// What the build has panicked with.
     pub(crate) panic: Option<SharedError>,
@@ -199,10 +203,10 @@ impl<T, C: Clock> Machine<T, C> {
             self.counters.superseded.count_locked();
         }
         let cause = match &previous {
-            None => Cause::First,
-            Some(_) if record.is_declared_stale() => Cause::Invalidated,
-            Some(_) if now < record.fresh_end() => Cause::Forced,
-            Some(_) => Cause::Ttl,
+            None => "first",
+            Some(_) if record.is_declared_stale() => "invalidated",
+            Some(_) if now < record.fresh_end() => "forced",
+            Some(_) => "ttl",
         };
         let origin = state.next_origin();
         state.lease = LeaseState::Building { origin, supersede_at: self.policy.supersede_at(now) };
@@ -213,7 +217,9 @@ impl<T, C: Clock> Machine<T, C> {
             began: now,
             demand: *demand,
             progress: Progress::Building,
-            beginning: Beginning { cause, generation: record.generation + 1, supersedes },
+            cause,
+            generation: record.generation + 1,
+            supersedes,
             previous,
             panic: None,
         }

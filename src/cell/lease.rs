@@ -22,7 +22,6 @@ use super::handle::Handle;
 use super::handle::sealed::Kind;
 use super::machine::Machine;
 use super::publish::{BuildOutput, Concluded, Observer, Term};
-use super::state::Withheld;
 
 /// The right to build the next value, held by one caller at a time.
 ///
@@ -124,7 +123,7 @@ impl<T, C: Clock> Lease<'_, T, C> {
     /// ```
     #[must_use]
     pub fn generation(&self) -> u64 {
-        self.0.ticket().beginning.generation
+        self.0.ticket().generation
     }
 
     /// Returns whether the result can no longer be published. A long build can check this, and stop.
@@ -363,12 +362,12 @@ pub struct Held<'a, K: Kind> {
 
 impl<'a, K: Kind> Held<'a, K> {
     pub(crate) fn new(handle: Handle<'a, K>, mut ticket: Ticket<K::Stored>) -> Self {
-        let beginning = ticket.beginning;
+        let (cause, generation, supersedes) = (ticket.cause, ticket.generation, ticket.supersedes);
         let unkept = if K::LEASE_KEEPS_PREVIOUS { None } else { ticket.previous.take() };
         let mut held = Self { handle, ticket: Some(ticket), span: Span::none(), was_panicking: panicking() };
         // From here on the lease comes back if something panics: a drop, or a subscriber.
         drop(unkept);
-        held.span = Span::begin(held.machine().name, beginning);
+        held.span = Span::begin(held.machine().name, cause, generation, supersedes);
         held
     }
 
@@ -434,7 +433,7 @@ impl<'a, K: Kind> Held<'a, K> {
     pub(crate) fn fail_with(
         &mut self,
         error: &SharedError,
-        withheld: Option<Withheld<K::Stored>>,
+        withheld: Option<Arc<K::Stored>>,
         now: u64,
     ) -> Option<Arc<K::Stored>> {
         let Self { handle, ticket, span, .. } = self;
@@ -446,15 +445,11 @@ impl<'a, K: Kind> Held<'a, K> {
     }
 
     /// Gives the lease back, with what the build has withheld. Returns what could not be put back.
-    pub(crate) fn give_back(&mut self, withheld: Option<Withheld<K::Stored>>) -> Option<Arc<K::Stored>> {
+    pub(crate) fn give_back(&mut self, withheld: Option<Arc<K::Stored>>) -> Option<Arc<K::Stored>> {
         self.end_without(panicking() && !self.was_panicking, withheld)
     }
 
-    fn end_without(
-        &mut self,
-        panicked: bool,
-        withheld: Option<Withheld<K::Stored>>,
-    ) -> Option<Arc<K::Stored>> {
+    fn end_without(&mut self, panicked: bool, withheld: Option<Arc<K::Stored>>) -> Option<Arc<K::Stored>> {
         let ticket = self.ticket.take()?;
         if ticket.progress == Progress::Ended {
             // Of the previous value: the thread may be panicking already.

@@ -203,7 +203,6 @@ mod tests {
     use super::super::elect::Decision;
     use super::super::publish::{BuildOutput, Term};
     use super::super::state::Demand;
-    use super::super::write::Setting;
     use super::*;
     use crate::error::SharedError;
     use crate::policy::Policy;
@@ -228,9 +227,7 @@ mod tests {
         machine.attach(Arc::<Signal>::default(), false);
         assert_eq!(next(&machine, 100, 0), None, "there is no value");
 
-        let value = Arc::new(1);
-        let setting = Setting { value, ttl: None, age: None };
-        drop(machine.set(setting, &()).unwrap_or_else(|_| unreachable!()));
+        drop(machine.set(Arc::new(1), Term::POLICY, true, &()));
         // Fresh up to and including its ttl.
         let end = TTL + 1;
         assert_eq!(next(&machine, 100, 0), Some(end - 100));
@@ -281,8 +278,7 @@ mod tests {
         clock.advance(Duration::from_micros(1));
         let machine = Machine::new(Policy::ttl(Duration::from_nanos(99)), clock);
         for (age, due) in [(0, 1_050), (20, 1_030), (49, 1_001), (60, 990)] {
-            let setting = Setting { value: Arc::new(1), ttl: None, age: Some(age) };
-            drop(machine.set(setting, &()).unwrap_or_else(|_| unreachable!()));
+            drop(machine.set(Arc::new(1), Term { age, ..Term::POLICY }, false, &()));
             assert_eq!(next(&machine, 98, 0), Some(due), "{age}");
         }
     }
@@ -293,8 +289,7 @@ mod tests {
         let machine = Machine::new(Policy::ttl(Duration::from_nanos(100)), clock.clone());
         let signal = Arc::new(Signal::default());
         machine.attach(Arc::<Signal>::clone(&signal), true);
-        let setting = Setting { value: Arc::new(1), ttl: None, age: None };
-        drop(machine.set(setting, &()).unwrap_or_else(|_| unreachable!()));
+        drop(machine.set(Arc::new(1), Term::POLICY, true, &()));
         assert_eq!(machine.plan(10, 0, true, 91), Plan::Wait(FOREVER));
         assert!(machine.serve().is_none(), "the first read takes the slow path");
         assert!(signal.take_notified());
@@ -320,8 +315,7 @@ mod tests {
     fn a_list_of_listeners_goes_away_by_itself() {
         let machine = Machine::new(Policy::never_expires(), ManualClock::new());
         let set = |value| {
-            let setting = Setting { value: Arc::new(value), ttl: None, age: None };
-            drop(machine.set(setting, &()).unwrap_or_else(|_| unreachable!()));
+            drop(machine.set(Arc::new(value), Term::POLICY, true, &()));
         };
         let next = machine.next_change();
         assert!(Arc::ptr_eq(&next, &machine.next_change()), "one for all that wait");
@@ -342,8 +336,7 @@ mod tests {
     fn what_is_newer_counts_as_read_though_the_lock_is_taken() {
         let machine = Machine::new(Policy::never_expires(), ManualClock::new());
         machine.attach(Arc::<Signal>::default(), true);
-        let setting = Setting { value: Arc::new(1), ttl: None, age: None };
-        drop(machine.set(setting, &()).unwrap_or_else(|_| unreachable!()));
+        drop(machine.set(Arc::new(1), Term::POLICY, true, &()));
         assert!(machine.state.lock().listeners.is_unread());
         let locked = machine.state.lock();
         std::thread::scope(|scope| {

@@ -327,8 +327,8 @@ mod tests {
     use std::time::Duration;
 
     use super::super::elect::Decision;
+    use super::super::publish::Term;
     use super::super::state::Demand;
-    use super::super::write::Setting;
     use super::*;
     use crate::sync::{PlainOnceCell, Weak};
     use crate::time::ManualClock;
@@ -338,8 +338,7 @@ mod tests {
     }
 
     fn set_arc<C: Clock>(machine: &Machine<u32, C>, value: &Arc<u32>) {
-        let setting = Setting { value: Arc::clone(value), ttl: None, age: None };
-        drop(machine.set(setting, &()).unwrap_or_else(|_| unreachable!()));
+        drop(machine.set(Arc::clone(value), Term::POLICY, true, &()));
     }
 
     fn machine() -> (Machine<u32, ManualClock>, ManualClock) {

@@ -13,7 +13,7 @@ use super::elect::{Progress, Ticket};
 use super::listeners::Noted;
 use super::machine::Machine;
 use super::slot::{Record, Seen};
-use super::state::{Failure, LeaseState, State, Waiters, Withheld};
+use super::state::{Failure, LeaseState, State, Waiters};
 
 /// How a build's result was published.
 pub(crate) struct Concluded<T> {
@@ -195,7 +195,7 @@ impl<T, C: Clock> Machine<T, C> {
         &self,
         ticket: &mut Ticket<T>,
         error: SharedError,
-        withheld: Option<Withheld<T>>,
+        withheld: Option<Arc<T>>,
         now: u64,
     ) -> Option<Arc<T>> {
         let draw = self.draw();
@@ -224,7 +224,7 @@ impl<T, C: Clock> Machine<T, C> {
         &self,
         mut ticket: Ticket<T>,
         panicked: bool,
-        withheld: Option<Withheld<T>>,
+        withheld: Option<Arc<T>>,
         now: u64,
     ) -> Option<Arc<T>> {
         let draw = self.draw();
@@ -255,11 +255,11 @@ impl<T, C: Clock> Machine<T, C> {
         &self,
         state: &mut State<T>,
         ticket: &Ticket<T>,
-        withheld: Option<Withheld<T>>,
+        withheld: Option<Arc<T>>,
     ) -> (bool, Option<Arc<T>>) {
         // Before the value is put back: that frees the lease of a displaced build, whose waiters have to look again.
         let holds = state.lease.origin() == Some(ticket.origin);
-        let rejected = withheld.and_then(|withheld| self.restore_withheld(state, withheld));
+        let rejected = self.restore_withheld(state, ticket, withheld);
         if holds {
             state.lease = LeaseState::FREE;
         }

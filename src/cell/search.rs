@@ -121,7 +121,7 @@ impl<'a, K: Kind> Search<'a, K> {
                 }
                 Decision::Elected(ticket) => {
                     // What is published from now on is newer (G3).
-                    self.since.get_or_insert(ticket.beginning.generation - 1);
+                    self.since.get_or_insert(ticket.generation - 1);
                     return ControlFlow::Break(Ok(Found::Elected(Held::new(self.handle.clone(), ticket))));
                 }
                 Decision::Pending(wait) => {

@@ -64,8 +64,8 @@ pub(super) enum LeaseState {
         origin: u64,
         /// Of the value that it has taken out; 0: there was none.
         address: usize,
-        /// When that was declared stale. [`FOREVER`]: it was not.
-        declared_stale: u64,
+        /// For when it puts the value back and goes on without the write lock.
+        supersede_at: u64,
     },
     /// A build has published, and waits for the readers of the replaced value.
     Draining { origin: u64 },
@@ -111,21 +111,6 @@ impl LeaseState {
             Self::Draining { .. } => Awaits::ReadersOfReplaced,
         }
     }
-}
-
-/// A value that the lease holder has taken out of the slot.
-pub(crate) struct Withheld<T> {
-    pub(crate) value: Option<Arc<T>>,
-    pub(crate) place: Place,
-}
-
-/// What belongs to a withheld value, to put it back.
-#[derive(Clone, Copy)]
-pub(crate) struct Place {
-    pub(super) record: Record,
-    pub(super) supersede_at: u64,
-    /// Whether the cell was empty because of a `clear` that has displaced the build before.
-    pub(super) was_displaced: bool,
 }
 
 /// What the lease holder is blocked on.
@@ -355,7 +340,7 @@ mod tests {
         for (lease, loses) in [
             (LeaseState::FREE, false),
             (LeaseState::Building { origin: 1, supersede_at: 9 }, true),
-            (LeaseState::Exclusive { origin: 1, address: 0, declared_stale: FOREVER }, false),
+            (LeaseState::Exclusive { origin: 1, address: 0, supersede_at: FOREVER }, false),
             (LeaseState::Draining { origin: 1 }, false),
         ] {
             let mut state = State::<u32>::new();

@@ -4,26 +4,14 @@
 //! published. After an `invalidate` it is published as stale. A `restore` changes nothing for it.
 
 use crate::sync::{Arc, MutexGuard};
-use crate::time::{Clock, FOREVER};
+use crate::time::Clock;
 
 use super::attempt::{Attempt, Outcome};
 use super::listeners::{Noted, Notified};
 use super::machine::Machine;
-use super::publish::{Leftover, Observer, unlock};
+use super::publish::{Leftover, Observer, Term, unlock};
 use super::slot::{Record, address_of};
 use super::state::{LeaseState, State};
-
-/// What is set, and how old it is.
-pub(crate) struct Setting<T> {
-    pub(crate) value: Arc<T>,
-    /// In nanoseconds. `None`: the policy's.
-    pub(crate) ttl: Option<u64>,
-    /// [`Some`]: it is restored, and was made that long ago. A build that runs is newer.
-    pub(crate) age: Option<u64>,
-}
-
-/// What cannot be set yet, and the end of the build to wait for.
-type NotNow<T> = (Setting<T>, Arc<Attempt<T>>);
 
 impl<T, C: Clock> Machine<T, C> {
     /// Publishes a value ahead of any build and returns what it replaces.
@@ -33,28 +21,28 @@ impl<T, C: Clock> Machine<T, C> {
     /// If a build has the write lock, or waits for it: what is set, and the end of that build to wait for.
     pub(crate) fn set(
         &self,
-        setting: Setting<T>,
+        value: Arc<T>,
+        term: Term,
+        displaces: bool,
         observer: &impl Observer<T>,
-    ) -> Result<Leftover<T>, NotNow<T>> {
-        let ttl = self.draw_ttl(setting.ttl);
+    ) -> Result<Leftover<T>, Arc<Attempt<T>>> {
+        let ttl = self.draw_ttl(term.ttl);
         let now = self.now();
         let mut state = self.state.lock();
         if let LeaseState::Exclusive { .. } = state.lease {
-            let attempt = state.open_attempt();
-            return Err((setting, attempt));
+            return Err(state.open_attempt());
         }
-        let Setting { value, ttl: own_ttl, age } = setting;
         let mut origin = state.next_origin();
-        if age.is_some_and(|age| age > 0) {
+        if term.age > 0 {
             // It was made before: no request that asks for a later build accepts it.
             origin = 0;
         }
-        if age.is_none() && state.displace() {
+        if displaces && state.displace() {
             self.mirror_lease(&state);
         }
         let generation = self.slot.record(&state.key).generation + 1;
-        let record = Record { initial_age: age.unwrap_or(0), ..Record::fresh(generation, now, ttl) };
-        self.note_publication(&mut state, own_ttl.is_some());
+        let record = Record { initial_age: term.age, ..Record::fresh(generation, now, ttl) };
+        self.note_publication(&mut state, term.ttl.is_some());
         observer.publishes(&value, generation, false);
         let (waiters, leftover) = self.make_visible(&mut state, value, record, origin);
         unlock(state, waiters);
@@ -67,13 +55,12 @@ impl<T, C: Clock> Machine<T, C> {
 
     /// Only if the cell still holds `seen`, and it is not declared stale. Returns whether it was.
     pub(crate) fn invalidate_if_current(&self, seen: &Arc<T>) -> bool {
-        self.invalidate_if(|state| match state.lease {
+        let is_held = |state: &State<T>| match state.lease {
             // Perhaps it is put back.
-            LeaseState::Exclusive { address, declared_stale, .. } => {
-                address == address_of(Some(seen)) && declared_stale == FOREVER
-            }
-            _ => self.slot.holds(&state.key, seen) && !self.slot.record(&state.key).is_declared_stale(),
-        })
+            LeaseState::Exclusive { address, .. } => address == address_of(Some(seen)),
+            _ => self.slot.holds(&state.key, seen),
+        };
+        self.invalidate_if(|state| is_held(state) && !self.slot.record(&state.key).is_declared_stale())
     }
 
     fn invalidate_if(&self, condition: impl FnOnce(&State<T>) -> bool) -> bool {
@@ -84,14 +71,10 @@ impl<T, C: Clock> Machine<T, C> {
         }
         state.invalidated = state.origins;
         state.lease.unsettle();
-        if let LeaseState::Exclusive { declared_stale, .. } = &mut state.lease {
-            *declared_stale = now.min(*declared_stale);
-        }
-        if !self.slot.is_empty(&state.key) {
-            let record = self.slot.record(&state.key).lapsed(now);
-            let due_at = state.due_at(&self.policy, &record);
-            self.slot.amend(&mut state.key, record, due_at);
-        }
+        // Also that of a value which a build has taken out, and may put back.
+        let record = self.slot.record(&state.key).lapsed(now);
+        let due_at = if self.slot.is_empty(&state.key) { 0 } else { state.due_at(&self.policy, &record) };
+        self.slot.amend(&mut state.key, record, due_at);
         state.listeners.note(&Noted::Invalidated);
         // No value becomes available.
         let notified = state.listeners.notified(false);

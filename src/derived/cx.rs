@@ -106,7 +106,10 @@ impl Cx {
     /// assert_eq!(*sum.get(), 3);
     /// ```
     #[track_caller]
-    pub fn get<S: Source<M>, M: 'static>(&self, source: impl Into<Handle<'static, S>>) -> S::Shared {
+    pub fn get<S: Source<FALLIBLE>, const FALLIBLE: bool>(
+        &self,
+        source: impl Into<Handle<'static, S>>,
+    ) -> S::Shared {
         match self.try_get(source) {
             Ok(value) => value,
             Err(error) => cannot(&error),
@@ -133,12 +136,12 @@ impl Cx {
     /// NUMBER.set(1);
     /// assert_eq!(*double.get(), 2);
     /// ```
-    pub fn try_get<S: Source<M>, M: 'static>(
+    pub fn try_get<S: Source<FALLIBLE>, const FALLIBLE: bool>(
         &self,
         source: impl Into<Handle<'static, S>>,
     ) -> Result<S::Shared, RefreshError> {
         let handle: Handle<'static, S> = source.into();
-        let (before, _) = state_of::<S, M>(&handle);
+        let (before, _) = state_of::<S, FALLIBLE>(&handle);
         let taken = match self.pinned(id_of(&*handle)) {
             Some(pin) => Ok(pin),
             None => S::take(&handle, self),
@@ -148,7 +151,7 @@ impl Cx {
 
     /// What was taken from a source, pinned and noted. `before`: the source's generation before that. It is the stamp of what gives no
     /// value: a value that the source gets while it is asked has a later generation, so it is followed.
-    fn give<S: Followed<M>, M: 'static>(
+    fn give<S: Followed<FALLIBLE>, const FALLIBLE: bool>(
         &self,
         handle: &Handle<'static, S>,
         before: u64,
@@ -160,7 +163,8 @@ impl Cx {
             Err(error) if self.is_inside(id_of(&**handle)) => return Err(error),
             Err(error) => {
                 // What is made without its value is out of date when it has one.
-                let stamp = Stamp { source: erase::<S, M>(handle), generation: before, gave: Gave::Nothing };
+                let stamp =
+                    Stamp { source: erase::<S, FALLIBLE>(handle), generation: before, gave: Gave::Nothing };
                 let stamps = Arc::new([stamp]);
                 self.pin(Pin { id: id_of(&**handle), generation: before, value: Err(error), stamps })
             }
@@ -241,7 +245,7 @@ impl Cx {
         C: Clock + Send + Sync + 'static,
     {
         let handle: Handle<'static, Node<T, C, InTask<T>>> = source.into();
-        let (before, _) = state_of::<_, ()>(&*handle);
+        let (before, _) = state_of::<_, false>(&*handle);
         let taken = match self.pinned(id_of(&*handle)) {
             Some(pin) => Ok(pin),
             // Boxed, as it may come to this again.

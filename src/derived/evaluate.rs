@@ -105,7 +105,7 @@ impl<T: Send + Sync + 'static, C: Clock + 'static> Node<T, C, InTask<T>> {
 
     /// As [`Source::take`].
     pub(super) async fn take(handle: &Handle<'static, Self>, cx: &Cx) -> Result<Pin, RefreshError> {
-        let own = erase::<Self, ()>(handle);
+        let own = erase::<Self, false>(handle);
         match handle.begin(handle, &own, cx)? {
             Begun::Cached(pin) => Ok(pin),
             Begun::Makes { mut held, inside, before } => {
@@ -245,13 +245,13 @@ impl<T: Send + Sync + 'static, C: Clock, B> Node<T, C, B> {
     }
 }
 
-impl<T, C> Source<()> for Node<T, C, InThread<T>>
+impl<T, C> Source<false> for Node<T, C, InThread<T>>
 where
     T: Send + Sync + 'static,
     C: Clock + Send + Sync + 'static,
 {
     fn take(handle: &Handle<'static, Self>, cx: &Cx) -> Result<Pin, RefreshError> {
-        let own = erase::<Self, ()>(handle);
+        let own = erase::<Self, false>(handle);
         match handle.begin(handle, &own, cx)? {
             Begun::Cached(pin) => Ok(pin),
             Begun::Makes { mut held, inside, before } => {

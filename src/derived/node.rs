@@ -400,7 +400,9 @@ impl<T, C: Clock, B> Publishes for Node<T, C, B> {
     }
 }
 
-impl<T: Send + Sync + 'static, C: Clock + 'static, B: Send + Sync + 'static> Followed<()> for Node<T, C, B> {
+impl<T: Send + Sync + 'static, C: Clock + 'static, B: Send + Sync + 'static> Followed<false>
+    for Node<T, C, B>
+{
     const IS_DERIVED: bool = true;
     const FRESH_WHEN_EMPTY: u64 = 0;
 

@@ -1,7 +1,6 @@
 //! What a derived value can be made from, and what an evaluation has taken from it.
 
 use std::any::Any;
-use std::marker::PhantomData;
 
 use crate::cell::{Awaits, BuildResult, Caller, DogpileCell, Handle, Kind, Listener, Machine, Search};
 use crate::error::RefreshError;
@@ -116,15 +115,20 @@ pub(super) fn fresh_until(stamps: &[Stamp]) -> u64 {
     note = "of a cell in a `static` pass `&CELL`, in a `Lazy` or `LazyLock` `&*CELL`, in an `Arc` `&cell`; of a `LazyDogpile` \
             whose build is a future `LAZY.cell()`, which never builds"
 )]
-pub trait Source<M>: Followed<M> {
+pub trait Source<const FALLIBLE: bool>: Followed<FALLIBLE> {
     /// Takes its value for an evaluation.
     #[doc(hidden)]
-    fn take(handle: &Handle<'static, Self>, cx: &Cx) -> Result<Pin, RefreshError>;
+    fn take(handle: &Handle<'static, Self>, cx: &Cx) -> Result<Pin, RefreshError> {
+        let _ = cx;
+        take_from_cell::<Self, FALLIBLE>(handle, FOREVER)
+    }
 }
 
 /// What a derived value needs to know of a source that it was made from.
 #[allow(unreachable_pub)] // sealed, as `Kind` is
-pub trait Followed<M>: Kind<Stored: Send + Sync + 'static> + Send + Sync + Sized + 'static {
+pub trait Followed<const FALLIBLE: bool>:
+    Kind<Stored: Send + Sync + 'static> + Send + Sync + Sized + 'static
+{
     const IS_DERIVED: bool = false;
 
     /// Up to when what is made without its value is fresh: for ever, if only others can give it one.
@@ -150,17 +154,16 @@ pub trait Followed<M>: Kind<Stored: Send + Sync + 'static> + Send + Sync + Sized
     }
 }
 
-pub(super) struct Erased<S: 'static, M> {
-    handle: Handle<'static, S>,
-    mode: PhantomData<fn() -> M>,
-}
+pub(super) struct Erased<S: 'static, const FALLIBLE: bool>(Handle<'static, S>);
 
-pub(super) fn erase<S: Followed<M>, M: 'static>(handle: &Handle<'static, S>) -> Arc<dyn AnySource> {
-    Arc::new(Erased { handle: handle.clone(), mode: PhantomData })
+pub(super) fn erase<S: Followed<FALLIBLE>, const FALLIBLE: bool>(
+    handle: &Handle<'static, S>,
+) -> Arc<dyn AnySource> {
+    Arc::new(Erased(handle.clone()))
 }
 
 /// See [`AnySource::state`].
-pub(super) fn state_of<S: Followed<M>, M>(source: &S) -> (u64, u64) {
+pub(super) fn state_of<S: Followed<FALLIBLE>, const FALLIBLE: bool>(source: &S) -> (u64, u64) {
     let (record, has_value) = source.machine().record();
     if has_value { (record.generation, record.fresh_end()) } else { (0, S::FRESH_WHEN_EMPTY) }
 }
@@ -169,27 +172,27 @@ pub(super) fn id_of<K: Kind>(cell: &K) -> usize {
     std::ptr::from_ref(cell.machine()).addr()
 }
 
-impl<S: Followed<M>, M: 'static> AnySource for Erased<S, M> {
+impl<S: Followed<FALLIBLE>, const FALLIBLE: bool> AnySource for Erased<S, FALLIBLE> {
     fn id(&self) -> usize {
-        id_of(&*self.handle)
+        id_of(&*self.0)
     }
 
     fn state(&self) -> (u64, u64) {
-        state_of(&*self.handle)
+        state_of(&*self.0)
     }
 
     fn holds_after_refresh(&self, generation: u64, gave: Gave) -> bool {
-        self.handle.refresh(generation, gave)
+        self.0.refresh(generation, gave)
     }
 
     fn settled_until(&self, gave: Gave, now: u64) -> u64 {
-        self.handle.settled_until(gave, now)
+        self.0.settled_until(gave, now)
     }
 
     fn pin_at(&self, generation: u64, gave: Gave) -> Option<Pin> {
-        let machine = self.handle.machine();
+        let machine = self.0.machine();
         let id = self.id();
-        let own = Stamp { source: erase::<S, M>(&self.handle), generation, gave };
+        let own = Stamp { source: erase::<S, FALLIBLE>(&self.0), generation, gave };
         if gave == Gave::Nothing {
             // Of a derived value it is not known here what it has failed at.
             let is_known = !S::IS_DERIVED && machine.holds(generation);
@@ -198,17 +201,17 @@ impl<S: Followed<M>, M: 'static> AnySource for Erased<S, M> {
         }
         let (value, record) = machine.held()?;
         let value: AnyValue = value;
-        let made_from = self.handle.made_from(generation)?;
+        let made_from = self.0.made_from(generation)?;
         let stamps = made_from.iter().cloned().chain([own]).collect();
         (record.generation == generation).then_some(Pin { id, generation, value: Ok(value), stamps })
     }
 
     fn attach(&self, link: &Arc<Link>) {
-        self.handle.machine().attach(Arc::<Link>::clone(link) as Arc<dyn Listener<S::Stored>>, false);
+        self.0.machine().attach(Arc::<Link>::clone(link) as Arc<dyn Listener<S::Stored>>, false);
     }
 
     fn detach(&self, link: &Arc<Link>) {
-        self.handle.machine().detach(link, false);
+        self.0.machine().detach(link, false);
     }
 
     fn is_derived(&self) -> bool {
@@ -221,7 +224,7 @@ fn nothing_to_serve<T, C: Clock>(machine: &Machine<T, C>) -> RefreshError {
 }
 
 /// Takes what a cell holds and may serve, or has published since the generation `since`.
-fn take_from_cell<S: Source<M>, M: 'static>(
+fn take_from_cell<S: Source<FALLIBLE>, const FALLIBLE: bool>(
     handle: &Handle<'static, S>,
     since: u64,
 ) -> Result<Pin, RefreshError> {
@@ -234,7 +237,7 @@ fn take_from_cell<S: Source<M>, M: 'static>(
         {
             let generation = seen.record.generation;
             let stamps =
-                Arc::new([Stamp { source: erase::<S, M>(handle), generation, gave: Gave::Published }]);
+                Arc::new([Stamp { source: erase::<S, FALLIBLE>(handle), generation, gave: Gave::Published }]);
             let value: AnyValue = seen.value;
             return Ok(Pin { id: id_of(&**handle), generation, value: Ok(value), stamps });
         }
@@ -256,29 +259,20 @@ fn take_from_cell<S: Source<M>, M: 'static>(
     }
 }
 
-impl<T: Send + Sync + 'static, C: Clock + Send + Sync + 'static> Followed<()> for DogpileCell<T, C> {}
+impl<T: Send + Sync + 'static, C: Clock + Send + Sync + 'static> Followed<false> for DogpileCell<T, C> {}
 
-impl<T: Send + Sync + 'static, C: Clock + Send + Sync + 'static> Source<()> for DogpileCell<T, C> {
-    fn take(handle: &Handle<'static, Self>, _: &Cx) -> Result<Pin, RefreshError> {
-        take_from_cell::<Self, ()>(handle, FOREVER)
-    }
-}
+impl<T: Send + Sync + 'static, C: Clock + Send + Sync + 'static> Source<false> for DogpileCell<T, C> {}
 
-impl<T: Send + Sync + 'static, C: Clock + Send + Sync + 'static> Followed<()> for SyncReaderCell<T, C> {}
+impl<T: Send + Sync + 'static, C: Clock + Send + Sync + 'static> Followed<false> for SyncReaderCell<T, C> {}
 
-impl<T: Send + Sync + 'static, C: Clock + Send + Sync + 'static> Source<()> for SyncReaderCell<T, C> {
-    fn take(handle: &Handle<'static, Self>, _: &Cx) -> Result<Pin, RefreshError> {
-        take_from_cell::<Self, ()>(handle, FOREVER)
-    }
-}
+impl<T: Send + Sync + 'static, C: Clock + Send + Sync + 'static> Source<false> for SyncReaderCell<T, C> {}
 
-impl<T, F, C, R, M> Followed<M> for LazyDogpile<T, F, C>
+impl<T, F, C, R, const FALLIBLE: bool> Followed<FALLIBLE> for LazyDogpile<T, F, C>
 where
     T: Send + Sync + 'static,
     F: Fn() -> R + Send + Sync + 'static,
-    R: BuildResult<T, M>,
+    R: BuildResult<T, FALLIBLE>,
     C: Clock + Send + Sync + 'static,
-    M: 'static,
 {
     const FRESH_WHEN_EMPTY: u64 = 0;
 
@@ -296,26 +290,28 @@ where
     }
 }
 
-impl<T, F, C, R, M> Source<M> for LazyDogpile<T, F, C>
+impl<T, F, C, R, const FALLIBLE: bool> Source<FALLIBLE> for LazyDogpile<T, F, C>
 where
     T: Send + Sync + 'static,
     F: Fn() -> R + Send + Sync + 'static,
-    R: BuildResult<T, M>,
+    R: BuildResult<T, FALLIBLE>,
     C: Clock + Send + Sync + 'static,
-    M: 'static,
 {
     fn take(handle: &Handle<'static, Self>, _: &Cx) -> Result<Pin, RefreshError> {
         let since = handle.machine().generation();
         refresh_lazy(handle, FOREVER)?;
-        take_from_cell::<Self, M>(handle, since)
+        take_from_cell::<Self, FALLIBLE>(handle, since)
     }
 }
 
 /// As `try_get_or_refresh`, whatever the build returns. Waits at most for `patience`.
-fn refresh_lazy<T, F, C, R, M>(lazy: &LazyDogpile<T, F, C>, patience: u64) -> Result<(), RefreshError>
+fn refresh_lazy<T, F, C, R, const FALLIBLE: bool>(
+    lazy: &LazyDogpile<T, F, C>,
+    patience: u64,
+) -> Result<(), RefreshError>
 where
     F: Fn() -> R,
-    R: BuildResult<T, M>,
+    R: BuildResult<T, FALLIBLE>,
     C: Clock,
 {
     if lazy.machine().serve().is_some() {

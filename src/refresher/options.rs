@@ -113,7 +113,7 @@ impl RefresherOptions {
     /// let too_long = Refresher::options().spawn(&LIMIT, Duration::from_secs(60), |_previous| 7);
     /// assert_eq!(too_long.unwrap_err().kind(), io::ErrorKind::InvalidInput);
     /// ```
-    pub fn spawn<K, R, M, F>(
+    pub fn spawn<K, R, F, const FALLIBLE: bool>(
         self,
         cell: impl Into<Handle<'static, K>>,
         ahead: Duration,
@@ -121,7 +121,7 @@ impl RefresherOptions {
     ) -> io::Result<Refresher>
     where
         K: Refreshable<Clock: Clone>,
-        R: BuildResult<K::Value, M>,
+        R: BuildResult<K::Value, FALLIBLE>,
         F: FnMut(Option<K::Shared>) -> R + Send + 'static,
     {
         let mut refresh_loop = self.attach(&cell.into(), ahead)?;
@@ -182,7 +182,7 @@ impl RefresherOptions {
     /// # }).unwrap();
     /// ```
     #[cfg(feature = "async")]
-    pub fn spawn_async<K, R, M, F, Fut, S>(
+    pub fn spawn_async<K, R, F, Fut, S, const FALLIBLE: bool>(
         self,
         cell: impl Into<Handle<'static, K>>,
         ahead: Duration,
@@ -191,7 +191,7 @@ impl RefresherOptions {
     ) -> io::Result<Refresher>
     where
         K: Refreshable<Clock: Clone>,
-        R: BuildResult<K::Value, M> + Send,
+        R: BuildResult<K::Value, FALLIBLE> + Send,
         F: FnMut(Option<K::Shared>) -> Fut + Send + 'static,
         Fut: Future<Output = R> + Send,
     {

@@ -11,7 +11,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use crate::cell::{BuildOutput, Concluded, Held, Place, Record, Term, Withheld};
+use crate::cell::{BuildOutput, Concluded, Held, Record, Term};
 use crate::error::SharedError;
 use crate::sync::{Arc, ThreadId, current_thread};
 use crate::time::{Clock, FOREVER, SystemClock, deadline};
@@ -34,22 +34,22 @@ pub struct Writer<'a, T: Send + Sync + 'static, C: Clock = SystemClock> {
 /// The state of the build.
 enum Section<T> {
     Open,
-    Waiting { old: OldValue<T>, place: Place },
-    Locked { old: Option<(u64, T)>, place: Place },
+    Waiting(OldValue<T>),
+    Locked(Option<(u64, T)>),
 }
 
 impl<T> Section<T> {
     /// Ends it without a new value. Returns what was withheld, to be put back.
-    fn end(&mut self, retirement: &Arc<Retirement<T>>) -> Option<Withheld<Tracked<T>>> {
-        let (value, place) = match std::mem::replace(self, Self::Open) {
+    fn end(&mut self, retirement: &Arc<Retirement<T>>) -> Option<Arc<Tracked<T>>> {
+        let value = match std::mem::replace(self, Self::Open) {
             Self::Open => return None,
-            Self::Waiting { old, place } => (old.into_shared(retirement), place),
-            Self::Locked { old, place } => {
-                (old.map(|(number, old)| Arc::new(Tracked::numbered(old, number, retirement))), place)
+            Self::Waiting(old) => old.into_shared(retirement),
+            Self::Locked(old) => {
+                old.map(|(number, old)| Arc::new(Tracked::numbered(old, number, retirement)))
             }
         };
         retirement.abandon_write_section(value.as_ref());
-        Some(Withheld { value, place })
+        value
     }
 }
 
@@ -91,7 +91,7 @@ impl<T> fmt::Debug for WriteLock<'_, T> {
 
 impl<T: Send + Sync + 'static, C: Clock> fmt::Debug for Writer<'_, T, C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let locked = matches!(self.section, Section::Locked { .. });
+        let locked = matches!(self.section, Section::Locked(_));
         f.debug_struct("Writer").field("locked", &locked).finish_non_exhaustive()
     }
 }
@@ -210,26 +210,26 @@ impl<'a, T: Send + Sync + 'static, C: Clock> Writer<'a, T, C> {
 
     fn locked(&mut self) -> WriteLock<'_, T> {
         match &mut self.section {
-            Section::Locked { old, .. } => WriteLock { old: old.as_mut().map(|(_, old)| old) },
-            Section::Open | Section::Waiting { .. } => unreachable!("it has just been locked"),
+            Section::Locked(old) => WriteLock { old: old.as_mut().map(|(_, old)| old) },
+            Section::Open | Section::Waiting(_) => unreachable!("it has just been locked"),
         }
     }
 
     fn lock(&mut self, deadline: u64) -> Result<(), DrainTimeout> {
-        if let Section::Locked { .. } = self.section {
+        if let Section::Locked(_) = self.section {
             return Ok(());
         }
         self.end_wait();
         let machine = self.held.machine();
-        let Some(Withheld { value, place }) = machine.withhold(self.held.ticket()) else {
+        let Ok(value) = machine.withhold(self.held.ticket()) else {
             return Err(DrainTimeout { readers: 0 });
         };
-        self.section = Section::Waiting { old: value.map_or(OldValue::None, OldValue::Held), place };
-        let Section::Waiting { old, .. } = &mut self.section else { unreachable!("just now") };
+        self.section = Section::Waiting(value.map_or(OldValue::None, OldValue::Held));
+        let Section::Waiting(old) = &mut self.section else { unreachable!("just now") };
         let drain = self.held.handle().drain;
         match self.retirement.enter_write_section(old, self.builder, drain, &machine.clock, deadline) {
             Ok(old) => {
-                self.section = Section::Locked { old, place };
+                self.section = Section::Locked(old);
                 Ok(())
             }
             Err(timeout) => {
@@ -241,10 +241,9 @@ impl<'a, T: Send + Sync + 'static, C: Clock> Writer<'a, T, C> {
 
     /// Restores the value if the lock was never acquired: the time was over, or the clock panicked and the build caught that.
     fn end_wait(&mut self) {
-        if let Section::Waiting { .. } = self.section
-            && let Some(withheld) = self.section.end(&self.retirement)
-        {
-            self.retire(self.held.machine().put_back(withheld));
+        if let Section::Waiting(_) = self.section {
+            let value = self.section.end(&self.retirement);
+            self.retire(self.held.machine().put_back(self.held.ticket(), value));
         }
     }
 
@@ -286,8 +285,8 @@ impl<'a, T: Send + Sync + 'static, C: Clock> Writer<'a, T, C> {
         let output = BuildOutput { release: !drains, ..BuildOutput::new(value, term) };
         let concluded = held.conclude(output, &**retirement);
         let taken = match std::mem::replace(section, Section::Open) {
-            Section::Locked { old, .. } => retirement.end_write_section(old),
-            Section::Open | Section::Waiting { .. } => None,
+            Section::Locked(old) => retirement.end_write_section(old),
+            Section::Open | Section::Waiting(_) => None,
         };
         (concluded, taken)
     }

@@ -90,82 +90,50 @@ pub(crate) fn register_again(waker: &Waker, at: impl Fn(&mut dyn FnMut(&mut Regi
 
 /// The waiters, each with a note on what it waits for. Its owner keeps it under a lock.
 pub(crate) struct WaitQueue<N> {
-    entries: Vec<Entry<N>>,
-    /// The first free entry; [`NONE`]: there is none.
-    free: usize,
-    joined: usize,
+    entries: Vec<Option<(Registration, N)>>,
+    /// The numbers of the entries that are `None`.
+    free: Vec<usize>,
 }
-
-enum Entry<N> {
-    Joined(Registration, N),
-    /// And the next free one.
-    Free(usize),
-}
-
-const NONE: usize = usize::MAX;
 
 impl<N> Default for WaitQueue<N> {
     fn default() -> Self {
-        Self { entries: Vec::new(), free: NONE, joined: 0 }
+        Self { entries: Vec::new(), free: Vec::new() }
     }
 }
 
 impl<N> WaitQueue<N> {
     /// Adds a waiter. Returns the number of its entry.
     pub(crate) fn join(&mut self, waiter: Waiter, note: N) -> usize {
-        self.joined += 1;
-        let entry = Entry::Joined(Registration(Some(waiter)), note);
-        let number = self.free;
-        match self.entries.get_mut(number) {
-            Some(free) => {
-                if let Entry::Free(next) = std::mem::replace(free, entry) {
-                    self.free = next;
-                }
-                number
-            }
-            None => {
-                self.entries.push(entry);
-                self.entries.len() - 1
-            }
-        }
+        let number = self.free.pop().unwrap_or_else(|| {
+            self.entries.push(None);
+            self.entries.len() - 1
+        });
+        self.entries[number] = Some((Registration(Some(waiter)), note));
+        number
     }
 
     /// Removes a waiter, unless [`drain`](WaitQueue::drain) has. Drop the result after unlocking.
     #[must_use = "drop it after unlocking"]
     pub(crate) fn leave(&mut self, number: usize) -> Option<Registration> {
-        let entry = self.entries.get_mut(number)?;
-        if let Entry::Free(_) = entry {
-            return None;
-        }
-        let former = std::mem::replace(entry, Entry::Free(self.free));
-        self.free = number;
-        self.joined -= 1;
-        if self.joined == 0 {
+        let (left, _) = self.entries.get_mut(number)?.take()?;
+        if self.free.len() + 1 == self.entries.len() {
             self.entries.clear();
-            self.free = NONE;
+            self.free.clear();
+        } else {
+            self.free.push(number);
         }
-        match former {
-            Entry::Joined(registration, _) => Some(registration),
-            Entry::Free(_) => None,
-        }
+        Some(left)
     }
 
     /// The registration of a waiter that is still in the queue.
     #[cfg(feature = "async")]
     pub(crate) fn get_mut(&mut self, number: usize) -> Option<&mut Registration> {
-        match self.entries.get_mut(number) {
-            Some(Entry::Joined(registration, _)) => Some(registration),
-            _ => None,
-        }
+        self.entries.get_mut(number)?.as_mut().map(|(registration, _)| registration)
     }
 
     /// Removes all waiters, to be woken after unlocking. Their numbers are no longer valid.
     pub(crate) fn drain(&mut self) -> impl Iterator<Item = Waiter> + use<N> {
-        (self.free, self.joined) = (NONE, 0);
-        std::mem::take(&mut self.entries).into_iter().filter_map(|entry| match entry {
-            Entry::Joined(registration, _) => registration.0,
-            Entry::Free(_) => None,
-        })
+        std::mem::take(self).entries.into_iter().flatten().filter_map(|(registration, _)| registration.0)
     }
 
     /// The waiters whose note meets `condition`, to be woken after unlocking. They stay in the queue.
@@ -173,15 +141,13 @@ impl<N> WaitQueue<N> {
         &'a mut self,
         condition: impl Fn(&N) -> bool + 'a,
     ) -> impl Iterator<Item = Waiter> + 'a {
-        self.entries.iter_mut().filter_map(move |entry| match entry {
-            Entry::Joined(registration, note) if condition(note) => registration.waiter(),
-            _ => None,
-        })
+        let matching = self.entries.iter_mut().flatten().filter(move |(_, note)| condition(note));
+        matching.filter_map(|(registration, _)| registration.waiter())
     }
 
     #[cfg(test)]
     pub(crate) fn len(&self) -> usize {
-        self.joined
+        self.entries.len() - self.free.len()
     }
 }
 
@@ -190,8 +156,7 @@ mod tests {
     use super::*;
 
     fn notes(queue: &WaitQueue<u32>) -> Vec<u32> {
-        let note = |entry: &Entry<u32>| if let Entry::Joined(_, note) = entry { Some(*note) } else { None };
-        queue.entries.iter().filter_map(note).collect()
+        queue.entries.iter().flatten().map(|(_, note)| *note).collect()
     }
 
     #[test]
@@ -209,7 +174,7 @@ mod tests {
         for number in numbers {
             assert!(queue.leave(number).is_some());
         }
-        assert!(queue.entries.is_empty() && queue.free == NONE);
+        assert!(queue.entries.is_empty() && queue.free.is_empty());
     }
 
     #[test]

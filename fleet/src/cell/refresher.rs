@@ -131,11 +131,15 @@ impl FleetRefresher {
     /// let too_long = FleetRefresher::spawn(&page, Duration::from_secs(60), |_| String::from("<html>"));
     /// assert_eq!(too_long.unwrap_err().kind(), io::ErrorKind::InvalidInput);
     /// ```
-    pub fn spawn<T, C, R, M, F>(cell: &FleetCell<T, C>, ahead: Duration, mut build: F) -> io::Result<Self>
+    pub fn spawn<T, C, R, F, const FALLIBLE: bool>(
+        cell: &FleetCell<T, C>,
+        ahead: Duration,
+        mut build: F,
+    ) -> io::Result<Self>
     where
         T: Send + Sync + 'static,
         C: Clock + Clone + 'static,
-        R: BuildResult<T, M>,
+        R: BuildResult<T, FALLIBLE>,
         F: FnMut(&BuildContext<'_, T>) -> R + Send + 'static,
     {
         let (mut refresher, refreshing, end) = Self::attach(cell, ahead)?;
@@ -194,7 +198,7 @@ impl FleetRefresher {
     /// # }).unwrap();
     /// ```
     #[cfg(feature = "async")]
-    pub fn spawn_async<T, C, R, M, F, Fut, S>(
+    pub fn spawn_async<T, C, R, F, Fut, S, const FALLIBLE: bool>(
         cell: &FleetCell<T, C>,
         ahead: Duration,
         spawn: impl FnOnce(Task) -> S,
@@ -203,7 +207,7 @@ impl FleetRefresher {
     where
         T: Send + Sync + 'static,
         C: Clock + Clone + 'static,
-        R: BuildResult<T, M> + Send,
+        R: BuildResult<T, FALLIBLE> + Send,
         F: FnMut(BuildContext<'static, T>) -> Fut + Send + 'static,
         Fut: Future<Output = R> + Send,
     {
