@@ -7,7 +7,7 @@ use std::time::Duration;
 use dogpile_fleet::{FleetCell, FleetPolicy, Plain, RedisStore, RefreshStore, conformance};
 
 use crate::servers::{Kind, Server, free_port, redis_command, skip};
-use crate::{Cell, HOUR, SECOND, eventually, text};
+use crate::{Cell, HOUR, SECOND, eventually, hints_so_far, text};
 
 fn ask<R: redis::FromRedisValue>(server: &Server, words: &[&str]) -> redis::RedisResult<R> {
     let mut connection = redis::Client::open(server.address())?.get_connection()?;
@@ -97,7 +97,7 @@ fn works_in_a_cluster(kind: Kind) {
     // Hints, from whichever node. A subscription to one of them is enough.
     let listening = FleetCell::new("cell 0", store(&servers[1]), Plain, FleetPolicy::ttl(HOUR).no_poll());
     listening.get_or_refresh(|| text("before"));
-    let hints = listening.stats().hints;
+    let hints = hints_so_far(&listening);
     eventually("a hint", || {
         shared.invalidate("cell 0", dogpile_fleet::Invalidation::Soft).unwrap();
         listening.stats().hints > hints

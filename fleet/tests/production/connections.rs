@@ -7,7 +7,7 @@ use dogpile_fleet::{FleetCell, FleetPolicy, Plain, PostgresStore, RedisStore, Re
 
 use crate::servers::{Kind, Server, address, redis_command, server_or_skip, skip};
 use crate::toxic::{Proxy, hanging_up};
-use crate::{Cell, HANG, HOUR, SECOND, cell, eventually, text};
+use crate::{Cell, HANG, HOUR, SECOND, cell, eventually, hints_so_far, text};
 
 /// The address stays, the server behind it becomes a replica of the next one, and the connections to it are kept: it goes on
 /// answering polls, and refuses changes.
@@ -48,11 +48,12 @@ fn redis_a_fail_over_behind_a_stable_address_never_healed() {
     let published: Vec<u64> = nodes.iter().map(|node| node.stats().published).collect();
     assert!(published.iter().sum::<u64>() >= 2, "{published:?}");
     // The hints come from the new one too: without polls they are all that there is.
-    let listening = cell(RedisStore::new(&through).unwrap(), FleetPolicy::ttl(HOUR).no_poll());
+    let store = |address: &str| RedisStore::new(address).unwrap().timeout(HANG);
+    let listening = cell(store(&through), FleetPolicy::ttl(HOUR).no_poll());
     listening.get_or_refresh(|| text("after"));
     drop(nodes);
-    let hints = listening.stats().hints;
-    cell(RedisStore::new(&new.address()).unwrap(), FleetPolicy::ttl(HOUR).no_poll()).invalidate().unwrap();
+    let hints = hints_so_far(&listening);
+    store(&new.address()).invalidate("name", dogpile_fleet::Invalidation::Soft).unwrap();
     eventually("a hint", || listening.stats().hints > hints);
 }
 
@@ -72,7 +73,7 @@ fn connections(store: impl RefreshStore + 'static, count: impl Fn() -> usize) {
     });
     // All of them listen by the same connection.
     for (number, cell) in cells.iter().enumerate() {
-        let hints = cell.stats().hints;
+        let hints = hints_so_far(cell);
         store.invalidate(&format!("cell {number}"), dogpile_fleet::Invalidation::Soft).unwrap();
         eventually("a hint", || cell.stats().hints > hints);
     }

@@ -7,7 +7,7 @@ use dogpile::ManualClock;
 use dogpile_fleet::{FileStore, FleetCell, FleetPolicy, Plain, PostgresStore, RedisStore, RefreshStore};
 
 use crate::servers::{Kind, Server, number, server_or_skip};
-use crate::{HOUR, PATIENT, SECOND, cell, eventually, text};
+use crate::{HOUR, PATIENT, SECOND, cell, eventually, hints_so_far, text};
 
 /// The milliseconds that the key of `name` has to live; -1: for ever, -2: there is none.
 fn lives(server: &Server) -> i64 {
@@ -120,7 +120,7 @@ fn redis_two_programs_share_a_server_by_their_prefixes() {
         channels.sort();
         channels == ["office:name", "shop:name"]
     });
-    let hints = shop.stats().hints;
+    let hints = hints_so_far(&shop);
     store("shop:").invalidate("name", dogpile_fleet::Invalidation::Soft).unwrap();
     eventually("a hint", || shop.stats().hints > hints);
 }

@@ -32,6 +32,7 @@ use std::process::Command;
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
+use dogpile::Clock;
 use dogpile_fleet::{FleetCell, FleetPolicy, Plain, RefreshStore};
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -59,6 +60,13 @@ fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
         assert!(Instant::now() < hang, "never: {what}");
         std::thread::sleep(Duration::from_millis(2));
     }
+}
+
+/// How many hints have come, once the first one has: that one comes without a change, when the store has begun to listen.
+#[track_caller]
+fn hints_so_far<C: Clock + Clone + 'static>(cell: &FleetCell<String, C>) -> u64 {
+    eventually("the store listens", || cell.stats().hints > 0);
+    cell.stats().hints
 }
 
 /// Runs something that may hang.

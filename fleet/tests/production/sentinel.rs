@@ -4,11 +4,11 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use dogpile_fleet::{FleetPolicy, RedisStore};
+use dogpile_fleet::{FleetPolicy, RedisStore, RefreshStore};
 use redis::sentinel::{SentinelClient, SentinelServerType};
 
 use crate::servers::{Kind, Server, free_port, skip};
-use crate::{Cell, HOUR, SECOND, cell, eventually, text};
+use crate::{Cell, HANG, HOUR, SECOND, cell, eventually, hints_so_far, text};
 
 /// A sentinel, which watches one server.
 struct Sentinel {
@@ -104,9 +104,10 @@ fn fails_over(kind: Kind) {
         listening.snapshot().is_some_and(|snapshot| snapshot.version.is_some())
     });
     drop(nodes);
-    let hints = listening.stats().hints;
+    let hints = hints_so_far(&listening);
+    let store = RedisStore::new(&replica.address()).unwrap().timeout(HANG);
     eventually("a hint", || {
-        cell(RedisStore::new(&replica.address()).unwrap(), policy).invalidate().unwrap();
+        store.invalidate("name", dogpile_fleet::Invalidation::Soft).unwrap();
         listening.stats().hints > hints
     });
 }
