@@ -84,10 +84,11 @@ fn the_callers_of_a_failed_build_get_the_stale_value_if_the_policy_says_so() {
     assert!(matches!(failing(&node), RefreshError::Build(_)));
 }
 
-#[test]
-fn threads_that_wait_on_the_same_node_share_the_error() {
+/// Whether the second thread came before the build had failed, and did not build itself.
+fn shares_the_error() -> bool {
     let fleet = Fleet::new();
     let node = fleet.node(POLICY);
+    let (calls, is_calling) = channel();
     let (entered, has_entered) = channel();
     let (let_go, may_go) = channel::<()>();
     thread::scope(|scope| {
@@ -100,15 +101,24 @@ fn threads_that_wait_on_the_same_node_share_the_error() {
             })
         });
         has_entered.recv().unwrap();
-        let waiting = thread::Builder::new();
-        let second = waiting.spawn_scoped(scope, || node.try_get_with(|_| Err("built twice"))).unwrap();
-        // It waits, or it comes too late and builds itself; it cannot hang.
+        let second = scope.spawn(move || {
+            calls.send(()).unwrap();
+            node.try_get_with(|_| Err("it has come too late, and builds itself"))
+        });
+        is_calling.recv().unwrap();
+        for _ in 0..100 {
+            thread::yield_now();
+        }
         let_go.send(()).unwrap();
-        assert!(
-            matches!(first.join().unwrap(), Err(RefreshError::Build(error)) if error.to_string() == "no")
-        );
-        assert!(matches!(second.join().unwrap(), Err(RefreshError::Build(_))));
-    });
+        let [first, second] = [first, second].map(|thread| thread.join().unwrap().unwrap_err().to_string());
+        assert_eq!(first, "no");
+        second == "no"
+    })
+}
+
+#[test]
+fn threads_that_wait_on_the_same_node_share_the_error() {
+    eventually("the second thread waits, and shares the error", shares_the_error);
 }
 
 #[test]

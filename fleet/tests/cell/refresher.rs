@@ -58,9 +58,9 @@ fn nothing_is_built_before_it_is_due() {
     let builds = Arc::new(AtomicU32::new(0));
     let node = fleet.node(POLICY);
     let _refresher = start(&node, &builds);
+    let acquires = node.stats().acquires;
     // It has planned for the value when it asks the clock for a wake-up; a change makes it plan anew.
     fleet.clock.advance(Duration::from_millis(6900));
-    let acquires = node.stats().acquires;
     for _ in 0..1000 {
         std::thread::yield_now();
     }
