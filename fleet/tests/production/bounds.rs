@@ -4,11 +4,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use dogpile_fleet::{FleetPolicy, PostgresStore, RedisStore, RefreshStore};
+use dogpile_fleet::{FleetPolicy, Invalidation, PostgresStore, RedisStore, RefreshStore};
 
 use crate::servers::{Kind, address, server_or_skip};
 use crate::toxic::{Proxy, trickling};
-use crate::{HOUR, SECOND, another_process, at_once, cell, eventually, library, text};
+use crate::{HANG, HOUR, SECOND, another_process, at_once, cell, eventually, library, text};
 
 fn store(kind: Kind, port: u16, timeout: Duration) -> Arc<dyn RefreshStore> {
     let address = address(kind, port);
@@ -18,11 +18,30 @@ fn store(kind: Kind, port: u16, timeout: Duration) -> Arc<dyn RefreshStore> {
     }
 }
 
+/// The same, connected already: its timeout does not bound that.
+fn connected(kind: Kind, port: u16, timeout: Duration) -> Arc<dyn RefreshStore> {
+    let address = address(kind, port);
+    let connect = |store: &dyn RefreshStore| store.invalidate("another name", Invalidation::Hard).unwrap();
+    match kind {
+        Kind::Redis | Kind::Valkey => {
+            let store = RedisStore::new(&address).unwrap().timeout(HANG);
+            connect(&store);
+            Arc::new(store.timeout(timeout))
+        }
+        Kind::Postgres => {
+            let store = PostgresStore::new(&address).unwrap().timeout(HANG);
+            connect(&store);
+            Arc::new(store.timeout(timeout))
+        }
+    }
+}
+
 /// One connection behind one lock, and a breaker for each cell: twenty cells waited for each other's timeouts.
 fn twenty_cells_on_a_silent_store(kind: Kind, port: u16) {
     const TIMEOUT: Duration = SECOND;
     let proxy = Proxy::start(port);
-    let store = store(kind, proxy.port, TIMEOUT);
+    // Its connection is there before the proxy holds up what comes by it.
+    let store = connected(kind, proxy.port, TIMEOUT);
     let cells: Vec<_> = (0..20)
         .map(|number| {
             let policy = FleetPolicy::ttl(HOUR).no_poll();
@@ -34,9 +53,6 @@ fn twenty_cells_on_a_silent_store(kind: Kind, port: u16) {
             )
         })
         .collect();
-    // So that there is a connection that nothing is heard from any more.
-    cells[0].get_or_refresh(|| text("shared"));
-    cells[0].clear().unwrap();
     proxy.hold();
     let start = Instant::now();
     let longest = |run: &(dyn Fn(&crate::Cell) + Sync)| {

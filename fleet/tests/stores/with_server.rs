@@ -1,14 +1,14 @@
 //! Redis and `PostgreSQL`.
 
 use std::sync::Arc;
-use std::sync::mpsc::channel;
+use std::sync::mpsc::{Receiver, TryRecvError, channel};
 use std::time::Duration;
 
 use dogpile::ManualClock;
 use dogpile_fleet::conformance;
 use dogpile_fleet::{
     Acquire, Current, FleetCell, FleetPolicy, Invalidation, Plain, PostgresStore, Publication, Publish,
-    RedisStore, RefreshStore, Request, Token,
+    RedisStore, RefreshStore, Request, Subscription, Token,
 };
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
@@ -17,16 +17,23 @@ use crate::operations::operations;
 use crate::servers::{Kind, Server, certificate, free_port, query, redis_command, server_or_skip, skip};
 
 const HOUR: Duration = Duration::from_secs(3600);
+const HANG: Duration = Duration::from_secs(60);
 const REQUEST: Request = Request::new(HOUR);
 
 fn store(server: &Server, kind: Kind) -> Arc<dyn RefreshStore> {
     match kind {
-        Kind::Redis | Kind::Valkey => {
-            Arc::new(RedisStore::new(&server.address()).unwrap().timeout(Duration::from_secs(30)))
-        }
-        Kind::Postgres => {
-            Arc::new(PostgresStore::new(&server.address()).unwrap().timeout(Duration::from_secs(30)))
-        }
+        Kind::Redis | Kind::Valkey => Arc::new(RedisStore::new(&server.address()).unwrap().timeout(HANG)),
+        Kind::Postgres => Arc::new(PostgresStore::new(&server.address()).unwrap().timeout(HANG)),
+    }
+}
+
+/// Waits for something that the server is about to do.
+#[track_caller]
+fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+    let hang = std::time::Instant::now() + HANG;
+    while !condition() {
+        assert!(std::time::Instant::now() < hang, "never: {what}");
+        std::thread::sleep(Duration::from_millis(2));
     }
 }
 
@@ -175,24 +182,35 @@ fn postgres_survives_a_restart() {
     survives_a_restart(Kind::Postgres, &mut server_or_skip!(Kind::Postgres));
 }
 
-/// Every change is followed by a hint, also when the server was away in between.
-fn gives_hints(kind: Kind, server: &mut Server) {
-    const HANG: Duration = Duration::from_secs(60);
-    let store = match kind {
-        Kind::Redis | Kind::Valkey => {
-            Arc::new(RedisStore::new(&server.address()).unwrap()) as Arc<dyn RefreshStore>
-        }
-        Kind::Postgres => Arc::new(PostgresStore::new(&server.address()).unwrap()),
-    };
-    store.invalidate("other", Invalidation::Soft).unwrap();
+/// A subscription that has begun to give hints, and the hints that come from now on.
+fn listen(store: &dyn RefreshStore, name: &str) -> (Subscription, Receiver<()>) {
     let (hint, hints) = channel();
     let hint = std::sync::Mutex::new(hint);
     let subscription =
-        store.subscribe("name", Box::new(move || hint.lock().unwrap().send(()).unwrap_or(()))).unwrap();
+        store.subscribe(name, Box::new(move || hint.lock().unwrap().send(()).unwrap_or(()))).unwrap();
     hints.recv_timeout(HANG).expect("a hint at the beginning");
+    (subscription, hints)
+}
+
+/// Every change is followed by a hint, also when the server was away in between.
+fn gives_hints(kind: Kind, server: &mut Server) {
+    // Without a spread hints come in the order of the changes.
+    let store = match kind {
+        Kind::Redis | Kind::Valkey => {
+            let store = RedisStore::new(&server.address()).unwrap().timeout(HANG);
+            Arc::new(store.spread_hints(Duration::ZERO)) as Arc<dyn RefreshStore>
+        }
+        Kind::Postgres => {
+            let store = PostgresStore::new(&server.address()).unwrap().timeout(HANG);
+            Arc::new(store.spread_hints(Duration::ZERO))
+        }
+    };
     store.invalidate("other", Invalidation::Soft).unwrap();
+    let ((subscription, hints), (_other, others)) = (listen(&*store, "name"), listen(&*store, "other"));
     let token = win(&*store, "name");
-    assert!(hints.try_recv().is_err(), "nothing has changed for the others");
+    store.invalidate("other", Invalidation::Soft).unwrap();
+    others.recv_timeout(HANG).expect("a hint at an invalidation of the other");
+    assert_eq!(hints.try_recv(), Err(TryRecvError::Empty), "nothing has changed for the others");
     publish(&*store, "name", &token, b"value");
     hints.recv_timeout(HANG).expect("a hint at a publication");
     store.invalidate("name", Invalidation::Soft).unwrap();
@@ -203,7 +221,7 @@ fn gives_hints(kind: Kind, server: &mut Server) {
     drop(subscription);
     // The thread lets go of its end.
     while hints.recv_timeout(HANG).is_ok() {}
-    assert_eq!(hints.try_recv(), Err(std::sync::mpsc::TryRecvError::Disconnected));
+    assert_eq!(hints.try_recv(), Err(TryRecvError::Disconnected));
 }
 
 #[test]
@@ -229,11 +247,18 @@ fn redis_forgets_its_scripts_and_is_told_them_again() {
 #[test]
 fn a_server_that_stands_still_is_an_error_within_the_timeout() {
     let server = server_or_skip!(Kind::Redis);
-    let store = RedisStore::new(&server.address()).unwrap().timeout(Duration::from_millis(50));
-    store.poll("name", None).unwrap();
+    let connected = RedisStore::new(&server.address()).unwrap().timeout(HOUR);
+    connected.poll("name", None).unwrap();
+    let store = Arc::new(connected.timeout(Duration::from_millis(50)));
     server.stop();
-    store.poll("name", None).unwrap_err();
-    store.poll("name", None).unwrap_err();
+    // By the connection that it has, and by one that cannot be made.
+    for _ in 0..2 {
+        let (answer, answers) = channel();
+        let store = Arc::clone(&store);
+        std::thread::spawn(move || drop(answer.send(store.poll("name", None))));
+        let error = answers.recv_timeout(HANG).expect("it is over").unwrap_err().to_string();
+        assert!(error.contains("no complete answer within the timeout of 50ms"), "{error}");
+    }
     server.go_on();
     let patient = RedisStore::new(&server.address()).unwrap().timeout(HOUR);
     patient.poll("name", None).unwrap();
@@ -293,7 +318,7 @@ fn postgres_panicked_on_a_thread_of_a_runtime() {
         }
         // The last owner but the cell's thread, and without that the last one.
         drop(cell);
-        let alone = PostgresStore::new(&server.address()).unwrap();
+        let alone = PostgresStore::new(&server.address()).unwrap().timeout(HANG);
         alone.poll("name", None).unwrap();
         drop(alone);
     });
@@ -318,8 +343,9 @@ fn postgres_elected_who_had_long_given_up() {
     let server = server_or_skip!(Kind::Postgres);
     let patient = store(&server, Kind::Postgres);
     patient.invalidate("name", Invalidation::Soft).unwrap();
-    let hasty = PostgresStore::new(&server.address()).unwrap().timeout(Duration::from_millis(200));
-    hasty.poll("name", None).unwrap();
+    let connected = PostgresStore::new(&server.address()).unwrap().timeout(HANG);
+    connected.poll("name", None).unwrap();
+    let hasty = connected.timeout(Duration::from_millis(200));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let (mut client, connection) =
         runtime.block_on(tokio_postgres::connect(&server.address(), tokio_postgres::NoTls)).unwrap();
@@ -327,12 +353,12 @@ fn postgres_elected_who_had_long_given_up() {
     let transaction = runtime.block_on(client.transaction()).unwrap();
     let invalidate = PostgresStore::invalidation(Invalidation::Soft);
     runtime.block_on(transaction.execute(&*invalidate, &[&"name"])).unwrap();
-    hasty.acquire("name", &REQUEST).unwrap_err();
+    // On a machine that is busy the time may be over before the server has begun to wait.
+    eventually("the server has waited", || hasty.acquire("name", &REQUEST).unwrap_err().is_busy());
     let waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'";
-    let hang = std::time::Instant::now() + Duration::from_secs(60);
-    while runtime.block_on(transaction.query_one(waiting, &[])).unwrap().get::<_, i64>(0) > 0 {
-        assert!(std::time::Instant::now() < hang, "the server still waits on its behalf");
-    }
+    eventually("the server does not wait on its behalf any more", || {
+        runtime.block_on(transaction.query_one(waiting, &[])).unwrap().get::<_, i64>(0) == 0
+    });
     runtime.block_on(transaction.commit()).unwrap();
     assert!(patient.poll("name", None).unwrap().lease_left.is_zero());
     assert_eq!(win(&*patient, "name").fence.number, 1);
@@ -369,7 +395,7 @@ fn postgres_over_an_encrypted_connection() {
     plain.poll("name", None).expect_err("not without encryption");
     let suspicious = PostgresStore::with_tls(by_name.clone(), connector(false));
     suspicious.poll("name", None).expect_err("not with a certificate that nobody knows");
-    let store = PostgresStore::with_tls(by_name, connector(true)).timeout(Duration::from_secs(30));
+    let store = PostgresStore::with_tls(by_name, connector(true)).timeout(HANG);
     conformance::check(&store, std::thread::sleep);
     gives_a_hint(&store);
 }
@@ -395,20 +421,15 @@ fn redis_over_an_encrypted_connection() {
     plain.poll("name", None).expect_err("not without encryption");
     // Nobody has signed its certificate: that is not what is tested here.
     let client = redis::Client::open(format!("rediss://127.0.0.1:{port}/#insecure")).unwrap();
-    let store = RedisStore::with_client(client).timeout(Duration::from_secs(30));
+    let store = RedisStore::with_client(client).timeout(HANG);
     conformance::check(&store, std::thread::sleep);
     gives_a_hint(&store);
 }
 
 fn gives_a_hint(store: &dyn RefreshStore) {
-    let (hint, hints) = channel();
-    let hint = std::sync::Mutex::new(hint);
-    let subscription =
-        store.subscribe("name", Box::new(move || hint.lock().unwrap().send(()).unwrap_or(()))).unwrap();
-    hints.recv_timeout(Duration::from_secs(60)).expect("a hint at the beginning");
+    let (_subscription, hints) = listen(store, "name");
     store.invalidate("name", Invalidation::Soft).unwrap();
-    hints.recv_timeout(Duration::from_secs(60)).expect("a hint at an invalidation");
-    drop(subscription);
+    hints.recv_timeout(HANG).expect("a hint at an invalidation");
 }
 
 /// A cluster of one, which checks as strictly as others that a script touches one slot only.
@@ -424,11 +445,7 @@ fn redis_as_a_cluster() {
     };
     redis_command(&server.address(), &["CLUSTER", "ADDSLOTSRANGE", "0", "16383"]);
     let store = store(&server, Kind::Redis);
-    let hang = std::time::Instant::now() + Duration::from_secs(60);
-    while let Err(error) = store.poll("name", None) {
-        assert!(std::time::Instant::now() < hang, "{error}");
-        std::thread::sleep(Duration::from_millis(10));
-    }
+    eventually("the cluster is there", || store.poll("name", None).is_ok());
     conformance::check(&*store, std::thread::sleep);
     gives_a_hint(&*store);
 }
