@@ -113,7 +113,7 @@ fn postgres_had_a_connection_for_the_hints_of_each_cell() {
     });
 }
 
-/// Four times a second, for ever.
+/// Four times a second, for ever. A pause may be longer than it should be, on a machine that is busy, and never shorter.
 fn listens_less_and_less(store: &impl RefreshStore, calls: &std::sync::Mutex<Vec<std::time::Instant>>) {
     let subscription = store.subscribe("name", Box::new(|| ())).unwrap();
     eventually("six attempts", || calls.lock().unwrap().len() >= 6);
@@ -122,27 +122,30 @@ fn listens_less_and_less(store: &impl RefreshStore, calls: &std::sync::Mutex<Vec
     let pauses: Vec<Duration> = calls.windows(2).map(|pair| pair[1] - pair[0]).collect();
     println!("{pauses:?}");
     // 0.25 s, 0.5 s, 1 s, 2 s, 4 s; a quarter more or less.
-    assert!(pauses[4] > 3 * pauses[0], "{pauses:?}");
-    assert!(pauses[4] > 2 * SECOND, "{pauses:?}");
+    for (doublings, pause) in (0..).zip(&pauses) {
+        assert!(*pause >= 2u32.pow(doublings) * SECOND * 3 / 16, "{pauses:?}");
+    }
+    assert!(pauses[4] > 3 * *pauses.iter().min().unwrap(), "{pauses:?}");
 }
 
 #[test]
 fn redis_listeners_came_back_at_the_same_pace_for_ever() {
     let (port, calls) = hanging_up();
-    listens_less_and_less(&RedisStore::new(&address(Kind::Redis, port)).unwrap(), &calls);
+    listens_less_and_less(&RedisStore::new(&address(Kind::Redis, port)).unwrap().timeout(HANG), &calls);
 }
 
 #[test]
 fn postgres_listeners_came_back_four_times_a_second_for_ever() {
     let (port, calls) = hanging_up();
-    listens_less_and_less(&PostgresStore::new(&address(Kind::Postgres, port)).unwrap(), &calls);
+    let store = PostgresStore::new(&address(Kind::Postgres, port)).unwrap().timeout(HANG);
+    listens_less_and_less(&store, &calls);
 }
 
 /// As the sessions of a transaction hold a row: operations of the other names go on.
 #[test]
 fn postgres_a_locked_row_kept_the_other_names_waiting() {
     let server = server_or_skip!(Kind::Postgres);
-    let store = Arc::new(PostgresStore::new(&server.address()).unwrap().timeout(5 * SECOND));
+    let store = Arc::new(PostgresStore::new(&server.address()).unwrap().timeout(HANG));
     store.invalidate("name", dogpile_fleet::Invalidation::Soft).unwrap();
     store.invalidate("other", dogpile_fleet::Invalidation::Soft).unwrap();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
@@ -156,12 +159,20 @@ fn postgres_a_locked_row_kept_the_other_names_waiting() {
         let store = Arc::clone(&store);
         std::thread::spawn(move || store.invalidate("name", dogpile_fleet::Invalidation::Soft))
     };
+    let waits = || {
+        let locked = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'";
+        crate::servers::number(&server.address(), locked).unwrap() == 1
+    };
+    eventually("it waits for the row", waits);
     for _ in 0..50 {
         store.invalidate("other", dogpile_fleet::Invalidation::Soft).unwrap();
     }
-    let error = waiting.join().unwrap().unwrap_err();
+    assert!(waits(), "the operations of the other name have waited until it was stopped");
+    // One that has less time is told why it was stopped.
+    let hasty = PostgresStore::new(&server.address()).unwrap().timeout(5 * SECOND);
+    let error = hasty.invalidate("name", dogpile_fleet::Invalidation::Soft).unwrap_err();
     assert!(error.is_busy(), "{error}");
     assert!(error.to_string().contains("a transaction of others holds the row"), "{error}");
     runtime.block_on(transaction.rollback()).unwrap();
-    store.invalidate("name", dogpile_fleet::Invalidation::Soft).unwrap();
+    waiting.join().unwrap().unwrap();
 }
