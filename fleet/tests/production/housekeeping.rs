@@ -7,7 +7,7 @@ use dogpile::ManualClock;
 use dogpile_fleet::{FileStore, FleetCell, FleetPolicy, Plain, PostgresStore, RedisStore, RefreshStore};
 
 use crate::servers::{Kind, Server, number, server_or_skip};
-use crate::{HOUR, PATIENT, SECOND, cell, eventually, hints_so_far, text};
+use crate::{HANG, HOUR, PATIENT, SECOND, cell, eventually, hints_so_far, text};
 
 /// The milliseconds that the key of `name` has to live; -1: for ever, -2: there is none.
 fn lives(server: &Server) -> i64 {
@@ -18,7 +18,8 @@ fn lives(server: &Server) -> i64 {
 #[test]
 fn redis_entries_of_names_that_nobody_uses_stayed_for_ever() {
     let server = server_or_skip!(Kind::Redis);
-    let store = || RedisStore::new(&server.address()).unwrap();
+    let store = || RedisStore::new(&server.address()).unwrap().timeout(HANG);
+    let unused = |time| Arc::new(store().expire_unused(time));
     let days = |days: i64| days * 24 * 3600 * 1000;
     let node = cell(store(), PATIENT);
     node.get_or_refresh(|| text("value"));
@@ -29,17 +30,17 @@ fn redis_entries_of_names_that_nobody_uses_stayed_for_ever() {
     store().delete("name").unwrap();
     assert_eq!(lives(&server), -2);
 
-    let node = cell(store().expire_unused(None), PATIENT);
+    let node = cell(unused(None), PATIENT);
     node.check().unwrap();
     node.get_or_refresh(|| text("value"));
     assert_eq!(lives(&server), -1);
 
     // Each change sets it anew, and an entry that has gone is a loss like any other.
-    let store = Arc::new(store().expire_unused(Some(HOUR)));
+    let store = unused(Some(HOUR));
     store.invalidate("name", dogpile_fleet::Invalidation::Soft).unwrap();
     assert!((1..=3_600_000).contains(&lives(&server)));
     eventually("stale", || node.freshness() != dogpile::Freshness::Fresh);
-    let short = cell(RedisStore::new(&server.address()).unwrap().expire_unused(Some(SECOND / 5)), PATIENT);
+    let short = cell(unused(Some(SECOND / 5)), PATIENT);
     short.get_or_refresh(|| text("second"));
     eventually("it has gone by itself", || lives(&server) == -2);
     eventually("the node has noticed, and builds", || *short.get_or_refresh(|| text("third")) == "third");
@@ -58,13 +59,13 @@ fn a_node_noticed_that_its_entry_was_deleted(store: impl RefreshStore + 'static)
 #[test]
 fn redis_a_node_noticed_that_its_entry_was_deleted() {
     let server = server_or_skip!(Kind::Redis);
-    a_node_noticed_that_its_entry_was_deleted(RedisStore::new(&server.address()).unwrap());
+    a_node_noticed_that_its_entry_was_deleted(RedisStore::new(&server.address()).unwrap().timeout(HANG));
 }
 
 #[test]
 fn postgres_a_node_noticed_that_its_entry_was_deleted() {
     let server = server_or_skip!(Kind::Postgres);
-    a_node_noticed_that_its_entry_was_deleted(PostgresStore::new(&server.address()).unwrap());
+    a_node_noticed_that_its_entry_was_deleted(PostgresStore::new(&server.address()).unwrap().timeout(HANG));
 }
 
 #[test]
@@ -105,7 +106,7 @@ fn postgres_entries_of_names_that_nobody_uses_stayed_for_ever() {
 #[test]
 fn redis_two_programs_share_a_server_by_their_prefixes() {
     let server = server_or_skip!(Kind::Redis);
-    let store = |prefix: &str| RedisStore::new(&server.address()).unwrap().key_prefix(prefix);
+    let store = |prefix: &str| RedisStore::new(&server.address()).unwrap().timeout(HANG).key_prefix(prefix);
     let (shop, office) = (cell(store("shop:"), PATIENT), cell(store("office:"), PATIENT));
     assert_eq!(*shop.get_or_refresh(|| text("shop")), "shop");
     assert_eq!(*office.get_or_refresh(|| text("office")), "office");
@@ -129,8 +130,7 @@ fn redis_two_programs_share_a_server_by_their_prefixes() {
 fn postgres_two_programs_share_a_database_by_their_tables() {
     let server = server_or_skip!(Kind::Postgres);
     crate::servers::query(&server.address(), "CREATE SCHEMA shop").unwrap();
-    let store =
-        |table: &str| PostgresStore::new(&server.address()).unwrap().timeout(30 * SECOND).table(table);
+    let store = |table: &str| PostgresStore::new(&server.address()).unwrap().timeout(HANG).table(table);
     let (shop, office) = (cell(store("shop.fleet"), PATIENT), cell(store("office_fleet"), PATIENT));
     shop.check().unwrap();
     assert_eq!(*shop.get_or_refresh(|| text("shop")), "shop");

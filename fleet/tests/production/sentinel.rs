@@ -50,7 +50,8 @@ impl Sentinel {
     fn store(&self) -> RedisStore {
         let sentinels = vec![self.address()];
         let master = SentinelServerType::Master;
-        RedisStore::with_sentinel(SentinelClient::build(sentinels, "shop".to_owned(), None, master).unwrap())
+        let client = SentinelClient::build(sentinels, "shop".to_owned(), None, master).unwrap();
+        RedisStore::with_sentinel(client).timeout(HANG)
     }
 }
 

@@ -7,7 +7,7 @@ use dogpile::Freshness;
 use dogpile_fleet::{FleetPolicy, PostgresStore, RedisStore, RefreshStore};
 
 use crate::servers::{Kind, Server, query, server_or_skip};
-use crate::{Cell, HOUR, PATIENT, cell, eventually, text};
+use crate::{Cell, HANG, HOUR, PATIENT, cell, eventually, text};
 
 /// The key as it is, or put back as it was.
 fn snapshot(server: &Server) -> Vec<u8> {
@@ -24,7 +24,8 @@ fn restore(server: &Server, snapshot: &[u8]) {
 #[test]
 fn redis_a_restored_snapshot_undid_a_clear_that_was_acknowledged() {
     let server = server_or_skip!(Kind::Redis);
-    let node = cell(RedisStore::new(&server.address()).unwrap(), PATIENT.no_poll());
+    let store = || RedisStore::new(&server.address()).unwrap().timeout(HANG);
+    let node = cell(store(), PATIENT.no_poll());
     node.get_or_refresh(|| text("secret"));
     let before = snapshot(&server);
     node.clear().unwrap();
@@ -32,14 +33,14 @@ fn redis_a_restored_snapshot_undid_a_clear_that_was_acknowledged() {
     let value = node.get_or_refresh(|| text("without it"));
     assert_eq!(*value, "without it");
     // The others agree, whatever they have seen.
-    let newcomer = cell(RedisStore::new(&server.address()).unwrap(), PATIENT);
+    let newcomer = cell(store(), PATIENT);
     assert_eq!(*newcomer.get_or_refresh(|| panic!("it is in the store")), "without it");
 }
 
 #[test]
 fn redis_a_restored_snapshot_brought_an_older_version_after_a_newer_one() {
     let server = server_or_skip!(Kind::Redis);
-    let store = || RedisStore::new(&server.address()).unwrap();
+    let store = || RedisStore::new(&server.address()).unwrap().timeout(HANG);
     let node = cell(store(), PATIENT);
     node.get_or_refresh(|| text("v1"));
     let before = snapshot(&server);
@@ -77,7 +78,7 @@ fn forgotten(store: impl Fn() -> Arc<dyn RefreshStore>, server: &mut Server) {
 fn redis_a_failed_invalidation_was_forgotten() {
     let mut server = server_or_skip!(Kind::Redis);
     let address = server.address();
-    forgotten(|| Arc::new(RedisStore::new(&address).unwrap()), &mut server);
+    forgotten(|| Arc::new(RedisStore::new(&address).unwrap().timeout(HANG)), &mut server);
 }
 
 #[test]
@@ -85,5 +86,5 @@ fn postgres_a_failed_invalidation_was_forgotten() {
     let mut server = server_or_skip!(Kind::Postgres);
     let address = server.address();
     query(&address, PostgresStore::TABLE).unwrap();
-    forgotten(|| Arc::new(PostgresStore::new(&address).unwrap()), &mut server);
+    forgotten(|| Arc::new(PostgresStore::new(&address).unwrap().timeout(HANG)), &mut server);
 }

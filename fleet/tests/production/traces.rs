@@ -10,7 +10,7 @@ use tracing::{Event, Metadata, Subscriber};
 use dogpile_fleet::RedisStore;
 
 use crate::servers::{Kind, server_or_skip};
-use crate::{PATIENT, cell};
+use crate::{HANG, PATIENT, cell};
 
 /// Notes spans, what is recorded in them, and events, each as one line.
 #[derive(Clone, Default)]
@@ -60,7 +60,7 @@ fn operations_are_spans_and_states_of_the_breaker_are_events() {
     let mut server = server_or_skip!(Kind::Redis);
     let notes = Notes::default();
     tracing::subscriber::with_default(notes.clone(), || {
-        let node = cell(RedisStore::new(&server.address()).unwrap(), PATIENT.no_poll());
+        let node = cell(RedisStore::new(&server.address()).unwrap().timeout(HANG), PATIENT.no_poll());
         node.invalidate().unwrap();
         assert!(notes.has(&["span store", "operation=\"invalidate\"", "name=\"name\""]), "{:?}", notes.0);
         server.kill();

@@ -1,5 +1,6 @@
 //! Rights that are missing, fields that are damaged, and what is said about it.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -15,7 +16,7 @@ use crate::{Cell, HANG, HOUR, PATIENT, SECOND, cell, eventually, hints_so_far, t
 fn user(server: &Server, rules: &[&str]) -> RedisStore {
     let words = [&["ACL", "SETUSER", "fleet", "reset", "on", ">secret"], rules].concat();
     redis_command(&server.address(), &words);
-    RedisStore::new(&format!("redis://fleet:secret@127.0.0.1:{}/", server.port)).unwrap()
+    RedisStore::new(&format!("redis://fleet:secret@127.0.0.1:{}/", server.port)).unwrap().timeout(HANG)
 }
 
 #[test]
@@ -65,7 +66,7 @@ fn redis_refused_hints_were_kept_quiet() {
         (node, reported)
     };
     let mute = Arc::new(user(&server, &["~dogpile:*", "&*", "+@all", "-publish"]));
-    let hears = Arc::new(RedisStore::new(&server.address()).unwrap());
+    let hears = Arc::new(RedisStore::new(&server.address()).unwrap().timeout(HANG));
     let ((writer, of_writer), (reader, of_reader)) = (node(&mute, "name"), node(&hears, "name"));
     // Other cells of the same stores.
     let others = [node(&mute, "another"), node(&hears, "another")];
@@ -119,14 +120,16 @@ fn redis_a_wrong_password_was_kept_quiet() {
     redis_command(&server.address(), &["CONFIG", "SET", "requirepass", "right"]);
     let reported = Arc::new(Mutex::new(Vec::new()));
     let report = Arc::clone(&reported);
-    let wrong = RedisStore::new(&format!("redis://:wrong@127.0.0.1:{}/", server.port)).unwrap();
-    let node = cell(wrong, PATIENT).on_error(move |error| report.lock().unwrap().push(error.to_string()));
+    let store = |password: &str| {
+        RedisStore::new(&format!("redis://:{password}@127.0.0.1:{}/", server.port)).unwrap().timeout(HANG)
+    };
+    let node =
+        cell(store("wrong"), PATIENT).on_error(move |error| report.lock().unwrap().push(error.to_string()));
     let error = node.check().unwrap_err().to_string();
     assert!(error.contains("Password authentication failed"), "{error}");
     assert_eq!(*reported.lock().unwrap(), [error]);
     // It is signed in as soon as it can be, on a connection of its own.
-    let right = RedisStore::new(&format!("redis://:right@127.0.0.1:{}/", server.port)).unwrap();
-    cell(right, PATIENT).check().unwrap();
+    cell(store("right"), PATIENT).check().unwrap();
 }
 
 /// Only what looks after a cell said it, which a process that only invalidates does not have, nor a loader of keys.
@@ -173,17 +176,20 @@ fn postgres_errors_said_db_error() {
     let server = server_or_skip!(Kind::Postgres);
     query(&server.address(), PostgresStore::TABLE).unwrap();
     query(&server.address(), "CREATE ROLE reader LOGIN; GRANT SELECT ON dogpile_fleet TO reader").unwrap();
-    let of = |user: &str| format!("postgres://{user}@127.0.0.1:{}/postgres", server.port);
-    let reader = cell(PostgresStore::new(&of("reader")).unwrap(), PATIENT);
+    let of = |user: &str, port: u16| {
+        let address = format!("postgres://{user}@127.0.0.1:{port}/postgres");
+        cell(PostgresStore::new(&address).unwrap().timeout(HANG), PATIENT)
+    };
+    let reader = of("reader", server.port);
     let error = reader.check().unwrap_err().to_string();
     assert!(error.contains("permission denied for table dogpile_fleet (SQLSTATE 42501)"), "{error}");
-    let nobody = cell(PostgresStore::new(&of("nobody")).unwrap(), PATIENT);
+    let nobody = of("nobody", server.port);
     let error = nobody.check().unwrap_err().to_string();
     assert!(error.contains("role \"nobody\" does not exist"), "{error}");
-    let closed = cell(PostgresStore::new("postgres://postgres@127.0.0.1:1/postgres").unwrap(), PATIENT);
+    let closed = of("postgres", 1);
     let error = closed.check().unwrap_err().to_string();
     assert!(error.contains("Connection refused"), "{error}");
-    let node = cell(PostgresStore::new(&server.address()).unwrap(), PATIENT);
+    let node = of("postgres", server.port);
     node.check().unwrap();
     futures_lite::future::block_on(node.check_async()).unwrap();
     assert_eq!(crate::servers::number(&server.address(), "SELECT count(*) FROM dogpile_fleet").unwrap(), 0);
@@ -192,7 +198,7 @@ fn postgres_errors_said_db_error() {
 #[test]
 fn a_payload_that_is_too_large_says_so() {
     let server = server_or_skip!(Kind::Redis);
-    let store = RedisStore::new(&server.address()).unwrap().largest_payload(1000);
+    let store = RedisStore::new(&server.address()).unwrap().timeout(HANG).largest_payload(1000);
     let node = cell(store, PATIENT);
     assert_eq!(node.get_or_refresh(|| "x".repeat(2000)).len(), 2000);
     let error = node.last_store_error().unwrap().to_string();
@@ -228,10 +234,11 @@ fn redis_a_damaged_field_needed_a_hand() {
         &["HDEL", "dogpile:name", "incarnation"],
         &["SET", "dogpile:name", "a string"],
     ];
+    let store = || RedisStore::new(&server.address()).unwrap().timeout(HANG);
     for damage in damages {
         redis_command(&server.address(), &["FLUSHALL"]);
         let policy = PATIENT.breaker(Duration::from_millis(10), Duration::from_millis(20));
-        let node = cell(RedisStore::new(&server.address()).unwrap(), policy);
+        let node = cell(store(), policy);
         node.get_or_refresh(|| text("before"));
         redis_command(&server.address(), damage);
         node.invalidate().unwrap();
@@ -243,7 +250,7 @@ fn redis_a_damaged_field_needed_a_hand() {
             (2, 0, 0),
             "{damage:?}: {stats:?}"
         );
-        let newcomer = cell(RedisStore::new(&server.address()).unwrap(), PATIENT);
+        let newcomer = cell(store(), PATIENT);
         assert_eq!(*newcomer.get_or_refresh(|| panic!("it is in the store")), "after", "{damage:?}");
     }
 }
@@ -252,12 +259,19 @@ fn redis_a_damaged_field_needed_a_hand() {
 #[test]
 fn redis_the_breaker_flapped_when_reads_worked_and_writes_did_not() {
     let server = server_or_skip!(Kind::Redis);
-    let store: Arc<dyn RefreshStore> = Arc::new(RedisStore::new(&server.address()).unwrap());
+    let store: Arc<dyn RefreshStore> = Arc::new(RedisStore::new(&server.address()).unwrap().timeout(HANG));
     let policy = FleetPolicy::ttl(Duration::from_millis(50))
         .poll(Duration::from_millis(1))
         .patience(HOUR)
         .breaker(Duration::from_millis(20), HOUR);
-    let nodes: Vec<Cell> = (0..2).map(|_| cell(Arc::clone(&store), policy)).collect();
+    let refused = Arc::new(AtomicBool::new(false));
+    let report = || {
+        let refused = Arc::clone(&refused);
+        move |error: &Arc<StoreError>| {
+            refused.fetch_or(error.to_string().contains("NOREPLICAS"), Ordering::SeqCst);
+        }
+    };
+    let nodes: Vec<Cell> = (0..2).map(|_| cell(Arc::clone(&store), policy).on_error(report())).collect();
     for node in &nodes {
         node.get_or_refresh(|| text("value"));
     }
@@ -271,8 +285,7 @@ fn redis_the_breaker_flapped_when_reads_worked_and_writes_did_not() {
     });
     // Twelve pauses that double: 20 ms to 40 s.
     assert!(errors() <= 12, "{} operations failed: the pauses do not grow", errors());
-    let error = nodes.iter().find_map(Cell::last_store_error).unwrap().to_string();
-    assert!(error.contains("NOREPLICAS"), "{error}");
+    assert!(refused.load(Ordering::SeqCst), "{:?}", nodes[0].last_store_error());
 }
 
 /// `check` did not listen, and the cell polled for ever without a word.
