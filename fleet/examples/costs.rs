@@ -286,7 +286,7 @@ mod counted {
     use std::time::Duration;
 
     use dogpile_fleet::{
-        Acquire, Hint, Invalidation, Poll, Publication, Publish, RefreshStore, Request, StoreError,
+        Acquire, Epoch, Hint, Invalidation, Poll, Publication, Publish, RefreshStore, Request, StoreError,
         Subscription, Token, Version,
     };
 
@@ -365,7 +365,7 @@ mod counted {
         fn fail(&self, name: &str, token: &Token, pause: Duration) -> Result<bool, StoreError> {
             self.count(5).fail(name, token, pause)
         }
-        fn invalidate(&self, name: &str, how: Invalidation) -> Result<(), StoreError> {
+        fn invalidate(&self, name: &str, how: Invalidation) -> Result<Epoch, StoreError> {
             self.count(6).invalidate(name, how)
         }
         fn subscribe(&self, name: &str, hint: Hint) -> Option<Subscription> {

@@ -88,7 +88,8 @@ impl Subject<'_> {
     }
 
     fn invalidate(&self, how: Invalidation) {
-        self.store.invalidate(self.name, how).expect("invalidate");
+        let epoch = self.store.invalidate(self.name, how).expect("invalidate");
+        assert_eq!(epoch, self.poll(None).epoch, "{}: the epoch that begins with an invalidation", self.name);
     }
 
     fn value(&self, current: Current) -> Value {
@@ -494,6 +495,7 @@ enum Answer {
     Acquire(Acquire),
     Publish(Publish),
     Heard(bool),
+    Epoch(u64),
 }
 
 /// Both sides give out tokens and versions; the lists run in parallel.
@@ -596,9 +598,9 @@ impl Replay {
                 (Answer::Heard(got), Answer::Heard(self.entry.renew(now, &ours, *lease)))
             }
             Operation::Invalidate(how) => {
-                store.invalidate(name, *how).expect("invalidate");
-                self.entry.invalidate(now, *how, draw);
-                (Answer::None, Answer::None)
+                let got = store.invalidate(name, *how).expect("invalidate");
+                let ours = self.entry.invalidate(now, *how, draw);
+                (Answer::Epoch(got.number), Answer::Epoch(ours.number))
             }
         }
     }

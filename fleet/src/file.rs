@@ -39,7 +39,8 @@ use crate::entry::Header;
 use crate::operations;
 use crate::rules::{Entry, Micros};
 use crate::store::{
-    Acquire, Invalidation, Poll, Publication, Publish, RefreshStore, Request, StoreError, Token, Version,
+    Acquire, Epoch, Invalidation, Poll, Publication, Publish, RefreshStore, Request, StoreError, Token,
+    Version,
 };
 
 /// A [`RefreshStore`] in a directory, for the processes of one host. Needs no server.
@@ -554,7 +555,7 @@ impl<C: Clock> RefreshStore for FileStore<C> {
         Ok(())
     }
 
-    fn invalidate(&self, name: &str, how: Invalidation) -> Result<(), StoreError> {
+    fn invalidate(&self, name: &str, how: Invalidation) -> Result<Epoch, StoreError> {
         self.change(name, operations::invalidate(how))
     }
 }

@@ -4,7 +4,7 @@
 //!
 //! The map keeps the values, elects one caller per key and process, and serves the old value to the others. A load is what that
 //! one caller does: it asks the store for the right to build, and builds, takes over, waits or fails. Nothing is kept here
-//! between two loads but invalidations that could not be delivered, and publications that go on.
+//! between two loads but invalidations that could not be delivered, the epochs of those that were, and publications that go on.
 //!
 //! ```text
 //! acquire --> fresh, the same  --> the previous value, fresh for a while
@@ -22,6 +22,7 @@
 //! publish       what becomes of a publication, in time or later
 //! shared        the store, as all keys use it
 //! owed          invalidations that the store has not acknowledged
+//! seen          the epochs of those that it has
 //! beats         what prolongs leases, and delivers what is owed
 //! pool          threads for what no caller is to wait for
 //! asynchronous  invalidations and checks for tasks
@@ -35,6 +36,7 @@ mod load;
 mod owed;
 mod pool;
 mod publish;
+mod seen;
 mod shared;
 mod value;
 

@@ -10,8 +10,8 @@ use dogpile::{Clock, SystemClock};
 use crate::draw;
 use crate::rules::{Entry, Micros};
 use crate::store::{
-    Acquire, Hint, Invalidation, Poll, Publication, Publish, RefreshStore, Request, StoreError, Subscription,
-    Token, Version,
+    Acquire, Epoch, Hint, Invalidation, Poll, Publication, Publish, RefreshStore, Request, StoreError,
+    Subscription, Token, Version,
 };
 
 /// The [rules](crate::rules) under a lock: for tests, and for fleets of threads.
@@ -130,10 +130,10 @@ impl<C: Clock> RefreshStore for MemoryStore<C> {
         Ok(self.with(name, |entry, now| entry.renew(now, token, lease)))
     }
 
-    fn invalidate(&self, name: &str, how: Invalidation) -> Result<(), StoreError> {
-        self.with(name, |entry, now| entry.invalidate(now, how, draw::incarnation()));
+    fn invalidate(&self, name: &str, how: Invalidation) -> Result<Epoch, StoreError> {
+        let epoch = self.with(name, |entry, now| entry.invalidate(now, how, draw::incarnation()));
         self.tell(name);
-        Ok(())
+        Ok(epoch)
     }
 
     fn delete(&self, name: &str) -> Result<(), StoreError> {

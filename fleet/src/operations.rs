@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::draw;
 use crate::rules::{Entry, Micros};
-use crate::store::{Acquire, Invalidation, Publication, Publish, Request, Token};
+use crate::store::{Acquire, Epoch, Invalidation, Publication, Publish, Request, Token};
 
 pub(crate) fn acquire(request: &Request) -> impl Fn(&mut Entry, Micros) -> (bool, Acquire) {
     let draw = draw::incarnation();
@@ -46,12 +46,9 @@ pub(crate) fn renew(token: &Token, lease: Duration) -> impl Fn(&mut Entry, Micro
     }
 }
 
-pub(crate) fn invalidate(how: Invalidation) -> impl Fn(&mut Entry, Micros) -> (bool, ()) {
+pub(crate) fn invalidate(how: Invalidation) -> impl Fn(&mut Entry, Micros) -> (bool, Epoch) {
     let draw = draw::incarnation();
-    move |entry, now| {
-        entry.invalidate(now, how, draw);
-        (true, ())
-    }
+    move |entry, now| (true, entry.invalidate(now, how, draw))
 }
 
 fn if_stored(answer: Publish) -> (bool, Publish) {

@@ -396,13 +396,15 @@ impl RefreshStore for RedisStore {
         Ok(reply.number()? == 1)
     }
 
-    fn invalidate(&self, name: &str, how: Invalidation) -> Result<(), StoreError> {
+    fn invalidate(&self, name: &str, how: Invalidation) -> Result<Epoch, StoreError> {
         let draw = draw::incarnation();
         let how = if how == Invalidation::Hard { "hard" } else { "soft" };
         let mut reply = self.run(name, &SCRIPTS.invalidate, |arguments| {
             arguments.arg(how).arg(draw);
         })?;
-        self.told(&mut reply)
+        let epoch = Epoch { incarnation: reply.number()?, number: reply.number()? };
+        self.told(&mut reply)?;
+        Ok(epoch)
     }
 
     fn delete(&self, name: &str) -> Result<(), StoreError> {

@@ -179,7 +179,7 @@ impl Entry {
     }
 
     /// See [`RefreshStore::invalidate`](crate::RefreshStore::invalidate). `draw`: as for [`acquire`](Entry::acquire).
-    pub fn invalidate(&mut self, now: Micros, how: Invalidation, draw: u64) {
+    pub fn invalidate(&mut self, now: Micros, how: Invalidation, draw: u64) -> Epoch {
         if self.incarnation == 0 {
             self.incarnation = draw;
         }
@@ -196,6 +196,7 @@ impl Entry {
                 self.cleared = true;
             }
         }
+        Epoch { incarnation: self.incarnation, number: self.epoch }
     }
 
     fn current(&self, now: Micros, known: Option<Version>) -> Current {

@@ -462,8 +462,8 @@ pub trait RefreshStore: Send + Sync {
     fn renew(&self, name: &str, token: &Token, lease: Duration) -> Result<bool, StoreError>;
 
     /// Declares the value out of date. To be called after what it is built from has changed: builds that are under way
-    /// will not be accepted any more.
-    fn invalidate(&self, name: &str, how: Invalidation) -> Result<(), StoreError>;
+    /// will not be accepted any more. Returns the epoch that begins with it.
+    fn invalidate(&self, name: &str, how: Invalidation) -> Result<Epoch, StoreError>;
 
     /// Removes all that the store has of a name that is not used any more. For a node that still uses it, that is the loss of the
     /// entry: what it has is stale, what it builds at the moment is refused, and the next build begins a new incarnation.
@@ -486,7 +486,7 @@ pub trait RefreshStore: Send + Sync {
     /// # Ok::<(), dogpile_fleet::StoreError>(())
     /// ```
     fn delete(&self, name: &str) -> Result<(), StoreError> {
-        self.invalidate(name, Invalidation::Hard)
+        self.invalidate(name, Invalidation::Hard).map(drop)
     }
 
     /// Asks for hints on changes, if the store has such a thing. A hint makes a node poll earlier, nothing else; it may
@@ -580,7 +580,7 @@ macro_rules! pointers {
             fn renew(&self, name: &str, token: &Token, lease: Duration) -> Result<bool, StoreError> {
                 (**self).renew(name, token, lease)
             }
-            fn invalidate(&self, name: &str, how: Invalidation) -> Result<(), StoreError> {
+            fn invalidate(&self, name: &str, how: Invalidation) -> Result<Epoch, StoreError> {
                 (**self).invalidate(name, how)
             }
             fn delete(&self, name: &str) -> Result<(), StoreError> {
@@ -635,7 +635,7 @@ mod tests {
         fn renew(&self, _: &str, _: &Token, _: Duration) -> Result<bool, StoreError> {
             unreachable!()
         }
-        fn invalidate(&self, _: &str, _: Invalidation) -> Result<(), StoreError> {
+        fn invalidate(&self, _: &str, _: Invalidation) -> Result<Epoch, StoreError> {
             unreachable!()
         }
     }

@@ -21,8 +21,8 @@ use crate::entry;
 use crate::operations;
 use crate::rules::{Entry, Micros};
 use crate::store::{
-    Acquire, Hint, Invalidation, Poll, Publication, Publish, RefreshStore, Request, StoreError, Subscription,
-    Token, Version,
+    Acquire, Epoch, Hint, Invalidation, Poll, Publication, Publish, RefreshStore, Request, StoreError,
+    Subscription, Token, Version,
 };
 
 /// What a database has to offer for a [`SwapStore`]: with a client of the user's own, in some fifty lines.
@@ -181,7 +181,7 @@ impl<S: SwapEntry> RefreshStore for SwapStore<S> {
         self.change(name, operations::renew(token, lease))
     }
 
-    fn invalidate(&self, name: &str, how: Invalidation) -> Result<(), StoreError> {
+    fn invalidate(&self, name: &str, how: Invalidation) -> Result<Epoch, StoreError> {
         self.change(name, operations::invalidate(how))
     }
 

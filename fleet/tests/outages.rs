@@ -8,9 +8,9 @@ use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
 use dogpile_fleet::{
-    Acquire, Breaker, FleetCell, FleetKeys, FleetPolicy, FleetValue, Invalidation, MemoryStore, Plain, Poll,
-    Publication, Publish, RefreshStore, Refreshed, Request, Row, StoreError, SwapEntry, SwapStore, Token,
-    Version,
+    Acquire, Breaker, Epoch, FleetCell, FleetKeys, FleetPolicy, FleetValue, Invalidation, MemoryStore, Plain,
+    Poll, Publication, Publish, RefreshStore, Refreshed, Request, Row, StoreError, SwapEntry, SwapStore,
+    Token, Version,
 };
 use futures_lite::future::block_on;
 
@@ -91,7 +91,7 @@ impl RefreshStore for Failing {
     fn renew(&self, name: &str, token: &Token, lease: Duration) -> Result<bool, StoreError> {
         self.way()?.renew(name, token, lease)
     }
-    fn invalidate(&self, name: &str, how: Invalidation) -> Result<(), StoreError> {
+    fn invalidate(&self, name: &str, how: Invalidation) -> Result<Epoch, StoreError> {
         self.way()?.invalidate(name, how)
     }
     fn breaker(&self) -> Option<&Breaker> {

@@ -7,8 +7,9 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use dogpile_fleet::{
-    Acquire, Breaker, BuildContext, FleetCell, FleetKeys, FleetPolicy, Hint, Invalidation, MemoryStore,
-    Plain, Poll, Publication, Publish, RefreshStore, Request, StoreError, Subscription, Token, Version,
+    Acquire, Breaker, BuildContext, Epoch, FleetCell, FleetKeys, FleetPolicy, Hint, Invalidation,
+    MemoryStore, Plain, Poll, Publication, Publish, RefreshStore, Request, StoreError, Subscription, Token,
+    Version,
 };
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -93,7 +94,7 @@ impl RefreshStore for Held {
         self.renewals.fetch_add(1, Ordering::SeqCst);
         self.store.renew(name, token, lease)
     }
-    fn invalidate(&self, name: &str, how: Invalidation) -> Result<(), StoreError> {
+    fn invalidate(&self, name: &str, how: Invalidation) -> Result<Epoch, StoreError> {
         self.store.invalidate(name, how)
     }
     fn subscribe(&self, name: &str, hint: Hint) -> Option<Subscription> {

@@ -62,7 +62,8 @@ where
         let shared = &self.keys.shared;
         self.asked = shared.clock.now();
         let known = self.held.as_ref().and_then(|held| held.version());
-        Request { known, refuse: self.refuse, ..Request::new(shared.policy.lease) }
+        let seen = shared.seen.of(&self.name);
+        Request { known, refuse: self.refuse, seen, ..Request::new(shared.policy.lease) }
     }
 
     /// The store has answered, or could not be used.

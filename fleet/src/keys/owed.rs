@@ -174,7 +174,9 @@ impl<C: Clock + Clone + 'static> Drop for Delivering<C> {
 
 impl<C: Clock + 'static> Shared<C> {
     fn deliver(&self, name: &str, owing: &Owing) -> Result<bool, Arc<StoreError>> {
-        self.access.run(Operation::Invalidate, name, |store, name| store.invalidate(name, owing.how))?;
+        let epoch =
+            self.access.run(Operation::Invalidate, name, |store, name| store.invalidate(name, owing.how))?;
+        self.seen.note(name, epoch);
         Ok(self.owed.is_acknowledged(name, owing.number))
     }
 

@@ -10,6 +10,7 @@ use super::FleetValue;
 use super::beats;
 use super::owed::Owed;
 use super::pool::Pool;
+use super::seen::SeenEpochs;
 use crate::access::{Access, Operation};
 #[cfg(feature = "async")]
 use crate::cell::reply::reply;
@@ -25,11 +26,20 @@ pub(super) struct Shared<C> {
     /// For what no caller is to wait for.
     pub(super) pool: Arc<Pool>,
     pub(super) owed: Owed,
+    pub(super) seen: SeenEpochs,
 }
 
 impl<C: Clock + 'static> Shared<C> {
     pub(super) fn new(name: String, access: Access<C>, policy: FleetPolicy, clock: C) -> Self {
-        Self { name, access, policy, clock, pool: Arc::default(), owed: Owed::default() }
+        Self {
+            name,
+            access,
+            policy,
+            clock,
+            pool: Arc::default(),
+            owed: Owed::default(),
+            seen: SeenEpochs::default(),
+        }
     }
 
     pub(super) fn name_of(&self, key: &str) -> Result<String, Arc<StoreError>> {

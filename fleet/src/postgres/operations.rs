@@ -7,15 +7,15 @@ use super::PostgresStore;
 use super::listen::Channels;
 use super::statements::{
     GIVEN_NOW, NOW, POLL, acquire_statement, bytes, int, invalidation, known_parameters, optional_text,
-    signed, text, token_parameters, told,
+    signed, text, token_parameters, told, unsigned,
 };
 use crate::breaker::Breaker;
 use crate::draw;
 use crate::hub::Settings;
 use crate::rules::micros;
 use crate::store::{
-    Acquire, Hint, Invalidation, Poll, Publication, Publish, RefreshStore, Request, StoreError, Subscription,
-    Token, Version,
+    Acquire, Epoch, Hint, Invalidation, Poll, Publication, Publish, RefreshStore, Request, StoreError,
+    Subscription, Token, Version,
 };
 
 impl RefreshStore for PostgresStore {
@@ -170,15 +170,15 @@ impl RefreshStore for PostgresStore {
         self.query(self.limit(), statement, vec![text(name)]).map(drop)
     }
 
-    fn invalidate(&self, name: &str, how: Invalidation) -> Result<(), StoreError> {
-        match self.time() {
-            None => self.query(self.limit(), invalidation(how, NOW), vec![text(name)])?,
-            // Inserted as a number: the statement for others has one parameter only.
-            Some(time) => {
-                self.query(self.limit(), invalidation(how, &format!("{time}::bigint")), vec![text(name)])?
-            }
-        };
-        Ok(())
+    fn invalidate(&self, name: &str, how: Invalidation) -> Result<Epoch, StoreError> {
+        // Inserted as a number: the statement for others has one parameter only.
+        let now = self.time().map_or_else(|| NOW.to_owned(), |time| format!("{time}::bigint"));
+        let rows = self.query(self.limit(), invalidation(how, &now), vec![text(name)])?;
+        let row = rows
+            .first()
+            .ok_or_else(|| StoreError::new("the statement returned no row, which it always does"))?;
+        let [incarnation, number] = ["incarnation", "epoch"].map(|column| unsigned(row.get(column)));
+        Ok(Epoch { incarnation, number })
     }
 
     fn subscribe(&self, name: &str, hint: Hint) -> Option<Subscription> {

@@ -103,9 +103,9 @@ pub(super) fn invalidation(how: Invalidation, now: &str) -> String {
             "INSERT INTO dogpile_fleet AS f (name, incarnation, epoch, cleared)
             VALUES ($1, (random() * 4611686018427387903)::bigint + 1, 1, {cleared})
             ON CONFLICT (name) DO UPDATE SET epoch = f.epoch + 1, lease_until = 0, {change}
-            RETURNING 1 AS done"
+            RETURNING incarnation, epoch"
         ),
-        "done",
+        "incarnation, epoch",
     )
 }
 

@@ -159,7 +159,8 @@ return {'1'}
 const INVALIDATE: &str = r"
 if incarnation == '0' then
   heal()
-  redis.call('HSET', key, 'incarnation', ARGV[3])
+  incarnation = ARGV[3]
+  redis.call('HSET', key, 'incarnation', incarnation)
 end
 redis.call('HSET', key, 'epoch', whole(epoch + 1), 'lease', '0')
 if ARGV[2] == 'hard' then
@@ -168,7 +169,7 @@ if ARGV[2] == 'hard' then
 elseif has_value then
   redis.call('HSET', key, 'soft', whole(math.min(soft, now)))
 end
-return {tell()}
+return {incarnation, whole(epoch + 1), tell()}
 ";
 
 const DELETE: &str = r"

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use dogpile::ManualClock;
 use dogpile_fleet::{
-    Acquire, FleetCell, FleetPolicy, Hint, Invalidation, MemoryStore, Plain, Poll, Publication, Publish,
-    RefreshStore, Request, StoreError, Subscription, Token, Version,
+    Acquire, Epoch, FleetCell, FleetPolicy, Hint, Invalidation, MemoryStore, Plain, Poll, Publication,
+    Publish, RefreshStore, Request, StoreError, Subscription, Token, Version,
 };
 
 pub(crate) type Node = FleetCell<String, ManualClock>;
@@ -182,11 +182,11 @@ impl RefreshStore for Disturbed {
     fn renew(&self, name: &str, token: &Token, lease: Duration) -> Result<bool, StoreError> {
         self.way()?.renew(name, token, lease)
     }
-    fn invalidate(&self, name: &str, how: Invalidation) -> Result<(), StoreError> {
-        self.way()?.invalidate(name, how)?;
+    fn invalidate(&self, name: &str, how: Invalidation) -> Result<Epoch, StoreError> {
+        let epoch = self.way()?.invalidate(name, how)?;
         pass(&self.invalidation_gate);
         assert!(!self.panics.swap(false, Ordering::SeqCst), "as planned");
-        Ok(())
+        Ok(epoch)
     }
     fn subscribe(&self, name: &str, hint: Hint) -> Option<Subscription> {
         self.hints.load(Ordering::SeqCst).then(|| self.store.subscribe(name, hint))?

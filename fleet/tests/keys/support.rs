@@ -10,9 +10,9 @@ use std::time::Duration;
 
 use dogpile::ManualClock;
 use dogpile_fleet::{
-    Acquire, BuildContext, FleetKeys, FleetPolicy, FleetValue, Hint, Invalidation, MemoryStore, Plain, Poll,
-    Publication, Publish, RefreshError, RefreshStore, Refreshed, Request, StoreError, Subscription, Token,
-    Version,
+    Acquire, BuildContext, Epoch, FleetKeys, FleetPolicy, FleetValue, Hint, Invalidation, MemoryStore, Plain,
+    Poll, Publication, Publish, RefreshError, RefreshStore, Refreshed, Request, StoreError, Subscription,
+    Token, Version,
 };
 use dogpile_map::DogpileMap;
 
@@ -134,7 +134,7 @@ impl RefreshStore for Way {
     fn renew(&self, name: &str, token: &Token, lease: Duration) -> Result<bool, StoreError> {
         self.way()?.renew(name, token, lease)
     }
-    fn invalidate(&self, name: &str, how: Invalidation) -> Result<(), StoreError> {
+    fn invalidate(&self, name: &str, how: Invalidation) -> Result<Epoch, StoreError> {
         self.invalidations.fetch_add(1, Ordering::SeqCst);
         assert!(!self.panics.swap(false, Ordering::SeqCst), "as planned: an invalidation");
         pass(&self.invalidation, || self.way()?.invalidate(name, how))

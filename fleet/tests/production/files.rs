@@ -101,7 +101,7 @@ fn a_pipe_in_place_of_a_file_was_waited_for() {
             [
                 looked,
                 store.renew("name", &token, HOUR).map(drop),
-                store.invalidate("name", Invalidation::Soft),
+                store.invalidate("name", Invalidation::Soft).map(drop),
             ]
         });
         let said: Vec<String> =

@@ -4,21 +4,24 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dogpile::Freshness;
-use dogpile_fleet::{FleetPolicy, PostgresStore, RedisStore, RefreshStore};
+use dogpile_fleet::{
+    FleetKeys, FleetPolicy, FleetValue, Invalidation, Plain, PostgresStore, RedisStore, RefreshStore,
+    Refreshed,
+};
 
 use crate::servers::{Kind, Server, query, server_or_skip};
 use crate::{Cell, HANG, HOUR, PATIENT, cell, eventually, text};
 
-/// The key as it is, or put back as it was.
-fn snapshot(server: &Server) -> Vec<u8> {
+/// The entry of a name as it is, or put back as it was.
+fn snapshot(server: &Server, name: &str) -> Vec<u8> {
     let mut connection = redis::Client::open(server.address()).unwrap().get_connection().unwrap();
-    redis::cmd("DUMP").arg("dogpile:name").query(&mut connection).unwrap()
+    redis::cmd("DUMP").arg(format!("dogpile:{name}")).query(&mut connection).unwrap()
 }
 
-fn restore(server: &Server, snapshot: &[u8]) {
+fn restore(server: &Server, name: &str, snapshot: &[u8]) {
     let mut connection = redis::Client::open(server.address()).unwrap().get_connection().unwrap();
     let mut command = redis::cmd("RESTORE");
-    command.arg("dogpile:name").arg(0).arg(snapshot).arg("REPLACE").exec(&mut connection).unwrap();
+    command.arg(format!("dogpile:{name}")).arg(0).arg(snapshot).arg("REPLACE").exec(&mut connection).unwrap();
 }
 
 #[test]
@@ -27,14 +30,43 @@ fn redis_a_restored_snapshot_undid_a_clear_that_was_acknowledged() {
     let store = || RedisStore::new(&server.address()).unwrap().timeout(HANG);
     let node = cell(store(), PATIENT.no_poll());
     node.get_or_refresh(|| text("secret"));
-    let before = snapshot(&server);
+    let before = snapshot(&server, "name");
     node.clear().unwrap();
-    restore(&server, &before);
+    restore(&server, "name", &before);
     let value = node.get_or_refresh(|| text("without it"));
     assert_eq!(*value, "without it");
     // The others agree, whatever they have seen.
     let newcomer = cell(store(), PATIENT);
     assert_eq!(*newcomer.get_or_refresh(|| panic!("it is in the store")), "without it");
+}
+
+/// As with cells; but of a key that was cleared, a loader and its map have nothing.
+#[test]
+fn redis_a_restored_snapshot_undid_what_had_been_acknowledged_of_a_key() {
+    let server = server_or_skip!(Kind::Redis);
+    let store = || Arc::new(RedisStore::new(&server.address()).unwrap().timeout(HANG));
+    let keys = FleetKeys::<String>::new("users", store(), Plain, PATIENT.no_poll());
+    let load = |keys: &FleetKeys<String>, held: Option<Arc<FleetValue<String>>>, value: &str| {
+        let loaded = keys.load("7", held, || Ok::<_, &str>(text(value))).unwrap();
+        let (Refreshed::New(value) | Refreshed::NewFor(value, _)) = loaded else { panic!("it has a value") };
+        Arc::new(value)
+    };
+    // Cleared, and only declared stale; the latter with the value and without it.
+    for (how, keeps) in [(Invalidation::Hard, false), (Invalidation::Soft, false), (Invalidation::Soft, true)]
+    {
+        let held = load(&keys, None, "secret");
+        let before = snapshot(&server, "users:7");
+        match how {
+            Invalidation::Hard => keys.clear("7").unwrap(),
+            Invalidation::Soft => keys.invalidate("7").unwrap(),
+        }
+        restore(&server, "users:7", &before);
+        let value = load(&keys, keeps.then_some(held), "without it");
+        assert_eq!(**value, "without it", "{how:?} {keeps}");
+        let others = FleetKeys::<String>::new("users", store(), Plain, PATIENT.no_poll());
+        assert_eq!(**load(&others, None, "it is in the store"), "without it");
+        keys.clear("7").unwrap();
+    }
 }
 
 #[test]
@@ -43,10 +75,10 @@ fn redis_a_restored_snapshot_brought_an_older_version_after_a_newer_one() {
     let store = || RedisStore::new(&server.address()).unwrap().timeout(HANG);
     let node = cell(store(), PATIENT);
     node.get_or_refresh(|| text("v1"));
-    let before = snapshot(&server);
+    let before = snapshot(&server, "name");
     node.invalidate().unwrap();
     eventually("the second version", || *node.get_or_refresh(|| text("v2")) == "v2");
-    restore(&server, &before);
+    restore(&server, "name", &before);
     eventually("it is noticed", || node.freshness() == Freshness::Stale);
     assert!(node.stats().gone_back > 0);
     assert_eq!(*node.get().unwrap(), "v2");

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use dogpile::ManualClock;
 use dogpile_fleet::{
-    Acquire, Invalidation, MemoryStore, Poll, Publication, Publish, RefreshStore, Request, StoreError, Token,
-    Version, conformance,
+    Acquire, Epoch, Invalidation, MemoryStore, Poll, Publication, Publish, RefreshStore, Request, StoreError,
+    Token, Version, conformance,
 };
 
 #[test]
@@ -79,7 +79,7 @@ impl RefreshStore for Faulty {
         }
         self.store.renew(name, token, lease)
     }
-    fn invalidate(&self, name: &str, how: Invalidation) -> Result<(), StoreError> {
+    fn invalidate(&self, name: &str, how: Invalidation) -> Result<Epoch, StoreError> {
         let how = if let Fault::InvalidatesSoftlyOnly = self.fault { Invalidation::Soft } else { how };
         self.store.invalidate(name, how)
     }

@@ -69,8 +69,8 @@ where
 
     fn deliver_owed(&self) -> Result<(), Arc<StoreError>> {
         let Some(owing) = self.with(|state| state.owed()) else { return Ok(()) };
-        self.try_ask(Operation::Invalidate, |store, name| store.invalidate(name, owing.how))?;
-        self.with(|state| state.has_delivered(owing));
+        let epoch = self.try_ask(Operation::Invalidate, |store, name| store.invalidate(name, owing.how))?;
+        self.with(|state| state.has_delivered(owing, epoch));
         Ok(())
     }
 

@@ -26,9 +26,8 @@ pub(super) struct State<T> {
     pub(super) stash: Option<(Won<T>, Tick)>,
     pub(super) orphans: Vec<Token>,
     pub(super) paused_until: Tick,
-    /// The epoch that the store told last, and how often it has told one.
+    /// The latest epoch that the store has told.
     pub(super) epoch: Option<Epoch>,
-    told: u64,
     pub(super) seen: Option<Seen>,
     /// One stands for several: a hard one for soft ones too.
     owed: Option<Invalidation>,
@@ -48,7 +47,6 @@ impl<T> State<T> {
             orphans: Vec::new(),
             paused_until: Tick::default(),
             epoch: None,
-            told: 0,
             seen: None,
             owed: None,
             invalidations: 0,
@@ -136,7 +134,6 @@ impl<T> State<T> {
         let later =
             self.epoch.filter(|known| known.incarnation == epoch.incarnation && known.number > epoch.number);
         self.epoch = Some(later.unwrap_or(epoch));
-        self.told += 1;
     }
 
     /// The store is at this epoch, and at this version at least.
@@ -184,31 +181,23 @@ impl<T> State<T> {
 
     /// What is to be delivered.
     pub(super) fn owed(&self) -> Option<Owing> {
-        let Self { epoch, told, invalidations, .. } = *self;
-        self.owed.map(|how| Owing { how, number: invalidations, epoch, told })
+        self.owed.map(|how| Owing { how, number: self.invalidations })
     }
 
-    /// The store has acknowledged it: it is one epoch further than it was, at least.
-    pub(super) fn has_delivered(&mut self, Owing { number, epoch: before, told, .. }: Owing) {
+    /// The store has acknowledged it: `epoch` has begun.
+    pub(super) fn has_delivered(&mut self, Owing { number, .. }: Owing, epoch: Epoch) {
         if self.invalidations == number {
             self.owed = None;
         }
-        let is_as_before = self.told == told;
-        let advance = |epoch: &mut Epoch| {
-            if is_as_before {
-                epoch.number += 1;
-            } else if before == Some(*epoch) {
-                // The store has been asked meanwhile, and perhaps has counted the invalidation in its answer: what is newer stays.
-                epoch.number += 1;
-            }
-        };
-        self.epoch.iter_mut().for_each(advance);
-        self.seen.iter_mut().map(|seen| &mut seen.epoch).for_each(advance);
-        // Built here after it had begun: it is not what was invalidated.
+        self.is_told(epoch);
+        self.sees(epoch, None);
+        // Built here after it had begun: it is not what was invalidated. But it is, if another node has invalidated too.
         if let Some((_, began)) = &mut self.known.alone
             && began.after >= number
+            && let Some(before) = &mut began.epoch
+            && (before.incarnation, before.number + 1) == (epoch.incarnation, epoch.number)
         {
-            began.epoch.iter_mut().for_each(advance);
+            *before = epoch;
         }
     }
 }
@@ -222,14 +211,12 @@ pub(super) fn has_gone_back(seen: Option<Seen>, epoch: Epoch, version: Option<Ve
     })
 }
 
-/// An invalidation for the store, and what was known of the store before it was asked.
+/// An invalidation for the store.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Owing {
     pub(super) how: Invalidation,
     /// How many this node had begun, with this one.
     number: u64,
-    epoch: Option<Epoch>,
-    told: u64,
 }
 
 #[cfg(test)]
