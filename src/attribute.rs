@@ -10,7 +10,7 @@ use std::io;
 use std::marker::PhantomData;
 use std::time::Duration;
 
-use crate::cell::{BuildResult, DogpileCell, Job};
+use crate::cell::{DogpileCell, Job, Refreshed};
 use crate::error::{BoxError, RefreshError};
 use crate::local::LocalReader;
 use crate::refresher::Refresher;
@@ -59,7 +59,7 @@ impl<E: Into<BoxError> + 'static> Shareable for E {}
     note = "give it another name where the function is: `use path::Result as Answer;`"
 )]
 #[allow(clippy::inline_always)]
-pub trait Returned<const IS_RESULT: bool>: BuildResult<Self::Value, IS_RESULT> + Sized + 'static {
+pub trait Returned<const IS_RESULT: bool>: Sized {
     /// What the cell holds.
     type Value: Send + Sync + 'static;
     /// What a read returns.
@@ -177,9 +177,7 @@ pub trait Returned<const IS_RESULT: bool>: BuildResult<Self::Value, IS_RESULT> +
         cell: &'static DogpileCell<Self::Value>,
         ahead: Duration,
         build: fn() -> Self,
-    ) -> io::Result<Refresher> {
-        Refresher::spawn(cell, ahead, move |_previous| build())
-    }
+    ) -> io::Result<Refresher>;
 }
 
 impl<T: Send + Sync + 'static> Returned<false> for T {
@@ -224,6 +222,10 @@ impl<T: Send + Sync + 'static> Returned<false> for T {
         build: impl FnOnce() -> F + Send + 'static,
     ) -> impl Future<Output = Arc<T>> {
         cell.request().spawn_with(spawn).get_async(build)
+    }
+
+    fn refresher(cell: &'static DogpileCell<T>, ahead: Duration, build: fn() -> T) -> io::Result<Refresher> {
+        Refresher::spawn(cell, ahead, move |_previous| Refreshed::New(build()))
     }
 }
 
@@ -273,6 +275,14 @@ impl<T: Send + Sync + 'static, E: Shareable> Returned<true> for Result<T, E> {
         // As the job's, the error is of a type that is `Send`.
         let build = async move || build().await.map_err(SharedError::new);
         cell.request().spawn_with(spawn).try_get_async(build).await
+    }
+
+    fn refresher(
+        cell: &'static DogpileCell<T>,
+        ahead: Duration,
+        build: fn() -> Self,
+    ) -> io::Result<Refresher> {
+        Refresher::spawn(cell, ahead, move |_previous| build().map(Refreshed::New))
     }
 }
 

@@ -83,7 +83,7 @@ pub(crate) use publish::{BuildOutput, Concluded, Observer, Term};
 pub(crate) use reader::Currency;
 pub(crate) use search::{Caller, Search};
 pub(crate) use slot::{Record, Seen, Version};
-pub(crate) use state::{Awaits, Demand};
+pub(crate) use state::Demand;
 
 /// A cell for one value that is expensive to make, read by many threads, and out of date after a while.
 ///

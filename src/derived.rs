@@ -1,7 +1,8 @@
 //! Values that are made from the values of cells, and follow them (G15).
 //!
 //! ```text
-//! source      what a value can be made from, and what an evaluation has taken from it
+//! stamp       what an evaluation has taken from its sources, and how they tell that it is out of date
+//! source      what a value can be made from
 //! cx          one evaluation
 //! node        the cell of a derived value, what it was made from, its links to that
 //! evaluate    how it is made: for a read, or in an evaluation that asks for it
@@ -12,6 +13,7 @@ mod cx;
 mod evaluate;
 mod node;
 mod source;
+mod stamp;
 
 pub use cx::Cx;
 #[cfg(feature = "async")]

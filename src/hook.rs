@@ -273,7 +273,7 @@ impl<T: Send + Sync> Listener<T> for Mutex<Hooked<T>> {
             let returned = state.returned.take();
             drop(state);
             if let Some(returned) = returned {
-                returned.settle(Outcome::Abandoned);
+                returned.complete(Outcome::Abandoned);
             }
         }
     }

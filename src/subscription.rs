@@ -270,7 +270,7 @@ impl<'a, T, C, K: Kind> Subscription<'a, T, C, K> {
             return None;
         }
         let found = machine.newer_than(self.seen);
-        self.version = if version.is_settled() { version } else { Version::NEVER };
+        self.version = if version.is_stable() { version } else { Version::NEVER };
         let (value, record) = found?;
         self.seen = record.generation;
         Some(K::share(value))
@@ -421,14 +421,14 @@ impl<T, C, K: Kind> Subscription<'_, T, C, K> {
             }
             let machine = self.handle.machine();
             match &mut self.waiting {
-                Some(waiting) if waiting.has_joined() || waiting.point().settled().is_none() => {
+                Some(waiting) if waiting.has_joined() || waiting.point().completed().is_none() => {
                     if !waiting.has_joined() {
                         if is_building(machine) {
                             would_wait_for_itself("changed");
                         }
                         machine.counters.waits.count();
                     }
-                    if waiting.poll((), &machine.clock, FOREVER, cx, Attempt::settled).is_pending() {
+                    if waiting.poll((), &machine.clock, FOREVER, cx, Attempt::completed).is_pending() {
                         return Poll::Pending;
                     }
                     self.waiting = None;

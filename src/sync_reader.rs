@@ -33,8 +33,8 @@ use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::time::Duration;
 
 use crate::cell::{
-    Awaits, Caller, DogpileCell, Handle, Held, Kind, Machine, Made, Publishes, Request, Search, Snapshot,
-    TakesBuild, Term,
+    Caller, DogpileCell, Handle, Held, Kind, Machine, Made, Publishes, Request, Search, Snapshot, TakesBuild,
+    Term,
 };
 use crate::error::{BoxError, RefreshError, SharedError};
 use crate::hook::{Change, Hook, hook_on_change, hook_on_publish};
@@ -260,16 +260,12 @@ impl<T: Send + Sync + 'static, C: Clock> Kind for SyncReaderCell<T, C> {
         ReaderArc(stored)
     }
 
-    /// Whether waiting would deadlock on a guard that this thread holds.
-    fn is_awaited(&self, awaits: Awaits) -> bool {
-        match awaits {
-            Awaits::Nobody => false,
-            Awaits::Readers => self.retirement.has_guard_of_this_thread(),
-            Awaits::ReadersOfReplaced => {
-                self.retirement.abandon_drain_that_waits_for_this_thread();
-                false
-            }
-        }
+    fn has_guard_of_this_thread(&self) -> bool {
+        self.retirement.has_guard_of_this_thread()
+    }
+
+    fn give_way(&self) {
+        self.retirement.abandon_drain_that_waits_for_this_thread();
     }
 }
 
@@ -771,7 +767,7 @@ impl<T: Send + Sync + 'static, C: Clock> SyncReaderCell<T, C> {
                          and would wait for the end of that; return the value from the build instead"
                     );
                     assert!(
-                        !self.is_awaited(Awaits::Readers),
+                        !self.has_guard_of_this_thread(),
                         "set would wait for itself: this thread holds a ReadGuard of the same cell, and a build that \
                          has asked for the write lock waits for it; drop it before"
                     );

@@ -1,8 +1,8 @@
 //! One attempt to build, as its waiters see it.
 //!
-//! An [`Attempt`] is made by the first waiter and has two states: open, and settled with an [`Outcome`] that
+//! An [`Attempt`] is made by the first waiter and has two states: open, and completed with an [`Outcome`] that
 //! never changes again (a `OnceCell`). The thread that ends the build takes the attempt out of the cell under the
-//! cell's lock, so that later callers find a new one, and settles it after unlocking.
+//! cell's lock, so that later callers find a new one, and completes it after unlocking.
 //!
 //! Waiters read the outcome without a lock (G6): a thousand of them that wake do not queue for one. No wake-up is trusted: a
 //! waiter looks at the outcome again. The outcome is stored before the waiters are taken out of the queue, so a waiter that
@@ -64,9 +64,9 @@ impl<T> Attempt<T> {
     }
 
     /// Stores the outcome and wakes all waiters. Called once, without a lock.
-    pub(crate) fn settle(&self, outcome: Outcome<T>) {
+    pub(crate) fn complete(&self, outcome: Outcome<T>) {
         let first = self.outcome.set(outcome).is_ok();
-        debug_assert!(first, "an attempt is settled by the thread that took it out of the cell");
+        debug_assert!(first, "an attempt is completed by the thread that took it out of the cell");
         let waiters = self.waiters.lock().drain();
         for waiter in waiters {
             waiter.wake();
@@ -75,18 +75,18 @@ impl<T> Attempt<T> {
 
     /// Blocks until there is an outcome, or until `clock` shows `deadline`. Returns whether there is one.
     pub(crate) fn wait<C: Clock>(&self, clock: &C, deadline: u64) -> bool {
-        Entry::new(self).wait((), clock, deadline, Self::settled).is_some()
+        Entry::new(self).wait((), clock, deadline, Self::completed).is_some()
     }
 
     /// As [`wait`](Attempt::wait), for a task.
     #[cfg(feature = "async")]
     pub(crate) async fn wait_async<C: Clock>(self: Arc<Self>, clock: &C, deadline: u64) -> bool {
         let mut entry = Entry::new(self);
-        std::future::poll_fn(|cx| entry.poll((), clock, deadline, cx, Self::settled)).await.is_some()
+        std::future::poll_fn(|cx| entry.poll((), clock, deadline, cx, Self::completed)).await.is_some()
     }
 
     /// `Some`: there is an outcome.
-    pub(crate) fn settled(&self) -> Option<()> {
+    pub(crate) fn completed(&self) -> Option<()> {
         self.outcome().map(|_| ())
     }
 }
@@ -99,7 +99,7 @@ impl<T> WaitPoint for Attempt<T> {
     }
 
     fn leave(&self, number: usize) {
-        // A settled attempt has taken its waiters out. Not locking then is what lets a thousand waiters leave without
+        // A completed attempt has taken its waiters out. Not locking then is what lets a thousand waiters leave without
         // queueing. No wake-up is lost by that, since all waiters are woken.
         if self.outcome().is_none() {
             let left = self.with_queue(|queue| queue.leave(number));
@@ -120,7 +120,7 @@ mod tests {
         assert!(!attempt.wait(&ManualClock::new(), 0));
         assert_eq!(attempt.waiters.lock().len(), 0);
         // After the end there is nothing to leave, and the outcome is there at once.
-        attempt.settle(Outcome::Abandoned);
+        attempt.complete(Outcome::Abandoned);
         assert!(attempt.wait(&ManualClock::new(), 0));
     }
 
@@ -137,10 +137,10 @@ mod tests {
     }
 
     #[test]
-    fn g6_leaving_a_settled_attempt_takes_no_lock() {
+    fn g6_leaving_a_completed_attempt_takes_no_lock() {
         let attempt = Attempt::<u32>::open();
         let number = attempt.waiters.lock().join(Waiter::this_thread(), ());
-        attempt.settle(Outcome::Abandoned);
+        attempt.complete(Outcome::Abandoned);
         let _locked = attempt.waiters.lock();
         // It would hang.
         attempt.leave(number);

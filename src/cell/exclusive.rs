@@ -23,7 +23,7 @@ impl<T, C: Clock> Machine<T, C> {
     /// If the build has been superseded, or displaced by a `set`, whose value it must not replace (G4), or if another build has begun.
     pub(crate) fn withhold(&self, ticket: &Ticket<T>) -> Result<Option<Arc<T>>, ()> {
         let mut state = self.state.lock();
-        let is_displaced = state.displaced >= ticket.origin;
+        let is_displaced = state.displaced_up_to >= ticket.origin;
         let supersede_at = match state.lease {
             LeaseState::Building { origin, supersede_at } if origin == ticket.origin => supersede_at,
             LeaseState::Free { .. } if is_displaced && self.slot.is_empty(&state.key) => {
@@ -67,7 +67,7 @@ impl<T, C: Clock> Machine<T, C> {
         if origin != ticket.origin {
             return value;
         }
-        let is_cleared = state.displaced >= origin;
+        let is_cleared = state.displaced_up_to >= origin;
         // A build that can no longer be published holds no lease.
         state.lease =
             if is_cleared { LeaseState::FREE } else { LeaseState::Building { origin, supersede_at } };

@@ -4,7 +4,6 @@ use crate::sync::{Arc, Weak};
 use crate::time::Clock;
 
 use super::machine::Machine;
-use super::state::Awaits;
 
 /// A reference to a cell: a borrow, or an [`Arc`] that keeps the cell alive.
 ///
@@ -119,12 +118,13 @@ pub(crate) mod sealed {
 
         fn share(stored: Arc<Self::Stored>) -> Self::Shared;
 
-        /// Asked before this thread blocks until a build has ended: whether that build waits for this thread. If it
-        /// only waits for readers of a value that it has replaced, it stops waiting, and the answer is no.
-        fn is_awaited(&self, awaits: Awaits) -> bool {
-            let _ = awaits;
+        /// Whether a build that waits until no reader is inside waits for this thread.
+        fn has_guard_of_this_thread(&self) -> bool {
             false
         }
+
+        /// A build that waits for the readers of a value which it has replaced waits no longer, if this thread is one of them.
+        fn give_way(&self) {}
 
         /// A build has failed or panicked, and its retry pause has begun. Called without a lock, perhaps while the thread unwinds:
         /// it must not panic.

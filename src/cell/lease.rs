@@ -288,7 +288,7 @@ impl<T, C: Clock> Lease<'_, T, C> {
     /// assert_eq!(*lease.renew_for(Duration::from_secs(3600)).unwrap(), "token");
     /// assert!(cell.snapshot().unwrap().fresh_for > Duration::from_secs(60));
     /// ```
-    #[allow(clippy::result_large_err)] // as above
+    #[allow(clippy::result_large_err)] // with `tracing`; it is the caller's own
     pub fn renew_for(self, ttl: Duration) -> Result<Arc<T>, Self> {
         self.0.renew(Term::of(Some(ttl))).map_err(Self)
     }

@@ -257,7 +257,7 @@ impl<T> Collected<T> {
     fn notify(self) {
         // First: hooks may take long.
         if let Some(watchers) = self.watchers {
-            watchers.settle(Outcome::Abandoned);
+            watchers.complete(Outcome::Abandoned);
         }
         for listener in self.entries {
             listener.notify();

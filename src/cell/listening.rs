@@ -112,7 +112,7 @@ impl<T, C: Clock> Machine<T, C> {
     pub(crate) fn is_out_of_date_itself(&self, record: &Record) -> bool {
         let now = self.now();
         let state = self.state.lock();
-        now >= self.own_end(record) || state.origin <= state.invalidated
+        now >= self.own_end(record) || state.origin <= state.invalidated_up_to
     }
 
     /// Up to when a value would be fresh that is made from nothing.
@@ -127,7 +127,7 @@ impl<T, C: Clock> Machine<T, C> {
         let mut state = self.state.lock();
         let is_there =
             self.slot.record(&state.key).generation == generation && !self.slot.is_empty(&state.key);
-        if is_there && state.lease.is_free() && state.origin > state.invalidated {
+        if is_there && state.lease.is_free() && state.origin > state.invalidated_up_to {
             state.lease = LeaseState::Free { settled_until: until() };
             self.mirror(&mut state);
         }
@@ -169,7 +169,7 @@ impl<T, C: Clock> Machine<T, C> {
             return Plan::Wait(failure.retry_at);
         }
         if self.slot.is_empty(&state.key) {
-            return Plan::Build(state.origins);
+            return Plan::Build(state.last_origin);
         }
         let record = self.slot.record(&state.key);
         let fresh_end = record.fresh_end();
@@ -191,7 +191,7 @@ impl<T, C: Clock> Machine<T, C> {
             // The first read notifies.
             Plan::Wait(FOREVER)
         } else {
-            Plan::Build(state.origins)
+            Plan::Build(state.last_origin)
         }
     }
 }

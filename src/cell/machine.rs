@@ -99,7 +99,7 @@ impl<T, C> Machine<T, C> {
 
     /// The number of the latest build or `set`. See [`Demand::after`](super::state::Demand::after).
     pub(crate) fn latest_origin(&self) -> u64 {
-        self.state.lock().origins
+        self.state.lock().last_origin
     }
 
     pub(crate) fn last_error(&self) -> Option<crate::SharedError> {
@@ -123,7 +123,7 @@ impl<T, C> Machine<T, C> {
         let due_at = self.slot.due_at();
         // As long as the caller has the value, no other one can have its address.
         let is_held = self.slot.load().as_ref().is_some_and(|held| Arc::ptr_eq(held, value));
-        (is_held && self.slot.is_settled_at(version)).then_some((version, due_at))
+        (is_held && self.slot.is_stable_at(version)).then_some((version, due_at))
     }
 
     pub(crate) fn has_value(&self) -> bool {
@@ -169,7 +169,7 @@ impl<T, C: Clock> Machine<T, C> {
             return None;
         }
         let loaded = load(&self.slot);
-        if self.slot.is_settled_at(version) {
+        if self.slot.is_stable_at(version) {
             Some(loaded)
         } else {
             let_go(loaded);
@@ -397,7 +397,7 @@ mod tests {
         set_arc(&machine, &second);
         drop(second);
         assert_eq!(machine.version_of(&first), None);
-        assert!(machine.slot.is_settled_at(machine.version()) && machine.version() != before);
+        assert!(machine.slot.is_stable_at(machine.version()) && machine.version() != before);
     }
 
     /// A clock that, when it is looked at for the first time since it was armed, sees to it that a new value has been set

@@ -43,7 +43,7 @@ pub(super) fn unlock<T>(mut state: MutexGuard<'_, State<T>>, waiters: Waiters<T>
     drop(state);
     notified.follow();
     if let Some((attempt, outcome)) = waiters.map(|waiters| *waiters) {
-        attempt.settle(outcome);
+        attempt.complete(outcome);
     }
     notified.notify();
 }
@@ -129,7 +129,7 @@ impl<T, C: Clock> Machine<T, C> {
         let holds = state.lease.origin() == Some(ticket.origin);
         // What is renewed must still be there: a `restore` displaces no build.
         let is_gone = renews && !self.slot.holds(&state.key, &value);
-        let is_displaced = state.displaced >= ticket.origin || (holds && is_gone);
+        let is_displaced = state.displaced_up_to >= ticket.origin || (holds && is_gone);
         self.counters.build_took(ticket.nanos(now));
         let (outcome, record, instead, waiters, mut leftover) = if holds && !is_displaced {
             let fresh_until = observer.fresh_until();
@@ -141,11 +141,11 @@ impl<T, C: Clock> Machine<T, C> {
             };
             let generation = self.slot.record(&state.key).generation + 1;
             let record = Record { initial_age: age, ..Record::fresh(generation, now, ttl) };
-            let (outcome, record) = if state.invalidated < ticket.origin && now < fresh_until {
+            let (outcome, record) = if state.invalidated_up_to < ticket.origin && now < fresh_until {
                 (PublishOutcome::Published, record)
             } else {
                 self.counters.fenced.count_locked();
-                (PublishOutcome::PublishedStale, record.lapsed(now))
+                (PublishOutcome::PublishedStale, record.declared_stale_at(now))
             };
             self.note_publication(&mut state, has_own_ttl || fresh_until != FOREVER);
             observer.publishes(&value, record.generation, !release);
@@ -204,7 +204,7 @@ impl<T, C: Clock> Machine<T, C> {
         self.counters.failed.count_locked();
         self.counters.build_took(ticket.nanos(now));
         let (holds, rejected) = self.release(&mut state, ticket, withheld);
-        let is_displaced = state.displaced >= ticket.origin;
+        let is_displaced = state.displaced_up_to >= ticket.origin;
         let waiters = if holds { state.take_waiters(Outcome::Failed(error.clone())) } else { None };
         // Displaced, it had the write lock of a value that was cleared meanwhile: there is no value that a pause would protect.
         let former = if holds && !is_displaced {
@@ -237,7 +237,7 @@ impl<T, C: Clock> Machine<T, C> {
         }
         let (holds, rejected) = self.release(&mut state, &ticket, withheld);
         let waiters = if holds { state.take_waiters(Outcome::Abandoned) } else { None };
-        let former = match panic.filter(|_| holds && state.displaced < ticket.origin) {
+        let former = match panic.filter(|_| holds && state.displaced_up_to < ticket.origin) {
             Some(panic) => self.record_failure(&mut state, panic, true, now, draw),
             None => None,
         };
@@ -269,7 +269,7 @@ impl<T, C: Clock> Machine<T, C> {
     /// Whether the result of the build can no longer be published.
     pub(crate) fn is_fenced(&self, ticket: &Ticket<T>) -> bool {
         let state = self.state.lock();
-        state.lease.origin() != Some(ticket.origin) || state.displaced >= ticket.origin
+        state.lease.origin() != Some(ticket.origin) || state.displaced_up_to >= ticket.origin
     }
 
     /// Wakes all waiters, which look again: the event that one of them waits for changes nothing in the state.

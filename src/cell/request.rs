@@ -12,6 +12,7 @@ use super::DogpileCell;
 use super::build::{Job, Publishes, Refreshable, Refreshed, Spawned};
 use super::handle::Handle;
 use super::handle::sealed::Kind;
+use super::lease::Held;
 use super::lookup::Lookup;
 use super::search::{Caller, Found, Search};
 use super::state::Demand;
@@ -608,7 +609,7 @@ impl<K: Refreshable> Search<'static, K> {
     pub(crate) fn run_spawned<R>(
         &mut self,
         spawn: impl FnOnce(Job) -> R,
-        run: impl FnOnce(Held<K>) -> Built<K> + Send + 'static,
+        run: impl FnOnce(Held<'static, K>) -> Built<K> + Send + 'static,
     ) -> Result<Arc<K::Stored>, RefreshError> {
         let held = match self.run()? {
             Found::Served(value) => return Ok(value),
@@ -639,7 +640,7 @@ impl<K: Refreshable> Search<'static, K> {
     pub(crate) async fn run_spawned_async<R, Fut>(
         &mut self,
         spawn: impl FnOnce(Task) -> R,
-        run: impl FnOnce(Held<K>) -> Fut + Send + 'static,
+        run: impl FnOnce(Held<'static, K>) -> Fut + Send + 'static,
     ) -> Result<Arc<K::Stored>, RefreshError>
     where
         Fut: Future<Output = Built<K>> + Send + 'static,
@@ -659,9 +660,9 @@ impl<K: Refreshable> Search<'static, K> {
     #[cfg(feature = "async")]
     fn hand_over<R, Fut>(
         &mut self,
-        held: Held<K>,
+        held: Held<'static, K>,
         spawn: impl FnOnce(Task) -> R,
-        run: impl FnOnce(Held<K>) -> Fut + Send + 'static,
+        run: impl FnOnce(Held<'static, K>) -> Fut + Send + 'static,
     ) where
         Fut: Future<Output = Built<K>> + Send + 'static,
     {
@@ -674,8 +675,6 @@ impl<K: Refreshable> Search<'static, K> {
         })));
     }
 }
-
-type Held<K> = super::lease::Held<'static, K>;
 
 /// Finishing calls whose builds are handed to a spawner.
 impl<T, C, K, S> Request<'static, T, C, K, SpawnWith<S>>
@@ -791,7 +790,8 @@ where
         S: FnOnce(Job) -> R,
     {
         let (mut search, SpawnWith(spawn)) = self.begin(Caller::Fallible);
-        let run = |held: Held<K>| held.try_build_with(|previous| build(previous).map_err(Into::into));
+        let run =
+            |held: Held<'static, K>| held.try_build_with(|previous| build(previous).map_err(Into::into));
         search.run_spawned(spawn, run).map(K::share)
     }
 }
@@ -837,7 +837,7 @@ where
         let called = Location::caller();
         async move {
             let (mut search, SpawnWith(spawn)) = self.begin(Caller::Infallible);
-            let run = |held: Held<K>| async { Ok(held.build_async(build).await) };
+            let run = |held: Held<'static, K>| async { Ok(held.build_async(build).await) };
             match search.run_spawned_async(spawn, run).await {
                 Ok(value) => K::share(value),
                 Err(error) => search.cannot_async("get_async", called, &error),
@@ -880,7 +880,7 @@ where
         S: FnOnce(Task) -> R,
     {
         let (mut search, SpawnWith(spawn)) = self.begin(Caller::Fallible);
-        let run = |held: Held<K>| held.try_build_async(build);
+        let run = |held: Held<'static, K>| held.try_build_async(build);
         search.run_spawned_async(spawn, run).await.map(K::share)
     }
 
@@ -921,7 +921,7 @@ where
         S: FnOnce(Task) -> R,
     {
         let (mut search, SpawnWith(spawn)) = self.begin(Caller::Fallible);
-        let run = |held: Held<K>| held.try_build_with_async(build);
+        let run = |held: Held<'static, K>| held.try_build_with_async(build);
         search.run_spawned_async(spawn, run).await.map(K::share)
     }
 }

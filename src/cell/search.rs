@@ -29,7 +29,7 @@ use super::handle::sealed::Kind;
 use super::lease::Held;
 use super::machine::Machine;
 use super::pending::WaitResult;
-use super::state::Demand;
+use super::state::{Awaits, Demand};
 
 /// The outcome of a build that a call has handed to a spawner.
 pub(crate) type Started<T> = Arc<OnceCell<Result<Arc<T>, RefreshError>>>;
@@ -214,6 +214,18 @@ impl<'a, K: Kind> Search<'a, K> {
         }
     }
 
+    /// Asked before this thread blocks until a build has ended: whether that build waits for this thread.
+    fn waits_for_itself(&self, awaits: Awaits) -> bool {
+        match awaits {
+            Awaits::Nobody => false,
+            Awaits::Readers => self.handle.has_guard_of_this_thread(),
+            Awaits::ReadersOfReplaced => {
+                self.handle.give_way();
+                false
+            }
+        }
+    }
+
     /// Up to when it waits; [`None`]: it only looks.
     fn deadline(&mut self) -> Option<u64> {
         let clock = &self.handle.machine().clock;
@@ -235,7 +247,7 @@ impl<'a, K: Kind> Search<'a, K> {
             };
             let deadline = self.deadline();
             let awaits = waiting.awaits;
-            if deadline.is_some() && self.handle.is_awaited(awaits) {
+            if deadline.is_some() && self.waits_for_itself(awaits) {
                 self.is_guarded = true;
                 return self.refuse(RefreshError::Reentrant);
             }

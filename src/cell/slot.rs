@@ -71,7 +71,7 @@ impl Record {
     }
 
     /// The same publication, declared stale at `now`.
-    pub(crate) fn lapsed(self, now: u64) -> Self {
+    pub(crate) fn declared_stale_at(self, now: u64) -> Self {
         // Not before it was published: the clock may have been read long ago.
         Self { declared_stale: self.declared_stale.min(now.max(self.published)), ..self }
     }
@@ -216,13 +216,13 @@ impl Version {
     pub(crate) const NEVER: Self = Self(u64::MAX);
 
     #[inline]
-    pub(crate) fn is_settled(self) -> bool {
-        self == self.settled()
+    pub(crate) fn is_stable(self) -> bool {
+        self == self.stable()
     }
 
     /// The version that this one equals if nothing was being changed.
     #[inline]
-    fn settled(self) -> Self {
+    fn stable(self) -> Self {
         Self(self.0 & !1)
     }
 
@@ -312,17 +312,17 @@ impl<T> Slot<T> {
         self.due_at.load(Ordering::Acquire)
     }
 
-    /// A value loaded after this is at least as new. While the version is settled and does not change, neither do the value
+    /// A value loaded after this is at least as new. While the version is stable and does not change, neither do the value
     /// and its record, nor `due_at` but for a change that is not over yet.
     #[inline]
     pub(crate) fn version(&self) -> Version {
         self.sequence.load()
     }
 
-    /// Whether `version` was settled, and is the version still.
+    /// Whether `version` was stable, and is the version still.
     #[inline]
-    pub(crate) fn is_settled_at(&self, version: Version) -> bool {
-        self.sequence.load() == version.settled()
+    pub(crate) fn is_stable_at(&self, version: Version) -> bool {
+        self.sequence.load() == version.stable()
     }
 
     #[inline]
@@ -464,16 +464,16 @@ mod tests {
         assert_eq!(restored(u64::MAX, FOREVER).fresh_end(), FOREVER);
         assert_eq!(restored(u64::MAX, 0).age(200), u64::MAX);
         assert_eq!(restored(7, 50).age(110), 17);
-        assert_eq!(restored(7, 50).lapsed(120).stale_end(5), 125);
-        assert_eq!(restored(70, 50).lapsed(120).stale_end(5), 86);
-        assert_eq!(restored(0, FOREVER).lapsed(120).stale_end(5), 125);
+        assert_eq!(restored(7, 50).declared_stale_at(120).stale_end(5), 125);
+        assert_eq!(restored(70, 50).declared_stale_at(120).stale_end(5), 86);
+        assert_eq!(restored(0, FOREVER).declared_stale_at(120).stale_end(5), 125);
         assert_eq!((restored(0, 50).stale_for(151), restored(0, 50).stale_for(152)), (0, 1));
         assert_eq!(
-            (restored(1_000, 50).stale_for(110), restored(7, 50).lapsed(120).stale_for(125)),
+            (restored(1_000, 50).stale_for(110), restored(7, 50).declared_stale_at(120).stale_for(125)),
             (959, 5)
         );
         assert_eq!(
-            (restored(70, 50).lapsed(120).stale_for(125), restored(9, FOREVER).stale_for(200)),
+            (restored(70, 50).declared_stale_at(120).stale_for(125), restored(9, FOREVER).stale_for(200)),
             (44, 0)
         );
     }

@@ -33,13 +33,13 @@ pub(crate) struct State<T> {
     pub(super) key: Key,
     pub(super) lease: LeaseState,
     /// Numbers builds and `set`s, in the order in which they begin.
-    pub(super) origins: u64,
+    pub(super) last_origin: u64,
     /// The number of the build or `set` that published the value in the slot.
     pub(super) origin: u64,
     /// Builds up to this number began before the latest `invalidate`.
-    pub(super) invalidated: u64,
+    pub(super) invalidated_up_to: u64,
     /// Builds up to this number began before the latest `set`, `clear`, `revoke` or `reset`.
-    pub(super) displaced: u64,
+    pub(super) displaced_up_to: u64,
     /// Boxed, because it is rare.
     pub(super) failure: Option<Box<Failure>>,
     /// Made by the first waiter; taken by the thread that ends the wait.
@@ -115,8 +115,7 @@ impl LeaseState {
 
 /// What the lease holder is blocked on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(unreachable_pub)] // named by a sealed trait
-pub enum Awaits {
+pub(crate) enum Awaits {
     /// Nothing that the cell knows of: it builds.
     Nobody,
     /// All readers: it wants the write lock, or has it.
@@ -141,10 +140,10 @@ impl<T> State<T> {
             key: Key::new(),
             lease: LeaseState::FREE,
             // So that a request that asks for a later one never asks for 0, which is any.
-            origins: 1,
+            last_origin: 1,
             origin: 0,
-            invalidated: 0,
-            displaced: 0,
+            invalidated_up_to: 0,
+            displaced_up_to: 0,
             failure: None,
             attempt: None,
             listeners: Listeners::new(),
@@ -152,8 +151,8 @@ impl<T> State<T> {
     }
 
     pub(super) fn next_origin(&mut self) -> u64 {
-        self.origins += 1;
-        self.origins
+        self.last_origin += 1;
+        self.last_origin
     }
 
     /// The failure after which a retry pause runs, if one runs.
@@ -192,7 +191,7 @@ impl<T> State<T> {
 
     /// No build that has begun so far can be published any more. Returns whether a build has lost its lease.
     pub(super) fn displace(&mut self) -> bool {
-        self.displaced = self.origins;
+        self.displaced_up_to = self.last_origin;
         let is_building = matches!(self.lease, LeaseState::Building { .. });
         if is_building {
             self.lease = LeaseState::FREE;
@@ -344,10 +343,10 @@ mod tests {
             (LeaseState::Draining { origin: 1 }, false),
         ] {
             let mut state = State::<u32>::new();
-            state.origins = 1;
+            state.last_origin = 1;
             state.lease = lease;
             assert_eq!(state.displace(), loses);
-            assert_eq!(state.displaced, 1);
+            assert_eq!(state.displaced_up_to, 1);
             assert_eq!(state.lease.is_free(), loses || lease.is_free());
         }
     }

@@ -69,10 +69,10 @@ impl<T, C: Clock> Machine<T, C> {
         if !condition(&state) {
             return false;
         }
-        state.invalidated = state.origins;
+        state.invalidated_up_to = state.last_origin;
         state.lease.unsettle();
         // Also that of a value which a build has taken out, and may put back.
-        let record = self.slot.record(&state.key).lapsed(now);
+        let record = self.slot.record(&state.key).declared_stale_at(now);
         let due_at = if self.slot.is_empty(&state.key) { 0 } else { state.due_at(&self.policy, &record) };
         self.slot.amend(&mut state.key, record, due_at);
         state.listeners.note(&Noted::Invalidated);
@@ -111,7 +111,7 @@ impl<T, C: Clock> Machine<T, C> {
         }
         let record = self.slot.record(&state.key);
         if !self.slot.is_empty(&state.key) && !record.is_declared_stale() && is_outdated() {
-            let record = record.lapsed(now);
+            let record = record.declared_stale_at(now);
             let due_at = state.due_at(&self.policy, &record);
             self.slot.amend(&mut state.key, record, due_at);
             state.listeners.note(&Noted::Invalidated);

@@ -10,7 +10,8 @@ use crate::cell::Handle;
 use crate::error::RefreshError;
 use crate::sync::{Arc, Mutex};
 
-use super::source::{Followed, Gave, Pin, Source, Stamp, erase, id_of, state_of};
+use super::source::{Followed, Source, erase, id_of, state_of};
+use super::stamp::{Gave, Pinned, Stamp};
 
 #[cfg(feature = "async")]
 use {
@@ -44,7 +45,7 @@ use {
 #[derive(Clone)]
 pub struct Cx {
     /// What this evaluation has taken, each once.
-    pins: Arc<Mutex<Vec<Pin>>>,
+    pins: Arc<Mutex<Vec<Pinned>>>,
     frame: Arc<Frame>,
 }
 
@@ -155,7 +156,7 @@ impl Cx {
         &self,
         handle: &Handle<'static, S>,
         before: u64,
-        taken: Result<Pin, RefreshError>,
+        taken: Result<Pinned, RefreshError>,
     ) -> Result<S::Shared, RefreshError> {
         let pin = match taken {
             Ok(pin) => self.pin(pin),
@@ -166,7 +167,7 @@ impl Cx {
                 let stamp =
                     Stamp { source: erase::<S, FALLIBLE>(handle), generation: before, gave: Gave::Nothing };
                 let stamps = Arc::new([stamp]);
-                self.pin(Pin { id: id_of(&**handle), generation: before, value: Err(error), stamps })
+                self.pin(Pinned { id: id_of(&**handle), generation: before, value: Err(error), stamps })
             }
         };
         self.note(&pin.stamps);
@@ -259,12 +260,12 @@ impl Cx {
         self.frames().any(|frame| frame.id == id)
     }
 
-    pub(super) fn pinned(&self, id: usize) -> Option<Pin> {
+    pub(super) fn pinned(&self, id: usize) -> Option<Pinned> {
         self.pins.lock().iter().find(|pin| pin.id == id).cloned()
     }
 
     /// Pins a value, unless another one is pinned already: that one.
-    pub(super) fn pin(&self, pin: Pin) -> Pin {
+    pub(super) fn pin(&self, pin: Pinned) -> Pinned {
         let mut pins = self.pins.lock();
         match pins.iter().find(|other| other.id == pin.id).cloned() {
             // What is not used is dropped after unlocking.

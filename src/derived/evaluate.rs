@@ -10,10 +10,11 @@ use crate::time::Clock;
 
 use super::cx::Cx;
 use super::node::{Computed, Node};
-use super::source::{AnySource, AnyValue, Gave, Pin, Source, Stamp, UNPUBLISHED, are_current, erase, id_of};
+use super::source::{Source, erase, id_of};
+use super::stamp::{AnySource, AnyValue, Gave, Pinned, Stamp, UNPUBLISHED, are_current};
 
 #[cfg(feature = "async")]
-use std::pin::Pin as Pinned;
+use std::pin::Pin;
 
 /// A closure that makes a value in the thread that asks.
 #[allow(missing_debug_implementations)] // named by a type that no program needs to name
@@ -23,14 +24,14 @@ pub(super) type Make<T> = dyn Fn(&Cx) -> Result<T, BoxError> + Send + Sync;
 
 /// A closure that makes a value in a task.
 #[cfg(feature = "async")]
-#[allow(missing_debug_implementations)] // as above
+#[allow(missing_debug_implementations)] // named by a sealed trait
 pub struct InTask<T>(pub(super) Box<MakeAsync<T>>);
 
 #[cfg(feature = "async")]
 pub(super) type MakeAsync<T> = dyn Fn(Cx) -> Making<T> + Send + Sync;
 
 #[cfg(feature = "async")]
-pub(super) type Making<T> = Pinned<Box<dyn Future<Output = Result<T, BoxError>> + Send>>;
+pub(super) type Making<T> = Pin<Box<dyn Future<Output = Result<T, BoxError>> + Send>>;
 
 /// An evaluation that runs. If it has the lease and does not end with a value, what it has taken is noted as that of a failure: a
 /// pause begins, and is to end when one of them publishes. Without the lease no pause begins, and
@@ -104,7 +105,7 @@ impl<T: Send + Sync + 'static, C: Clock + 'static> Node<T, C, InTask<T>> {
     }
 
     /// As [`Source::take`].
-    pub(super) async fn take(handle: &Handle<'static, Self>, cx: &Cx) -> Result<Pin, RefreshError> {
+    pub(super) async fn take(handle: &Handle<'static, Self>, cx: &Cx) -> Result<Pinned, RefreshError> {
         let own = erase::<Self, false>(handle);
         match handle.begin(handle, &own, cx)? {
             Begun::Cached(pin) => Ok(pin),
@@ -131,7 +132,7 @@ fn of_source(error: RefreshError) -> RefreshError {
 /// How an evaluation comes to the value of a derived source.
 #[allow(clippy::large_enum_variant)] // it is moved once
 enum Begun<'a, T, C: Clock, B> {
-    Cached(Pin),
+    Cached(Pinned),
     /// Makes it here. Without the lease it is for this evaluation only: another thread makes it, perhaps from other values, or the
     /// cached one was made from newer ones.
     Makes {
@@ -174,7 +175,7 @@ impl<T: Send + Sync + 'static, C: Clock, B> Node<T, C, B> {
     }
 
     /// The cached value, if what it was made from fits into an evaluation.
-    fn absorb(&self, own: &Arc<dyn AnySource>, cx: &Cx) -> Option<Pin> {
+    fn absorb(&self, own: &Arc<dyn AnySource>, cx: &Cx) -> Option<Pinned> {
         loop {
             let machine = self.machine();
             let (value, record) = machine.held()?;
@@ -197,7 +198,7 @@ impl<T: Send + Sync + 'static, C: Clock, B> Node<T, C, B> {
         generation: u64,
         before: u64,
         stamps: &[Stamp],
-    ) -> Pin {
+    ) -> Pinned {
         // What is made from an unpublished value is out of date when another one is published.
         let (follows, gave) = match generation {
             UNPUBLISHED => (before, Gave::Unpublished),
@@ -206,7 +207,7 @@ impl<T: Send + Sync + 'static, C: Clock, B> Node<T, C, B> {
         let own = Stamp { source: Arc::clone(own), generation: follows, gave };
         let value: AnyValue = value;
         let stamps = stamps.iter().cloned().chain([own]).collect();
-        Pin { id: id_of(self), generation, value: Ok(value), stamps }
+        Pinned { id: id_of(self), generation, value: Ok(value), stamps }
     }
 
     /// In a retry pause. What asks fails for want of what the failed build had asked for, and is to try again when that changes.
@@ -221,7 +222,7 @@ impl<T: Send + Sync + 'static, C: Clock, B> Node<T, C, B> {
         held: Option<Held<'_, Self>>,
         before: u64,
         result: Result<Computed<T>, BoxError>,
-    ) -> Result<Pin, RefreshError> {
+    ) -> Result<Pinned, RefreshError> {
         let pin = match (result, held) {
             (Ok(computed), Some(held)) if are_current(&computed.stamps) => {
                 let (_, generation) = Self::publish_computed(held, &computed);
@@ -250,7 +251,7 @@ where
     T: Send + Sync + 'static,
     C: Clock + Send + Sync + 'static,
 {
-    fn take(handle: &Handle<'static, Self>, cx: &Cx) -> Result<Pin, RefreshError> {
+    fn take(handle: &Handle<'static, Self>, cx: &Cx) -> Result<Pinned, RefreshError> {
         let own = erase::<Self, false>(handle);
         match handle.begin(handle, &own, cx)? {
             Begun::Cached(pin) => Ok(pin),

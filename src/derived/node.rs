@@ -28,8 +28,8 @@ use std::cmp::Ordering::{Equal, Greater, Less};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use crate::cell::{
-    BuildOutput, Concluded, DogpileCell, Held, Kind, Listener, Machine, Made, Notified, Observer, Publishes,
-    Record, Term,
+    BuildOutput, Concluded, DogpileCell, Held, Kind, Machine, Made, Notified, Observer, Publishes, Record,
+    Term,
 };
 use crate::contain::contain;
 use crate::policy::{Freshness, Policy};
@@ -37,7 +37,8 @@ use crate::sync::{Arc, Mutex, Weak};
 use crate::time::{Clock, FOREVER};
 use crate::trace::PublishOutcome;
 
-use super::source::{AnySource, Followed, Gave, Stamp, UNPUBLISHED, are_current, fresh_until};
+use super::source::Followed;
+use super::stamp::{AnySource, Dependent, Gave, Link, Stamp, UNPUBLISHED, are_current, fresh_until};
 
 /// What a [`Derived`](crate::Derived) value and its links share.
 #[allow(missing_debug_implementations)] // named by a sealed trait
@@ -66,40 +67,6 @@ struct Linked {
     link: Arc<Link>,
     /// The generation at the latest notification.
     seen: u64,
-}
-
-/// A node's entry among the listeners of a source.
-pub(super) struct Link {
-    node: Weak<dyn Dependent>,
-    source: usize,
-}
-
-trait Dependent: Send + Sync {
-    /// Declares the value stale if it is. What listens to it is notified later.
-    fn source_changed(&self, source: usize);
-
-    fn notify(&self);
-}
-
-impl Link {
-    fn with_node(&self, call: impl FnOnce(&(dyn Dependent + 'static))) {
-        // The clock is asked, and the last reference to the node may be dropped here, and with it what is the user's.
-        contain(|| {
-            if let Some(node) = self.node.upgrade() {
-                call(&*node);
-            }
-        });
-    }
-}
-
-impl<T> Listener<T> for Link {
-    fn follow(&self) {
-        self.with_node(|node| node.source_changed(self.source));
-    }
-
-    fn notify(&self) {
-        self.with_node(Dependent::notify);
-    }
 }
 
 /// What a build has made.

@@ -1,8 +1,6 @@
-//! What a derived value can be made from, and what an evaluation has taken from it.
+//! What a derived value can be made from.
 
-use std::any::Any;
-
-use crate::cell::{Awaits, BuildResult, Caller, DogpileCell, Handle, Kind, Listener, Machine, Search};
+use crate::cell::{BuildResult, Caller, DogpileCell, Handle, Kind, Listener, Machine, Search};
 use crate::error::RefreshError;
 use crate::inside::is_building;
 use crate::lazy::LazyDogpile;
@@ -12,103 +10,12 @@ use crate::sync_reader::SyncReaderCell;
 use crate::time::{Clock, FOREVER};
 
 use super::cx::Cx;
-use super::node::Link;
-
-/// A value of any source, as its slot holds it.
-pub(super) type AnyValue = Arc<dyn Any + Send + Sync>;
-
-/// What a value was made from: a publication of a source, or that it gave no value.
-#[derive(Clone)]
-#[allow(unreachable_pub, missing_debug_implementations)] // named by a sealed trait
-pub struct Stamp {
-    pub(super) source: Arc<dyn AnySource>,
-    pub(super) generation: u64,
-    pub(super) gave: Gave,
-}
-
-/// What a source gave for a value that was made from it.
-#[derive(Clone, Copy, PartialEq, Eq)]
-#[allow(unreachable_pub, missing_debug_implementations)] // as above
-pub enum Gave {
-    /// The value of that publication.
-    Published,
-    /// A value that is in no cell, since it was made for one evaluation after that publication. What was made from it does not
-    /// go together with the one that was published.
-    Unpublished,
-    /// No value: there was none, it could not be served, or it could not be made.
-    Nothing,
-}
-
-impl Stamp {
-    /// Lets a source that knows how to refresh itself do so, if it is due. Returns whether the source still gives what this stamp
-    /// notes. Makes no derived value.
-    pub(super) fn holds_after_refresh(&self) -> bool {
-        self.source.holds_after_refresh(self.generation, self.gave)
-    }
-
-    /// What the source gives, if that is still the same.
-    pub(super) fn pin(&self) -> Option<Pin> {
-        self.source.pin_at(self.generation, self.gave)
-    }
-}
-
-/// Of a derived value that was made in an evaluation and never published: no publication has this generation.
-pub(super) const UNPUBLISHED: u64 = u64::MAX;
-
-/// A value that an evaluation has taken: the same one, whatever asks for it in this evaluation.
-#[derive(Clone)]
-#[allow(unreachable_pub, missing_debug_implementations)] // as above
-pub struct Pin {
-    pub(super) id: usize,
-    /// Or [`UNPUBLISHED`].
-    pub(super) generation: u64,
-    /// Or why there is none.
-    pub(super) value: Result<AnyValue, RefreshError>,
-    /// The publications that what is made from it is made from: its own, and if it is derived, all that it was made from.
-    pub(super) stamps: Arc<[Stamp]>,
-}
-
-/// A source, its type erased.
-pub(super) trait AnySource: Send + Sync {
-    /// Its address: of two sources that are alive, these differ.
-    fn id(&self) -> usize;
-
-    /// The generation of its value, or 0 without one, and up to when what is made from that is fresh. Runs no user code.
-    fn state(&self) -> (u64, u64);
-
-    /// See [`Stamp::holds_after_refresh`].
-    fn holds_after_refresh(&self, generation: u64, gave: Gave) -> bool;
-
-    /// See [`Followed::settled_until`].
-    fn settled_until(&self, gave: Gave, now: u64) -> u64;
-
-    /// See [`Stamp::pin`].
-    fn pin_at(&self, generation: u64, gave: Gave) -> Option<Pin>;
-
-    fn attach(&self, link: &Arc<Link>);
-    fn detach(&self, link: &Arc<Link>);
-
-    fn is_derived(&self) -> bool;
-}
-
-/// Whether all that a value was made from is still there.
-pub(super) fn are_current(stamps: &[Stamp]) -> bool {
-    stamps.iter().all(|stamp| stamp.source.state().0 == stamp.generation)
-}
-
-/// Up to when all that a value was made from is fresh; 0: it is not. Runs no user code.
-pub(super) fn fresh_until(stamps: &[Stamp]) -> u64 {
-    let end = |stamp: &Stamp| match stamp.source.state() {
-        (generation, end) if generation == stamp.generation => end,
-        _ => 0,
-    };
-    stamps.iter().map(end).min().unwrap_or(FOREVER)
-}
+use super::stamp::{AnySource, AnyValue, Gave, Link, Pinned, Stamp};
 
 /// What a [`Derived`](crate::Derived) value can be made from: a [`DogpileCell`](crate::DogpileCell), a
 /// [`LazyDogpile`](crate::LazyDogpile), a [`SyncReaderCell`](crate::SyncReaderCell), or another derived value.
 ///
-/// `M` only tells the builds of a `LazyDogpile` apart, and is inferred. It is sealed: no other type can implement it.
+/// `FALLIBLE` only tells the builds of a `LazyDogpile` apart, and is inferred. The trait is sealed: no other type can implement it.
 #[diagnostic::on_unimplemented(
     message = "a derived value cannot be made from `{Self}`",
     label = "neither a cell of a value that is `Send + Sync + 'static`, nor a `Derived`",
@@ -118,7 +25,7 @@ pub(super) fn fresh_until(stamps: &[Stamp]) -> u64 {
 pub trait Source<const FALLIBLE: bool>: Followed<FALLIBLE> {
     /// Takes its value for an evaluation.
     #[doc(hidden)]
-    fn take(handle: &Handle<'static, Self>, cx: &Cx) -> Result<Pin, RefreshError> {
+    fn take(handle: &Handle<'static, Self>, cx: &Cx) -> Result<Pinned, RefreshError> {
         let _ = cx;
         take_from_cell::<Self, FALLIBLE>(handle, FOREVER)
     }
@@ -189,7 +96,7 @@ impl<S: Followed<FALLIBLE>, const FALLIBLE: bool> AnySource for Erased<S, FALLIB
         self.0.settled_until(gave, now)
     }
 
-    fn pin_at(&self, generation: u64, gave: Gave) -> Option<Pin> {
+    fn pin_at(&self, generation: u64, gave: Gave) -> Option<Pinned> {
         let machine = self.0.machine();
         let id = self.id();
         let own = Stamp { source: erase::<S, FALLIBLE>(&self.0), generation, gave };
@@ -197,13 +104,13 @@ impl<S: Followed<FALLIBLE>, const FALLIBLE: bool> AnySource for Erased<S, FALLIB
             // Of a derived value it is not known here what it has failed at.
             let is_known = !S::IS_DERIVED && machine.holds(generation);
             let value = Err(nothing_to_serve(machine));
-            return is_known.then(|| Pin { id, generation, value, stamps: Arc::new([own]) });
+            return is_known.then(|| Pinned { id, generation, value, stamps: Arc::new([own]) });
         }
         let (value, record) = machine.held()?;
         let value: AnyValue = value;
         let made_from = self.0.made_from(generation)?;
         let stamps = made_from.iter().cloned().chain([own]).collect();
-        (record.generation == generation).then_some(Pin { id, generation, value: Ok(value), stamps })
+        (record.generation == generation).then_some(Pinned { id, generation, value: Ok(value), stamps })
     }
 
     fn attach(&self, link: &Arc<Link>) {
@@ -227,7 +134,7 @@ fn nothing_to_serve<T, C: Clock>(machine: &Machine<T, C>) -> RefreshError {
 fn take_from_cell<S: Source<FALLIBLE>, const FALLIBLE: bool>(
     handle: &Handle<'static, S>,
     since: u64,
-) -> Result<Pin, RefreshError> {
+) -> Result<Pinned, RefreshError> {
     let machine = handle.machine();
     let mut is_empty = false;
     loop {
@@ -239,14 +146,14 @@ fn take_from_cell<S: Source<FALLIBLE>, const FALLIBLE: bool>(
             let stamps =
                 Arc::new([Stamp { source: erase::<S, FALLIBLE>(handle), generation, gave: Gave::Published }]);
             let value: AnyValue = seen.value;
-            return Ok(Pin { id: id_of(&**handle), generation, value: Ok(value), stamps });
+            return Ok(Pinned { id: id_of(&**handle), generation, value: Ok(value), stamps });
         }
         if is_empty {
             return Err(nothing_to_serve(machine));
         }
         // While a build has the write lock, the cell only seems to be empty.
         if machine.is_withheld() && !is_building(machine) {
-            if handle.is_awaited(Awaits::Readers) {
+            if handle.has_guard_of_this_thread() {
                 return Err(RefreshError::Reentrant);
             }
             let next = machine.next_change();
@@ -297,7 +204,7 @@ where
     R: BuildResult<T, FALLIBLE>,
     C: Clock + Send + Sync + 'static,
 {
-    fn take(handle: &Handle<'static, Self>, _: &Cx) -> Result<Pin, RefreshError> {
+    fn take(handle: &Handle<'static, Self>, _: &Cx) -> Result<Pinned, RefreshError> {
         let since = handle.machine().generation();
         refresh_lazy(handle, FOREVER)?;
         take_from_cell::<Self, FALLIBLE>(handle, since)

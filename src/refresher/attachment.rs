@@ -3,7 +3,7 @@
 use std::any::Any;
 use std::time::Duration;
 
-use crate::cell::{Attempt, Awaits, Kind, Outcome, Refreshable, WeakHandle};
+use crate::cell::{Attempt, Kind, Outcome, Refreshable, WeakHandle};
 use crate::contain::contain;
 use crate::error::SharedError;
 use crate::signal::Signal;
@@ -56,7 +56,7 @@ pub(super) struct Ended(pub(super) Arc<Status>);
 
 impl Drop for Ended {
     fn drop(&mut self) {
-        self.0.ended.settle(Outcome::Abandoned);
+        self.0.ended.complete(Outcome::Abandoned);
     }
 }
 
@@ -95,7 +95,7 @@ impl<K: Refreshable> Attached for Attachment<K> {
 
     fn give_way(&self) {
         if let Some(cell) = self.cell.upgrade() {
-            cell.is_awaited(Awaits::ReadersOfReplaced);
+            cell.give_way();
         }
     }
 

@@ -153,7 +153,7 @@ impl<T> Retirement<T> {
             state.write_section = WriteSection::None;
         }
         let (number, value) = old?;
-        // At no address: it has no `Arc` any more.
+        // Address 0: the value was moved out of its `Arc`.
         let _ = state.queue.drained(number, 0, value);
         Some(number)
     }

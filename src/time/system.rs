@@ -83,7 +83,7 @@ mod os {
 
     #[inline]
     pub(super) fn coarse_lag() -> Duration {
-        // Relaxed: as above.
+        // Relaxed: the number stands for itself.
         Duration::from_millis(LAG.load(Ordering::Relaxed).into())
     }
 

@@ -76,7 +76,7 @@ impl Clock for TickClock {
 
     #[inline]
     fn is_coarsely_before(&self, tick: Tick) -> bool {
-        // Relaxed: as above. Without the thread the answer is no, and the caller asks `coarse_now`, which starts it.
+        // Relaxed: the tick stands for itself. Without the thread the answer is no, and the caller asks `coarse_now`, which starts it.
         TICK.load(Ordering::Relaxed) < tick.0
     }
 }
