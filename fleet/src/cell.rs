@@ -214,7 +214,7 @@ where
     ///
     /// # Blocking
     ///
-    /// Until the store has answered, or its timeout has passed.
+    /// Until the store has answered, or its timeout has passed: for each of the two or three questions that it is asked.
     ///
     /// # Errors
     ///
