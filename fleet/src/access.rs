@@ -106,8 +106,7 @@ impl<C: Clock> Access<C> {
     /// callers do not wait for its timeout one after another.
     pub(crate) fn left_alone(&self) -> Option<Arc<StoreError>> {
         self.open_until(Kind::Change, self.clock.now())?;
-        let last = self.last_error().map_or_else(String::new, |error| format!(": {error}"));
-        Some(Arc::new(StoreError::new(format!("it has failed, and is left alone for a while{last}"))))
+        Some(Arc::new(StoreError::new("it has failed a moment ago, and is left alone for a while")))
     }
 
     /// Whether an operation may begin.

@@ -56,7 +56,7 @@ impl<T, C: Clock> Machine<T, C> {
         rejected
     }
 
-    /// Does nothing if no value was withheld.
+    /// Does nothing unless the build has taken the slot for itself, even if it was empty then.
     pub(super) fn restore_withheld(
         &self,
         state: &mut State<T>,

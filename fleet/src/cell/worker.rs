@@ -40,7 +40,7 @@ struct Agenda<T: 'static, C: Clock + 'static> {
     watch: Option<Watch<T, C>>,
     beats: Vec<Beat>,
     next_look: Option<Tick>,
-    /// A look came while somebody had the local lease, who may hand it over to be watched, or give it back.
+    /// The last look was too early: somebody had the local lease, who may hand it over to be watched, or give it back.
     looked_early: bool,
     /// Something may have happened before the store began to give hints.
     unhinted: bool,
@@ -237,8 +237,10 @@ where
             return;
         }
         let due = self.next_look.is_some_and(|next| next <= now);
-        let looked = if hinted || due { node.look() } else { Looked::Done };
-        self.looked_early |= looked == Looked::TooEarly;
+        let looked = (hinted || due).then(|| node.look());
+        if let Some(looked) = looked {
+            self.looked_early = looked == Looked::TooEarly;
+        }
         if due || self.next_look.is_none() {
             self.next_look = node.policy.poll.map(|interval| {
                 let members =
@@ -246,7 +248,7 @@ where
                 now.saturating_add(draw::around(until_next_look(interval, members), 10))
             });
         }
-        if looked == Looked::TooLate {
+        if looked == Some(Looked::TooLate) {
             self.next_look = Some(now);
         }
     }

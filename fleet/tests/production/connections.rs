@@ -176,3 +176,22 @@ fn postgres_a_locked_row_kept_the_other_names_waiting() {
     runtime.block_on(transaction.rollback()).unwrap();
     waiting.join().unwrap().unwrap();
 }
+
+/// A server that came back was asked by all nodes at once: only hints of changes were spread.
+#[test]
+fn redis_hints_after_a_reconnection_were_not_spread() {
+    let mut server = server_or_skip!(Kind::Redis);
+    let store = RedisStore::new(&server.address()).unwrap().timeout(HANG).spread_hints(1000 * HOUR);
+    let (hint, hints) = std::sync::mpsc::channel();
+    let subscription = store.subscribe("name", Box::new(move || _ = hint.send(()))).unwrap();
+    hints.recv_timeout(HANG).expect("the first one comes at once");
+    server.kill();
+    server.run().unwrap();
+    // Its first connection had been made.
+    eventually("it listens again", || {
+        store.hint_connection_attempts() > 1 && format!("{subscription:?}").contains("is_healthy: true")
+    });
+    // By the thread that would have given the hint before.
+    store.poll("name", None).unwrap();
+    assert!(hints.try_recv().is_err(), "it is to come within a thousand hours");
+}

@@ -184,10 +184,7 @@ where
         let tokens = self.with(|state| std::mem::take(&mut state.orphans));
         let mut failed = Vec::new();
         for token in tokens {
-            let is_open = self.open_until(Kind::Change, self.clock.now()).is_some();
-            if is_open
-                || self.ask(Operation::Fail, |store, name| store.fail(name, &token, Duration::ZERO)).is_none()
-            {
+            if self.ask(Operation::Fail, |store, name| store.fail(name, &token, Duration::ZERO)).is_none() {
                 failed.push(token);
             }
         }
