@@ -550,6 +550,43 @@ fn a_value_that_came_while_a_refresher_was_told_to_wait_was_not_looked_for() {
     eventually("it is taken over", || get(&node).as_deref() == Some("v2"));
 }
 
+/// The answer to a look is left alone if something has come since; but it may have been the newer one, and its hint is used up.
+#[test]
+fn a_look_whose_answer_came_too_late_is_made_again() {
+    let fleet = Fleet::new();
+    let (node, way) = fleet.disturbed(POLICY);
+    let other = fleet.quiet(POLICY);
+    let mut number = 0;
+    let numbered = move |_: &BuildContext<'_, String>| {
+        number += 1;
+        format!("v{number}")
+    };
+    let others = FleetRefresher::spawn(&other, SECOND, numbered).unwrap();
+    assert!(others.wait_ready(60 * SECOND));
+    let own =
+        FleetRefresher::spawn(&node, 3 * SECOND, |_| -> String { panic!("it is in the store") }).unwrap();
+    assert!(own.wait_ready(60 * SECOND));
+    // Due here, and not there: the refresher of this node has the lease, and is given v2.
+    let (asked, let_acquire) = way.hold_up();
+    fleet.clock.advance(8 * SECOND);
+    asked.recv().unwrap();
+    let (answered, let_look) = way.hold_up_the_answer_of_a_poll();
+    others.refresh_now();
+    answered.recv().unwrap();
+    let (is_told, let_refresher) = way.hold_up_the_answer_of_an_election();
+    let_acquire.send(()).unwrap();
+    is_told.recv().unwrap();
+    // The next look is given v3, by its only hint.
+    let_look.send(()).unwrap();
+    let (answered, let_look) = way.hold_up_the_answer_of_a_poll();
+    others.refresh_now();
+    answered.recv().unwrap();
+    let_refresher.send(()).unwrap();
+    eventually("the refresher takes over what it was given", || get(&node).as_deref() == Some("v2"));
+    let_look.send(()).unwrap();
+    eventually("it looks once more", || get(&node).as_deref() == Some("v3"));
+}
+
 /// A value that is older than its ttl was served for the whole window from its publication on, unless the worker ended that.
 #[test]
 fn a_value_that_arrived_stale_was_served_for_too_long_while_the_store_hung() {
