@@ -42,8 +42,8 @@ where
             return Step::Again;
         }
         let step = self.ask_ahead(lease, ahead);
-        if let Step::Backoff(_) = step {
-            // The lease is given back. A look that came meanwhile was too early.
+        if !matches!(step, Step::Build(_)) {
+            // A look that came meanwhile was too early, and its answer may have been newer than what this one has been given.
             self.mailbox.nudge(Job::Look);
         }
         step

@@ -17,8 +17,8 @@ use crate::store::{Current, Poll, Version};
 pub(crate) enum Looked {
     /// What it was for.
     Done,
-    /// Nothing as yet: somebody of this node has the local lease, or the store did not answer. If the lease is given back without a
-    /// value, the next look is due then.
+    /// Nothing as yet: somebody of this node has the local lease, or the store did not answer. If nothing is built with that lease, the
+    /// next look is due when it is given back.
     TooEarly,
     /// Nothing: what has happened here since may be newer than the answer. The next look is due at once.
     TooLate,
