@@ -144,7 +144,6 @@ use retirement::{Retirement, Tracked};
 pub struct SyncReaderCell<T, C = SystemClock> {
     cell: DogpileCell<Tracked<T>, C>,
     retirement: Arc<Retirement<T>>,
-    drain: Drain,
 }
 
 // As for `DogpileCell`; and a finalizer that panics is not seen again in a state of its own making, since it is `Fn`.
@@ -218,7 +217,7 @@ impl<T: Send + Sync + 'static, C> SyncReaderCell<T, C> {
         drain: Drain,
         finalizer: impl Fn(T) + Send + Sync + 'static,
     ) -> Self {
-        Self { cell: DogpileCell::with_clock(policy, clock), retirement: Retirement::new(finalizer), drain }
+        Self { cell: DogpileCell::with_clock(policy, clock), retirement: Retirement::new(drain, finalizer) }
     }
 }
 
@@ -236,7 +235,7 @@ impl<T, C> SyncReaderCell<T, C> {
     /// ```
     #[must_use]
     pub fn named(mut self, name: &'static str) -> Self {
-        self.retirement.set_name(name);
+        self.retirement.state.lock().name = Some(name);
         self.cell.machine_mut().name = Some(name);
         self
     }
@@ -282,7 +281,7 @@ impl<T: Send + Sync + 'static, C: Clock> Publishes for SyncReaderCell<T, C> {
     #[cfg(feature = "async")]
     fn publish_async(held: Held<'_, Self>, made: Made<Self>) -> Publishing<'_, Tracked<T>> {
         match made {
-            Made::New(value, term) if matches!(held.handle().drain, Drain::Wait(_)) => {
+            Made::New(value, term) if held.handle().retirement.drain != Drain::Background => {
                 Publishing::Draining(Box::pin(Writer::new(held).publish_async(value, term)))
             }
             made => Publishing::Done(Self::publish(held, made)),
@@ -775,7 +774,7 @@ impl<T: Send + Sync + 'static, C: Clock> SyncReaderCell<T, C> {
                 }
             }
         };
-        self.retirement.drain(leftover.replaced.take(), None, self.drain, &machine.clock);
+        self.retirement.drain(leftover.replaced.take(), &machine.clock);
         // May panic, so last.
         drop(leftover);
         ReaderArc(value)
@@ -846,7 +845,7 @@ impl<T: Send + Sync + 'static, C: Clock> SyncReaderCell<T, C> {
     /// ```
     pub fn clear(&self) {
         let cleared = self.machine().clear(&*self.retirement);
-        self.retirement.drain(cleared, None, self.drain, &self.machine().clock);
+        self.retirement.drain(cleared, &self.machine().clock);
     }
 
     /// Gives up the build that runs now: it can no longer be published. Returns whether it gave one up.
@@ -897,7 +896,7 @@ impl<T: Send + Sync + 'static, C: Clock> SyncReaderCell<T, C> {
     /// ```
     pub fn reset(&self) {
         let cleared = self.machine().reset(&*self.retirement);
-        self.retirement.drain(cleared, None, self.drain, &self.machine().clock);
+        self.retirement.drain(cleared, &self.machine().clock);
     }
 }
 
@@ -1239,7 +1238,7 @@ impl<T, C> fmt::Debug for SyncReaderCell<T, C> {
             .field("name", &self.cell.machine().name.unwrap_or_default())
             .field("generation", &self.generation())
             .field("is_refreshing", &self.is_refreshing())
-            .field("drain", &self.drain)
+            .field("drain", &self.retirement.drain)
             .finish_non_exhaustive()
     }
 }

@@ -101,10 +101,8 @@ pub(crate) trait Observer<T> {
         let _ = (value, generation, drains);
     }
 
-    /// The value is about to be taken away. `is_empty`: there is none, or a build has withheld it.
-    fn clears(&self, is_empty: bool) {
-        let _ = is_empty;
-    }
+    /// The value is about to be taken away, if there is one: out of the slot, or from the build that has withheld it.
+    fn clears(&self) {}
 }
 
 impl<T> Observer<T> for () {}

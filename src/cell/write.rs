@@ -146,7 +146,7 @@ impl<T, C: Clock> Machine<T, C> {
         observer: &impl Observer<T>,
         resets: bool,
     ) -> Option<Arc<T>> {
-        observer.clears(self.slot.is_empty(&state.key));
+        observer.clears();
         state.lease.unsettle();
         let record = self.slot.record(&state.key);
         let cleared = self.slot.replace(&mut state.key, None, record, 0);

@@ -7,7 +7,8 @@
 //! # Wake-ups
 //!
 //! When the value whose turn it is loses its last reader, one thread is woken: a waiter that helps, or else the cell's own
-//! thread. The last reader of any other value wakes nothing. The end of a finalizer wakes the waiters for that value.
+//! thread. The last reader of any other value wakes nothing, except a writer that waits for it. The end of a finalizer wakes the
+//! waiters for that value.
 
 use crate::contain::contain;
 use crate::own_thread;
@@ -18,15 +19,15 @@ use crate::wait::Waiter;
 use super::retirement::{Retirement, State};
 
 impl<T> Retirement<T> {
-    /// If a value is ready, wakes the thread that finalises it.
+    /// A value may have become ready: wakes the thread that finalises it. And waiters whose wait is over, as a writer's may be.
     pub(super) fn schedule_finalizer(self: &Arc<Self>, mut state: MutexGuard<'_, State<T>>) {
         if !state.queue.is_ready() {
-            return;
+            return self.wake_waiters(state);
         }
         // One is enough: a waiter that helps and leaves without having done it calls this again. Nothing waits for a cell that
         // has been dropped: a waiter that is still in the queue is a leaked task's.
         let is_closed = state.is_closed;
-        let helper = state.waiters.matching(|awaited| awaited.helps() && !is_closed).next();
+        let helper = state.waiters.matching(|awaited| self.helps(*awaited) && !is_closed).next();
         let waiter = helper.or_else(|| self.start_thread(&mut state).map(Waiter::Thread));
         drop(state);
         match waiter {
@@ -44,8 +45,11 @@ impl<T> Retirement<T> {
         while let Some((number, value)) = self.begin_finalizer() {
             let begun = Moment::now();
             contain(|| (self.finalizer)(value));
-            self.end_finalizer(number);
-            trace::finalized(self.name(), number, begun);
+            let mut state = self.state.lock();
+            state.queue.end_finalizer(number);
+            let name = state.name;
+            self.wake_waiters(state);
+            trace::finalized(name, number, begun);
         }
     }
 
@@ -53,13 +57,12 @@ impl<T> Retirement<T> {
         self.state.lock().queue.begin_finalizer(current_thread().id())
     }
 
-    fn end_finalizer(&self, number: u64) {
-        let mut state = self.state.lock();
-        state.queue.end_finalizer(number);
-        let finalized = state.queue.finalized();
-        let waiters: Vec<Waiter> = state.waiters.matching(|awaited| awaited.number() <= finalized).collect();
+    /// Wakes the waiters whose wait is over.
+    pub(super) fn wake_waiters(&self, mut state: MutexGuard<'_, State<T>>) {
+        let State { queue, waiters, .. } = &mut *state;
+        let woken: Vec<Waiter> = waiters.matching(|awaited| queue.is_over(*awaited)).collect();
         drop(state);
-        for waiter in waiters {
+        for waiter in woken {
             waiter.wake();
         }
     }
@@ -121,9 +124,11 @@ impl<T> Retirement<T> {
 mod tests {
     use std::time::Duration;
 
+    use super::super::Drain;
     use super::super::SyncReaderCell;
-    use super::super::retirement::Awaited;
+    use super::super::queue::Awaited;
     use super::*;
+    use crate::policy::Policy;
     use crate::sync::yield_now;
 
     fn cell() -> SyncReaderCell<u32> {
@@ -178,7 +183,8 @@ mod tests {
     /// Without a thread the last reader runs the finalizer, or else the drop of the cell.
     #[test]
     fn a_cell_without_a_thread_finalises_what_a_leaked_task_was_to_finalise() {
-        let mut cell = cell();
+        let drain = Drain::Wait(Duration::ZERO);
+        let mut cell = SyncReaderCell::with_policy(Policy::ttl(Duration::MAX), drain, drop);
         let start = |_| Err(std::io::ErrorKind::Unsupported.into());
         Arc::get_mut(&mut cell.retirement).expect("there is no value yet").start = start;
         let retirement = Arc::clone(&cell.retirement);
@@ -200,7 +206,7 @@ mod tests {
                 value
             });
         }
-        while !cell.retirement.state.lock().queue.is_idle() {
+        while !cell.retirement.state.lock().queue.is_over(Awaited::Exclusive) {
             yield_now();
         }
     }

@@ -23,34 +23,72 @@ pub(super) struct RetirementQueue<S, T> {
     unpublished_drained: Vec<T>,
     /// The thread that runs the finalizer.
     finalizing: Option<ThreadId>,
+    /// The value whose readers the latest build under [`Drain::Wait`](super::Drain::Wait) waits for, or has waited for; 0: none.
+    build_drain: u64,
+    /// The latest value of these whose readers are waited for no longer: one of them waits for the build.
+    abandoned_drain: u64,
 }
 
 /// A published value.
 struct Entry<S, T> {
-    stage: Stage<T>,
-    /// What readers share, while they may.
-    shared: Weak<S>,
-    /// Whether there is a reference that is no reader's: the slot's or a writer's.
-    is_held: bool,
+    stage: Stage,
+    place: Place<S, T>,
 }
 
-/// The stages of a published value, one after the other.
-enum Stage<T> {
-    /// It is in the slot, or a writer has withheld it and may put it back.
+/// The stages of a published value.
+enum Stage {
+    /// It is in the slot, which has a reference.
     Current,
-    /// It was replaced or cleared at that time. Its readers may still hold it.
+    /// A writer has taken it out of the slot, and may put it back.
+    Withheld,
+    /// It was replaced or cleared at that time.
     Retired(Moment),
-    /// Its last reader has left. `None` while the finalizer runs.
-    Drained(Option<Box<T>>),
+}
+
+/// Where a published value is.
+enum Place<S, T> {
+    /// In what readers share.
+    Shared(Weak<S>),
+    /// Here: its last reader has left.
+    Drained(Box<T>),
+    /// With the thread that finalises it, or whose build has the write lock.
+    Taken(ThreadId),
+}
+
+/// What a waiter waits for.
+#[derive(Clone, Copy)]
+pub(crate) enum Awaited {
+    /// All values up to this number are finalised.
+    Finalized(u64),
+    /// The same, or the drain of a build that waits for this number is abandoned.
+    Drained(u64),
+    /// There is no reader: no value is left but the one that a writer has withheld, and its last reader has left.
+    Exclusive,
 }
 
 impl<S, T> Entry<S, T> {
     fn readers(&self) -> usize {
-        self.shared.strong_count().saturating_sub(usize::from(self.is_held))
+        let Place::Shared(shared) = &self.place else { return 0 };
+        shared.strong_count().saturating_sub(usize::from(matches!(self.stage, Stage::Current)))
     }
 
-    fn is_current(&self) -> bool {
-        matches!(self.stage, Stage::Current)
+    fn is_retired(&self) -> bool {
+        matches!(self.stage, Stage::Retired(_))
+    }
+
+    fn is_drained(&self) -> bool {
+        matches!(self.place, Place::Drained(_))
+    }
+
+    /// Takes the value, if its last reader has left.
+    fn take(&mut self, thread: ThreadId) -> Option<T> {
+        match std::mem::replace(&mut self.place, Place::Taken(thread)) {
+            Place::Drained(value) => Some(*value),
+            other => {
+                self.place = other;
+                None
+            }
+        }
     }
 }
 
@@ -62,25 +100,30 @@ impl<S, T> Default for RetirementQueue<S, T> {
             unpublished: Vec::new(),
             unpublished_drained: Vec::new(),
             finalizing: None,
+            build_drain: 0,
+            abandoned_drain: 0,
         }
     }
 }
 
 /// Transitions.
 impl<S, T> RetirementQueue<S, T> {
-    /// `new` is published, and replaces the current value. Returns its number.
-    pub(super) fn publish(&mut self, new: &Arc<S>) -> u64 {
+    /// `new` is published, and replaces the current value. Returns its number. `drains`: its build waits for the readers of the
+    /// value that it replaces.
+    pub(super) fn publish(&mut self, new: &Arc<S>, drains: bool) -> u64 {
         self.unpublished.retain(|value| value.as_ptr() != Arc::as_ptr(new));
-        self.retire_current(false);
-        self.published.push_back(Entry { stage: Stage::Current, shared: Arc::downgrade(new), is_held: true });
+        if drains && let Some(replaced) = self.current() {
+            self.build_drain = replaced;
+        }
+        self.retire_current();
+        self.published.push_back(Entry { stage: Stage::Current, place: Place::Shared(Arc::downgrade(new)) });
         self.last_published()
     }
 
-    /// The current value is replaced or cleared. `is_withheld`: a writer has taken it out of the slot before.
-    pub(super) fn retire_current(&mut self, is_withheld: bool) {
-        if let Some(current) = self.published.back_mut().filter(|last| last.is_current()) {
+    /// The current value is replaced or cleared, also if a writer has withheld it.
+    pub(super) fn retire_current(&mut self) {
+        if let Some(current) = self.published.back_mut().filter(|last| !last.is_retired()) {
             current.stage = Stage::Retired(Moment::now());
-            current.is_held &= is_withheld;
         }
     }
 
@@ -97,19 +140,16 @@ impl<S, T> RetirementQueue<S, T> {
             self.unpublished_drained.push(value);
             return None;
         }
-        let stage = Stage::Drained(Some(Box::new(value)));
-        let drained = Entry { stage, shared: Weak::new(), is_held: false };
-        match std::mem::replace(self.entry(number), drained).stage {
-            Stage::Retired(since) => Some(since),
-            Stage::Current | Stage::Drained(_) => None,
-        }
+        let entry = self.entry(number);
+        entry.place = Place::Drained(Box::new(value));
+        if let Stage::Retired(since) = entry.stage { Some(since) } else { None }
     }
 
     /// Whether a value can be finalised now.
     pub(super) fn is_ready(&self) -> bool {
-        let is_front_drained =
-            self.published.front().is_some_and(|front| matches!(front.stage, Stage::Drained(_)));
-        self.finalizing.is_none() && (is_front_drained || !self.unpublished_drained.is_empty())
+        let is_front_ready =
+            self.published.front().is_some_and(|front| front.is_retired() && front.is_drained());
+        self.finalizing.is_none() && (is_front_ready || !self.unpublished_drained.is_empty())
     }
 
     /// Takes a value that `thread` is to finalise, and its number (0: unpublished). [`end_finalizer`] must follow.
@@ -119,12 +159,9 @@ impl<S, T> RetirementQueue<S, T> {
         if self.finalizing.is_some() {
             return None;
         }
-        let front = match self.published.front_mut() {
-            Some(Entry { stage: Stage::Drained(value), .. }) => value.take(),
-            _ => None,
-        };
-        let taken = match front {
-            Some(value) => (self.finalized + 1, *value),
+        let front = self.published.front_mut().filter(|front| front.is_retired());
+        let taken = match front.and_then(|front| front.take(thread)) {
+            Some(value) => (self.finalized + 1, value),
             None => (0, self.unpublished_drained.pop()?),
         };
         self.finalizing = Some(thread);
@@ -140,15 +177,9 @@ impl<S, T> RetirementQueue<S, T> {
         }
     }
 
-    /// Whether there is a reference to the value that is no reader's.
-    pub(super) fn set_held(&mut self, number: u64, is_held: bool) {
-        self.entry(number).is_held = is_held;
-    }
-
-    /// A writer that had withheld the value, or had even taken it out of what readers share, puts it back.
-    pub(super) fn put_back(&mut self, number: u64, value: &Arc<S>) {
-        let entry = self.entry(number);
-        (entry.shared, entry.is_held) = (Arc::downgrade(value), true);
+    /// The latest build under [`Drain::Wait`](super::Drain::Wait) no longer waits for readers.
+    pub(super) fn abandon_build_drain(&mut self) {
+        self.abandoned_drain = self.build_drain;
     }
 
     fn entry(&mut self, number: u64) -> &mut Entry<S, T> {
@@ -160,8 +191,54 @@ impl<S, T> RetirementQueue<S, T> {
     }
 }
 
+/// Transitions of a value that a writer withholds.
+impl<S, T> RetirementQueue<S, T> {
+    /// A writer has taken the current value out of the slot. It may have been cleared since.
+    pub(super) fn withhold(&mut self) {
+        if let Some(current) = self.published.back_mut().filter(|last| !last.is_retired()) {
+            current.stage = Stage::Withheld;
+        }
+    }
+
+    /// The number of the value that is withheld, and what readers share, if there are any.
+    pub(super) fn withheld(&self) -> Option<(u64, Option<Arc<S>>)> {
+        let last = self.published.back().filter(|last| matches!(last.stage, Stage::Withheld))?;
+        let shared = if let Place::Shared(shared) = &last.place { shared.upgrade() } else { None };
+        Some((self.last_published(), shared))
+    }
+
+    /// Takes the value with this number for a build of `thread`, if its last reader has left.
+    pub(super) fn take(&mut self, number: u64, thread: ThreadId) -> Option<T> {
+        self.entry(number).take(thread)
+    }
+
+    /// The value with this number is in the hands of readers again. If it has been cleared meanwhile, it stays retired.
+    pub(super) fn put_back(&mut self, number: u64, value: &Arc<S>) {
+        let entry = self.entry(number);
+        entry.place = Place::Shared(Arc::downgrade(value));
+        if !entry.is_retired() {
+            entry.stage = Stage::Current;
+        }
+    }
+}
+
 /// Queries.
 impl<S, T> RetirementQueue<S, T> {
+    pub(super) fn is_over(&self, awaited: Awaited) -> bool {
+        match awaited {
+            Awaited::Finalized(number) => number <= self.finalized,
+            Awaited::Drained(number) => number <= self.finalized || number == self.abandoned_drain,
+            Awaited::Exclusive => {
+                let is_unshared =
+                    |entry: &Entry<S, T>| matches!(entry.stage, Stage::Withheld) && entry.is_drained();
+                self.published.iter().all(is_unshared)
+                    && self.unpublished.is_empty()
+                    && self.unpublished_drained.is_empty()
+                    && self.finalizing.is_none()
+            }
+        }
+    }
+
     /// Up to which number all values have been finalised.
     pub(super) fn finalized(&self) -> u64 {
         self.finalized
@@ -171,9 +248,9 @@ impl<S, T> RetirementQueue<S, T> {
         self.finalized + self.published.len() as u64
     }
 
-    /// The number of the current value, if there is one.
+    /// The number of the value that is current or withheld, if there is one.
     pub(super) fn current(&self) -> Option<u64> {
-        self.published.back().filter(|last| last.is_current()).map(|_| self.last_published())
+        self.published.back().filter(|last| !last.is_retired()).map(|_| self.last_published())
     }
 
     /// The number of the last value that has been replaced or cleared.
@@ -181,14 +258,14 @@ impl<S, T> RetirementQueue<S, T> {
         self.current().map_or(self.last_published(), |current| current - 1)
     }
 
+    /// See [`abandon_build_drain`](RetirementQueue::abandon_build_drain).
+    pub(super) fn build_drain(&self) -> u64 {
+        self.build_drain
+    }
+
     /// The thread that runs the finalizer.
     pub(super) fn finalizing(&self) -> Option<ThreadId> {
         self.finalizing
-    }
-
-    /// Whether there is no unpublished value and no finalizer runs.
-    pub(super) fn is_idle(&self) -> bool {
-        self.unpublished.is_empty() && self.unpublished_drained.is_empty() && self.finalizing.is_none()
     }
 
     /// Readers of published values.
@@ -198,7 +275,7 @@ impl<S, T> RetirementQueue<S, T> {
 
     /// Readers of values that have been replaced or cleared.
     pub(super) fn readers_of_retired(&self) -> usize {
-        self.published.iter().filter(|entry| !entry.is_current()).map(Entry::readers).sum()
+        self.published.iter().filter(|entry| entry.is_retired()).map(Entry::readers).sum()
     }
 
     /// Readers of unpublished values.
@@ -206,15 +283,26 @@ impl<S, T> RetirementQueue<S, T> {
         self.unpublished.iter().map(Weak::strong_count).sum()
     }
 
+    /// The published values up to this number.
+    fn up_to(&self, number: u64) -> impl Iterator<Item = &Entry<S, T>> {
+        let count = usize::try_from(number.saturating_sub(self.finalized)).unwrap_or(usize::MAX);
+        self.published.iter().take(count)
+    }
+
     /// Whether a published value with this number or a smaller one is at `address`.
     pub(super) fn has_published(&self, number: u64, address: usize) -> bool {
-        let count = usize::try_from(number.saturating_sub(self.finalized)).unwrap_or(usize::MAX);
-        self.published.iter().take(count).any(|entry| entry.shared.as_ptr().addr() == address)
+        self.up_to(number)
+            .any(|entry| matches!(&entry.place, Place::Shared(shared) if shared.as_ptr().addr() == address))
     }
 
     /// Whether an unpublished value is at `address`.
     pub(super) fn has_unpublished(&self, address: usize) -> bool {
         self.unpublished.iter().any(|value| value.as_ptr().addr() == address)
+    }
+
+    /// Whether `thread` finalises a value with this number or a smaller one, or has it under the write lock.
+    pub(super) fn has_taken(&self, number: u64, thread: ThreadId) -> bool {
+        self.up_to(number).any(|entry| matches!(entry.place, Place::Taken(by) if by == thread))
     }
 }
 
@@ -227,7 +315,7 @@ mod tests {
 
     fn published(queue: &mut Queue) -> (u64, Arc<()>) {
         let value = Arc::new(());
-        (queue.publish(&value), value)
+        (queue.publish(&value, false), value)
     }
 
     /// The last reference to a value that stands for `content` is dropped.
@@ -265,10 +353,10 @@ mod tests {
         for value in &unpublished {
             queue.add_unpublished(value);
         }
-        assert!(!queue.is_idle());
+        assert!(!queue.is_over(Awaited::Exclusive));
         assert_eq!((queue.readers_of_unpublished(), queue.readers()), (2, 0));
         let (number, first) = published(&mut queue);
-        queue.retire_current(false);
+        queue.retire_current();
         drop_last(&mut queue, number, first, 10);
         for (value, content) in unpublished.into_iter().zip([7, 8]) {
             assert!(queue.has_unpublished(Arc::as_ptr(&value).addr()));
@@ -281,14 +369,14 @@ mod tests {
         for _ in 0..2 {
             assert!(queue.is_ready());
             assert!(matches!(begin(&mut queue), Some((0, 7 | 8))));
-            assert!(!queue.is_idle());
+            assert!(!queue.is_over(Awaited::Exclusive));
             queue.end_finalizer(0);
         }
-        assert_eq!((queue.is_idle(), queue.finalized()), (true, 1));
+        assert_eq!((queue.is_over(Awaited::Exclusive), queue.finalized()), (true, 1));
     }
 
     #[test]
-    fn readers_are_counted_without_the_slot_and_the_writer() {
+    fn readers_are_counted_without_the_slot() {
         let mut queue = Queue::default();
         let (_, slot) = published(&mut queue);
         let reader = Arc::clone(&slot);
@@ -299,23 +387,45 @@ mod tests {
         assert_eq!((queue.readers(), queue.readers_of_retired()), (1, 1));
         drop(reader);
         assert_eq!(queue.readers(), 0);
-        // The reference of the slot is a writer's now. It is dropped before a `clear`, or after.
+        // And when the value is withheld, which may be cleared then.
         let reader = Arc::clone(&slot);
-        queue.set_held(2, false);
+        queue.withhold();
         drop(slot);
-        queue.retire_current(true);
+        assert_eq!((queue.readers(), queue.readers_of_retired(), queue.current()), (1, 0, Some(2)));
+        queue.retire_current();
         assert_eq!((queue.readers(), queue.readers_of_retired(), queue.current()), (1, 1, None));
-        let (_, writer) = published(&mut queue);
-        queue.retire_current(true);
-        assert_eq!((queue.readers(), queue.current()), (1, None));
-        drop(writer);
-        // The value was taken out, and is in another place.
+        drop(reader);
+        assert_eq!(queue.readers(), 0);
+    }
+
+    #[test]
+    fn a_withheld_value_is_taken_and_put_back() {
+        let mut queue = Queue::default();
+        let thread = current_thread().id();
+        let (number, reader) = published(&mut queue);
+        queue.withhold();
+        assert!(queue.withheld().is_some_and(|(of, shared)| of == number && shared.is_some()));
+        assert!(queue.take(number, thread).is_none() && !queue.is_over(Awaited::Exclusive));
+        // It is current, so it is not finalised.
+        assert!(drop_last(&mut queue, number, reader, 10).is_none());
+        assert!(begin(&mut queue).is_none() && !queue.is_ready() && queue.is_over(Awaited::Exclusive));
+        assert!(queue.withheld().is_some_and(|(of, shared)| of == number && shared.is_none()));
+        assert_eq!(queue.take(number, thread), Some(10));
+        assert!(queue.has_taken(number, thread) && !queue.has_taken(number - 1, thread));
+        // In another place.
         let again = Arc::new(());
-        queue.put_back(3, &again);
-        assert_eq!(queue.readers(), 1);
-        let address = |value: &Arc<()>| Arc::as_ptr(value).addr();
-        assert!(queue.has_published(3, address(&again)) && !queue.has_published(1, address(&again)));
-        assert!(queue.has_published(2, address(&reader)));
+        queue.put_back(number, &again);
+        assert!(queue.withheld().is_none() && !queue.has_taken(number, thread));
+        assert_eq!((queue.current(), queue.readers()), (Some(number), 0));
+        assert!(queue.has_published(number, Arc::as_ptr(&again).addr()));
+        // If it is cleared meanwhile, it is finalised.
+        queue.withhold();
+        queue.retire_current();
+        assert!(queue.withheld().is_none());
+        queue.put_back(number, &again);
+        assert_eq!(queue.current(), None);
+        assert!(drop_last(&mut queue, number, again, 10).is_some());
+        assert_eq!(begin(&mut queue), Some((number, 10)));
     }
 
     #[test]
@@ -338,7 +448,7 @@ mod tests {
         let mut queue = Queue::default();
         let value = Arc::new(());
         queue.add_unpublished(&value);
-        queue.publish(&value);
-        assert!(queue.is_idle() && !queue.has_unpublished(Arc::as_ptr(&value).addr()));
+        queue.publish(&value, false);
+        assert!(queue.unpublished.is_empty() && !queue.has_unpublished(Arc::as_ptr(&value).addr()));
     }
 }

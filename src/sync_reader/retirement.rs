@@ -8,7 +8,7 @@
 //! |---|---|---|
 //! | unpublished, number 0 | in its `Arc` | publication gives it the next number; else its last reader |
 //! | current | in its `Arc`, which the slot shares | the next publication or a `clear`: it is *retired* |
-//! | withheld | in its `Arc`, or with the writer | the end of the build: it is current again, or *retired* |
+//! | withheld | in its `Arc`, then in the [`RetirementQueue`], then with the writer | the end of the build: it is current again, or *retired* |
 //! | retired | in its `Arc`, which readers share | the last reader: it is *drained* |
 //! | drained | in the [`RetirementQueue`] | its turn: it is *finalised*, by value, once |
 //!
@@ -21,11 +21,12 @@
 
 use crate::cell::Observer;
 use crate::own_thread::{self, JoinHandle};
-use crate::sync::{Arc, AtomicU64, Mutex, OnceCell, Ordering, Thread, ThreadId};
+use crate::sync::{Arc, AtomicU64, Mutex, Ordering};
 use crate::trace;
 use crate::wait::WaitQueue;
 
-use super::queue::RetirementQueue;
+use super::drain::Drain;
+use super::queue::{Awaited, RetirementQueue};
 
 /// A value that reports when its last reader has left.
 #[allow(unreachable_pub, missing_debug_implementations)] // named by a sealed trait
@@ -75,93 +76,35 @@ impl<T> Drop for Tracked<T> {
 /// Retires the values of one cell. The cell and each of its values hold a reference to it.
 pub(crate) struct Retirement<T> {
     pub(super) state: Mutex<State<T>>,
+    pub(super) drain: Drain,
     pub(super) finalizer: Box<dyn Fn(T) + Send + Sync>,
-    name: OnceCell<&'static str>,
     /// How to start the cell's own thread. Set where `T` is known to be `Send` and `'static`.
     pub(super) start: fn(Arc<Self>) -> std::io::Result<JoinHandle>,
 }
 
 pub(super) struct State<T> {
     pub(super) queue: RetirementQueue<Tracked<T>, T>,
-    pub(super) build_drain: BuildDrain,
-    pub(super) write_section: WriteSection<T>,
+    pub(super) waiters: WaitQueue<Awaited>,
     /// The cell's own thread, while it runs.
     pub(super) thread: Option<JoinHandle>,
     /// The cell has been dropped.
     pub(super) is_closed: bool,
-    pub(super) waiters: WaitQueue<Awaited>,
-}
-
-/// The wait of the latest build under [`Drain::Wait`](super::Drain::Wait) for the readers of the value that it has replaced.
-#[derive(Default)]
-pub(super) struct BuildDrain {
-    /// Of that value; 0 if there was no such build.
-    pub(super) number: u64,
-    /// The build no longer waits: a reader of that value waits for the build.
-    pub(super) is_abandoned: bool,
-}
-
-/// What the build does that has asked for the write lock.
-pub(super) enum WriteSection<T> {
-    /// There is no such build, or it waits for older values.
-    None,
-    /// It waits for the last reader of the value with this number, which it has withheld.
-    Waiting { number: u64, writer: Thread },
-    /// That reader has left, and has handed the value over.
-    HandedOver(T),
-    /// It has the write lock. `builder` is the thread that builds, `taken` the number of the value that it has taken out.
-    Entered { builder: ThreadId, taken: Option<u64> },
-}
-
-/// What a waiter waits for.
-#[derive(Clone, Copy)]
-pub(crate) enum Awaited {
-    /// All values up to this number are finalised.
-    Finalized(u64),
-    /// The same, or the drain of a build that waits for this number is abandoned. The waiter runs the finalizer itself.
-    Drained(u64),
-    /// All values up to `older` are finalised, there is no unpublished value, and no finalizer runs. If it `helps`, the waiter
-    /// runs the finalizer itself.
-    Exclusive { older: u64, helps: bool },
-}
-
-impl Awaited {
-    pub(super) fn number(self) -> u64 {
-        match self {
-            Self::Finalized(number) | Self::Drained(number) | Self::Exclusive { older: number, .. } => number,
-        }
-    }
-
-    pub(super) fn helps(self) -> bool {
-        matches!(self, Self::Drained(_) | Self::Exclusive { helps: true, .. })
-    }
-
-    pub(super) fn is_over<T>(self, state: &State<T>) -> bool {
-        let is_finalized = self.number() <= state.queue.finalized();
-        match self {
-            Self::Finalized(_) => is_finalized,
-            Self::Drained(number) => {
-                let drain = &state.build_drain;
-                is_finalized || (drain.is_abandoned && drain.number == number)
-            }
-            Self::Exclusive { .. } => is_finalized && state.queue.is_idle(),
-        }
-    }
+    /// The cell's, for the log.
+    pub(super) name: Option<&'static str>,
 }
 
 impl<T: Send + Sync + 'static> Retirement<T> {
-    pub(crate) fn new(finalizer: impl Fn(T) + Send + Sync + 'static) -> Arc<Self> {
+    pub(crate) fn new(drain: Drain, finalizer: impl Fn(T) + Send + Sync + 'static) -> Arc<Self> {
         Arc::new(Self {
             state: Mutex::new(State {
                 queue: RetirementQueue::default(),
-                build_drain: BuildDrain::default(),
-                write_section: WriteSection::None,
+                waiters: WaitQueue::default(),
                 thread: None,
                 is_closed: false,
-                waiters: WaitQueue::default(),
+                name: None,
             }),
+            drain,
             finalizer: Box::new(finalizer),
-            name: OnceCell::new(),
             start: |retirement| {
                 own_thread::spawn(own_thread::Role::Finalizer, "dogpile-finalizer", move || {
                     retirement.run_thread();
@@ -172,15 +115,6 @@ impl<T: Send + Sync + 'static> Retirement<T> {
 }
 
 impl<T> Retirement<T> {
-    /// For the log. The first one stays.
-    pub(crate) fn set_name(&self, name: &'static str) {
-        let _ = self.name.set(name);
-    }
-
-    pub(super) fn name(&self) -> Option<&'static str> {
-        self.name.get().copied()
-    }
-
     /// Replaced values whose finalizer has not finished.
     pub(crate) fn retired(&self) -> usize {
         let state = self.state.lock();
@@ -195,18 +129,13 @@ impl<T> Retirement<T> {
 
 impl<T> Observer<Tracked<T>> for Retirement<T> {
     fn publishes(&self, value: &Arc<Tracked<T>>, _generation: u64, drains: bool) {
-        let mut state = self.state.lock();
-        let replaced = state.queue.current();
+        let number = self.state.lock().queue.publish(value, drains);
         // Relaxed: made visible together with the value.
-        value.number.store(state.queue.publish(value), Ordering::Relaxed);
-        if drains && let Some(number) = replaced {
-            state.build_drain = BuildDrain { number, is_abandoned: false };
-        }
+        value.number.store(number, Ordering::Relaxed);
     }
 
-    fn clears(&self, is_empty: bool) {
-        // Empty, or a writer has withheld the value, and releases it later.
-        self.state.lock().queue.retire_current(is_empty);
+    fn clears(&self) {
+        self.state.lock().queue.retire_current();
     }
 }
 
@@ -221,22 +150,16 @@ impl<T> Retirement<T> {
     /// The last reference to the value with this number and at this address is gone.
     fn drained(&self, number: u64, address: usize, value: T) {
         let mut state = self.state.lock();
-        if let WriteSection::Waiting { number: awaited, writer } = &state.write_section
-            && *awaited == number
-        {
-            let writer = writer.clone();
-            state.write_section = WriteSection::HandedOver(value);
-            drop(state);
-            writer.unpark();
-        } else if state.is_closed && state.queue.current() == Some(number) {
+        if state.is_closed && state.queue.current() == Some(number) {
             drop(state);
             drop(value);
-        } else {
-            let since = state.queue.drained(number, address, value);
-            drop(state);
-            if let Some(since) = since {
-                trace::drained(self.name(), number, since);
-            }
+            return;
+        }
+        let since = state.queue.drained(number, address, value);
+        let name = state.name;
+        drop(state);
+        if let Some(since) = since {
+            trace::drained(name, number, since);
         }
     }
 

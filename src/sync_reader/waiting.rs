@@ -4,16 +4,19 @@
 //! or it holds the write lock and with it an awaited value. A `ReaderArc` may have been sent to another thread, so it is not known
 //! which thread holds it.
 
+use std::time::Duration;
+
 use crate::inside::any_guard;
 use crate::sync::{Arc, current_thread};
 use crate::time::{Clock, deadline};
-use crate::wait::{Entry, WaitPoint, WaitQueue, Waiter};
+use crate::wait::{Entry, WaitPoint, WaitQueue};
 
 #[cfg(feature = "async")]
 use crate::time::FOREVER;
 
 use super::drain::{Drain, DrainTimeout};
-use super::retirement::{Awaited, Retirement, Tracked, WriteSection};
+use super::queue::Awaited;
+use super::retirement::{Retirement, State, Tracked};
 
 impl<T> WaitPoint for Arc<Retirement<T>> {
     type Note = Awaited;
@@ -42,61 +45,58 @@ impl<T> Drop for Remainder<'_, T> {
 
 /// Draining.
 impl<T> Retirement<T> {
-    /// Drops the reference to a value that has been replaced, and waits as `drain` says. If a writer has taken the value out
-    /// of its `Arc`, `taken` is its number.
-    pub(crate) fn drain<C: Clock>(
-        self: &Arc<Self>,
-        replaced: Option<Arc<Tracked<T>>>,
-        taken: Option<u64>,
-        drain: Drain,
-        clock: &C,
-    ) {
-        let Drain::Wait(wait) = drain else { return self.retire(replaced) };
+    /// Drops the reference to a value that has been replaced, and waits as the cell's [`Drain`] says.
+    pub(crate) fn drain<C: Clock>(self: &Arc<Self>, replaced: Option<Arc<Tracked<T>>>, clock: &C) {
         let _remainder = Remainder(self);
-        if let Some(awaited) = self.begin_drain(replaced, taken) {
-            self.wait(awaited, clock, deadline(clock, wait));
+        if let Some((awaited, time)) = self.begin_drain(replaced) {
+            self.wait(awaited, clock, deadline(clock, time));
         }
     }
 
-    /// Returns what to wait for, unless this thread would wait for itself.
-    fn begin_drain(&self, replaced: Option<Arc<Tracked<T>>>, taken: Option<u64>) -> Option<Awaited> {
-        let number = taken.or(replaced.as_ref().map(|value| value.number())).unwrap_or(0);
+    /// Returns what to wait for, and for how long at most; `None` in the background, or if this thread would wait for itself.
+    fn begin_drain(&self, replaced: Option<Arc<Tracked<T>>>) -> Option<(Awaited, Duration)> {
+        let number = replaced.as_ref().map_or(0, |value| value.number());
         self.release(replaced);
-        let waits_for_itself = self.is_guarded_by_this_thread(number) || self.is_finalized_by_this_thread();
-        (!waits_for_itself).then_some(Awaited::Drained(number))
+        let Drain::Wait(time) = self.drain else { return None };
+        let waits_for_itself =
+            self.state.lock().is_guarded_by_this_thread(number) || self.is_finalized_by_this_thread();
+        (!waits_for_itself).then_some((Awaited::Drained(number), time))
     }
 
     /// This thread is about to wait for a build that only waits for the readers of the value that it has replaced. If this
     /// thread is one of them, the build stops waiting, as if its time were over.
     pub(crate) fn abandon_drain_that_waits_for_this_thread(&self) {
-        let number = self.state.lock().build_drain.number;
-        if !self.is_guarded_by_this_thread(number) {
-            return;
-        }
         let mut state = self.state.lock();
-        if state.build_drain.number != number {
-            // That build has ended.
-            return;
+        if state.is_guarded_by_this_thread(state.queue.build_drain()) {
+            state.queue.abandon_build_drain();
+            self.wake_waiters(state);
         }
-        state.build_drain.is_abandoned = true;
-        let is_drainer =
-            |awaited: &Awaited| matches!(awaited, Awaited::Drained(drained) if *drained == number);
-        let drainers: Vec<Waiter> = state.waiters.matching(is_drainer).collect();
-        drop(state);
-        for drainer in drainers {
-            drainer.wake();
-        }
-    }
-
-    /// Whether this thread holds a `ReadGuard` of a published value with this number or a smaller one.
-    fn is_guarded_by_this_thread(&self, number: u64) -> bool {
-        any_guard(|address| self.state.lock().queue.has_published(number, address))
     }
 
     /// Whether this thread holds a `ReadGuard` of any value of the cell.
     pub(crate) fn has_guard_of_this_thread(&self) -> bool {
-        self.is_guarded_by_this_thread(u64::MAX)
-            || any_guard(|address| self.state.lock().queue.has_unpublished(address))
+        let state = self.state.lock();
+        state.is_guarded_by_this_thread(u64::MAX) || any_guard(|address| state.queue.has_unpublished(address))
+    }
+}
+
+impl<T> State<T> {
+    /// Whether this thread holds a `ReadGuard` of a published value with this number or a smaller one.
+    fn is_guarded_by_this_thread(&self, number: u64) -> bool {
+        any_guard(|address| self.queue.has_published(number, address))
+    }
+
+    fn why_not_wait(&self, number: u64) -> Option<&'static str> {
+        let this = current_thread().id();
+        if self.queue.finalizing() == Some(this) {
+            Some("it was called from inside the finalizer")
+        } else if self.queue.has_taken(number, this) {
+            Some("it was called under the write lock, which holds a value that has been cleared")
+        } else if self.is_guarded_by_this_thread(number) {
+            Some("this thread holds a ReadGuard of a value that has been replaced; drop it before")
+        } else {
+            None
+        }
     }
 }
 
@@ -108,28 +108,13 @@ impl<T> Retirement<T> {
         clock: &C,
         deadline: u64,
     ) -> Result<bool, &'static str> {
-        let number = self.state.lock().queue.last_retired();
-        match self.why_not_wait(number) {
-            Some(reason) => Err(reason),
-            None => Ok(self.wait(Awaited::Finalized(number), clock, deadline)),
+        let state = self.state.lock();
+        let number = state.queue.last_retired();
+        if let Some(reason) = state.why_not_wait(number) {
+            return Err(reason);
         }
-    }
-
-    fn why_not_wait(&self, number: u64) -> Option<&'static str> {
-        let this = current_thread().id();
-        let holds_it = matches!(
-            self.state.lock().write_section,
-            WriteSection::Entered { builder, taken: Some(taken) } if builder == this && taken <= number
-        );
-        if self.is_finalized_by_this_thread() {
-            Some("it was called from inside the finalizer")
-        } else if holds_it {
-            Some("it was called under the write lock, which holds a value that has been cleared")
-        } else if self.is_guarded_by_this_thread(number) {
-            Some("this thread holds a ReadGuard of a value that has been replaced; drop it before")
-        } else {
-            None
-        }
+        drop(state);
+        Ok(self.wait(Awaited::Finalized(number), clock, deadline))
     }
 
     /// What a call reports that has not waited for long enough.
@@ -147,53 +132,42 @@ impl<T> Retirement<T> {
 
     /// What a waiter does when it has joined the queue or has been woken. `Some`: its wait is over.
     fn check(&self, awaited: Awaited) -> Option<()> {
-        if awaited.helps() {
+        if self.helps(awaited) {
             self.finalize_ready();
         }
-        awaited.is_over(&self.state.lock()).then_some(())
+        self.state.lock().queue.is_over(awaited).then_some(())
+    }
+
+    /// Whether a waiter runs the finalizer itself.
+    pub(super) fn helps(&self, awaited: Awaited) -> bool {
+        self.drain != Drain::Background && !matches!(awaited, Awaited::Finalized(_))
     }
 }
 
 /// For tasks.
 #[cfg(feature = "async")]
 impl<T> Retirement<T> {
-    /// As [`drain`](Retirement::drain). While what `building` returns lives, this thread is noted as building.
-    pub(crate) async fn drain_async<C: Clock, B>(
+    /// As [`drain`](Retirement::drain).
+    pub(crate) async fn drain_async<C: Clock>(
         self: &Arc<Self>,
         replaced: Option<Arc<Tracked<T>>>,
-        taken: Option<u64>,
-        drain: Drain,
         clock: &C,
-        building: impl Fn() -> B,
     ) {
-        let Drain::Wait(wait) = drain else { return self.retire(replaced) };
-        let remainder = Remainder(self);
-        if let Some(awaited) = self.begin_drain(replaced, taken) {
-            self.wait_async(awaited, clock, deadline(clock, wait), &building).await;
+        let _remainder = Remainder(self);
+        if let Some((awaited, time)) = self.begin_drain(replaced) {
+            self.wait_async(awaited, clock, deadline(clock, time)).await;
         }
-        let _building = building();
-        drop(remainder);
     }
 
     /// As [`synchronize`](Retirement::synchronize), without a deadline. It does not detect a task that waits for itself.
     pub(crate) async fn synchronize_async<C: Clock>(self: &Arc<Self>, clock: &C) {
         let number = self.state.lock().queue.last_retired();
-        self.wait_async(Awaited::Finalized(number), clock, FOREVER, || ()).await;
+        self.wait_async(Awaited::Finalized(number), clock, FOREVER).await;
     }
 
-    async fn wait_async<C: Clock, B>(
-        self: &Arc<Self>,
-        awaited: Awaited,
-        clock: &C,
-        deadline: u64,
-        building: impl Fn() -> B,
-    ) {
+    async fn wait_async<C: Clock>(self: &Arc<Self>, awaited: Awaited, clock: &C, deadline: u64) {
         let mut entry = Entry::new(self);
-        std::future::poll_fn(|cx| {
-            let _building = building();
-            let check = |retirement: &Arc<Self>| retirement.check(awaited);
-            entry.poll(awaited, clock, deadline, cx, check).map(drop)
-        })
-        .await;
+        let check = |retirement: &Arc<Self>| retirement.check(awaited);
+        std::future::poll_fn(|cx| entry.poll(awaited, clock, deadline, cx, check).map(drop)).await;
     }
 }

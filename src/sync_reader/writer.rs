@@ -9,16 +9,17 @@
 //! in which the lease is released.
 
 use std::fmt;
+#[cfg(feature = "async")]
+use std::pin::pin;
 use std::time::Duration;
 
-use crate::cell::{BuildOutput, Concluded, Held, Record, Term};
+use crate::cell::{BuildOutput, Concluded, Held, Term};
 use crate::error::SharedError;
 use crate::sync::{Arc, ThreadId, current_thread};
 use crate::time::{Clock, FOREVER, SystemClock, deadline};
 
 use super::SyncReaderCell;
 use super::drain::{Drain, DrainTimeout};
-use super::exclusive::OldValue;
 use super::retirement::{Retirement, Tracked};
 
 /// Passed to a build that may need the old value for itself. See
@@ -34,22 +35,19 @@ pub struct Writer<'a, T: Send + Sync + 'static, C: Clock = SystemClock> {
 /// The state of the build.
 enum Section<T> {
     Open,
-    Waiting(OldValue<T>),
+    Waiting,
+    /// With what it has taken, and the number of that.
     Locked(Option<(u64, T)>),
 }
 
 impl<T> Section<T> {
-    /// Ends it without a new value. Returns what was withheld, to be put back.
+    /// Ends it. Returns what was withheld.
     fn end(&mut self, retirement: &Arc<Retirement<T>>) -> Option<Arc<Tracked<T>>> {
-        let value = match std::mem::replace(self, Self::Open) {
-            Self::Open => return None,
-            Self::Waiting(old) => old.into_shared(retirement),
-            Self::Locked(old) => {
-                old.map(|(number, old)| Arc::new(Tracked::numbered(old, number, retirement)))
-            }
-        };
-        retirement.abandon_write_section(value.as_ref());
-        value
+        match std::mem::replace(self, Self::Open) {
+            Self::Open => None,
+            Self::Waiting => retirement.end_withholding(),
+            Self::Locked(old) => old.map(|(number, old)| retirement.put_back(number, old)),
+        }
     }
 }
 
@@ -211,7 +209,7 @@ impl<'a, T: Send + Sync + 'static, C: Clock> Writer<'a, T, C> {
     fn locked(&mut self) -> WriteLock<'_, T> {
         match &mut self.section {
             Section::Locked(old) => WriteLock { old: old.as_mut().map(|(_, old)| old) },
-            Section::Open | Section::Waiting(_) => unreachable!("it has just been locked"),
+            Section::Open | Section::Waiting => unreachable!("it has just been locked"),
         }
     }
 
@@ -224,10 +222,9 @@ impl<'a, T: Send + Sync + 'static, C: Clock> Writer<'a, T, C> {
         let Ok(value) = machine.withhold(self.held.ticket()) else {
             return Err(DrainTimeout { readers: 0 });
         };
-        self.section = Section::Waiting(value.map_or(OldValue::None, OldValue::Held));
-        let Section::Waiting(old) = &mut self.section else { unreachable!("just now") };
-        let drain = self.held.handle().drain;
-        match self.retirement.enter_write_section(old, self.builder, drain, &machine.clock, deadline) {
+        self.section = Section::Waiting;
+        self.retirement.withhold(value);
+        match self.retirement.take_withheld(self.builder, &machine.clock, deadline) {
             Ok(old) => {
                 self.section = Section::Locked(old);
                 Ok(())
@@ -241,7 +238,7 @@ impl<'a, T: Send + Sync + 'static, C: Clock> Writer<'a, T, C> {
 
     /// Restores the value if the lock was never acquired: the time was over, or the clock panicked and the build caught that.
     fn end_wait(&mut self) {
-        if let Section::Waiting(_) = self.section {
+        if let Section::Waiting = self.section {
             let value = self.section.end(&self.retirement);
             self.retire(self.held.machine().put_back(self.held.ticket(), value));
         }
@@ -249,56 +246,56 @@ impl<'a, T: Send + Sync + 'static, C: Clock> Writer<'a, T, C> {
 
     /// Publishes `value`, and drains the old one as the cell's [`Drain`] says.
     pub(super) fn publish(mut self, value: T, term: Term) -> Arc<Tracked<T>> {
-        let drain = self.held.handle().drain;
-        let (Concluded { served, record, mut leftover, .. }, taken) = self.conclude(value, term);
-        self.retirement.drain(leftover.replaced.take(), taken, drain, &self.held.machine().clock);
-        let served = self.newest(served, record);
-        // The lease, if it is still held; then what may panic.
-        drop(self);
-        drop(leftover);
-        served
+        let mut concluded = self.conclude(value, term);
+        self.retirement.drain(concluded.leftover.replaced.take(), &self.held.machine().clock);
+        self.end(concluded)
     }
 
     /// As [`publish`](Writer::publish), for a task. If the task is dropped while the old value drains, the value goes to the
     /// background and the lease is released.
     #[cfg(feature = "async")]
     pub(super) async fn publish_async(mut self, value: T, term: Term) -> Arc<Tracked<T>> {
-        let drain = self.held.handle().drain;
-        let (Concluded { served, record, mut leftover, .. }, taken) = self.conclude(value, term);
-        let machine = self.held.machine();
-        let replaced = leftover.replaced.take();
-        self.retirement.drain_async(replaced, taken, drain, &machine.clock, || self.held.inside()).await;
-        let served = self.newest(served, record);
-        drop(self);
-        drop(leftover);
-        served
+        let mut concluded = self.conclude(value, term);
+        let replaced = concluded.leftover.replaced.take();
+        {
+            let mut drained = pin!(self.retirement.drain_async(replaced, &self.held.machine().clock));
+            // It may run the finalizer, which must not wait for this build.
+            std::future::poll_fn(|cx| {
+                let _inside = self.held.inside();
+                drained.as_mut().poll(cx)
+            })
+            .await;
+        }
+        self.end(concluded)
     }
 
-    /// Publishes the result. Also returns the number of the value that the build had taken out and has replaced.
-    fn conclude(&mut self, value: T, term: Term) -> (Concluded<Tracked<T>>, Option<u64>) {
+    /// Publishes the result. What it has replaced is left over, also if the build had taken that out.
+    fn conclude(&mut self, value: T, term: Term) -> Concluded<Tracked<T>> {
         self.end_wait();
         let Self { retirement, held, section, .. } = self;
         let value = Arc::new(Tracked::new(value, retirement));
-        let drains = matches!(held.handle().drain, Drain::Wait(_));
         // Before the lease may be released: if it is not published, the next writer must wait for its reader.
         retirement.add_unpublished(&value);
-        let output = BuildOutput { release: !drains, ..BuildOutput::new(value, term) };
-        let concluded = held.conclude(output, &**retirement);
-        let taken = match std::mem::replace(section, Section::Open) {
-            Section::Locked(old) => retirement.end_write_section(old),
-            Section::Open | Section::Waiting(_) => None,
-        };
-        (concluded, taken)
+        let release = retirement.drain == Drain::Background;
+        let output = BuildOutput { release, ..BuildOutput::new(value, term) };
+        let mut concluded = held.conclude(output, &**retirement);
+        // Not both: while the build has the old value, there is none in the slot.
+        concluded.leftover.replaced = concluded.leftover.replaced.take().or_else(|| section.end(retirement));
+        concluded
     }
 
     /// What the caller of the build gets when the old value has drained, which may have taken long: what was published
     /// meanwhile, which this thread may have seen (G3).
-    fn newest(&self, served: Arc<Tracked<T>>, record: Option<Record>) -> Arc<Tracked<T>> {
+    fn end(self, Concluded { served, record, leftover, .. }: Concluded<Tracked<T>>) -> Arc<Tracked<T>> {
         let demand = self.held.ticket().demand();
-        match record.and_then(|record| self.held.machine().newer_than(record.generation)) {
+        let newest = match record.and_then(|record| self.held.machine().newer_than(record.generation)) {
             Some((value, record)) if demand.accepts_later(&record) => value,
             _ => served,
-        }
+        };
+        // The lease, if it is still held; then what may panic.
+        drop(self);
+        drop(leftover);
+        newest
     }
 
     /// The build has failed.
@@ -319,7 +316,7 @@ impl<'a, T: Send + Sync + 'static, C: Clock> Writer<'a, T, C> {
     /// Retires a value that is not put back because it was cleared.
     fn retire(&self, cleared: Option<Arc<Tracked<T>>>) {
         if let Some(cleared) = cleared {
-            self.retirement.retire_withheld(cleared);
+            self.retirement.retire(Some(cleared));
         }
     }
 }

@@ -563,7 +563,7 @@ fn g11_a_reader_of_a_value_that_is_cleared_while_a_writer_waits_for_it_is_counte
             let cell = Arc::clone(&cell);
             thread::spawn(move || {
                 let built = cell.request().try_get_with_writer(|writer| {
-                    drop(writer.acquire_write_lock());
+                    assert!(writer.acquire_write_lock().old().is_none(), "it was cleared");
                     if fails { Err("no") } else { Ok(2) }
                 });
                 built.map(|value| *value).ok()
