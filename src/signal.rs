@@ -1,13 +1,10 @@
 //! How a [`Refresher`](crate::Refresher)'s thread or task is notified of a change.
 //!
-//! A [`Signal`] has two flags: *notified*, since the last look, and *stopped*, for good. A notification sets the flag first and
-//! wakes the waiter after; the waiter looks at the flags before it sleeps. So no notification is lost.
+//! A [`Signal`] has two flags: *notified*, since the last look, and *stopped*, for good. Whatever waits for it joins its queue first,
+//! and then looks at the flags. A notification sets the flag first and wakes the queue after. So no notification is lost.
 
 use crate::sync::Mutex;
-use crate::wait::{Registration, Waiter};
-
-#[cfg(feature = "async")]
-use {crate::wait::register_again, std::task::Waker};
+use crate::wait::{WaitPoint, WaitQueue, Waiter};
 
 #[derive(Default)]
 pub(crate) struct Signal {
@@ -18,7 +15,7 @@ pub(crate) struct Signal {
 struct State {
     notified: bool,
     stopped: bool,
-    waiter: Registration,
+    waiters: WaitQueue<()>,
 }
 
 impl Signal {
@@ -33,30 +30,17 @@ impl Signal {
     }
 
     fn change(&self, change: impl FnOnce(&mut State)) {
-        let waiter = {
-            let mut state = self.state.lock();
-            if state.stopped {
-                // Nothing changes any more.
-                return;
-            }
-            change(&mut state);
-            state.waiter.waiter()
-        };
-        if let Some(waiter) = waiter {
+        let mut state = self.state.lock();
+        if state.stopped {
+            // Nothing changes any more.
+            return;
+        }
+        change(&mut state);
+        let waiters: Vec<Waiter> = state.waiters.matching(|()| true).collect();
+        drop(state);
+        for waiter in waiters {
             waiter.wake();
         }
-    }
-
-    /// The thread that is woken from now on.
-    pub(crate) fn wakes(&self, waiter: Waiter) {
-        let former = self.state.lock().waiter.replace(waiter);
-        drop(former);
-    }
-
-    /// The same for a task, at each poll.
-    #[cfg(feature = "async")]
-    pub(crate) fn wakes_task(&self, waker: &Waker) {
-        register_again(waker, |at| at(&mut self.state.lock().waiter));
     }
 
     pub(crate) fn is_stopped(&self) -> bool {
@@ -67,5 +51,13 @@ impl Signal {
     pub(crate) fn take_notified(&self) -> bool {
         let mut state = self.state.lock();
         std::mem::take(&mut state.notified) || state.stopped
+    }
+}
+
+impl WaitPoint for Signal {
+    type Note = ();
+
+    fn with_queue<R>(&self, access: impl FnOnce(&mut WaitQueue<()>) -> R) -> R {
+        access(&mut self.state.lock().waiters)
     }
 }

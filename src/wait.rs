@@ -11,9 +11,7 @@ use std::panic::{RefUnwindSafe, UnwindSafe};
 use crate::sync::park;
 use crate::time::{Clock, FOREVER, Tick};
 
-#[cfg(feature = "async")]
-pub(crate) use queue::register_again;
-pub(crate) use queue::{Registration, WaitQueue, Waiter};
+pub(crate) use queue::{WaitQueue, Waiter};
 
 #[cfg(feature = "async")]
 use {
@@ -24,7 +22,7 @@ use {
 /// What threads and tasks wait at.
 pub(crate) trait WaitPoint {
     /// What a waiter waits for.
-    type Note;
+    type Note: Copy;
 
     /// Runs `access` under the lock of the queue.
     fn with_queue<R>(&self, access: impl FnOnce(&mut WaitQueue<Self::Note>) -> R) -> R;
@@ -42,8 +40,9 @@ pub(crate) struct Entry<P: Deref<Target: WaitPoint>> {
     point: P,
     /// Its number in the queue, while it waits.
     number: Option<usize>,
+    /// The deadline of a task that waits, if there is one.
     #[cfg(feature = "async")]
-    timer: Timer,
+    alarm: Option<(Tick, Alarm)>,
 }
 
 impl<P: Deref<Target: WaitPoint>> Entry<P> {
@@ -53,7 +52,7 @@ impl<P: Deref<Target: WaitPoint>> Entry<P> {
             point,
             number: None,
             #[cfg(feature = "async")]
-            timer: Timer::default(),
+            alarm: None,
         }
     }
 
@@ -70,7 +69,21 @@ impl<P: Deref<Target: WaitPoint>> Entry<P> {
         mut check: impl FnMut(&P::Target) -> Option<R>,
     ) -> Option<R> {
         self.number = Some(self.point.with_queue(|queue| queue.join(Waiter::this_thread(), note)));
-        let result = wait_until(clock, deadline, || check(&self.point));
+        let result = loop {
+            // The clock first: between the check and the parking nothing may run that could take the thread's token,
+            // with which it may just have been woken.
+            let now = if deadline == FOREVER { Tick(0) } else { clock.now() };
+            if let Some(result) = check(&self.point) {
+                break Some(result);
+            }
+            if deadline == FOREVER {
+                park();
+            } else if now >= Tick(deadline) {
+                break None;
+            } else {
+                clock.park_until(Tick(deadline), now);
+            }
+        };
         self.leave();
         result
     }
@@ -82,8 +95,8 @@ impl<P: Deref<Target: WaitPoint>> Entry<P> {
         }
         #[cfg(feature = "async")]
         {
-            // An alarm keeps a waker as well.
-            self.timer = Timer::default();
+            // It keeps a waker as well.
+            self.alarm = None;
         }
     }
 }
@@ -106,75 +119,28 @@ impl<P: Deref<Target: WaitPoint>> Entry<P> {
         check: impl FnOnce(&P::Target) -> Option<R>,
     ) -> Poll<Option<R>> {
         if let Some(number) = self.number {
-            register_again(cx.waker(), |at| {
-                self.point.with_queue(|queue| queue.get_mut(number).map(at));
-            });
+            if !self.point.with_queue(|queue| queue.will_wake(number, cx.waker())) {
+                let waiter = Waiter::Task(cx.waker().clone());
+                let unused = self.point.with_queue(|queue| queue.register(number, waiter));
+                // Without the lock.
+                drop(unused);
+            }
         } else {
-            self.timer = Timer::start(clock, deadline);
-            let waiter = Waiter::task(cx.waker());
+            let until = Tick(deadline);
+            self.alarm = (deadline != FOREVER).then(|| (until, clock.sleep_until(until, clock.now())));
+            let waiter = Waiter::Task(cx.waker().clone());
             self.number = Some(self.point.with_queue(|queue| queue.join(waiter, note)));
         }
         let result = check(&self.point);
-        if result.is_none() && !self.timer.is_over(clock, cx) {
+        if result.is_none() && !self.is_over(clock, cx) {
             return Poll::Pending;
         }
         self.leave();
         Poll::Ready(result)
     }
-}
-
-// After a panic an entry is what it was, and its drop leaves the queue.
-impl<P: Deref<Target: WaitPoint>> UnwindSafe for Entry<P> {}
-impl<P: Deref<Target: WaitPoint>> RefUnwindSafe for Entry<P> {}
-
-impl<P: Deref<Target: WaitPoint>> Drop for Entry<P> {
-    fn drop(&mut self) {
-        self.leave();
-    }
-}
-
-/// Blocks until `check` yields something, or until `clock` shows `deadline`. The caller has
-/// registered this thread before, with what is to wake it.
-pub(crate) fn wait_until<C: Clock, R>(
-    clock: &C,
-    deadline: u64,
-    mut check: impl FnMut() -> Option<R>,
-) -> Option<R> {
-    loop {
-        // The clock first: between the check and the parking nothing may run that could take the thread's token,
-        // with which it may just have been woken.
-        let now = if deadline == FOREVER { Tick(0) } else { clock.now() };
-        if let Some(result) = check() {
-            return Some(result);
-        }
-        if deadline == FOREVER {
-            park();
-        } else if now >= Tick(deadline) {
-            return None;
-        } else {
-            clock.park_until(Tick(deadline), now);
-        }
-    }
-}
-
-/// The deadline of a task that waits.
-#[cfg(feature = "async")]
-#[derive(Default)]
-pub(crate) struct Timer {
-    /// `None`: there is no deadline.
-    alarm: Option<(Tick, Alarm)>,
-}
-
-#[cfg(feature = "async")]
-impl Timer {
-    pub(crate) fn start<C: Clock>(clock: &C, deadline: u64) -> Self {
-        let alarm =
-            (deadline != FOREVER).then(|| (Tick(deadline), clock.sleep_until(Tick(deadline), clock.now())));
-        Self { alarm }
-    }
 
     /// Whether the deadline has come; if not, the task is woken when it does.
-    pub(crate) fn is_over<C: Clock>(&mut self, clock: &C, cx: &mut Context<'_>) -> bool {
+    fn is_over<C: Clock>(&mut self, clock: &C, cx: &mut Context<'_>) -> bool {
         let Some((deadline, alarm)) = &mut self.alarm else { return false };
         if alarm.as_mut().poll(cx).is_pending() {
             return false;
@@ -188,5 +154,26 @@ impl Timer {
         *alarm = clock.sleep_until(*deadline, now);
         cx.waker().wake_by_ref();
         false
+    }
+
+    /// As [`wait`](Entry::wait), for a task that does nothing else.
+    pub(crate) async fn wait_async<C: Clock, R>(
+        mut self,
+        note: <P::Target as WaitPoint>::Note,
+        clock: &C,
+        deadline: u64,
+        mut check: impl FnMut(&P::Target) -> Option<R>,
+    ) -> Option<R> {
+        std::future::poll_fn(|cx| self.poll(note, clock, deadline, cx, &mut check)).await
+    }
+}
+
+// After a panic an entry is what it was, and its drop leaves the queue.
+impl<P: Deref<Target: WaitPoint>> UnwindSafe for Entry<P> {}
+impl<P: Deref<Target: WaitPoint>> RefUnwindSafe for Entry<P> {}
+
+impl<P: Deref<Target: WaitPoint>> Drop for Entry<P> {
+    fn drop(&mut self) {
+        self.leave();
     }
 }

@@ -81,8 +81,7 @@ impl<T> Attempt<T> {
     /// As [`wait`](Attempt::wait), for a task.
     #[cfg(feature = "async")]
     pub(crate) async fn wait_async<C: Clock>(self: Arc<Self>, clock: &C, deadline: u64) -> bool {
-        let mut entry = Entry::new(self);
-        std::future::poll_fn(|cx| entry.poll((), clock, deadline, cx, Self::completed)).await.is_some()
+        Entry::new(self).wait_async((), clock, deadline, Self::completed).await.is_some()
     }
 
     /// `Some`: there is an outcome.

@@ -10,7 +10,7 @@ use crate::own_thread;
 use crate::signal::Signal;
 use crate::sync::Arc;
 use crate::time::{FOREVER, nanos};
-use crate::wait::{Waiter, wait_until};
+use crate::wait::Entry;
 
 use super::Refresher;
 use super::attachment::{Attachment, Ended, Status};
@@ -131,12 +131,12 @@ impl RefresherOptions {
         let work = move || {
             let attachment = Arc::clone(&refresh_loop.attachment);
             let signal = &attachment.status.signal;
-            signal.wakes(Waiter::this_thread());
             loop {
                 match refresh_loop.step() {
                     Step::End => return,
                     Step::Sleep(until) => {
-                        wait_until(&attachment.clock, until, || signal.take_notified().then_some(()));
+                        let is_over = |signal: &Signal| signal.take_notified().then_some(());
+                        Entry::new(&**signal).wait((), &attachment.clock, until, is_over);
                     }
                     Step::Build(held) => {
                         let kept = held.previous().cloned();

@@ -15,7 +15,8 @@ use super::attachment::{Attached, Attachment};
 
 #[cfg(feature = "async")]
 use {
-    crate::wait::Timer,
+    crate::signal::Signal,
+    crate::wait::Entry,
     std::panic::{AssertUnwindSafe, catch_unwind},
     std::pin::{Pin, pin},
     std::task::Poll,
@@ -112,13 +113,8 @@ impl<K: Refreshable> RefreshLoop<K> {
 impl<K: Refreshable> RefreshLoop<K> {
     pub(super) async fn sleep(&self, until: u64) {
         let Attachment { clock, status, .. } = &*self.attachment;
-        let signal = &status.signal;
-        let mut timer = Timer::start(clock, until);
-        std::future::poll_fn(|cx| {
-            signal.wakes_task(cx.waker());
-            if signal.take_notified() || timer.is_over(clock, cx) { Poll::Ready(()) } else { Poll::Pending }
-        })
-        .await;
+        let is_over = |signal: &Signal| signal.take_notified().then_some(());
+        Entry::new(&*status.signal).wait_async((), clock, until, is_over).await;
     }
 
     /// What the build returns, or what it panics with; `None` if the refresher is to stop before it has ended.
@@ -128,10 +124,11 @@ impl<K: Refreshable> RefreshLoop<K> {
     ) -> Option<Result<R, Box<dyn Any + Send>>> {
         let build = pin!(build);
         let mut build = contained(build);
+        let Attachment { clock, status, .. } = &*self.attachment;
+        let mut entry = Entry::new(&*status.signal);
         std::future::poll_fn(|cx| {
-            let signal = &self.attachment.status.signal;
-            signal.wakes_task(cx.waker());
-            if signal.is_stopped() {
+            let stopped = |signal: &Signal| signal.is_stopped().then_some(());
+            if entry.poll((), clock, FOREVER, cx, stopped).is_ready() {
                 return Poll::Ready(None);
             }
             Pin::new(&mut build).poll(cx).map(Some)

@@ -166,8 +166,7 @@ impl<T> Retirement<T> {
     }
 
     async fn wait_async<C: Clock>(self: &Arc<Self>, awaited: Awaited, clock: &C, deadline: u64) {
-        let mut entry = Entry::new(self);
         let check = |retirement: &Arc<Self>| retirement.check(awaited);
-        std::future::poll_fn(|cx| entry.poll(awaited, clock, deadline, cx, check).map(drop)).await;
+        Entry::new(self).wait_async(awaited, clock, deadline, check).await;
     }
 }

@@ -144,12 +144,12 @@ impl Clock for ManualClock {
 
     #[cfg(feature = "async")]
     fn sleep_until(&self, deadline: Tick, _now: Tick) -> Alarm {
-        let (clock, mut entry) = (self.clone(), Entry::new(Arc::clone(self.shared())));
-        Box::pin(std::future::poll_fn(move |cx| {
+        let clock = self.clone();
+        Box::pin(async move {
             // Acquire: as in `now`.
             let is_over = |shared: &Shared| (shared.now.load(Ordering::Acquire) >= deadline.0).then_some(());
-            entry.poll((), &clock, FOREVER, cx, is_over).map(drop)
-        }))
+            Entry::new(Arc::clone(clock.shared())).wait_async((), &clock, FOREVER, is_over).await;
+        })
     }
 }
 

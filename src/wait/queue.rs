@@ -15,6 +15,7 @@ use {crate::contain::contain, std::task::Waker};
 /// A thread that is parked, or a task that is suspended.
 pub(crate) enum Waiter {
     Thread(Thread),
+    /// To clone the waker runs user code: not under a lock.
     #[cfg(feature = "async")]
     Task(Waker),
 }
@@ -22,12 +23,6 @@ pub(crate) enum Waiter {
 impl Waiter {
     pub(crate) fn this_thread() -> Self {
         Self::Thread(current_thread())
-    }
-
-    /// Runs user code: do not call under a lock.
-    #[cfg(feature = "async")]
-    pub(crate) fn task(waker: &Waker) -> Self {
-        Self::Task(waker.clone())
     }
 
     /// Do not call under a lock. The panic of a waker ends here, after the panic hook has reported it, so that the others
@@ -45,52 +40,11 @@ impl Waiter {
     }
 }
 
-/// How to wake one waiter. A task's waker is taken out when it is used, because cloning it would run user code under a lock; a
-/// task that goes on waiting registers another one at its next poll.
-#[derive(Default)]
-pub(crate) struct Registration(Option<Waiter>);
-
-impl Registration {
-    /// To be woken after unlocking.
-    pub(crate) fn waiter(&mut self) -> Option<Waiter> {
-        match &self.0 {
-            Some(Waiter::Thread(thread)) => Some(Waiter::Thread(thread.clone())),
-            #[cfg(feature = "async")]
-            Some(Waiter::Task(_)) => self.0.take(),
-            None => None,
-        }
-    }
-
-    /// Returns the former one: drop it after unlocking.
-    #[must_use = "drop it after unlocking"]
-    pub(crate) fn replace(&mut self, waiter: Waiter) -> Option<Waiter> {
-        self.0.replace(waiter)
-    }
-
-    #[cfg(feature = "async")]
-    pub(crate) fn will_wake(&self, waker: &Waker) -> bool {
-        matches!(&self.0, Some(Waiter::Task(former)) if former.will_wake(waker))
-    }
-}
-
-/// Registers the waker of a task that is polled again, unless the same one is registered already. `at` gives access to its
-/// registration, under a lock.
-#[cfg(feature = "async")]
-pub(crate) fn register_again(waker: &Waker, at: impl Fn(&mut dyn FnMut(&mut Registration))) {
-    let mut is_there = true;
-    at(&mut |registration| is_there = registration.will_wake(waker));
-    if !is_there {
-        let mut waiter = Some(Waiter::task(waker));
-        let mut former = None;
-        at(&mut |registration| former = waiter.take().and_then(|waiter| registration.replace(waiter)));
-        // Without a lock; also the new one, if its entry is gone.
-        drop((former, waiter));
-    }
-}
-
 /// The waiters, each with a note on what it waits for. Its owner keeps it under a lock.
 pub(crate) struct WaitQueue<N> {
-    entries: Vec<Option<(Registration, N)>>,
+    /// A task's waker is taken out when it is used, because cloning it would run user code under a lock; a task that goes on
+    /// waiting registers another one at its next poll.
+    entries: Vec<Option<(Option<Waiter>, N)>>,
     /// The numbers of the entries that are `None`.
     free: Vec<usize>,
 }
@@ -108,13 +62,13 @@ impl<N> WaitQueue<N> {
             self.entries.push(None);
             self.entries.len() - 1
         });
-        self.entries[number] = Some((Registration(Some(waiter)), note));
+        self.entries[number] = Some((Some(waiter), note));
         number
     }
 
     /// Removes a waiter, unless [`drain`](WaitQueue::drain) has. Drop the result after unlocking.
     #[must_use = "drop it after unlocking"]
-    pub(crate) fn leave(&mut self, number: usize) -> Option<Registration> {
+    pub(crate) fn leave(&mut self, number: usize) -> Option<Waiter> {
         let (left, _) = self.entries.get_mut(number)?.take()?;
         if self.free.len() + 1 == self.entries.len() {
             self.entries.clear();
@@ -122,18 +76,29 @@ impl<N> WaitQueue<N> {
         } else {
             self.free.push(number);
         }
-        Some(left)
+        left
     }
 
-    /// The registration of a waiter that is still in the queue.
+    /// Whether this waker is registered for a waiter.
     #[cfg(feature = "async")]
-    pub(crate) fn get_mut(&mut self, number: usize) -> Option<&mut Registration> {
-        self.entries.get_mut(number)?.as_mut().map(|(registration, _)| registration)
+    pub(crate) fn will_wake(&self, number: usize, waker: &Waker) -> bool {
+        matches!(self.entries.get(number), Some(Some((Some(Waiter::Task(former)), _))) if former.will_wake(waker))
+    }
+
+    /// Registers another waker for a waiter. Returns the former one, or this one if the waiter is not in the queue any more: drop it
+    /// after unlocking.
+    #[cfg(feature = "async")]
+    #[must_use = "drop it after unlocking"]
+    pub(crate) fn register(&mut self, number: usize, waiter: Waiter) -> Option<Waiter> {
+        match self.entries.get_mut(number) {
+            Some(Some((former, _))) => former.replace(waiter),
+            _ => Some(waiter),
+        }
     }
 
     /// Removes all waiters, to be woken after unlocking. Their numbers are no longer valid.
     pub(crate) fn drain(&mut self) -> impl Iterator<Item = Waiter> + use<N> {
-        std::mem::take(self).entries.into_iter().flatten().filter_map(|(registration, _)| registration.0)
+        std::mem::take(self).entries.into_iter().flatten().filter_map(|(waiter, _)| waiter)
     }
 
     /// The waiters whose note meets `condition`, to be woken after unlocking. They stay in the queue.
@@ -142,7 +107,12 @@ impl<N> WaitQueue<N> {
         condition: impl Fn(&N) -> bool + 'a,
     ) -> impl Iterator<Item = Waiter> + 'a {
         let matching = self.entries.iter_mut().flatten().filter(move |(_, note)| condition(note));
-        matching.filter_map(|(registration, _)| registration.waiter())
+        matching.filter_map(|(waiter, _)| match waiter {
+            Some(Waiter::Thread(thread)) => Some(Waiter::Thread(thread.clone())),
+            #[cfg(feature = "async")]
+            Some(Waiter::Task(_)) => waiter.take(),
+            None => None,
+        })
     }
 
     #[cfg(test)]
@@ -198,13 +168,13 @@ mod tests {
         }
         let waker = Waker::from(Arc::new(Ignore));
         let mut queue = WaitQueue::default();
-        let number = queue.join(Waiter::task(&waker), ());
+        let number = queue.join(Waiter::Task(waker.clone()), ());
         // Miri gives a clone of a waker another table of functions.
-        assert!(cfg!(miri) || queue.get_mut(number).unwrap().will_wake(&waker));
+        assert!(cfg!(miri) || queue.will_wake(number, &waker));
         assert_eq!(queue.matching(|()| true).count(), 1);
         assert_eq!(queue.matching(|()| true).count(), 0);
-        assert!(!queue.get_mut(number).unwrap().will_wake(&waker));
-        assert!(queue.get_mut(number).unwrap().replace(Waiter::task(&waker)).is_none());
+        assert!(!queue.will_wake(number, &waker));
+        assert!(queue.register(number, Waiter::Task(waker.clone())).is_none());
         assert_eq!(queue.matching(|()| true).count(), 1);
         assert_eq!(queue.len(), 1);
     }
