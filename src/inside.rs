@@ -18,14 +18,9 @@ const BUILD: usize = 1;
 /// How many notes fit without an allocation.
 const CAPACITY: usize = 16;
 
-struct Notes {
-    count: Cell<usize>,
-    notes: [Cell<usize>; CAPACITY],
-}
-
 thread_local! {
-    /// In the order in which they were made.
-    static NOTES: Notes = const { Notes { count: Cell::new(0), notes: [const { Cell::new(0) }; CAPACITY] } };
+    /// 0: free. Notes are made and removed in whatever order, but mostly there is one at a time, in the first place.
+    static NOTES: [Cell<usize>; CAPACITY] = const { [const { Cell::new(0) }; CAPACITY] };
     static OVERFLOW: RefCell<Vec<usize>> = const { RefCell::new(Vec::new()) };
 }
 
@@ -77,32 +72,22 @@ fn note(kind: usize, address: usize) -> usize {
 
 #[inline]
 fn enter(note: usize) {
-    NOTES.with(|all| {
-        let count = all.count.get();
-        match all.notes.get(count) {
-            Some(free) => {
-                free.set(note);
-                all.count.set(count + 1);
-            }
-            None => enter_overflow(note),
-        }
+    NOTES.with(|all| match all.iter().find(|place| place.get() == 0) {
+        Some(free) => free.set(note),
+        None => enter_overflow(note),
     });
 }
 
 #[inline]
 fn leave(note: usize) {
-    NOTES.with(|all| {
-        let last = all.count.get().wrapping_sub(1);
-        if all.notes.get(last).is_some_and(|latest| latest.get() == note) {
-            all.count.set(last);
-        } else {
-            leave_out_of_order(all, note);
-        }
+    NOTES.with(|all| match all.iter().find(|place| place.get() == note) {
+        Some(place) => place.set(0),
+        None => leave_overflow(note),
     });
 }
 
 fn any(mut condition: impl FnMut(usize) -> bool) -> bool {
-    NOTES.with(|all| all.notes[..all.count.get()].iter().any(|note| condition(note.get())))
+    NOTES.with(|all| all.iter().any(|note| note.get() != 0 && condition(note.get())))
         || OVERFLOW.try_with(|all| all.borrow().iter().any(|note| condition(*note))).unwrap_or(false)
 }
 
@@ -115,22 +100,13 @@ fn enter_overflow(note: usize) {
 
 #[cold]
 #[inline(never)]
-fn leave_out_of_order(all: &Notes, note: usize) {
-    let notes = &all.notes[..all.count.get()];
-    if let Some(place) = notes.iter().rposition(|other| other.get() == note) {
-        // Later ones move down.
-        for pair in notes[place..].windows(2) {
-            pair[0].set(pair[1].get());
+fn leave_overflow(note: usize) {
+    let _ = OVERFLOW.try_with(|all| {
+        let mut all = all.borrow_mut();
+        if let Some(place) = all.iter().rposition(|other| *other == note) {
+            all.swap_remove(place);
         }
-        all.count.set(notes.len() - 1);
-    } else {
-        let _ = OVERFLOW.try_with(|all| {
-            let mut all = all.borrow_mut();
-            if let Some(place) = all.iter().rposition(|other| *other == note) {
-                all.swap_remove(place);
-            }
-        });
-    }
+    });
 }
 
 #[cfg(test)]
