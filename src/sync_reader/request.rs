@@ -1,8 +1,6 @@
 //! What a request of a [`SyncReaderCell`] has besides: builds that may ask for the write lock.
 
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-
-use crate::cell::{Caller, Held, Request, Term};
+use crate::cell::{Caller, Request, Term};
 use crate::error::{BoxError, RefreshError, SharedError};
 use crate::time::Clock;
 
@@ -73,7 +71,7 @@ impl<T: Send + Sync + 'static, C: Clock> Request<'_, T, C, SyncReaderCell<T, C>>
         ReaderArc(search.get("get_with_writer", |held| {
             // Until the finalizer has run too, which must not wait for this build either.
             let _inside = held.inside();
-            let (value, writer) = write(held, build);
+            let (value, writer) = Writer::run(held, build);
             writer.publish(value, Term::POLICY)
         }))
     }
@@ -121,27 +119,12 @@ impl<T: Send + Sync + 'static, C: Clock> Request<'_, T, C, SyncReaderCell<T, C>>
         let (search, _) = self.begin(Caller::Fallible);
         let value = search.try_get(|held| {
             let _inside = held.inside();
-            let (result, writer) = write(held, build);
+            let (result, writer) = Writer::run(held, build);
             match result {
                 Ok(value) => Ok(writer.publish(value, Term::POLICY)),
                 Err(error) => Err(writer.fail(SharedError::new(error))),
             }
         });
         value.map(ReaderArc)
-    }
-}
-
-/// Runs a build that is given a writer. A panic is noted, and goes on.
-fn write<T: Send + Sync + 'static, C: Clock, R>(
-    held: Held<'_, SyncReaderCell<T, C>>,
-    build: impl FnOnce(&mut Writer<'_, T, C>) -> R,
-) -> (R, Writer<'_, T, C>) {
-    let mut writer = Writer::new(held);
-    match catch_unwind(AssertUnwindSafe(|| build(&mut writer))) {
-        Ok(result) => (result, writer),
-        Err(panic) => {
-            writer.note_panic(&*panic);
-            resume_unwind(panic)
-        }
     }
 }

@@ -9,6 +9,7 @@
 //! in which the lease is released.
 
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 #[cfg(feature = "async")]
 use std::pin::pin;
 use std::time::Duration;
@@ -25,7 +26,6 @@ use super::retirement::{Retirement, Tracked};
 /// Passed to a build that may need the old value for itself. See
 /// [`Request::get_with_writer`](crate::Request::get_with_writer).
 pub struct Writer<'a, T: Send + Sync + 'static, C: Clock = SystemClock> {
-    retirement: Arc<Retirement<T>>,
     held: Held<'a, SyncReaderCell<T, C>>,
     section: Section<T>,
     /// The thread that builds. It may have the lock taken by another one.
@@ -38,17 +38,6 @@ enum Section<T> {
     Waiting,
     /// With what it has taken, and the number of that.
     Locked(Option<(u64, T)>),
-}
-
-impl<T> Section<T> {
-    /// Ends it. Returns what was withheld.
-    fn end(&mut self, retirement: &Arc<Retirement<T>>) -> Option<Arc<Tracked<T>>> {
-        match std::mem::replace(self, Self::Open) {
-            Self::Open => None,
-            Self::Waiting => retirement.end_withholding(),
-            Self::Locked(old) => old.map(|(number, old)| retirement.put_back(number, old)),
-        }
-    }
 }
 
 /// Exclusive access to the old value, while no reader is inside. Held until the build ends, even if it is dropped
@@ -96,8 +85,26 @@ impl<T: Send + Sync + 'static, C: Clock> fmt::Debug for Writer<'_, T, C> {
 
 impl<'a, T: Send + Sync + 'static, C: Clock> Writer<'a, T, C> {
     pub(super) fn new(held: Held<'a, SyncReaderCell<T, C>>) -> Self {
-        let retirement = Arc::clone(&held.handle().retirement);
-        Self { retirement, held, section: Section::Open, builder: current_thread().id() }
+        Self { held, section: Section::Open, builder: current_thread().id() }
+    }
+
+    /// Runs a build that is given a writer. A panic is noted, and goes on.
+    pub(super) fn run<R>(
+        held: Held<'a, SyncReaderCell<T, C>>,
+        build: impl FnOnce(&mut Self) -> R,
+    ) -> (R, Self) {
+        let mut writer = Self::new(held);
+        match catch_unwind(AssertUnwindSafe(|| build(&mut writer))) {
+            Ok(result) => (result, writer),
+            Err(panic) => {
+                writer.held.note_panic(&*panic);
+                resume_unwind(panic)
+            }
+        }
+    }
+
+    fn retirement(&self) -> &Arc<Retirement<T>> {
+        &self.held.handle().retirement
     }
 
     /// Waits until no reader is inside, and holds new readers back until the build ends.
@@ -151,11 +158,11 @@ impl<'a, T: Send + Sync + 'static, C: Clock> Writer<'a, T, C> {
     #[track_caller]
     pub fn acquire_write_lock(&mut self) -> WriteLock<'_, T> {
         assert!(
-            !self.retirement.has_guard_of_this_thread(),
+            !self.retirement().has_guard_of_this_thread(),
             "acquire_write_lock would wait for itself: this thread holds a ReadGuard of the same cell; drop it before"
         );
         assert!(
-            !self.retirement.is_finalized_by_this_thread(),
+            !self.retirement().is_finalized_by_this_thread(),
             "acquire_write_lock would wait for itself: it was called from inside the finalizer of the same cell"
         );
         let locked = self.lock(FOREVER).is_ok();
@@ -194,11 +201,11 @@ impl<'a, T: Send + Sync + 'static, C: Clock> Writer<'a, T, C> {
     /// assert_eq!((*reader, *value), (1, 2));
     /// ```
     pub fn acquire_write_lock_timeout(&mut self, wait: Duration) -> Result<WriteLock<'_, T>, DrainTimeout> {
-        if self.retirement.has_guard_of_this_thread() {
+        if self.retirement().has_guard_of_this_thread() {
             // At least the guard of its own.
-            return Err(DrainTimeout { readers: self.retirement.readers().max(1) });
+            return Err(DrainTimeout { readers: self.retirement().readers().max(1) });
         }
-        if self.retirement.is_finalized_by_this_thread() {
+        if self.retirement().is_finalized_by_this_thread() {
             return Err(DrainTimeout { readers: 0 });
         }
         let deadline = deadline(&self.held.machine().clock, wait);
@@ -223,8 +230,8 @@ impl<'a, T: Send + Sync + 'static, C: Clock> Writer<'a, T, C> {
             return Err(DrainTimeout { readers: 0 });
         };
         self.section = Section::Waiting;
-        self.retirement.withhold(value);
-        match self.retirement.take_withheld(self.builder, &machine.clock, deadline) {
+        self.retirement().withhold(value);
+        match self.retirement().take_withheld(self.builder, &machine.clock, deadline) {
             Ok(old) => {
                 self.section = Section::Locked(old);
                 Ok(())
@@ -236,10 +243,19 @@ impl<'a, T: Send + Sync + 'static, C: Clock> Writer<'a, T, C> {
         }
     }
 
+    /// Ends the section. Returns what was withheld.
+    fn end_section(&mut self) -> Option<Arc<Tracked<T>>> {
+        match std::mem::replace(&mut self.section, Section::Open) {
+            Section::Open => None,
+            Section::Waiting => self.retirement().end_withholding(),
+            Section::Locked(old) => old.map(|(number, old)| self.retirement().put_back(number, old)),
+        }
+    }
+
     /// Restores the value if the lock was never acquired: the time was over, or the clock panicked and the build caught that.
     fn end_wait(&mut self) {
         if let Section::Waiting = self.section {
-            let value = self.section.end(&self.retirement);
+            let value = self.end_section();
             self.retire(self.held.machine().put_back(self.held.ticket(), value));
         }
     }
@@ -247,7 +263,7 @@ impl<'a, T: Send + Sync + 'static, C: Clock> Writer<'a, T, C> {
     /// Publishes `value`, and drains the old one as the cell's [`Drain`] says.
     pub(super) fn publish(mut self, value: T, term: Term) -> Arc<Tracked<T>> {
         let mut concluded = self.conclude(value, term);
-        self.retirement.drain(concluded.leftover.replaced.take(), &self.held.machine().clock);
+        self.retirement().drain(concluded.leftover.replaced.take(), &self.held.machine().clock);
         self.end(concluded)
     }
 
@@ -258,7 +274,7 @@ impl<'a, T: Send + Sync + 'static, C: Clock> Writer<'a, T, C> {
         let mut concluded = self.conclude(value, term);
         let replaced = concluded.leftover.replaced.take();
         {
-            let mut drained = pin!(self.retirement.drain_async(replaced, &self.held.machine().clock));
+            let mut drained = pin!(self.retirement().drain_async(replaced, &self.held.machine().clock));
             // It may run the finalizer, which must not wait for this build.
             std::future::poll_fn(|cx| {
                 let _inside = self.held.inside();
@@ -272,15 +288,16 @@ impl<'a, T: Send + Sync + 'static, C: Clock> Writer<'a, T, C> {
     /// Publishes the result. What it has replaced is left over, also if the build had taken that out.
     fn conclude(&mut self, value: T, term: Term) -> Concluded<Tracked<T>> {
         self.end_wait();
-        let Self { retirement, held, section, .. } = self;
+        let retirement = &Arc::clone(self.retirement());
         let value = Arc::new(Tracked::new(value, retirement));
         // Before the lease may be released: if it is not published, the next writer must wait for its reader.
         retirement.add_unpublished(&value);
         let release = retirement.drain == Drain::Background;
         let output = BuildOutput { release, ..BuildOutput::new(value, term) };
-        let mut concluded = held.conclude(output, &**retirement);
+        let mut concluded = self.held.conclude(output, &**retirement);
         // Not both: while the build has the old value, there is none in the slot.
-        concluded.leftover.replaced = concluded.leftover.replaced.take().or_else(|| section.end(retirement));
+        let replaced = concluded.leftover.replaced.take();
+        concluded.leftover.replaced = replaced.or_else(|| self.end_section());
         concluded
     }
 
@@ -300,23 +317,18 @@ impl<'a, T: Send + Sync + 'static, C: Clock> Writer<'a, T, C> {
 
     /// The build has failed.
     pub(super) fn fail(mut self, error: SharedError) -> SharedError {
-        let Self { retirement, held, section, .. } = &mut self;
         // Before the value leaves the section: the clock may panic.
-        let now = held.machine().now();
-        let rejected = held.fail_with(&error, section.end(retirement), now);
+        let now = self.held.machine().now();
+        let withheld = self.end_section();
+        let rejected = self.held.fail_with(&error, withheld, now);
         self.retire(rejected);
         error
-    }
-
-    /// A panic of the build, to be shown when the lease is given back.
-    pub(super) fn note_panic(&mut self, panic: &(dyn std::any::Any + Send)) {
-        self.held.note_panic(panic);
     }
 
     /// Retires a value that is not put back because it was cleared.
     fn retire(&self, cleared: Option<Arc<Tracked<T>>>) {
         if let Some(cleared) = cleared {
-            self.retirement.retire(Some(cleared));
+            self.retirement().retire(Some(cleared));
         }
     }
 }
@@ -324,7 +336,7 @@ impl<'a, T: Send + Sync + 'static, C: Clock> Writer<'a, T, C> {
 impl<T: Send + Sync + 'static, C: Clock> Drop for Writer<'_, T, C> {
     /// A build that ends without a result: it panicked.
     fn drop(&mut self) {
-        let withheld = self.section.end(&self.retirement);
+        let withheld = self.end_section();
         let rejected = self.held.give_back(withheld);
         self.retire(rejected);
     }
