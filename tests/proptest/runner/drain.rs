@@ -231,6 +231,10 @@ impl Runner {
                 ),
                 (got, expected) => panic!("acquire_write_lock_timeout: {got:?} instead of {expected:?}"),
             }
+            // A value without readers was put back in an `Arc` of its own.
+            if let Some(current) = self.model.borrow().value() {
+                self.ledger.moves(current);
+            }
         } else {
             let expected = self.model.borrow_mut().lock(build);
             let got = called(|| {
