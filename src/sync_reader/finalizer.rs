@@ -18,11 +18,21 @@ use crate::wait::Waiter;
 
 use super::retirement::{Retirement, State};
 
+/// Wakes the waiters whose wait is over.
+pub(super) fn wake_waiters<T>(mut state: MutexGuard<'_, State<T>>) {
+    let State { queue, waiters, .. } = &mut *state;
+    let woken: Vec<Waiter> = waiters.matching(|awaited| queue.is_over(*awaited)).collect();
+    drop(state);
+    for waiter in woken {
+        waiter.wake();
+    }
+}
+
 impl<T> Retirement<T> {
     /// A value may have become ready: wakes the thread that finalises it. And waiters whose wait is over, as a writer's may be.
     pub(super) fn schedule_finalizer(self: &Arc<Self>, mut state: MutexGuard<'_, State<T>>) {
         if !state.queue.is_ready() {
-            return self.wake_waiters(state);
+            return wake_waiters(state);
         }
         // One is enough: a waiter that helps and leaves without having done it calls this again. Nothing waits for a cell that
         // has been dropped: a waiter that is still in the queue is a leaked task's.
@@ -48,23 +58,13 @@ impl<T> Retirement<T> {
             let mut state = self.state.lock();
             state.queue.end_finalizer(number);
             let name = state.name;
-            self.wake_waiters(state);
+            wake_waiters(state);
             trace::finalized(name, number, begun);
         }
     }
 
     fn begin_finalizer(&self) -> Option<(u64, T)> {
         self.state.lock().queue.begin_finalizer(current_thread().id())
-    }
-
-    /// Wakes the waiters whose wait is over.
-    pub(super) fn wake_waiters(&self, mut state: MutexGuard<'_, State<T>>) {
-        let State { queue, waiters, .. } = &mut *state;
-        let woken: Vec<Waiter> = waiters.matching(|awaited| queue.is_over(*awaited)).collect();
-        drop(state);
-        for waiter in woken {
-            waiter.wake();
-        }
     }
 
     pub(crate) fn is_finalized_by_this_thread(&self) -> bool {

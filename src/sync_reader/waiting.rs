@@ -15,6 +15,7 @@ use crate::wait::{Entry, WaitPoint, WaitQueue};
 use crate::time::FOREVER;
 
 use super::drain::{Drain, DrainTimeout};
+use super::finalizer::wake_waiters;
 use super::queue::Awaited;
 use super::retirement::{Retirement, State, Tracked};
 
@@ -69,7 +70,7 @@ impl<T> Retirement<T> {
         let mut state = self.state.lock();
         if state.is_guarded_by_this_thread(state.queue.build_drain()) {
             state.queue.abandon_build_drain();
-            self.wake_waiters(state);
+            wake_waiters(state);
         }
     }
 
