@@ -1,6 +1,7 @@
 //! `DogpileCell`: thin methods over the state machine.
 //!
-//! One direction: a file imports only from those above it (and the type [`DogpileCell`], which handles of it name).
+//! One direction: a file imports only from those above it. There are two exceptions: handles of a [`DogpileCell`] name that type,
+//! and a [`Kind`] of cells, beside the handles, names the lease that it publishes with.
 //!
 //! ```text
 //! slot        the value and its record, read without a lock        G2 G3
@@ -71,10 +72,8 @@ use crate::time::{Clock, SystemClock, nanos};
 pub(crate) use attempt::{Attempt, Outcome};
 #[cfg(feature = "async")]
 pub(crate) use build::Publishing;
-pub(crate) use build::{Made, Publishes, publish_in_arc};
 pub(crate) use elect::Decision;
-pub(crate) use handle::WeakHandle;
-pub(crate) use handle::sealed::Kind;
+pub(crate) use handle::{Kind, WeakHandle};
 pub(crate) use lease::Held;
 pub(crate) use listeners::{Listener, Noted, Notified};
 pub(crate) use listening::Plan;
@@ -268,11 +267,9 @@ impl<T, C: Clock> Kind for DogpileCell<T, C> {
     fn share(stored: Arc<T>) -> Arc<T> {
         stored
     }
-}
 
-impl<T, C: Clock> Publishes for DogpileCell<T, C> {
-    fn publish(held: Held<'_, Self>, made: Made<Self>) -> Arc<T> {
-        publish_in_arc(held, made)
+    fn publish(held: Held<'_, Self>, value: T, term: Term) -> Arc<T> {
+        held.publish_arc(Arc::new(value), term)
     }
 }
 

@@ -4,8 +4,8 @@ use std::fmt;
 use std::time::Duration;
 
 use crate::cell::{
-    BuildResult, Caller, DogpileCell, Guard, Handle, Held, InCaller, Job, Kind, Machine, Made, Owned,
-    Publishes, Reader, Request, Snapshot, SpawnWith, publish_in_arc,
+    BuildResult, Caller, DogpileCell, Guard, Handle, Held, InCaller, Job, Kind, Machine, Owned, Reader,
+    Request, Snapshot, SpawnWith, Term,
 };
 use crate::error::{BoxError, RefreshError};
 use crate::hook::{Change, Hook};
@@ -183,11 +183,9 @@ impl<T, F, C: Clock> Kind for LazyDogpile<T, F, C> {
     fn share(stored: Arc<T>) -> Arc<T> {
         stored
     }
-}
 
-impl<T, F, C: Clock> Publishes for LazyDogpile<T, F, C> {
-    fn publish(held: Held<'_, Self>, made: Made<Self>) -> Arc<T> {
-        publish_in_arc(held, made)
+    fn publish(held: Held<'_, Self>, value: T, term: Term) -> Arc<T> {
+        held.publish_arc(Arc::new(value), term)
     }
 }
 

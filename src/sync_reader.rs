@@ -33,8 +33,7 @@ use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::time::Duration;
 
 use crate::cell::{
-    Caller, DogpileCell, Handle, Held, Kind, Machine, Made, Publishes, Request, Search, Snapshot, TakesBuild,
-    Term,
+    Caller, DogpileCell, Handle, Held, Kind, Machine, Request, Search, Snapshot, TakesBuild, Term,
 };
 use crate::error::{BoxError, RefreshError, SharedError};
 use crate::hook::{Change, Hook, hook_on_change, hook_on_publish};
@@ -260,33 +259,26 @@ impl<T: Send + Sync + 'static, C: Clock> Kind for SyncReaderCell<T, C> {
         ReaderArc(stored)
     }
 
+    fn publish(held: Held<'_, Self>, value: T, term: Term) -> Arc<Tracked<T>> {
+        // Until the finalizer has run too, which must not wait for this build either.
+        let _inside = held.inside();
+        Writer::new(held).publish(value, term)
+    }
+
+    #[cfg(feature = "async")]
+    fn publish_async(held: Held<'_, Self>, value: T, term: Term) -> Publishing<'_, Tracked<T>> {
+        match held.handle().drain {
+            Drain::Wait(_) => Publishing::Draining(Box::pin(Writer::new(held).publish_async(value, term))),
+            Drain::Background => Publishing::Done(Self::publish(held, value, term)),
+        }
+    }
+
     fn has_guard_of_this_thread(&self) -> bool {
         self.retirement.has_guard_of_this_thread()
     }
 
     fn give_way(&self) {
         self.retirement.abandon_drain_that_waits_for_this_thread();
-    }
-}
-
-impl<T: Send + Sync + 'static, C: Clock> Publishes for SyncReaderCell<T, C> {
-    fn publish(held: Held<'_, Self>, made: Made<Self>) -> Arc<Tracked<T>> {
-        // Until the finalizer has run too, which must not wait for this build either.
-        let _inside = held.inside();
-        match made {
-            Made::New(value, term) => Writer::new(held).publish(value, term),
-            Made::NotModified(value) => held.publish_again(value, Term::POLICY),
-        }
-    }
-
-    #[cfg(feature = "async")]
-    fn publish_async(held: Held<'_, Self>, made: Made<Self>) -> Publishing<'_, Tracked<T>> {
-        match made {
-            Made::New(value, term) if matches!(held.handle().drain, Drain::Wait(_)) => {
-                Publishing::Draining(Box::pin(Writer::new(held).publish_async(value, term)))
-            }
-            made => Publishing::Done(Self::publish(held, made)),
-        }
     }
 }
 

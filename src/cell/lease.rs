@@ -18,8 +18,7 @@ use crate::trace::{self, PublishOutcome, Span};
 
 use super::DogpileCell;
 use super::elect::{Progress, Ticket};
-use super::handle::Handle;
-use super::handle::sealed::Kind;
+use super::handle::{Handle, Kind};
 use super::machine::Machine;
 use super::publish::{BuildOutput, Concluded, Observer, Term};
 

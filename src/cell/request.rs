@@ -9,9 +9,8 @@ use crate::sync::Arc;
 use crate::time::{Clock, FOREVER, SystemClock, nanos};
 
 use super::DogpileCell;
-use super::build::{Job, Publishes, Refreshable, Refreshed, Spawned};
-use super::handle::Handle;
-use super::handle::sealed::Kind;
+use super::build::{Job, Refreshable, Refreshed, Spawned};
+use super::handle::{Handle, Kind};
 use super::lease::Held;
 use super::lookup::Lookup;
 use super::search::{Caller, Found, Search};
@@ -370,7 +369,7 @@ impl<'a, T, C: Clock> Request<'a, T, C> {
 /// The kinds of cells whose build is passed to each call.
 ///
 /// This trait is sealed: no other type can implement it.
-pub trait TakesBuild: Publishes {}
+pub trait TakesBuild: Kind {}
 
 impl<T, C: Clock> TakesBuild for DogpileCell<T, C> {}
 
@@ -481,7 +480,6 @@ impl<T, C: Clock, K: TakesBuild + Kind<Value = T, Clock = C>> Request<'_, T, C, 
         F: FnOnce(Option<K::Shared>) -> Result<Refreshed<T>, E>,
     {
         let (search, InCaller) = self.begin(Caller::Fallible);
-        let build = |previous| build(previous).map_err(Into::into);
         search.try_get(|held| held.try_build_with(build)).map(K::share)
     }
 }
@@ -790,9 +788,7 @@ where
         S: FnOnce(Job) -> R,
     {
         let (mut search, SpawnWith(spawn)) = self.begin(Caller::Fallible);
-        let run =
-            |held: Held<'static, K>| held.try_build_with(|previous| build(previous).map_err(Into::into));
-        search.run_spawned(spawn, run).map(K::share)
+        search.run_spawned(spawn, |held| held.try_build_with(build)).map(K::share)
     }
 }
 
