@@ -387,7 +387,7 @@ impl<T, C: Clock> DogpileCell<T, C> {
     #[cold]
     #[inline(never)]
     #[track_caller]
-    pub(super) fn refresh(&self, build: impl FnOnce() -> T) -> Arc<T> {
+    fn refresh(&self, build: impl FnOnce() -> T) -> Arc<T> {
         let search = Search::plain(Handle::Borrowed(self), Caller::Infallible);
         search.get("get_or_refresh", |held| held.build(build))
     }
@@ -497,7 +497,7 @@ impl<T, C> DogpileCell<T, C> {
     /// ```
     #[must_use]
     pub fn reader(&self) -> Reader<'_, T, C> {
-        Reader::new(self)
+        Reader::new(self, ())
     }
 }
 

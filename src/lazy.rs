@@ -517,7 +517,7 @@ impl<T, F, C> LazyDogpile<T, F, C> {
     /// ```
     #[must_use]
     pub fn reader(&self) -> LazyReader<'_, T, F, C> {
-        LazyReader { reader: self.cell.reader(), build: &self.build }
+        Reader::new(&self.cell, &self.build)
     }
 }
 
@@ -964,12 +964,10 @@ where
 /// assert_eq!(**limit.get_or_refresh(), 7);
 /// assert_eq!(**limit.get().unwrap(), 7);
 /// ```
-pub struct LazyReader<'a, T, F = fn() -> T, C = SystemClock> {
-    reader: Reader<'a, T, C>,
-    build: &'a F,
-}
+pub type LazyReader<'a, T, F = fn() -> T, C = SystemClock> = Reader<'a, T, C, &'a F>;
 
-impl<T, F, C: Clock> LazyReader<'_, T, F, C> {
+/// Reads that may build, with the build of a [`LazyDogpile`].
+impl<T, F, C: Clock> Reader<'_, T, C, &F> {
     /// Returns the value, rebuilding it if it is out of date. See [`DogpileCell::get_or_refresh`].
     ///
     /// # Panics
@@ -992,7 +990,7 @@ impl<T, F, C: Clock> LazyReader<'_, T, F, C> {
     where
         F: Fn() -> T,
     {
-        self.reader.get_or_refresh(self.build)
+        self.read(self.build)
     }
 
     /// The value, built if need be, of a cell whose build may fail. See [`Reader::try_get_or_refresh`].
@@ -1020,7 +1018,7 @@ impl<T, F, C: Clock> LazyReader<'_, T, F, C> {
     where
         F: Fn() -> Result<T, E>,
     {
-        self.reader.try_get_or_refresh(self.build)
+        self.try_read(self.build)
     }
 
     /// The value, built if need be, in an owned handle. See [`Reader::get_owned_or_refresh`].
@@ -1046,70 +1044,6 @@ impl<T, F, C: Clock> LazyReader<'_, T, F, C> {
     where
         F: Fn() -> T,
     {
-        self.reader.get_owned_or_refresh(self.build)
-    }
-
-    /// Returns the value in an owned handle if it may be served now. It never builds. See [`Reader::get_owned`].
-    ///
-    /// # Examples
-    ///
-    /// ```
-    /// use dogpile::LazyDogpile;
-    /// use std::time::Duration;
-    ///
-    /// let limit = LazyDogpile::new(Duration::from_secs(60), || 7);
-    /// let mut reader = limit.reader();
-    /// assert!(reader.get_owned().is_none());
-    /// limit.set(8);
-    /// assert_eq!(reader.get_owned().as_deref(), Some(&8));
-    /// ```
-    #[inline]
-    pub fn get_owned(&mut self) -> Option<Owned<T>> {
-        self.reader.get_owned()
-    }
-
-    /// Returns the value if it may be served now, fresh or stale. It never builds and never blocks.
-    ///
-    /// # Examples
-    ///
-    /// ```
-    /// use dogpile::LazyDogpile;
-    /// use std::time::Duration;
-    ///
-    /// let limit = LazyDogpile::new(Duration::from_secs(60), || 7);
-    /// let mut reader = limit.reader();
-    /// assert_eq!(reader.get(), None);
-    /// limit.set(8);
-    /// assert_eq!(reader.get().map(|value| **value), Some(8));
-    /// ```
-    #[inline]
-    pub fn get(&mut self) -> Option<&Arc<T>> {
-        self.reader.get()
-    }
-
-    /// Drops the value that the handle keeps. The next read takes the current one.
-    ///
-    /// # Examples
-    ///
-    /// ```
-    /// use dogpile::LazyDogpile;
-    /// use std::sync::Arc;
-    /// use std::time::Duration;
-    ///
-    /// let limit = LazyDogpile::new(Duration::from_secs(60), || 7);
-    /// let mut reader = limit.reader();
-    /// reader.get_or_refresh();
-    /// let old = limit.clear().unwrap();
-    /// reader.release();
-    /// assert_eq!(Arc::strong_count(&old), 1);
-    /// ```
-    pub fn release(&mut self) {
-        self.reader.release();
-    }
-}
-
-impl<T, F, C> fmt::Debug for LazyReader<'_, T, F, C> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("LazyReader").field("reader", &self.reader).finish_non_exhaustive()
+        self.read_owned(self.build)
     }
 }
