@@ -306,7 +306,7 @@ impl<T, C: Clock> DogpileCell<T, C> {
     pub fn get_or_refresh<F: FnOnce() -> T>(&self, build: F) -> Arc<T> {
         match self.machine.serve() {
             Some(value) => value,
-            None => self.refresh(build),
+            None => Search::refresh(self, build),
         }
     }
 
@@ -352,7 +352,7 @@ impl<T, C: Clock> DogpileCell<T, C> {
     ) -> Result<Arc<T>, RefreshError> {
         match self.machine.serve() {
             Some(value) => Ok(value),
-            None => self.try_refresh(build),
+            None => Search::try_refresh(self, build),
         }
     }
 
@@ -380,25 +380,8 @@ impl<T, C: Clock> DogpileCell<T, C> {
     pub fn load_or_refresh<F: FnOnce() -> T>(&self, build: F) -> Guard<'_, T> {
         match self.machine.serve_guard().and_then(Guard::new) {
             Some(guard) => guard,
-            None => Guard::of(self.refresh(build)),
+            None => Guard::of(Search::refresh(self, build)),
         }
-    }
-
-    #[cold]
-    #[inline(never)]
-    #[track_caller]
-    fn refresh(&self, build: impl FnOnce() -> T) -> Arc<T> {
-        let search = Search::plain(Handle::Borrowed(self), Caller::Infallible);
-        search.get("get_or_refresh", |held| held.build(build))
-    }
-
-    #[cold]
-    #[inline(never)]
-    fn try_refresh<E: Into<BoxError>>(
-        &self,
-        build: impl FnOnce() -> Result<T, E>,
-    ) -> Result<Arc<T>, RefreshError> {
-        Search::plain(Handle::Borrowed(self), Caller::Fallible).try_get(|held| held.try_build(build))
     }
 
     /// Starts a read with conditions: on the value's freshness or age, on how long to wait, on where the build runs.

@@ -32,9 +32,7 @@ use std::fmt;
 use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::time::Duration;
 
-use crate::cell::{
-    Caller, DogpileCell, Handle, Held, Kind, Machine, Request, Search, Snapshot, TakesBuild, Term,
-};
+use crate::cell::{DogpileCell, Handle, Held, Kind, Machine, Request, Search, Snapshot, TakesBuild, Term};
 use crate::error::{BoxError, RefreshError, SharedError};
 use crate::hook::{Change, Hook, hook_on_change, hook_on_publish};
 use crate::inside::is_building;
@@ -45,7 +43,10 @@ use crate::sync::Arc;
 use crate::time::{Clock, FOREVER, SystemClock, deadline, nanos};
 
 #[cfg(feature = "async")]
-use {crate::cell::Publishing, std::panic::Location};
+use {
+    crate::cell::{Caller, Publishing},
+    std::panic::Location,
+};
 
 use retirement::{Retirement, Tracked};
 
@@ -316,16 +317,8 @@ impl<T: Send + Sync + 'static, C: Clock> SyncReaderCell<T, C> {
     pub fn get_or_refresh<F: FnOnce() -> T>(&self, build: F) -> ReaderArc<T> {
         match self.machine().serve() {
             Some(value) => ReaderArc(value),
-            None => self.refresh(build),
+            None => ReaderArc(Search::refresh(self, build)),
         }
-    }
-
-    #[cold]
-    #[inline(never)]
-    #[track_caller]
-    fn refresh(&self, build: impl FnOnce() -> T) -> ReaderArc<T> {
-        let search = Search::plain(Handle::Borrowed(self), Caller::Infallible);
-        ReaderArc(search.get("get_or_refresh", |held| held.build(build)))
     }
 
     /// Returns the value, rebuilding it with a build that may fail if it is out of date.
@@ -363,18 +356,8 @@ impl<T: Send + Sync + 'static, C: Clock> SyncReaderCell<T, C> {
     ) -> Result<ReaderArc<T>, RefreshError> {
         match self.machine().serve() {
             Some(value) => Ok(ReaderArc(value)),
-            None => self.try_refresh(build),
+            None => Search::try_refresh(self, build).map(ReaderArc),
         }
-    }
-
-    #[cold]
-    #[inline(never)]
-    fn try_refresh<E: Into<BoxError>>(
-        &self,
-        build: impl FnOnce() -> Result<T, E>,
-    ) -> Result<ReaderArc<T>, RefreshError> {
-        let search = Search::plain(Handle::Borrowed(self), Caller::Fallible);
-        search.try_get(|held| held.try_build(build)).map(ReaderArc)
     }
 
     /// Returns a [`ReadGuard`] of the value, rebuilding it if it is out of date.
@@ -402,7 +385,7 @@ impl<T: Send + Sync + 'static, C: Clock> SyncReaderCell<T, C> {
     pub fn load_or_refresh<F: FnOnce() -> T>(&self, build: F) -> ReadGuard<'_, T> {
         match self.machine().serve_guard().and_then(ReadGuard::new) {
             Some(guard) => guard,
-            None => self.refresh(build).into_guard(),
+            None => ReaderArc(Search::refresh(self, build)).into_guard(),
         }
     }
 

@@ -9,7 +9,7 @@ use crate::time::nanos;
 use super::handle::{Handle, Kind};
 use super::lease::Held;
 use super::publish::Term;
-use super::search::Started;
+use super::search::{Caller, Search, Started};
 
 #[cfg(feature = "async")]
 use std::{
@@ -209,6 +209,27 @@ impl<K: Kind> Held<'_, K> {
         // It may count as a reader, for which the publication would wait.
         drop(previous);
         Ok(publish(self, value, term))
+    }
+}
+
+/// Reads without conditions that have found nothing to serve at once.
+impl<'a, K: Kind> Search<'a, K> {
+    #[cold]
+    #[inline(never)]
+    #[track_caller]
+    pub(crate) fn refresh(cell: &'a K, build: impl FnOnce() -> K::Value) -> Arc<K::Stored> {
+        let search = Self::plain(Handle::Borrowed(cell), Caller::Infallible);
+        search.get("get_or_refresh", |held| held.build(build))
+    }
+
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn try_refresh<E: Into<BoxError>>(
+        cell: &'a K,
+        build: impl FnOnce() -> Result<K::Value, E>,
+    ) -> Result<Arc<K::Stored>, RefreshError> {
+        let search = Self::plain(Handle::Borrowed(cell), Caller::Fallible);
+        search.try_get(|held| held.try_build(build))
     }
 }
 
