@@ -148,7 +148,7 @@ pub(crate) use state::Demand;
 /// # fn main() { CELL.get(); }
 /// ```
 pub struct DogpileCell<T, C = SystemClock> {
-    machine: Machine<T, C>,
+    pub(crate) machine: Machine<T, C>,
 }
 
 /// Constructors.
@@ -239,17 +239,6 @@ impl<T, C> DogpileCell<T, C> {
     pub const fn named(mut self, name: &'static str) -> Self {
         self.machine.name = Some(name);
         self
-    }
-}
-
-impl<T, C> DogpileCell<T, C> {
-    pub(crate) const fn machine_mut(&mut self) -> &mut Machine<T, C> {
-        &mut self.machine
-    }
-
-    #[inline]
-    pub(crate) fn machine(&self) -> &Machine<T, C> {
-        &self.machine
     }
 }
 

@@ -60,7 +60,7 @@ use {crate::cell::Task, std::panic::Location};
 /// ```
 pub struct LazyDogpile<T, F = fn() -> T, C = SystemClock> {
     cell: DogpileCell<T, C>,
-    build: F,
+    pub(crate) build: F,
 }
 
 impl<T, F> LazyDogpile<T, F> {
@@ -165,7 +165,7 @@ impl<T, F, C> LazyDogpile<T, F, C> {
     #[must_use]
     pub const fn named(self, name: &'static str) -> Self {
         let mut this = self;
-        this.cell.machine_mut().name = Some(name);
+        this.cell.machine.name = Some(name);
         this
     }
 }
@@ -177,7 +177,7 @@ impl<T, F, C: Clock> Kind for LazyDogpile<T, F, C> {
     type Clock = C;
 
     fn machine(&self) -> &Machine<T, C> {
-        self.cell.machine()
+        &self.cell.machine
     }
 
     fn share(stored: Arc<T>) -> Arc<T> {
@@ -498,10 +498,6 @@ impl<T, F, C> LazyDogpile<T, F, C> {
         &self.cell
     }
 
-    pub(crate) fn builder(&self) -> &F {
-        &self.build
-    }
-
     /// Returns a handle that keeps the value, for a thread that reads it very often.
     ///
     /// # Examples
@@ -676,7 +672,7 @@ impl<T, F, C: Clock> Request<'_, T, C, LazyDogpile<T, F, C>> {
     {
         let handle = self.handle().clone();
         let (search, InCaller) = self.begin(Caller::Infallible);
-        search.get("get", |held| held.build(|| (handle.builder())()))
+        search.get("get", |held| held.build(|| (handle.build)()))
     }
 
     /// Returns the value, built if need be, or an error.
@@ -713,7 +709,7 @@ impl<T, F, C: Clock> Request<'_, T, C, LazyDogpile<T, F, C>> {
     {
         let handle = self.handle().clone();
         let (search, InCaller) = self.begin(Caller::Fallible);
-        search.try_get(|held| held.try_build(|| (handle.builder())()))
+        search.try_get(|held| held.try_build(|| (handle.build)()))
     }
 
     /// Returns the value, built if need be, for a cell whose build is a future (feature `async`).
@@ -747,7 +743,7 @@ impl<T, F, C: Clock> Request<'_, T, C, LazyDogpile<T, F, C>> {
         async move {
             let handle = self.handle().clone();
             let (search, InCaller) = self.begin(Caller::Infallible);
-            search.get_async("get_async", called, |held| held.build_async(|| (handle.builder())())).await
+            search.get_async("get_async", called, |held| held.build_async(|| (handle.build)())).await
         }
     }
 
@@ -785,7 +781,7 @@ impl<T, F, C: Clock> Request<'_, T, C, LazyDogpile<T, F, C>> {
     {
         let handle = self.handle().clone();
         let (search, InCaller) = self.begin(Caller::Fallible);
-        search.try_get_async(|held| held.try_build_async(|| (handle.builder())())).await
+        search.try_get_async(|held| held.try_build_async(|| (handle.build)())).await
     }
 }
 
@@ -823,7 +819,7 @@ where
     {
         let handle = self.handle().clone();
         let (mut search, SpawnWith(spawn)) = self.begin(Caller::Infallible);
-        match search.run_spawned(spawn, move |held| Ok(held.build(|| (handle.builder())()))) {
+        match search.run_spawned(spawn, move |held| Ok(held.build(|| (handle.build)()))) {
             Ok(value) => value,
             Err(error) => search.cannot("get", &error),
         }
@@ -861,7 +857,7 @@ where
     {
         let handle = self.handle().clone();
         let (mut search, SpawnWith(spawn)) = self.begin(Caller::Fallible);
-        search.run_spawned(spawn, move |held| held.try_build(|| (handle.builder())()))
+        search.run_spawned(spawn, move |held| held.try_build(|| (handle.build)()))
     }
 
     /// Returns the value, built on the spawner's executor if need be (feature `async`).
@@ -898,7 +894,7 @@ where
             let handle = self.handle().clone();
             let (mut search, SpawnWith(spawn)) = self.begin(Caller::Infallible);
             let run = |held: Held<'static, LazyDogpile<T, F, C>>| async move {
-                Ok(held.build_async(|| (handle.builder())()).await)
+                Ok(held.build_async(|| (handle.build)()).await)
             };
             match search.run_spawned_async(spawn, run).await {
                 Ok(value) => value,
@@ -944,7 +940,7 @@ where
         let handle = self.handle().clone();
         let (mut search, SpawnWith(spawn)) = self.begin(Caller::Fallible);
         let run = |held: Held<'static, LazyDogpile<T, F, C>>| async move {
-            held.try_build_async(|| (handle.builder())()).await
+            held.try_build_async(|| (handle.build)()).await
         };
         search.run_spawned_async(spawn, run).await
     }

@@ -145,7 +145,7 @@ impl<T> LocalReader<T> {
         let mut read = Some(read);
         let result = self.slot.try_with(|slot| {
             let cell = cell();
-            if !slot.currency.get().holds(cell.machine()) && !self.renew(slot, cell) {
+            if !slot.currency.get().holds(&cell.machine) && !self.renew(slot, cell) {
                 return None;
             }
             let lent = Lent { slot, value: slot.value.take() };
@@ -171,7 +171,7 @@ impl<T> LocalReader<T> {
         // The clock is user code too: it may have read meanwhile, and filled the slot.
         let is_kept = match cell.get_unless_due() {
             Some(value) => {
-                let currency = Currency::of(cell.machine(), &value);
+                let currency = Currency::of(&cell.machine, &value);
                 // Without a currency it would look as if the slot were empty while it is in use.
                 let is_kept = !currency.is_none() && self.cleaner.try_with(|_| ()).is_ok();
                 if is_kept {

@@ -237,7 +237,7 @@ impl<T, C> SyncReaderCell<T, C> {
     #[must_use]
     pub fn named(mut self, name: &'static str) -> Self {
         self.retirement.set_name(name);
-        self.cell.machine_mut().name = Some(name);
+        self.cell.machine.name = Some(name);
         self
     }
 }
@@ -253,7 +253,7 @@ impl<T: Send + Sync + 'static, C: Clock> Kind for SyncReaderCell<T, C> {
 
     #[inline]
     fn machine(&self) -> &Machine<Tracked<T>, C> {
-        self.cell.machine()
+        &self.cell.machine
     }
 
     fn share(stored: Arc<Tracked<T>>) -> ReaderArc<T> {
@@ -1211,7 +1211,7 @@ impl<T, C> fmt::Debug for SyncReaderCell<T, C> {
     /// Shows the state, not the value.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("SyncReaderCell")
-            .field("name", &self.cell.machine().name.unwrap_or_default())
+            .field("name", &self.cell.machine.name.unwrap_or_default())
             .field("generation", &self.generation())
             .field("is_refreshing", &self.is_refreshing())
             .field("drain", &self.drain)

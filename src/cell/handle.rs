@@ -87,15 +87,6 @@ impl<K> WeakHandle<K> {
     }
 }
 
-impl<K> Clone for WeakHandle<K> {
-    fn clone(&self) -> Self {
-        match self {
-            Self::Static(cell) => Self::Static(cell),
-            Self::Weak(cell) => Self::Weak(cell.clone()),
-        }
-    }
-}
-
 /// The kinds of cells.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not a cell",

@@ -107,7 +107,7 @@ impl<T, C: Clock, B> Kind for Node<T, C, B> {
 
     #[inline]
     fn machine(&self) -> &Machine<T, C> {
-        self.cell.machine()
+        &self.cell.machine
     }
 
     fn share(stored: Arc<T>) -> Arc<T> {
