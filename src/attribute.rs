@@ -4,24 +4,15 @@
 //! `io::Result<T>` or an alias, and only the compiler knows what that stands for. So it writes an expression that the compiler
 //! evaluates, [`Probe`], and lets that choose the implementation of [`Returned`].
 
-#[cfg(not(feature = "async"))]
-use std::future::Ready;
-use std::io;
 use std::marker::PhantomData;
-use std::time::Duration;
 
-use crate::cell::{DogpileCell, Job, Refreshed};
+use crate::cell::{DogpileCell, Job};
 use crate::error::{BoxError, RefreshError};
 use crate::local::LocalReader;
-use crate::refresher::Refresher;
-use crate::sync::{Arc, PlainOnceCell};
+use crate::sync::Arc;
 
 #[cfg(feature = "async")]
 use {crate::cell::Task, crate::error::SharedError};
-
-/// Where there are none.
-#[cfg(not(feature = "async"))]
-type Task = std::pin::Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// `Probe::<R>::IS_RESULT`: whether `R` is a `Result`, for a known `R`, with [`IsValue`] in scope. An inherent constant is
 /// found before that of a trait, but only where its `impl` applies.
@@ -155,29 +146,6 @@ pub trait Returned<const IS_RESULT: bool>: Sized {
         spawn: impl FnOnce(Task),
         build: impl FnOnce() -> F + Send + 'static,
     ) -> impl Future<Output = Self::Read>;
-
-    /// In place of those above, so that the only error is that of `__needs_async`.
-    #[cfg(not(feature = "async"))]
-    fn read_async<F>(_: &'static DogpileCell<Self::Value>, _: impl FnOnce() -> F) -> Ready<Self::Read> {
-        unreachable!("does not compile")
-    }
-
-    /// As `read_async`.
-    #[cfg(not(feature = "async"))]
-    fn read_spawned_async<S, F>(
-        _: &'static DogpileCell<Self::Value>,
-        _: S,
-        _: impl FnOnce() -> F,
-    ) -> Ready<Self::Read> {
-        unreachable!("does not compile")
-    }
-
-    /// Starts the refresher.
-    fn refresher(
-        cell: &'static DogpileCell<Self::Value>,
-        ahead: Duration,
-        build: fn() -> Self,
-    ) -> io::Result<Refresher>;
 }
 
 impl<T: Send + Sync + 'static> Returned<false> for T {
@@ -222,10 +190,6 @@ impl<T: Send + Sync + 'static> Returned<false> for T {
         build: impl FnOnce() -> F + Send + 'static,
     ) -> impl Future<Output = Arc<T>> {
         cell.request().spawn_with(spawn).get_async(build)
-    }
-
-    fn refresher(cell: &'static DogpileCell<T>, ahead: Duration, build: fn() -> T) -> io::Result<Refresher> {
-        Refresher::spawn(cell, ahead, move |_previous| Refreshed::New(build()))
     }
 }
 
@@ -276,14 +240,6 @@ impl<T: Send + Sync + 'static, E: Shareable> Returned<true> for Result<T, E> {
         let build = async move || build().await.map_err(SharedError::new);
         cell.request().spawn_with(spawn).try_get_async(build).await
     }
-
-    fn refresher(
-        cell: &'static DogpileCell<T>,
-        ahead: Duration,
-        build: fn() -> Self,
-    ) -> io::Result<Refresher> {
-        Refresher::spawn(cell, ahead, move |_previous| build().map(Refreshed::New))
-    }
 }
 
 /// A spawner of the builds of functions that are not `async`.
@@ -292,39 +248,7 @@ pub fn spawns_jobs<R>(spawn: impl FnOnce(Job) -> R) -> impl FnOnce(Job) {
 }
 
 /// A spawner of the builds of `async` functions.
+#[cfg(feature = "async")]
 pub fn spawns_tasks<R>(spawn: impl FnOnce(Task) -> R) -> impl FnOnce(Task) {
     move |task| drop(spawn(task))
-}
-
-/// The refresher of a function, started by its first call.
-#[derive(Debug)]
-pub struct Ahead(PlainOnceCell<Option<Refresher>>);
-
-impl Ahead {
-    /// Not started yet.
-    #[must_use]
-    #[allow(clippy::new_without_default)] // for macros only
-    pub const fn new() -> Self {
-        Self(PlainOnceCell::new())
-    }
-
-    /// Starts it, the first time. Where no thread can be started, callers build.
-    #[inline]
-    pub fn start(&self, start: impl FnOnce() -> io::Result<Refresher>) {
-        if self.0.get().is_none() {
-            self.start_now(start);
-        }
-    }
-
-    #[cold]
-    #[inline(never)]
-    fn start_now(&self, start: impl FnOnce() -> io::Result<Refresher>) {
-        self.0.get_or_init(|| start().ok());
-    }
-
-    /// What was started.
-    #[must_use]
-    pub fn get(&self) -> Option<&Refresher> {
-        self.0.get()?.as_ref()
-    }
 }

@@ -1,6 +1,7 @@
 //! `DogpileCell`: thin methods over the state machine.
 //!
-//! One direction: a file imports only from those above it (and the type [`DogpileCell`], which handles of it name).
+//! One direction: a file imports only from those above it. There are two exceptions: handles of a [`DogpileCell`] name that type,
+//! and a [`Kind`] of cells, beside the handles, names the lease that it publishes with.
 //!
 //! ```text
 //! slot        the value and its record, read without a lock        G2 G3
@@ -71,10 +72,8 @@ use crate::time::{Clock, SystemClock, nanos};
 pub(crate) use attempt::{Attempt, Outcome};
 #[cfg(feature = "async")]
 pub(crate) use build::Publishing;
-pub(crate) use build::{Made, Publishes, publish_in_arc};
 pub(crate) use elect::Decision;
-pub(crate) use handle::WeakHandle;
-pub(crate) use handle::sealed::Kind;
+pub(crate) use handle::{Kind, WeakHandle};
 pub(crate) use lease::Held;
 pub(crate) use listeners::{Listener, Noted, Notified};
 pub(crate) use listening::Plan;
@@ -149,7 +148,7 @@ pub(crate) use state::Demand;
 /// # fn main() { CELL.get(); }
 /// ```
 pub struct DogpileCell<T, C = SystemClock> {
-    machine: Machine<T, C>,
+    pub(crate) machine: Machine<T, C>,
 }
 
 /// Constructors.
@@ -243,17 +242,6 @@ impl<T, C> DogpileCell<T, C> {
     }
 }
 
-impl<T, C> DogpileCell<T, C> {
-    pub(crate) const fn machine_mut(&mut self) -> &mut Machine<T, C> {
-        &mut self.machine
-    }
-
-    #[inline]
-    pub(crate) fn machine(&self) -> &Machine<T, C> {
-        &self.machine
-    }
-}
-
 impl<T, C: Clock> Kind for DogpileCell<T, C> {
     type Value = T;
     type Stored = T;
@@ -268,11 +256,9 @@ impl<T, C: Clock> Kind for DogpileCell<T, C> {
     fn share(stored: Arc<T>) -> Arc<T> {
         stored
     }
-}
 
-impl<T, C: Clock> Publishes for DogpileCell<T, C> {
-    fn publish(held: Held<'_, Self>, made: Made<Self>) -> Arc<T> {
-        publish_in_arc(held, made)
+    fn publish(held: Held<'_, Self>, value: T, term: Term) -> Arc<T> {
+        held.publish_arc(Arc::new(value), term)
     }
 }
 
@@ -309,7 +295,7 @@ impl<T, C: Clock> DogpileCell<T, C> {
     pub fn get_or_refresh<F: FnOnce() -> T>(&self, build: F) -> Arc<T> {
         match self.machine.serve() {
             Some(value) => value,
-            None => self.refresh(build),
+            None => Search::refresh(self, build),
         }
     }
 
@@ -355,7 +341,7 @@ impl<T, C: Clock> DogpileCell<T, C> {
     ) -> Result<Arc<T>, RefreshError> {
         match self.machine.serve() {
             Some(value) => Ok(value),
-            None => self.try_refresh(build),
+            None => Search::try_refresh(self, build),
         }
     }
 
@@ -383,25 +369,8 @@ impl<T, C: Clock> DogpileCell<T, C> {
     pub fn load_or_refresh<F: FnOnce() -> T>(&self, build: F) -> Guard<'_, T> {
         match self.machine.serve_guard().and_then(Guard::new) {
             Some(guard) => guard,
-            None => Guard::of(self.refresh(build)),
+            None => Guard::of(Search::refresh(self, build)),
         }
-    }
-
-    #[cold]
-    #[inline(never)]
-    #[track_caller]
-    pub(super) fn refresh(&self, build: impl FnOnce() -> T) -> Arc<T> {
-        let search = Search::plain(Handle::Borrowed(self), Caller::Infallible);
-        search.get("get_or_refresh", |held| held.build(build))
-    }
-
-    #[cold]
-    #[inline(never)]
-    fn try_refresh<E: Into<BoxError>>(
-        &self,
-        build: impl FnOnce() -> Result<T, E>,
-    ) -> Result<Arc<T>, RefreshError> {
-        Search::plain(Handle::Borrowed(self), Caller::Fallible).try_get(|held| held.try_build(build))
     }
 
     /// Starts a read with conditions: on the value's freshness or age, on how long to wait, on where the build runs.
@@ -500,7 +469,7 @@ impl<T, C> DogpileCell<T, C> {
     /// ```
     #[must_use]
     pub fn reader(&self) -> Reader<'_, T, C> {
-        Reader::new(self)
+        Reader::new(self, ())
     }
 }
 

@@ -744,19 +744,9 @@ impl<T: Send + Sync + 'static, C: Clock + Send + Sync + 'static> DerivedReader<'
     #[inline]
     #[track_caller]
     pub fn get(&mut self) -> &Arc<T> {
-        if !self.reader.is_current() {
-            self.reload();
-        }
-        self.reader.at_hand()
-    }
-
-    #[cold]
-    #[inline(never)]
-    #[track_caller]
-    fn reload(&mut self) {
-        let node = self.node;
-        if let Err(error) = self.reader.try_reload(|| node.refresh()) {
-            cannot(&error);
+        match self.try_get() {
+            Ok(value) => value,
+            Err(error) => cannot(&error),
         }
     }
 

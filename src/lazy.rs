@@ -4,8 +4,8 @@ use std::fmt;
 use std::time::Duration;
 
 use crate::cell::{
-    BuildResult, Caller, DogpileCell, Guard, Handle, Held, InCaller, Job, Kind, Machine, Made, Owned,
-    Publishes, Reader, Request, Snapshot, SpawnWith, publish_in_arc,
+    BuildResult, Caller, DogpileCell, Guard, Handle, Held, InCaller, Job, Kind, Machine, Owned, Reader,
+    Request, Snapshot, SpawnWith, Term,
 };
 use crate::error::{BoxError, RefreshError};
 use crate::hook::{Change, Hook};
@@ -60,7 +60,7 @@ use {crate::cell::Task, std::panic::Location};
 /// ```
 pub struct LazyDogpile<T, F = fn() -> T, C = SystemClock> {
     cell: DogpileCell<T, C>,
-    build: F,
+    pub(crate) build: F,
 }
 
 impl<T, F> LazyDogpile<T, F> {
@@ -165,7 +165,7 @@ impl<T, F, C> LazyDogpile<T, F, C> {
     #[must_use]
     pub const fn named(self, name: &'static str) -> Self {
         let mut this = self;
-        this.cell.machine_mut().name = Some(name);
+        this.cell.machine.name = Some(name);
         this
     }
 }
@@ -177,17 +177,15 @@ impl<T, F, C: Clock> Kind for LazyDogpile<T, F, C> {
     type Clock = C;
 
     fn machine(&self) -> &Machine<T, C> {
-        self.cell.machine()
+        &self.cell.machine
     }
 
     fn share(stored: Arc<T>) -> Arc<T> {
         stored
     }
-}
 
-impl<T, F, C: Clock> Publishes for LazyDogpile<T, F, C> {
-    fn publish(held: Held<'_, Self>, made: Made<Self>) -> Arc<T> {
-        publish_in_arc(held, made)
+    fn publish(held: Held<'_, Self>, value: T, term: Term) -> Arc<T> {
+        held.publish_arc(Arc::new(value), term)
     }
 }
 
@@ -500,10 +498,6 @@ impl<T, F, C> LazyDogpile<T, F, C> {
         &self.cell
     }
 
-    pub(crate) fn builder(&self) -> &F {
-        &self.build
-    }
-
     /// Returns a handle that keeps the value, for a thread that reads it very often.
     ///
     /// # Examples
@@ -519,7 +513,7 @@ impl<T, F, C> LazyDogpile<T, F, C> {
     /// ```
     #[must_use]
     pub fn reader(&self) -> LazyReader<'_, T, F, C> {
-        LazyReader { reader: self.cell.reader(), build: &self.build }
+        Reader::new(&self.cell, &self.build)
     }
 }
 
@@ -678,7 +672,7 @@ impl<T, F, C: Clock> Request<'_, T, C, LazyDogpile<T, F, C>> {
     {
         let handle = self.handle().clone();
         let (search, InCaller) = self.begin(Caller::Infallible);
-        search.get("get", |held| held.build(|| (handle.builder())()))
+        search.get("get", |held| held.build(|| (handle.build)()))
     }
 
     /// Returns the value, built if need be, or an error.
@@ -715,7 +709,7 @@ impl<T, F, C: Clock> Request<'_, T, C, LazyDogpile<T, F, C>> {
     {
         let handle = self.handle().clone();
         let (search, InCaller) = self.begin(Caller::Fallible);
-        search.try_get(|held| held.try_build(|| (handle.builder())()))
+        search.try_get(|held| held.try_build(|| (handle.build)()))
     }
 
     /// Returns the value, built if need be, for a cell whose build is a future (feature `async`).
@@ -749,7 +743,7 @@ impl<T, F, C: Clock> Request<'_, T, C, LazyDogpile<T, F, C>> {
         async move {
             let handle = self.handle().clone();
             let (search, InCaller) = self.begin(Caller::Infallible);
-            search.get_async("get_async", called, |held| held.build_async(|| (handle.builder())())).await
+            search.get_async("get_async", called, |held| held.build_async(|| (handle.build)())).await
         }
     }
 
@@ -787,7 +781,7 @@ impl<T, F, C: Clock> Request<'_, T, C, LazyDogpile<T, F, C>> {
     {
         let handle = self.handle().clone();
         let (search, InCaller) = self.begin(Caller::Fallible);
-        search.try_get_async(|held| held.try_build_async(|| (handle.builder())())).await
+        search.try_get_async(|held| held.try_build_async(|| (handle.build)())).await
     }
 }
 
@@ -825,7 +819,7 @@ where
     {
         let handle = self.handle().clone();
         let (mut search, SpawnWith(spawn)) = self.begin(Caller::Infallible);
-        match search.run_spawned(spawn, move |held| Ok(held.build(|| (handle.builder())()))) {
+        match search.run_spawned(spawn, move |held| Ok(held.build(|| (handle.build)()))) {
             Ok(value) => value,
             Err(error) => search.cannot("get", &error),
         }
@@ -863,7 +857,7 @@ where
     {
         let handle = self.handle().clone();
         let (mut search, SpawnWith(spawn)) = self.begin(Caller::Fallible);
-        search.run_spawned(spawn, move |held| held.try_build(|| (handle.builder())()))
+        search.run_spawned(spawn, move |held| held.try_build(|| (handle.build)()))
     }
 
     /// Returns the value, built on the spawner's executor if need be (feature `async`).
@@ -900,7 +894,7 @@ where
             let handle = self.handle().clone();
             let (mut search, SpawnWith(spawn)) = self.begin(Caller::Infallible);
             let run = |held: Held<'static, LazyDogpile<T, F, C>>| async move {
-                Ok(held.build_async(|| (handle.builder())()).await)
+                Ok(held.build_async(|| (handle.build)()).await)
             };
             match search.run_spawned_async(spawn, run).await {
                 Ok(value) => value,
@@ -946,7 +940,7 @@ where
         let handle = self.handle().clone();
         let (mut search, SpawnWith(spawn)) = self.begin(Caller::Fallible);
         let run = |held: Held<'static, LazyDogpile<T, F, C>>| async move {
-            held.try_build_async(|| (handle.builder())()).await
+            held.try_build_async(|| (handle.build)()).await
         };
         search.run_spawned_async(spawn, run).await
     }
@@ -966,12 +960,10 @@ where
 /// assert_eq!(**limit.get_or_refresh(), 7);
 /// assert_eq!(**limit.get().unwrap(), 7);
 /// ```
-pub struct LazyReader<'a, T, F = fn() -> T, C = SystemClock> {
-    reader: Reader<'a, T, C>,
-    build: &'a F,
-}
+pub type LazyReader<'a, T, F = fn() -> T, C = SystemClock> = Reader<'a, T, C, &'a F>;
 
-impl<T, F, C: Clock> LazyReader<'_, T, F, C> {
+/// Reads that may build, with the build of a [`LazyDogpile`].
+impl<T, F, C: Clock> Reader<'_, T, C, &F> {
     /// Returns the value, rebuilding it if it is out of date. See [`DogpileCell::get_or_refresh`].
     ///
     /// # Panics
@@ -994,7 +986,7 @@ impl<T, F, C: Clock> LazyReader<'_, T, F, C> {
     where
         F: Fn() -> T,
     {
-        self.reader.get_or_refresh(self.build)
+        self.read(self.build)
     }
 
     /// The value, built if need be, of a cell whose build may fail. See [`Reader::try_get_or_refresh`].
@@ -1022,7 +1014,7 @@ impl<T, F, C: Clock> LazyReader<'_, T, F, C> {
     where
         F: Fn() -> Result<T, E>,
     {
-        self.reader.try_get_or_refresh(self.build)
+        self.try_read(self.build)
     }
 
     /// The value, built if need be, in an owned handle. See [`Reader::get_owned_or_refresh`].
@@ -1048,70 +1040,6 @@ impl<T, F, C: Clock> LazyReader<'_, T, F, C> {
     where
         F: Fn() -> T,
     {
-        self.reader.get_owned_or_refresh(self.build)
-    }
-
-    /// Returns the value in an owned handle if it may be served now. It never builds. See [`Reader::get_owned`].
-    ///
-    /// # Examples
-    ///
-    /// ```
-    /// use dogpile::LazyDogpile;
-    /// use std::time::Duration;
-    ///
-    /// let limit = LazyDogpile::new(Duration::from_secs(60), || 7);
-    /// let mut reader = limit.reader();
-    /// assert!(reader.get_owned().is_none());
-    /// limit.set(8);
-    /// assert_eq!(reader.get_owned().as_deref(), Some(&8));
-    /// ```
-    #[inline]
-    pub fn get_owned(&mut self) -> Option<Owned<T>> {
-        self.reader.get_owned()
-    }
-
-    /// Returns the value if it may be served now, fresh or stale. It never builds and never blocks.
-    ///
-    /// # Examples
-    ///
-    /// ```
-    /// use dogpile::LazyDogpile;
-    /// use std::time::Duration;
-    ///
-    /// let limit = LazyDogpile::new(Duration::from_secs(60), || 7);
-    /// let mut reader = limit.reader();
-    /// assert_eq!(reader.get(), None);
-    /// limit.set(8);
-    /// assert_eq!(reader.get().map(|value| **value), Some(8));
-    /// ```
-    #[inline]
-    pub fn get(&mut self) -> Option<&Arc<T>> {
-        self.reader.get()
-    }
-
-    /// Drops the value that the handle keeps. The next read takes the current one.
-    ///
-    /// # Examples
-    ///
-    /// ```
-    /// use dogpile::LazyDogpile;
-    /// use std::sync::Arc;
-    /// use std::time::Duration;
-    ///
-    /// let limit = LazyDogpile::new(Duration::from_secs(60), || 7);
-    /// let mut reader = limit.reader();
-    /// reader.get_or_refresh();
-    /// let old = limit.clear().unwrap();
-    /// reader.release();
-    /// assert_eq!(Arc::strong_count(&old), 1);
-    /// ```
-    pub fn release(&mut self) {
-        self.reader.release();
-    }
-}
-
-impl<T, F, C> fmt::Debug for LazyReader<'_, T, F, C> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("LazyReader").field("reader", &self.reader).finish_non_exhaustive()
+        self.read_owned(self.build)
     }
 }

@@ -269,28 +269,32 @@ pub mod markers {
 /// For the code that macros write, and for no other.
 #[doc(hidden)]
 pub mod __private {
+    #[cfg(all(feature = "macros", feature = "async"))]
+    pub use crate::attribute::spawns_tasks;
     #[cfg(feature = "macros")]
-    pub use crate::attribute::{Ahead, IsValue, Probe, Returned, spawns_jobs, spawns_tasks};
+    pub use crate::attribute::{IsValue, Probe, Returned, spawns_jobs};
     pub use crate::local::{Cleaner, LocalReader, LocalSlot};
 }
 
-/// Nothing, if the feature `async` is there.
+/// The body of an `async fn`, for which the feature `async` is needed.
 #[cfg(all(feature = "macros", feature = "async"))]
 #[doc(hidden)]
 #[macro_export]
-macro_rules! __needs_async {
-    () => {};
+macro_rules! __async_body {
+    ($($body:tt)*) => {
+        $($body)*
+    };
 }
 
-/// Nothing, if the feature `async` is there.
+/// In place of the body, so that the only error is this one.
 #[cfg(all(feature = "macros", not(feature = "async")))]
 #[doc(hidden)]
 #[macro_export]
-macro_rules! __needs_async {
-    () => {
+macro_rules! __async_body {
+    ($($body:tt)*) => {
         ::core::compile_error!(
             "`#[dogpile]` on an `async fn` needs the feature `async` of the crate `dogpile`"
-        );
+        )
     };
 }
 

@@ -20,7 +20,7 @@
 
 use std::cell::Cell;
 use std::fmt;
-use std::mem;
+use std::mem::{self, ManuallyDrop};
 use std::thread::LocalKey;
 
 use crate::cell::{Currency, DogpileCell};
@@ -29,36 +29,12 @@ use crate::lazy::LazyDogpile;
 use crate::sync::Arc;
 use crate::time::{Clock, SystemClock};
 
-/// Where the compiler has thread-locals of its own. There one that has no destructor outlives all others of its thread.
-#[cfg(any(target_os = "linux", target_vendor = "apple", all(windows, target_env = "msvc")))]
-use std::mem::ManuallyDrop as Undropped;
-
-/// Where it may have none, `std` frees each of them in an order that is not known: the slot drops its value itself.
-#[cfg(not(any(target_os = "linux", target_vendor = "apple", all(windows, target_env = "msvc"))))]
-struct Undropped<T>(T);
-
-#[cfg(not(any(target_os = "linux", target_vendor = "apple", all(windows, target_env = "msvc"))))]
-impl<T> Undropped<T> {
-    const fn new(value: T) -> Self {
-        Self(value)
-    }
-}
-
-#[cfg(not(any(target_os = "linux", target_vendor = "apple", all(windows, target_env = "msvc"))))]
-impl<T> std::ops::Deref for Undropped<T> {
-    type Target = T;
-
-    fn deref(&self) -> &T {
-        &self.0
-    }
-}
-
 /// The slot of a thread.
 ///
 /// Public for the code that macros write.
 #[doc(hidden)]
 pub struct LocalSlot<T: 'static> {
-    value: Undropped<Cell<Option<Arc<T>>>>,
+    value: ManuallyDrop<Cell<Option<Arc<T>>>>,
     currency: Cell<Currency>,
 }
 
@@ -67,7 +43,7 @@ impl<T> LocalSlot<T> {
     #[must_use]
     #[allow(clippy::new_without_default)] // for macros only
     pub const fn new() -> Self {
-        Self { value: Undropped::new(Cell::new(None)), currency: Cell::new(Currency::NONE) }
+        Self { value: ManuallyDrop::new(Cell::new(None)), currency: Cell::new(Currency::NONE) }
     }
 
     /// Empties it, unless it is in use.
@@ -77,6 +53,15 @@ impl<T> LocalSlot<T> {
             // Runs user code (`T::drop`), so last.
             drop(value);
         }
+    }
+}
+
+/// Where the compiler has no thread-locals of its own, `std` frees all of them in an order that is not known. (Where it has, one
+/// without a destructor outlives all others of its thread.)
+#[cfg(not(any(target_os = "linux", target_vendor = "apple", all(windows, target_env = "msvc"))))]
+impl<T> Drop for LocalSlot<T> {
+    fn drop(&mut self) {
+        self.release();
     }
 }
 
@@ -96,20 +81,25 @@ impl<T> Drop for Lent<'_, T> {
 
 /// Empties a slot when the thread ends.
 #[doc(hidden)]
-pub struct Cleaner(fn());
+pub struct Cleaner<T: 'static>(&'static LocalKey<LocalSlot<T>>);
 
-impl Cleaner {
+impl<T> Cleaner<T> {
     #[doc(hidden)]
     #[must_use]
-    pub const fn new(release: fn()) -> Self {
-        Self(release)
+    pub const fn new(slot: &'static LocalKey<LocalSlot<T>>) -> Self {
+        Self(slot)
     }
 }
 
-impl Drop for Cleaner {
+impl<T> Drop for Cleaner<T> {
     fn drop(&mut self) {
-        (self.0)();
+        release(self.0);
     }
+}
+
+fn release<T>(slot: &'static LocalKey<LocalSlot<T>>) {
+    // Out of reach: it has been emptied.
+    let _ = slot.try_with(LocalSlot::release);
 }
 
 /// Both, of each thread.
@@ -118,7 +108,7 @@ impl Drop for Cleaner {
 #[doc(hidden)]
 pub struct LocalReader<T: 'static> {
     slot: &'static LocalKey<LocalSlot<T>>,
-    cleaner: &'static LocalKey<Cleaner>,
+    cleaner: &'static LocalKey<Cleaner<T>>,
 }
 
 impl<T> Clone for LocalReader<T> {
@@ -132,15 +122,14 @@ impl<T> Copy for LocalReader<T> {}
 impl<T> LocalReader<T> {
     #[doc(hidden)]
     #[must_use]
-    pub const fn new(slot: &'static LocalKey<LocalSlot<T>>, cleaner: &'static LocalKey<Cleaner>) -> Self {
+    pub const fn new(slot: &'static LocalKey<LocalSlot<T>>, cleaner: &'static LocalKey<Cleaner<T>>) -> Self {
         Self { slot, cleaner }
     }
 
     /// Lets go of the value.
     #[doc(hidden)]
     pub fn release(self) {
-        // Out of reach: it has been emptied.
-        let _ = self.slot.try_with(LocalSlot::release);
+        release(self.slot);
     }
 
     /// Applies `read` to what may be served without a build. Gives `read` back where the cell must be asked.
@@ -156,7 +145,7 @@ impl<T> LocalReader<T> {
         let mut read = Some(read);
         let result = self.slot.try_with(|slot| {
             let cell = cell();
-            if !slot.currency.get().holds(cell.machine()) && !self.renew(slot, cell) {
+            if !slot.currency.get().holds(&cell.machine) && !self.renew(slot, cell) {
                 return None;
             }
             let lent = Lent { slot, value: slot.value.take() };
@@ -182,7 +171,7 @@ impl<T> LocalReader<T> {
         // The clock is user code too: it may have read meanwhile, and filled the slot.
         let is_kept = match cell.get_unless_due() {
             Some(value) => {
-                let currency = Currency::of(cell.machine(), &value);
+                let currency = Currency::of(&cell.machine, &value);
                 // Without a currency it would look as if the slot were empty while it is in use.
                 let is_kept = !currency.is_none() && self.cleaner.try_with(|_| ()).is_ok();
                 if is_kept {
@@ -417,17 +406,25 @@ macro_rules! local {
         );
         $($crate::local! { $($rest)* })?
     };
-    // Names of items are not hygienic: these are names that no cell and no constant of the user's has.
     (@ [$($head:tt)*] $name:ident, $lazy:expr, [$($local:tt)*], $value:ty) => {
-        $($head)* const $name: $crate::Local<$($local)*> = {
+        $($head)* const $name: $crate::Local<$($local)*> =
+            $crate::Local::__new(|| &$lazy, $crate::__local_reader!($value));
+    };
+}
+
+/// The [`LocalReader`] of a place in a program: a constant.
+// Names of items are not hygienic: these are names that no type of the user's has.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __local_reader {
+    ($value:ty) => {
+        const {
             ::std::thread_local! {
                 static __DOGPILE_SLOT: $crate::__private::LocalSlot<$value> = const { $crate::__private::LocalSlot::new() };
-                static __DOGPILE_CLEANER: $crate::__private::Cleaner =
-                    const { $crate::__private::Cleaner::new(|| __DOGPILE_READER.release()) };
+                static __DOGPILE_CLEANER: $crate::__private::Cleaner<$value> =
+                    const { $crate::__private::Cleaner::new(&__DOGPILE_SLOT) };
             }
-            const __DOGPILE_READER: $crate::__private::LocalReader<$value> =
-                $crate::__private::LocalReader::new(&__DOGPILE_SLOT, &__DOGPILE_CLEANER);
-            $crate::Local::__new(|| &$lazy, __DOGPILE_READER)
-        };
+            $crate::__private::LocalReader::new(&__DOGPILE_SLOT, &__DOGPILE_CLEANER)
+        }
     };
 }

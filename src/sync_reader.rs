@@ -32,10 +32,7 @@ use std::fmt;
 use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::time::Duration;
 
-use crate::cell::{
-    Caller, DogpileCell, Handle, Held, Kind, Machine, Made, Publishes, Request, Search, Snapshot, TakesBuild,
-    Term,
-};
+use crate::cell::{DogpileCell, Handle, Held, Kind, Machine, Request, Search, Snapshot, TakesBuild, Term};
 use crate::error::{BoxError, RefreshError, SharedError};
 use crate::hook::{Change, Hook, hook_on_change, hook_on_publish};
 use crate::inside::is_building;
@@ -46,7 +43,10 @@ use crate::sync::Arc;
 use crate::time::{Clock, FOREVER, SystemClock, deadline, nanos};
 
 #[cfg(feature = "async")]
-use {crate::cell::Publishing, std::panic::Location};
+use {
+    crate::cell::{Caller, Publishing},
+    std::panic::Location,
+};
 
 use retirement::{Retirement, Tracked};
 
@@ -236,7 +236,7 @@ impl<T, C> SyncReaderCell<T, C> {
     #[must_use]
     pub fn named(mut self, name: &'static str) -> Self {
         self.retirement.state.lock().name = Some(name);
-        self.cell.machine_mut().name = Some(name);
+        self.cell.machine.name = Some(name);
         self
     }
 }
@@ -252,11 +252,25 @@ impl<T: Send + Sync + 'static, C: Clock> Kind for SyncReaderCell<T, C> {
 
     #[inline]
     fn machine(&self) -> &Machine<Tracked<T>, C> {
-        self.cell.machine()
+        &self.cell.machine
     }
 
     fn share(stored: Arc<Tracked<T>>) -> ReaderArc<T> {
         ReaderArc(stored)
+    }
+
+    fn publish(held: Held<'_, Self>, value: T, term: Term) -> Arc<Tracked<T>> {
+        // Until the finalizer has run too, which must not wait for this build either.
+        let _inside = held.inside();
+        Writer::new(held).publish(value, term)
+    }
+
+    #[cfg(feature = "async")]
+    fn publish_async(held: Held<'_, Self>, value: T, term: Term) -> Publishing<'_, Tracked<T>> {
+        match held.handle().retirement.drain {
+            Drain::Wait(_) => Publishing::Draining(Box::pin(Writer::new(held).publish_async(value, term))),
+            Drain::Background => Publishing::Done(Self::publish(held, value, term)),
+        }
     }
 
     fn has_guard_of_this_thread(&self) -> bool {
@@ -265,27 +279,6 @@ impl<T: Send + Sync + 'static, C: Clock> Kind for SyncReaderCell<T, C> {
 
     fn give_way(&self) {
         self.retirement.abandon_drain_that_waits_for_this_thread();
-    }
-}
-
-impl<T: Send + Sync + 'static, C: Clock> Publishes for SyncReaderCell<T, C> {
-    fn publish(held: Held<'_, Self>, made: Made<Self>) -> Arc<Tracked<T>> {
-        // Until the finalizer has run too, which must not wait for this build either.
-        let _inside = held.inside();
-        match made {
-            Made::New(value, term) => Writer::new(held).publish(value, term),
-            Made::NotModified(value) => held.publish_again(value, Term::POLICY),
-        }
-    }
-
-    #[cfg(feature = "async")]
-    fn publish_async(held: Held<'_, Self>, made: Made<Self>) -> Publishing<'_, Tracked<T>> {
-        match made {
-            Made::New(value, term) if held.handle().retirement.drain != Drain::Background => {
-                Publishing::Draining(Box::pin(Writer::new(held).publish_async(value, term)))
-            }
-            made => Publishing::Done(Self::publish(held, made)),
-        }
     }
 }
 
@@ -323,16 +316,8 @@ impl<T: Send + Sync + 'static, C: Clock> SyncReaderCell<T, C> {
     pub fn get_or_refresh<F: FnOnce() -> T>(&self, build: F) -> ReaderArc<T> {
         match self.machine().serve() {
             Some(value) => ReaderArc(value),
-            None => self.refresh(build),
+            None => ReaderArc(Search::refresh(self, build)),
         }
-    }
-
-    #[cold]
-    #[inline(never)]
-    #[track_caller]
-    fn refresh(&self, build: impl FnOnce() -> T) -> ReaderArc<T> {
-        let search = Search::plain(Handle::Borrowed(self), Caller::Infallible);
-        ReaderArc(search.get("get_or_refresh", |held| held.build(build)))
     }
 
     /// Returns the value, rebuilding it with a build that may fail if it is out of date.
@@ -370,18 +355,8 @@ impl<T: Send + Sync + 'static, C: Clock> SyncReaderCell<T, C> {
     ) -> Result<ReaderArc<T>, RefreshError> {
         match self.machine().serve() {
             Some(value) => Ok(ReaderArc(value)),
-            None => self.try_refresh(build),
+            None => Search::try_refresh(self, build).map(ReaderArc),
         }
-    }
-
-    #[cold]
-    #[inline(never)]
-    fn try_refresh<E: Into<BoxError>>(
-        &self,
-        build: impl FnOnce() -> Result<T, E>,
-    ) -> Result<ReaderArc<T>, RefreshError> {
-        let search = Search::plain(Handle::Borrowed(self), Caller::Fallible);
-        search.try_get(|held| held.try_build(build)).map(ReaderArc)
     }
 
     /// Returns a [`ReadGuard`] of the value, rebuilding it if it is out of date.
@@ -409,7 +384,7 @@ impl<T: Send + Sync + 'static, C: Clock> SyncReaderCell<T, C> {
     pub fn load_or_refresh<F: FnOnce() -> T>(&self, build: F) -> ReadGuard<'_, T> {
         match self.machine().serve_guard().and_then(ReadGuard::new) {
             Some(guard) => guard,
-            None => self.refresh(build).into_guard(),
+            None => ReaderArc(Search::refresh(self, build)).into_guard(),
         }
     }
 
@@ -1235,7 +1210,7 @@ impl<T, C> fmt::Debug for SyncReaderCell<T, C> {
     /// Shows the state, not the value.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("SyncReaderCell")
-            .field("name", &self.cell.machine().name.unwrap_or_default())
+            .field("name", &self.cell.machine.name.unwrap_or_default())
             .field("generation", &self.generation())
             .field("is_refreshing", &self.is_refreshing())
             .field("drain", &self.retirement.drain)

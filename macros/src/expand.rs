@@ -287,8 +287,8 @@ impl<'a> Writer<'a> {
             self.function;
         let (all, called, built) = (&attributes.all, &attributes.called, &attributes.built);
         let Signatures { call, check, .. } = &self.signatures;
-        let (needs, not_generic, track_caller) =
-            (self.needs_async(), self.not_generic(), self.track_caller());
+        let (body, not_generic, track_caller) =
+            (self.if_async(body), self.not_generic(), self.track_caller());
         let (build_name, allowed) = (self.item("build"), lints_of_all());
         // The arguments are used by reference where the map allows it.
         let of_arguments = (!parameters.is_empty()).then(|| {
@@ -302,7 +302,6 @@ impl<'a> Writer<'a> {
             #track_caller
             #of_arguments
             #vis #asyncness #fn_token #name(#parameters) -> #call {
-                #needs
                 #not_generic
                 #check
                 #body
@@ -353,15 +352,16 @@ impl<'a> Writer<'a> {
         }
     }
 
-    /// An error of the compiler, if the feature `async` is missing.
-    fn needs_async(&self) -> Option<TokenStream> {
-        let span = self.function.asyncness?.span();
+    /// The body; of an `async fn`, an error of the compiler if the feature `async` is missing.
+    fn if_async(&self, body: &TokenStream) -> TokenStream {
+        let Some(asyncness) = self.function.asyncness else { return body.clone() };
+        let span = asyncness.span();
         // A function without arguments needs nothing of the map.
         let home = match self.home {
             Home::Map if !self.function.parameters.is_empty() => quote_spanned!(span=> ::dogpile_map),
             home => home.dogpile(span),
         };
-        Some(quote_spanned!(span=> #home::__needs_async!{}))
+        quote_spanned!(span=> #home::__async_body!(#body))
     }
 
     /// An error of the compiler in a generic `impl` block: a `static` in a method is one for all of its types.
@@ -457,15 +457,7 @@ impl<'a> Writer<'a> {
                 #attributes
                 #[inline]
                 fn #reader_item() -> #dogpile::__private::LocalReader<#value> {
-                    ::std::thread_local! {
-                        static __DOGPILE_SLOT: #dogpile::__private::LocalSlot<#value> =
-                            const { #dogpile::__private::LocalSlot::new() };
-                        static __DOGPILE_CLEANER: #dogpile::__private::Cleaner =
-                            const { #dogpile::__private::Cleaner::new(|| __DOGPILE_READER.release()) };
-                    }
-                    const __DOGPILE_READER: #dogpile::__private::LocalReader<#value> =
-                        #dogpile::__private::LocalReader::new(&__DOGPILE_SLOT, &__DOGPILE_CLEANER);
-                    __DOGPILE_READER
+                    #dogpile::__local_reader!(#value)
                 }
 
                 #refresher
@@ -561,28 +553,30 @@ impl<'a> Writer<'a> {
             );
             return Err(Error::new(*span, message));
         }
-        let Self { dogpile, returned, .. } = self;
+        let dogpile = &self.dogpile;
         let value = &self.signatures.value;
         let ([refresher_item, ahead_item, begun_item], attributes) =
             (["refresher", "ahead", "begun"].map(|what| self.item(what)), self.attributes());
         let (its_ahead, begun) = (self.path("ahead"), self.path("begun"));
+        let its_type = quote!(::std::sync::OnceLock<::core::option::Option<#dogpile::Refresher>>);
         let refresher = quote! {
             /// What rebuilds the value ahead of its end. `None`: nothing was read yet, or no thread could be started.
             #attributes
             #vis fn #refresher_item() -> ::core::option::Option<&'static #dogpile::Refresher> {
-                #its_ahead().get()
+                #its_ahead().get()?.as_ref()
             }
 
             #attributes
-            fn #ahead_item() -> &'static #dogpile::__private::Ahead {
-                static __DOGPILE_AHEAD: #dogpile::__private::Ahead = #dogpile::__private::Ahead::new();
+            fn #ahead_item() -> &'static #its_type {
+                static __DOGPILE_AHEAD: #its_type = ::std::sync::OnceLock::new();
                 &__DOGPILE_AHEAD
             }
 
+            // The first call starts it. Where no thread can be started, callers build.
             #attributes
             #[inline]
             fn #begun_item() -> &'static #dogpile::DogpileCell<#value> {
-                #its_ahead().start(|| #returned::refresher(#cell(), #ahead, #build));
+                #its_ahead().get_or_init(|| #dogpile::Refresher::spawn(#cell(), #ahead, |_| #build()).ok());
                 #cell()
             }
         };

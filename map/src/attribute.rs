@@ -13,8 +13,6 @@ use crate::DogpileMap;
 
 #[cfg(feature = "async")]
 use dogpile::{SharedError, Task};
-#[cfg(not(feature = "async"))]
-use std::future::Ready;
 
 /// A key that is made of arguments.
 #[diagnostic::on_unimplemented(
@@ -95,27 +93,6 @@ pub trait Keyed<const IS_RESULT: bool>: Returned<IS_RESULT> {
         K: Key + Borrow<Q>,
         Q: Asked<K> + ?Sized,
         F: Future<Output = Self> + Send + 'static;
-
-    /// In place of those above, so that the only error is that of `__needs_async`.
-    #[cfg(not(feature = "async"))]
-    fn read_async<K, Q: ?Sized>(
-        _: &'static DogpileMap<K, Self::Value>,
-        _: &Q,
-        _: impl AsyncFnOnce(&K) -> Self,
-    ) -> Ready<Self::Read> {
-        unreachable!("does not compile")
-    }
-
-    /// As `read_async`.
-    #[cfg(not(feature = "async"))]
-    fn read_spawned_async<K, Q: ?Sized, S, F>(
-        _: &'static DogpileMap<K, Self::Value>,
-        _: &Q,
-        _: S,
-        _: impl FnOnce(K) -> F,
-    ) -> Ready<Self::Read> {
-        unreachable!("does not compile")
-    }
 }
 
 impl<T: Send + Sync + 'static> Keyed<false> for T {

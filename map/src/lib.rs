@@ -154,23 +154,25 @@ pub mod __private {
     pub use dogpile;
 }
 
-/// Nothing, if the feature `async` is there.
+/// The body of an `async fn`, for which the feature `async` is needed.
 #[cfg(all(feature = "macros", feature = "async"))]
 #[doc(hidden)]
 #[macro_export]
-macro_rules! __needs_async {
-    () => {};
+macro_rules! __async_body {
+    ($($body:tt)*) => {
+        $($body)*
+    };
 }
 
-/// Nothing, if the feature `async` is there.
+/// In place of the body, so that the only error is this one.
 #[cfg(all(feature = "macros", not(feature = "async")))]
 #[doc(hidden)]
 #[macro_export]
-macro_rules! __needs_async {
-    () => {
+macro_rules! __async_body {
+    ($($body:tt)*) => {
         ::core::compile_error!(
             "`#[dogpile]` on an `async fn` with arguments needs the feature `async` of the crate `dogpile-map`"
-        );
+        )
     };
 }
 

@@ -6,10 +6,10 @@ use crate::error::{BoxError, RefreshError, SharedError};
 use crate::sync::{Arc, OnceCell};
 use crate::time::nanos;
 
-use super::handle::{Handle, sealed::Kind};
+use super::handle::{Handle, Kind};
 use super::lease::Held;
 use super::publish::Term;
-use super::search::Started;
+use super::search::{Caller, Search, Started};
 
 #[cfg(feature = "async")]
 use std::{
@@ -105,29 +105,6 @@ impl<T, R: Into<Refreshed<T>>, E: Into<BoxError>> BuildResult<T, true> for Resul
     }
 }
 
-/// How a kind of cell publishes what was built, and what a build of it is given.
-#[diagnostic::on_unimplemented(
-    message = "`{Self}` is not a cell",
-    label = "neither a `DogpileCell`, nor a `LazyDogpile`, nor a `SyncReaderCell`",
-    note = "of a cell in a `static` pass `&CELL`, in a `Lazy` or `LazyLock` `&*CELL`, in an `Arc` `&cell`"
-)]
-#[allow(unreachable_pub)] // sealed, as `Kind` is
-pub trait Publishes: Kind {
-    /// Publishes what a build has made.
-    fn publish(held: Held<'_, Self>, made: Made<Self>) -> Arc<Self::Stored>;
-
-    /// Whether a build could make anything else than the value that is there, stale as it may be.
-    fn has_news(&self) -> bool {
-        true
-    }
-
-    /// As [`publish`](Publishes::publish), for a task.
-    #[cfg(feature = "async")]
-    fn publish_async(held: Held<'_, Self>, made: Made<Self>) -> Publishing<'_, Self::Stored> {
-        Publishing::Done(Self::publish(held, made))
-    }
-}
-
 /// The cells that a thread or a task other than the caller's can use.
 ///
 /// These are [`DogpileCell`](crate::DogpileCell), [`LazyDogpile`](crate::LazyDogpile) and
@@ -140,21 +117,13 @@ pub trait Publishes: Kind {
     note = "of a cell in a `static` pass `&CELL`, in a `Lazy` or `LazyLock` `&*CELL`, in an `Arc` `&cell`"
 )]
 pub trait Refreshable:
-    Publishes<Stored: Send + Sync, Shared: Send, Value: Send, Clock: 'static> + Send + Sync + 'static
+    Kind<Stored: Send + Sync, Shared: Send, Value: Send, Clock: 'static> + Send + Sync + 'static
 {
 }
 
 impl<K> Refreshable for K where
-    K: Publishes<Stored: Send + Sync, Shared: Send, Value: Send, Clock: 'static> + Send + Sync + 'static
+    K: Kind<Stored: Send + Sync, Shared: Send, Value: Send, Clock: 'static> + Send + Sync + 'static
 {
-}
-
-/// What a build has made, to be published.
-#[allow(unreachable_pub)] // named by a sealed trait
-pub enum Made<K: Kind> {
-    New(K::Value, Term),
-    /// The value that the cell holds already.
-    NotModified(Arc<K::Stored>),
 }
 
 /// A value that has been published, once it is awaited.
@@ -167,6 +136,13 @@ pub enum Publishing<'a, T> {
 }
 
 #[cfg(feature = "async")]
+impl<T> From<Arc<T>> for Publishing<'_, T> {
+    fn from(value: Arc<T>) -> Self {
+        Self::Done(value)
+    }
+}
+
+#[cfg(feature = "async")]
 impl<T> Publishing<'_, T> {
     pub(crate) async fn done(self) -> Arc<T> {
         match self {
@@ -176,30 +152,11 @@ impl<T> Publishing<'_, T> {
     }
 }
 
-/// How cells publish that hold the value itself in their slot.
-pub(crate) fn publish_in_arc<K: Publishes<Stored = <K as Kind>::Value>>(
-    held: Held<'_, K>,
-    made: Made<K>,
-) -> Arc<K::Value> {
-    match made {
-        Made::New(value, term) => held.publish_arc(Arc::new(value), term),
-        Made::NotModified(value) => held.publish_again(value, Term::POLICY),
-    }
-}
-
-/// The error of a build that returned `NotModified`, with nothing to be modified.
-pub(crate) fn nothing_to_keep() -> SharedError {
-    SharedError::new("the build returned NotModified, but there is no previous value")
-}
-
-/// What a conditional build is given and returns.
-pub(crate) type Conditional<V> = Result<Refreshed<V>, BoxError>;
-
-impl<K: Publishes> Held<'_, K> {
+impl<K: Kind> Held<'_, K> {
     /// Runs `build` and publishes what it returns. If it panics, the lease is given back.
     pub(crate) fn build(mut self, build: impl FnOnce() -> K::Value) -> Arc<K::Stored> {
         let value = self.run(build);
-        K::publish(self, Made::New(value, Term::POLICY))
+        K::publish(self, value, Term::POLICY)
     }
 
     /// Runs `build` and publishes what it returns, or fails with its error.
@@ -208,49 +165,77 @@ impl<K: Publishes> Held<'_, K> {
         build: impl FnOnce() -> Result<K::Value, E>,
     ) -> Result<Arc<K::Stored>, SharedError> {
         // The conversion of the error is user code too, which may ask the cell.
-        match self.run(|| build().map_err(SharedError::new)) {
-            Ok(value) => Ok(K::publish(self, Made::New(value, Term::POLICY))),
-            Err(error) => Err(self.fail(error)),
-        }
+        let found = self.run(|| build().map(Refreshed::New).map_err(SharedError::new));
+        self.end(found, None, K::publish)
     }
 
     /// As [`try_build`](Held::try_build), with a build that is given the previous value.
-    pub(crate) fn try_build_with(
+    pub(crate) fn try_build_with<E: Into<BoxError>>(
         mut self,
-        build: impl FnOnce(Option<K::Shared>) -> Conditional<K::Value>,
+        build: impl FnOnce(Option<K::Shared>) -> Result<Refreshed<K::Value>, E>,
     ) -> Result<Arc<K::Stored>, SharedError> {
-        let (given, previous) = given(&self);
-        match made::<K>(self.run(|| build(given)), previous) {
-            Ok(made) => Ok(K::publish(self, made)),
-            Err(error) => Err(self.fail(error)),
-        }
+        let previous = self.replaceable();
+        let given = previous.clone().map(K::share);
+        let found = self.run(|| build(given).map_err(SharedError::new));
+        self.end(found, previous, K::publish)
+    }
+
+    /// The previous value, for a build that may keep it.
+    fn replaceable(&self) -> Option<Arc<K::Stored>> {
+        if K::LEASE_KEEPS_PREVIOUS { self.previous().cloned() } else { self.machine().stored() }
+    }
+
+    /// Ends the build with what it has found. `previous` is published again if that is not modified.
+    fn end<P: From<Arc<K::Stored>>>(
+        self,
+        found: Result<Refreshed<K::Value>, SharedError>,
+        previous: Option<Arc<K::Stored>>,
+        publish: impl FnOnce(Self, K::Value, Term) -> P,
+    ) -> Result<P, SharedError> {
+        let (value, term) = match found {
+            Ok(Refreshed::New(value)) => (value, Term::POLICY),
+            Ok(Refreshed::NewFor(value, ttl)) => (value, Term::of(Some(ttl))),
+            Ok(Refreshed::Aged { value, age, ttl }) => (value, Term { age: nanos(age), ..Term::of(ttl) }),
+            Ok(Refreshed::NotModified) => {
+                return match previous {
+                    Some(previous) => Ok(self.publish_again(previous, Term::POLICY).into()),
+                    None => Err(self.fail(SharedError::new(
+                        "the build returned NotModified, but there is no previous value",
+                    ))),
+                };
+            }
+            Err(error) => return Err(self.fail(error)),
+        };
+        // It may count as a reader, for which the publication would wait.
+        drop(previous);
+        Ok(publish(self, value, term))
     }
 }
 
-/// The previous value for the build, and for `NotModified`.
-fn given<K: Publishes>(held: &Held<'_, K>) -> (Option<K::Shared>, Option<Arc<K::Stored>>) {
-    let previous = if K::LEASE_KEEPS_PREVIOUS { held.previous().cloned() } else { held.machine().stored() };
-    (previous.clone().map(K::share), previous)
-}
+/// Reads without conditions that have found nothing to serve at once.
+impl<'a, K: Kind> Search<'a, K> {
+    #[cold]
+    #[inline(never)]
+    #[track_caller]
+    pub(crate) fn refresh(cell: &'a K, build: impl FnOnce() -> K::Value) -> Arc<K::Stored> {
+        let search = Self::plain(Handle::Borrowed(cell), Caller::Infallible);
+        search.get("get_or_refresh", |held| held.build(build))
+    }
 
-fn made<K: Kind>(
-    found: Conditional<K::Value>,
-    previous: Option<Arc<K::Stored>>,
-) -> Result<Made<K>, SharedError> {
-    match found {
-        Ok(Refreshed::New(value)) => Ok(Made::New(value, Term::POLICY)),
-        Ok(Refreshed::NewFor(value, ttl)) => Ok(Made::New(value, Term::of(Some(ttl)))),
-        Ok(Refreshed::Aged { value, age, ttl }) => {
-            Ok(Made::New(value, Term { age: nanos(age), ..Term::of(ttl) }))
-        }
-        Ok(Refreshed::NotModified) => previous.map(Made::NotModified).ok_or_else(nothing_to_keep),
-        Err(error) => Err(SharedError::new(error)),
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn try_refresh<E: Into<BoxError>>(
+        cell: &'a K,
+        build: impl FnOnce() -> Result<K::Value, E>,
+    ) -> Result<Arc<K::Stored>, RefreshError> {
+        let search = Self::plain(Handle::Borrowed(cell), Caller::Fallible);
+        search.try_get(|held| held.try_build(build))
     }
 }
 
 /// Builds that are futures.
 #[cfg(feature = "async")]
-impl<K: Publishes> Held<'_, K> {
+impl<K: Kind> Held<'_, K> {
     /// As [`run`](Held::run), for a build that is a future: each time it is polled, and only then, this thread builds.
     pub(crate) async fn run_async<F: Future>(&mut self, build: impl FnOnce() -> F) -> F::Output {
         /// The build; dropped inside too, whether it has ended or not, since what it holds may ask the cell.
@@ -291,7 +276,7 @@ impl<K: Publishes> Held<'_, K> {
     ) -> Pin<Box<impl Future<Output = Arc<K::Stored>>>> {
         Box::pin(async move {
             let value = self.run_async(build).await;
-            K::publish_async(self, Made::New(value, Term::POLICY)).done().await
+            K::publish_async(self, value, Term::POLICY).done().await
         })
     }
 
@@ -304,13 +289,10 @@ impl<K: Publishes> Held<'_, K> {
             // The conversion of the error is user code too, which may ask the cell.
             let build = || {
                 let build = build();
-                async { build.await.map_err(SharedError::new) }
+                async { build.await.map(Refreshed::New).map_err(SharedError::new) }
             };
-            let value = match self.run_async(build).await {
-                Ok(value) => value,
-                Err(error) => return Err(self.fail(error)),
-            };
-            Ok(K::publish_async(self, Made::New(value, Term::POLICY)).done().await)
+            let found = self.run_async(build).await;
+            Ok(self.end(found, None, K::publish_async)?.done().await)
         })
     }
 
@@ -324,17 +306,14 @@ impl<K: Publishes> Held<'_, K> {
         F: Future<Output = Result<Refreshed<K::Value>, E>>,
     {
         Box::pin(async move {
-            let (given, previous) = given(&self);
+            let previous = self.replaceable();
+            let given = previous.clone().map(K::share);
             let build = || {
                 let build = build(given);
-                async { build.await.map_err(Into::into) }
+                async { build.await.map_err(SharedError::new) }
             };
             let found = self.run_async(build).await;
-            let publishing = match made::<K>(found, previous) {
-                Ok(made) => K::publish_async(self, made),
-                Err(error) => return Err(self.fail(error)),
-            };
-            Ok(publishing.done().await)
+            Ok(self.end(found, previous, K::publish_async)?.done().await)
         })
     }
 }

@@ -3,7 +3,12 @@
 use crate::sync::{Arc, Weak};
 use crate::time::Clock;
 
+use super::lease::Held;
 use super::machine::Machine;
+use super::publish::Term;
+
+#[cfg(feature = "async")]
+use super::build::Publishing;
 
 /// A reference to a cell: a borrow, or an [`Arc`] that keeps the cell alive.
 ///
@@ -82,54 +87,53 @@ impl<K> WeakHandle<K> {
     }
 }
 
-impl<K> Clone for WeakHandle<K> {
-    fn clone(&self) -> Self {
-        match self {
-            Self::Static(cell) => Self::Static(cell),
-            Self::Weak(cell) => Self::Weak(cell.clone()),
-        }
+/// The kinds of cells.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not a cell",
+    label = "neither a `DogpileCell`, nor a `LazyDogpile`, nor a `SyncReaderCell`",
+    note = "of a cell in a `static` pass `&CELL`, in a `Lazy` or `LazyLock` `&*CELL`, in an `Arc` `&cell`"
+)]
+#[allow(unreachable_pub)] // sealed: no program can name it
+pub trait Kind: Sized {
+    /// What a build makes.
+    type Value;
+    /// What the slot holds.
+    type Stored;
+    /// What a caller gets.
+    type Shared;
+    /// The cell's clock.
+    type Clock: Clock;
+
+    /// Whether a lease keeps the previous value alive.
+    const LEASE_KEEPS_PREVIOUS: bool = true;
+
+    fn machine(&self) -> &Machine<Self::Stored, Self::Clock>;
+
+    fn share(stored: Arc<Self::Stored>) -> Self::Shared;
+
+    /// Ends a build with what it has made.
+    fn publish(held: Held<'_, Self>, value: Self::Value, term: Term) -> Arc<Self::Stored>;
+
+    /// As [`publish`](Kind::publish), for a task.
+    #[cfg(feature = "async")]
+    fn publish_async(held: Held<'_, Self>, value: Self::Value, term: Term) -> Publishing<'_, Self::Stored> {
+        Publishing::Done(Self::publish(held, value, term))
     }
-}
 
-pub(crate) mod sealed {
-    #[allow(clippy::wildcard_imports)]
-    use super::*;
-
-    /// The kinds of cells.
-    #[diagnostic::on_unimplemented(
-        message = "`{Self}` is not a cell",
-        label = "neither a `DogpileCell`, nor a `LazyDogpile`, nor a `SyncReaderCell`",
-        note = "of a cell in a `static` pass `&CELL`, in a `Lazy` or `LazyLock` `&*CELL`, in an `Arc` `&cell`"
-    )]
-    pub trait Kind: Sized {
-        /// What a build makes.
-        type Value;
-        /// What the slot holds.
-        type Stored;
-        /// What a caller gets.
-        type Shared;
-        /// The cell's clock.
-        type Clock: Clock;
-
-        /// Whether a lease keeps the previous value alive.
-        const LEASE_KEEPS_PREVIOUS: bool = true;
-
-        fn machine(&self) -> &Machine<Self::Stored, Self::Clock>;
-
-        fn share(stored: Arc<Self::Stored>) -> Self::Shared;
-
-        /// Whether a build that waits until no reader is inside waits for this thread.
-        fn has_guard_of_this_thread(&self) -> bool {
-            false
-        }
-
-        /// A build that waits for the readers of a value which it has replaced waits no longer, if this thread is one of them.
-        fn give_way(&self) {}
-
-        /// A build has failed or panicked, and its retry pause has begun. Called without a lock, perhaps while the thread unwinds:
-        /// it must not panic.
-        fn has_failed(&self) {}
+    /// Whether a build could make anything else than the value that is there, stale as it may be.
+    fn has_news(&self) -> bool {
+        true
     }
-}
 
-use sealed::Kind;
+    /// Whether a build that waits until no reader is inside waits for this thread.
+    fn has_guard_of_this_thread(&self) -> bool {
+        false
+    }
+
+    /// A build that waits for the readers of a value which it has replaced waits no longer, if this thread is one of them.
+    fn give_way(&self) {}
+
+    /// A build has failed or panicked, and its retry pause has begun. Called without a lock, perhaps while the thread unwinds:
+    /// it must not panic.
+    fn has_failed(&self) {}
+}

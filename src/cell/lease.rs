@@ -18,8 +18,7 @@ use crate::trace::{self, PublishOutcome, Span};
 
 use super::DogpileCell;
 use super::elect::{Progress, Ticket};
-use super::handle::Handle;
-use super::handle::sealed::Kind;
+use super::handle::{Handle, Kind};
 use super::machine::Machine;
 use super::publish::{BuildOutput, Concluded, Observer, Term};
 
@@ -237,8 +236,21 @@ impl<T, C: Clock> Lease<'_, T, C> {
     /// assert_eq!((published.outcome, published.fresh_for), (PublishOutcome::Published, MINUTE));
     /// assert_eq!(published.servable_for, Duration::MAX);
     /// ```
-    pub fn publish_snapshot(self, value: Arc<T>, ttl: Option<Duration>) -> Published<T> {
-        self.0.publish_snapshot(value, Term::of(ttl))
+    pub fn publish_snapshot(mut self, value: Arc<T>, ttl: Option<Duration>) -> Published<T> {
+        let Concluded { served, record, servable_end, outcome, now, leftover, .. } =
+            self.0.conclude(BuildOutput::new(value, Term::of(ttl)), &());
+        let left = |end: Option<u64>| end.map_or(Duration::ZERO, |end| left(end, now));
+        let published = Published {
+            value: served,
+            generation: record.map(|record| record.generation),
+            fresh_for: left(record.map(|record| record.fresh_end())),
+            servable_for: left(record.map(|_| servable_end)),
+            outcome,
+        };
+        // The previous value first; what is dropped last may panic.
+        drop(self);
+        drop(leftover);
+        published
     }
 
     /// Publishes the previous value again ("not modified"), as a new generation with the same `Arc`.
@@ -505,24 +517,6 @@ impl<'a, K: Kind> Held<'a, K> {
                 resume_unwind(panic)
             }
         }
-    }
-}
-
-impl<T, C: Clock> Held<'_, DogpileCell<T, C>> {
-    fn publish_snapshot(mut self, value: Arc<T>, term: Term) -> Published<T> {
-        let Concluded { served, record, servable_end, outcome, now, leftover, .. } =
-            self.conclude(BuildOutput::new(value, term), &());
-        let left = |end: Option<u64>| end.map_or(Duration::ZERO, |end| left(end, now));
-        let published = Published {
-            value: served,
-            generation: record.map(|record| record.generation),
-            fresh_for: left(record.map(|record| record.fresh_end())),
-            servable_for: left(record.map(|_| servable_end)),
-            outcome,
-        };
-        drop(self);
-        drop(leftover);
-        published
     }
 }
 

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use crate::error::{BoxError, RefreshError};
-use crate::sync::{Arc, into_arc};
+use crate::sync::Arc;
 use crate::time::{Clock, FOREVER, SystemClock, Tick, nanos};
 
 use super::DogpileCell;
@@ -18,6 +18,9 @@ use super::slot::Version;
 ///
 /// A reader that is not used keeps alive the value that it saw last, also after that value was replaced.
 /// [`release`](Reader::release) drops it.
+///
+/// `B` is what it builds with: `()`, as a build is passed to each call; or the build of a [`LazyDogpile`](crate::LazyDogpile), so
+/// that its calls take none ([`LazyReader`](crate::LazyReader)).
 ///
 /// # Examples
 ///
@@ -35,8 +38,9 @@ use super::slot::Version;
 /// assert_eq!(count, 2000);
 /// assert_eq!(WORDS.stats().builds, 1);
 /// ```
-pub struct Reader<'a, T, C = SystemClock> {
+pub struct Reader<'a, T, C = SystemClock, B = ()> {
     cell: &'a DogpileCell<T, C>,
+    pub(crate) build: B,
     value: Option<Arc<T>>,
     /// Of `value`, once it was asked for.
     owned: Option<Owned<T>>,
@@ -103,9 +107,9 @@ fn is_early_after_all<T, C: Clock>(machine: &Machine<T, C>, due_at: u64) -> bool
     machine.is_before(due_at)
 }
 
-impl<'a, T, C> Reader<'a, T, C> {
-    pub(crate) fn new(cell: &'a DogpileCell<T, C>) -> Self {
-        Self { cell, value: None, owned: None, currency: Currency::NONE }
+impl<'a, T, C, B> Reader<'a, T, C, B> {
+    pub(crate) fn new(cell: &'a DogpileCell<T, C>, build: B) -> Self {
+        Self { cell, build, value: None, owned: None, currency: Currency::NONE }
     }
 
     /// Drops the value that the handle keeps. The next read takes the current one.
@@ -137,19 +141,8 @@ impl<'a, T, C> Reader<'a, T, C> {
     }
 }
 
+/// Reads that may build.
 impl<T, C: Clock> Reader<'_, T, C> {
-    /// Keeps `value`, and finds out for how long it is the right one.
-    fn keep(&mut self, value: Option<Arc<T>>) {
-        let machine = &self.cell.machine;
-        self.currency = value.as_ref().map_or(Currency::NONE, |value| Currency::of(machine, value));
-        if value.as_ref().map(Arc::as_ptr) != self.value.as_ref().map(Arc::as_ptr) {
-            // Never the last reference to the value, so no user code runs.
-            self.owned = None;
-        }
-        // Runs user code (`T::drop`), so last.
-        self.value = value;
-    }
-
     /// Returns the value, rebuilding it if it is out of date. See
     /// [`DogpileCell::get_or_refresh`](crate::DogpileCell::get_or_refresh).
     ///
@@ -172,10 +165,7 @@ impl<T, C: Clock> Reader<'_, T, C> {
     #[inline]
     #[track_caller]
     pub fn get_or_refresh<F: FnOnce() -> T>(&mut self, build: F) -> &Arc<T> {
-        if !self.is_current() {
-            self.reload(build);
-        }
-        self.at_hand()
+        self.read(build)
     }
 
     /// Returns the value, rebuilding it if it is out of date, with a build that may fail.
@@ -206,29 +196,7 @@ impl<T, C: Clock> Reader<'_, T, C> {
         E: Into<BoxError>,
         F: FnOnce() -> Result<T, E>,
     {
-        let cell = self.cell;
-        self.get_or_try(|| cell.try_get_or_refresh(build))
-    }
-
-    /// `refresh` is called if there is nothing that can be served without an election.
-    #[inline]
-    pub(crate) fn get_or_try<E>(
-        &mut self,
-        refresh: impl FnOnce() -> Result<Arc<T>, E>,
-    ) -> Result<&Arc<T>, E> {
-        if !self.is_current() {
-            self.try_reload(refresh)?;
-        }
-        Ok(self.at_hand())
-    }
-
-    /// The value that the handle keeps, if it [is current](Reader::is_current).
-    #[inline]
-    pub(crate) fn at_hand(&self) -> &Arc<T> {
-        match &self.value {
-            Some(value) => value,
-            None => unreachable!("a current reader has a value"),
-        }
+        self.try_read(build)
     }
 
     /// As [`get_or_refresh`](Reader::get_or_refresh), but the value is owned: see [`Owned`].
@@ -259,9 +227,72 @@ impl<T, C: Clock> Reader<'_, T, C> {
     #[inline]
     #[track_caller]
     pub fn get_owned_or_refresh<F: FnOnce() -> T>(&mut self, build: F) -> Owned<T> {
-        self.get_or_refresh(build);
+        self.read_owned(build)
+    }
+}
+
+/// Reads that never build, and what all reads are made of.
+impl<T, C: Clock, B> Reader<'_, T, C, B> {
+    /// Keeps `value`, and finds out for how long it is the right one.
+    fn keep(&mut self, value: Option<Arc<T>>) {
+        let machine = &self.cell.machine;
+        self.currency = value.as_ref().map_or(Currency::NONE, |value| Currency::of(machine, value));
+        if value.as_ref().map(Arc::as_ptr) != self.value.as_ref().map(Arc::as_ptr) {
+            // Never the last reference to the value, so no user code runs.
+            self.owned = None;
+        }
+        // Runs user code (`T::drop`), so last.
+        self.value = value;
+    }
+
+    /// As `get_or_refresh`, whatever the handle builds with.
+    #[inline]
+    #[track_caller]
+    pub(crate) fn read(&mut self, build: impl FnOnce() -> T) -> &Arc<T> {
+        if !self.is_current() {
+            self.reload(build);
+        }
+        self.at_hand()
+    }
+
+    /// As `try_get_or_refresh`, whatever the handle builds with.
+    #[inline]
+    pub(crate) fn try_read<E: Into<BoxError>>(
+        &mut self,
+        build: impl FnOnce() -> Result<T, E>,
+    ) -> Result<&Arc<T>, RefreshError> {
+        let cell = self.cell;
+        self.get_or_try(|| cell.try_get_or_refresh(build))
+    }
+
+    /// As `get_owned_or_refresh`, whatever the handle builds with.
+    #[inline]
+    #[track_caller]
+    pub(crate) fn read_owned(&mut self, build: impl FnOnce() -> T) -> Owned<T> {
+        self.read(build);
         match self.own() {
             Some(owned) => owned,
+            None => unreachable!("a current reader has a value"),
+        }
+    }
+
+    /// `refresh` is called if there is nothing that can be served without an election.
+    #[inline]
+    pub(crate) fn get_or_try<E>(
+        &mut self,
+        refresh: impl FnOnce() -> Result<Arc<T>, E>,
+    ) -> Result<&Arc<T>, E> {
+        if !self.is_current() {
+            self.try_reload(refresh)?;
+        }
+        Ok(self.at_hand())
+    }
+
+    /// The value that the handle keeps, if it [is current](Reader::is_current).
+    #[inline]
+    fn at_hand(&self) -> &Arc<T> {
+        match &self.value {
+            Some(value) => value,
             None => unreachable!("a current reader has a value"),
         }
     }
@@ -324,7 +355,7 @@ impl<T, C: Clock> Reader<'_, T, C> {
     #[inline]
     pub fn get(&mut self) -> Option<&Arc<T>> {
         if !self.is_current() {
-            self.look();
+            self.look(DogpileCell::get);
         }
         self.value.as_ref()
     }
@@ -350,14 +381,14 @@ impl<T, C: Clock> Reader<'_, T, C> {
     #[inline]
     pub fn get_unless_due(&mut self) -> Option<&Arc<T>> {
         if !self.is_current() {
-            self.look_unless_due();
+            self.look(DogpileCell::get_unless_due);
         }
         self.value.as_ref()
     }
 
     /// Whether the value at hand is the cell's and may be served without another question.
     #[inline]
-    pub(crate) fn is_current(&self) -> bool {
+    fn is_current(&self) -> bool {
         self.currency.holds(&self.cell.machine)
     }
 
@@ -367,16 +398,13 @@ impl<T, C: Clock> Reader<'_, T, C> {
     fn reload(&mut self, build: impl FnOnce() -> T) {
         // If the build panics, the old value is not taken for a current one.
         self.forget();
-        let value = match self.cell.machine.serve() {
-            Some(value) => value,
-            None => self.cell.refresh(build),
-        };
+        let value = self.cell.get_or_refresh(build);
         self.keep(Some(value));
     }
 
     #[cold]
     #[inline(never)]
-    pub(crate) fn try_reload<E>(&mut self, refresh: impl FnOnce() -> Result<Arc<T>, E>) -> Result<(), E> {
+    fn try_reload<E>(&mut self, refresh: impl FnOnce() -> Result<Arc<T>, E>) -> Result<(), E> {
         self.forget();
         let value = match self.cell.machine.serve() {
             Some(value) => value,
@@ -388,18 +416,12 @@ impl<T, C: Clock> Reader<'_, T, C> {
 
     #[cold]
     #[inline(never)]
-    fn look_unless_due(&mut self) {
-        self.keep(self.cell.machine.serve_and_mark());
-    }
-
-    #[cold]
-    #[inline(never)]
-    fn look(&mut self) {
-        self.keep(self.cell.machine.servable().and_then(into_arc));
+    fn look(&mut self, read: impl FnOnce(&DogpileCell<T, C>) -> Option<Arc<T>>) {
+        self.keep(read(self.cell));
     }
 }
 
-impl<T, C> fmt::Debug for Reader<'_, T, C> {
+impl<T, C, B> fmt::Debug for Reader<'_, T, C, B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Reader").field("holds_a_value", &self.value.is_some()).finish_non_exhaustive()
     }
@@ -418,7 +440,7 @@ mod tests {
         let clock = ManualClock::new();
         for policy in [Policy::ttl(Duration::from_nanos(10)), Policy::never_expires()] {
             let cell = DogpileCell::with_clock(policy, &clock);
-            let mut reader = Reader::new(&cell);
+            let mut reader = Reader::new(&cell, ());
             assert!(!reader.is_current());
             reader.get_or_refresh(|| 1);
             assert!(reader.is_current());
@@ -454,7 +476,7 @@ mod tests {
     fn a_value_is_current_up_to_its_last_nanosecond() {
         let clock = Lagging(ManualClock::new());
         let cell = DogpileCell::with_clock(Policy::ttl(Duration::from_nanos(10)), &clock);
-        let mut reader = Reader::new(&cell);
+        let mut reader = Reader::new(&cell, ());
         reader.get_or_refresh(|| 1);
         for age in 0..20 {
             assert_eq!(reader.is_current(), age <= 10, "at the age of {age} ns");

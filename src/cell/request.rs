@@ -9,9 +9,8 @@ use crate::sync::Arc;
 use crate::time::{Clock, FOREVER, SystemClock, nanos};
 
 use super::DogpileCell;
-use super::build::{Job, Publishes, Refreshable, Refreshed, Spawned};
-use super::handle::Handle;
-use super::handle::sealed::Kind;
+use super::build::{Job, Refreshable, Refreshed, Spawned};
+use super::handle::{Handle, Kind};
 use super::lease::Held;
 use super::lookup::Lookup;
 use super::search::{Caller, Found, Search};
@@ -81,7 +80,10 @@ use {super::build::Task, std::panic::Location};
 #[must_use = "a request does nothing until `get`, `try_get` or the like is called"]
 pub struct Request<'a, T, C = SystemClock, K = DogpileCell<T, C>, S = InCaller> {
     handle: Handle<'a, K>,
-    conditions: Conditions,
+    demand: Demand,
+    no_cache: bool,
+    patience: u64,
+    or_stale: bool,
     spawner: S,
     cell: PhantomData<fn() -> (T, C)>,
 }
@@ -94,14 +96,6 @@ pub struct InCaller;
 /// The type of a [`Request`] whose builds are handed to a spawner. See [`Request::spawn_with`].
 #[derive(Clone, Copy, Debug)]
 pub struct SpawnWith<S>(pub(crate) S);
-
-#[derive(Clone, Copy)]
-struct Conditions {
-    demand: Demand,
-    no_cache: bool,
-    patience: u64,
-    or_stale: bool,
-}
 
 impl<K, T, C, S: Clone> Clone for Request<'_, T, C, K, S> {
     fn clone(&self) -> Self {
@@ -117,9 +111,15 @@ impl<K, T, C, S> fmt::Debug for Request<'_, T, C, K, S> {
 
 impl<'a, T, C, K> Request<'a, T, C, K> {
     pub(crate) fn new(handle: Handle<'a, K>) -> Self {
-        let conditions =
-            Conditions { demand: Demand::ANY, no_cache: false, patience: FOREVER, or_stale: false };
-        Self { handle, conditions, spawner: InCaller, cell: PhantomData }
+        Self {
+            handle,
+            demand: Demand::ANY,
+            no_cache: false,
+            patience: FOREVER,
+            or_stale: false,
+            spawner: InCaller,
+            cell: PhantomData,
+        }
     }
 }
 
@@ -146,7 +146,7 @@ impl<'a, T, C: Clock, K: Kind<Value = T, Clock = C>, S> Request<'a, T, C, K, S> 
     /// assert_eq!(*cell.request().max_stale(Duration::ZERO).get(|| 2), 2);
     /// ```
     pub fn max_stale(mut self, window: Duration) -> Self {
-        self.conditions.demand.max_stale = nanos(window);
+        self.demand.max_stale = nanos(window);
         self
     }
 
@@ -174,7 +174,7 @@ impl<'a, T, C: Clock, K: Kind<Value = T, Clock = C>, S> Request<'a, T, C, K, S> 
     /// assert_eq!(*cell.request().max_age(30 * SECOND).get(|| 2), 2);
     /// ```
     pub fn max_age(mut self, age: Duration) -> Self {
-        self.conditions.demand.max_age = nanos(age);
+        self.demand.max_age = nanos(age);
         self
     }
 
@@ -198,7 +198,7 @@ impl<'a, T, C: Clock, K: Kind<Value = T, Clock = C>, S> Request<'a, T, C, K, S> 
     /// assert_eq!(*token, "new token");
     /// ```
     pub fn newer_than(mut self, generation: u64) -> Self {
-        self.conditions.demand.newer_than = generation;
+        self.demand.newer_than = generation;
         self
     }
 
@@ -220,7 +220,7 @@ impl<'a, T, C: Clock, K: Kind<Value = T, Clock = C>, S> Request<'a, T, C, K, S> 
     /// assert_eq!(*cell.request().no_cache().get(|| 2), 2);
     /// ```
     pub fn no_cache(mut self) -> Self {
-        self.conditions.no_cache = true;
+        self.no_cache = true;
         self
     }
 
@@ -245,7 +245,7 @@ impl<'a, T, C: Clock, K: Kind<Value = T, Clock = C>, S> Request<'a, T, C, K, S> 
     /// assert!(matches!(waited, Err(RefreshError::WaitTimeout)));
     /// ```
     pub fn wait_at_most(mut self, time: Duration) -> Self {
-        self.conditions.patience = nanos(time);
+        self.patience = nanos(time);
         self
     }
 
@@ -267,26 +267,24 @@ impl<'a, T, C: Clock, K: Kind<Value = T, Clock = C>, S> Request<'a, T, C, K, S> 
     /// # Ok::<(), dogpile::RefreshError>(())
     /// ```
     pub fn or_stale(mut self) -> Self {
-        self.conditions.or_stale = true;
+        self.or_stale = true;
         self
     }
 
     fn demand(&self, caller: Caller) -> Demand {
-        let Conditions { demand, no_cache, or_stale, .. } = self.conditions;
         Demand {
-            after: if no_cache { self.handle.machine().latest_origin() } else { 0 },
-            builds_in_pause: no_cache || (caller == Caller::Infallible && !or_stale),
-            ..demand
+            after: if self.no_cache { self.handle.machine().latest_origin() } else { 0 },
+            builds_in_pause: self.no_cache || (caller == Caller::Infallible && !self.or_stale),
+            ..self.demand
         }
     }
 
     /// The search, and the spawner.
     pub(crate) fn begin(self, caller: Caller) -> (Search<'a, K>, S) {
         let demand = self.demand(caller);
-        let Self { handle, conditions: Conditions { patience, or_stale, .. }, spawner, .. } = self;
-        let mut search = Search::new(handle, demand, caller);
-        (search.patience, search.or_stale) = (patience, or_stale);
-        (search, spawner)
+        let mut search = Search::new(self.handle, demand, caller);
+        (search.patience, search.or_stale) = (self.patience, self.or_stale);
+        (search, self.spawner)
     }
 }
 
@@ -338,8 +336,8 @@ impl<T, C: Clock, K: Refreshable + Kind<Value = T, Clock = C>> Request<'static, 
     /// assert_eq!(REPORT.get().as_deref(), Some(&2));
     /// ```
     pub fn spawn_with<S>(self, spawner: S) -> Request<'static, T, C, K, SpawnWith<S>> {
-        let Self { handle, conditions, cell, .. } = self;
-        Request { handle, conditions, spawner: SpawnWith(spawner), cell }
+        let Self { handle, demand, no_cache, patience, or_stale, spawner: InCaller, cell } = self;
+        Request { handle, demand, no_cache, patience, or_stale, spawner: SpawnWith(spawner), cell }
     }
 }
 
@@ -370,7 +368,7 @@ impl<'a, T, C: Clock> Request<'a, T, C> {
 /// The kinds of cells whose build is passed to each call.
 ///
 /// This trait is sealed: no other type can implement it.
-pub trait TakesBuild: Publishes {}
+pub trait TakesBuild: Kind {}
 
 impl<T, C: Clock> TakesBuild for DogpileCell<T, C> {}
 
@@ -481,7 +479,6 @@ impl<T, C: Clock, K: TakesBuild + Kind<Value = T, Clock = C>> Request<'_, T, C, 
         F: FnOnce(Option<K::Shared>) -> Result<Refreshed<T>, E>,
     {
         let (search, InCaller) = self.begin(Caller::Fallible);
-        let build = |previous| build(previous).map_err(Into::into);
         search.try_get(|held| held.try_build_with(build)).map(K::share)
     }
 }
@@ -790,9 +787,7 @@ where
         S: FnOnce(Job) -> R,
     {
         let (mut search, SpawnWith(spawn)) = self.begin(Caller::Fallible);
-        let run =
-            |held: Held<'static, K>| held.try_build_with(|previous| build(previous).map_err(Into::into));
-        search.run_spawned(spawn, run).map(K::share)
+        search.run_spawned(spawn, |held| held.try_build_with(build)).map(K::share)
     }
 }
 

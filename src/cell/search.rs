@@ -24,8 +24,7 @@ use crate::time::{FOREVER, deadline};
 
 use super::attempt::{Outcome, Publication};
 use super::elect::{Decision, Wait};
-use super::handle::Handle;
-use super::handle::sealed::Kind;
+use super::handle::{Handle, Kind};
 use super::lease::Held;
 use super::machine::Machine;
 use super::pending::WaitResult;

@@ -28,8 +28,7 @@ use std::cmp::Ordering::{Equal, Greater, Less};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use crate::cell::{
-    BuildOutput, Concluded, DogpileCell, Held, Kind, Machine, Made, Notified, Observer, Publishes, Record,
-    Term,
+    BuildOutput, Concluded, DogpileCell, Held, Kind, Machine, Notified, Observer, Record, Term,
 };
 use crate::contain::contain;
 use crate::policy::{Freshness, Policy};
@@ -108,11 +107,20 @@ impl<T, C: Clock, B> Kind for Node<T, C, B> {
 
     #[inline]
     fn machine(&self) -> &Machine<T, C> {
-        self.cell.machine()
+        &self.cell.machine
     }
 
     fn share(stored: Arc<T>) -> Arc<T> {
         stored
+    }
+
+    fn publish(held: Held<'_, Self>, computed: Computed<T>, _: Term) -> Arc<T> {
+        Self::publish_computed(held, &computed).0
+    }
+
+    fn has_news(&self) -> bool {
+        // A panic of a source's build is seen again by the build of this value.
+        catch_unwind(AssertUnwindSafe(|| self.settled().is_none())).unwrap_or(true)
     }
 
     fn has_failed(&self) {
@@ -350,20 +358,6 @@ impl<T: Send + Sync + 'static, C: Clock + 'static, B: Send + Sync + 'static> Dep
     fn notify(&self) {
         let followed = std::mem::take(&mut *self.followed.lock());
         followed.into_iter().for_each(Notified::notify);
-    }
-}
-
-impl<T, C: Clock, B> Publishes for Node<T, C, B> {
-    fn publish(held: Held<'_, Self>, made: Made<Self>) -> Arc<T> {
-        match made {
-            Made::New(computed, _) => Self::publish_computed(held, &computed).0,
-            Made::NotModified(value) => held.publish_again(value, Term::POLICY),
-        }
-    }
-
-    fn has_news(&self) -> bool {
-        // A panic of a source's build is seen again by the build of this value.
-        catch_unwind(AssertUnwindSafe(|| self.settled().is_none())).unwrap_or(true)
     }
 }
 

@@ -226,5 +226,5 @@ where
     }
     let mut search = Search::plain(Handle::Borrowed(lazy), Caller::Fallible);
     search.patience = patience;
-    search.try_get(|held| held.try_build_with(|_| (lazy.builder())().into_result())).map(drop)
+    search.try_get(|held| held.try_build_with(|_| (lazy.build)().into_result())).map(drop)
 }
