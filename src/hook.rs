@@ -240,7 +240,7 @@ fn attach<T: Send + Sync + 'static, C: Clock>(
         running: None,
         returned: None,
     }));
-    machine.attach(Arc::<Mutex<Hooked<T>>>::clone(&hooked), false);
+    machine.attach(Arc::<Mutex<Hooked<T>>>::clone(&hooked));
     Hook(Box::new(move || detach(&hooked)))
 }
 

@@ -21,16 +21,16 @@ pub(crate) enum Plan {
 
 impl<T, C: Clock> Machine<T, C> {
     /// From now on `listener` is notified of each change. While a refresher is attached, readers leave building to it as long
-    /// as there is something to serve. `rests`: it does not rebuild a value that has not been read.
-    pub(crate) fn attach(&self, listener: Arc<dyn Listener<T>>, rests: bool) {
+    /// as there is something to serve.
+    pub(crate) fn attach(&self, listener: Arc<dyn Listener<T>>) {
         let mut state = self.state.lock();
-        state.listeners.attach(listener, rests);
+        state.listeners.attach(listener);
         self.mirror_listeners(state);
     }
 
-    pub(crate) fn detach<L>(&self, listener: &Arc<L>, rests: bool) {
+    pub(crate) fn detach<L>(&self, listener: &Arc<L>) {
         let mut state = self.state.lock();
-        let detached = state.listeners.detach(listener, rests);
+        let detached = state.listeners.detach(listener);
         self.mirror_listeners(state);
         // It may be the last reference.
         drop(detached);
@@ -206,7 +206,7 @@ mod tests {
     use super::*;
     use crate::error::SharedError;
     use crate::policy::Policy;
-    use crate::signal::Signal;
+    use crate::refresher::Status;
     use crate::time::ManualClock;
 
     /// When a refresher that builds `ahead` of the end is to look again; `None`: it is to build at once.
@@ -224,7 +224,7 @@ mod tests {
         let ms = |number: u64| Duration::from_millis(number);
         let policy = Policy::ttl(ms(1000)).lease_timeout(ms(10)).retry_backoff(ms(20), ms(20));
         let machine = Machine::new(policy, clock.clone());
-        machine.attach(Arc::<Signal>::default(), false);
+        machine.attach(Status::new(false));
         assert_eq!(next(&machine, 100, 0), None, "there is no value");
 
         drop(machine.set(Arc::new(1), Term::POLICY, true, &()));
@@ -287,18 +287,18 @@ mod tests {
     fn a_value_that_was_not_read_is_not_rebuilt() {
         let clock = ManualClock::new();
         let machine = Machine::new(Policy::ttl(Duration::from_nanos(100)), clock.clone());
-        let signal = Arc::new(Signal::default());
-        machine.attach(Arc::<Signal>::clone(&signal), true);
+        let status = Status::new(true);
+        machine.attach(Arc::<Status>::clone(&status));
         drop(machine.set(Arc::new(1), Term::POLICY, true, &()));
         assert_eq!(machine.plan(10, 0, true, 91), Plan::Wait(FOREVER));
         assert!(machine.serve().is_none(), "the first read takes the slow path");
-        assert!(signal.take_notified());
+        assert!(status.take_notified());
         assert!(machine.servable().is_some());
-        assert!(signal.take_notified(), "the first read notifies");
+        assert!(status.take_notified(), "the first read notifies");
         assert!(machine.serve().is_some(), "the second one does not");
-        assert!(!signal.take_notified());
+        assert!(!status.take_notified());
         assert_eq!(machine.plan(10, 0, true, 91), Plan::Build(machine.latest_origin()));
-        machine.detach(&signal, true);
+        machine.detach(&status);
         assert!(machine.serve().is_some());
     }
 
@@ -324,7 +324,7 @@ mod tests {
         set(1_u32);
         assert!(next.outcome().is_some() && !machine.has_listeners());
         for _ in 0..100 {
-            machine.attach(Arc::new(Detached), false);
+            machine.attach(Arc::new(Detached));
             assert!(machine.listener_count() <= 4, "they do not pile up");
         }
         set(2);
@@ -335,7 +335,7 @@ mod tests {
     #[test]
     fn what_is_newer_counts_as_read_though_the_lock_is_taken() {
         let machine = Machine::new(Policy::never_expires(), ManualClock::new());
-        machine.attach(Arc::<Signal>::default(), true);
+        machine.attach(Status::new(true));
         drop(machine.set(Arc::new(1), Term::POLICY, true, &()));
         assert!(machine.state.lock().listeners.is_unread());
         let locked = machine.state.lock();

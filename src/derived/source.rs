@@ -114,11 +114,11 @@ impl<S: Followed<FALLIBLE>, const FALLIBLE: bool> AnySource for Erased<S, FALLIB
     }
 
     fn attach(&self, link: &Arc<Link>) {
-        self.0.machine().attach(Arc::<Link>::clone(link) as Arc<dyn Listener<S::Stored>>, false);
+        self.0.machine().attach(Arc::<Link>::clone(link) as Arc<dyn Listener<S::Stored>>);
     }
 
     fn detach(&self, link: &Arc<Link>) {
-        self.0.machine().detach(link, false);
+        self.0.machine().detach(link);
     }
 
     fn is_derived(&self) -> bool {

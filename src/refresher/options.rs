@@ -7,14 +7,14 @@ use std::time::Duration;
 use crate::cell::{BuildResult, Handle, Refreshable};
 use crate::contain::contain;
 use crate::own_thread;
-use crate::signal::Signal;
 use crate::sync::Arc;
 use crate::time::{FOREVER, nanos};
 use crate::wait::{Waiter, wait_until};
 
 use super::Refresher;
-use super::attachment::{Attachment, Ended, Status};
+use super::attachment::Attachment;
 use super::refresh_loop::{RefreshLoop, Step};
+use super::status::{Ended, Status};
 
 #[cfg(feature = "async")]
 use {super::refresh_loop::contained, crate::cell::Task, std::pin::pin};
@@ -130,13 +130,13 @@ impl RefresherOptions {
         let end = Ended(Arc::clone(&status));
         let work = move || {
             let attachment = Arc::clone(&refresh_loop.attachment);
-            let signal = &attachment.status.signal;
-            signal.wakes(Waiter::this_thread());
+            let status = &attachment.status;
+            status.wakes(Waiter::this_thread());
             loop {
                 match refresh_loop.step() {
                     Step::End => return,
                     Step::Sleep(until) => {
-                        wait_until(&attachment.clock, until, || signal.take_notified().then_some(()));
+                        wait_until(&attachment.clock, until, || status.take_notified().then_some(()));
                     }
                     Step::Build(held) => {
                         let kept = held.previous().cloned();
@@ -153,8 +153,7 @@ impl RefresherOptions {
         let thread = own_thread::spawn(own_thread::Role::Refresher, "dogpile-refresher", move || {
             // With all that it holds.
             if let Err(panic) = catch_unwind(AssertUnwindSafe(work)) {
-                end.0.ended_by(&*panic);
-                contain(|| drop(panic));
+                end.by(panic);
             }
         })?;
         Ok(Refresher { status, cell, thread: Some(thread) })
@@ -220,8 +219,7 @@ impl RefresherOptions {
         drop(spawn(Box::pin(async move {
             let end = end;
             if let Err(panic) = contained(pin!(work)).await {
-                end.0.ended_by(&*panic);
-                contain(|| drop(panic));
+                end.by(panic);
             }
         })));
         Ok(Refresher { status, cell, thread: None })
@@ -245,13 +243,12 @@ impl RefresherOptions {
         let attachment = Arc::new(Attachment {
             cell: cell.downgrade(),
             clock: machine.clock.clone(),
-            status: Arc::new(Status::new()),
-            rests: self.rests,
+            status: Status::new(self.rests),
         });
         let min_interval = nanos(self.min_interval);
         let refresh_loop = RefreshLoop { attachment, ahead, min_interval, pause_end: 0 };
         // Last: from here on its drop detaches it, and the clone of the clock, which is user code, may have panicked.
-        machine.attach(Arc::<Signal>::clone(&refresh_loop.attachment.status.signal), self.rests);
+        machine.attach(Arc::<Status>::clone(&refresh_loop.attachment.status));
         Ok(refresh_loop)
     }
 }

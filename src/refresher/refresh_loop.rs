@@ -41,18 +41,18 @@ pub(super) enum Step<K: Kind + 'static> {
 impl<K: Refreshable> RefreshLoop<K> {
     pub(super) fn step(&self) -> Step<K> {
         loop {
-            let Attachment { cell, status, rests, .. } = &*self.attachment;
-            if status.signal.is_stopped() {
+            let Attachment { cell, status, .. } = &*self.attachment;
+            if status.is_stopped() {
                 return Step::End;
             }
             let Some(cell) = cell.upgrade() else { return Step::End };
             let machine = cell.machine();
             let now = machine.now();
-            let after = status.state.lock().refresh_after;
+            let after = status.asked();
             let demand = if let Some(after) = after {
                 Demand::after(after)
             } else {
-                match machine.plan(self.ahead, self.min_interval, *rests, now) {
+                match machine.plan(self.ahead, self.min_interval, status.rests(), now) {
                     Plan::Wait(until) => return Step::Sleep(until),
                     Plan::Build(_) if now < self.pause_end => return Step::Sleep(self.pause_end),
                     Plan::Build(_) if !cell.has_news() => {
@@ -63,7 +63,7 @@ impl<K: Refreshable> RefreshLoop<K> {
             };
             match machine.lookup(&demand, None) {
                 Decision::Elected(ticket) => {
-                    self.asked_for(after);
+                    status.answered(after);
                     return Step::Build(Held::new(cell, ticket));
                 }
                 // Another caller builds. Its end notifies.
@@ -71,17 +71,9 @@ impl<K: Refreshable> RefreshLoop<K> {
                 // Another caller was faster. What it has built may be replaced by now, and this the last reference.
                 faster @ (Decision::Fresh(_) | Decision::Stale(_) | Decision::Failed(_)) => {
                     contain(|| drop(faster));
-                    self.asked_for(after);
+                    status.answered(after);
                 }
             }
-        }
-    }
-
-    /// What was asked for is there or begins, unless there was another request since.
-    fn asked_for(&self, after: Option<u64>) {
-        let mut state = self.attachment.status.state.lock();
-        if state.refresh_after == after {
-            state.refresh_after = None;
         }
     }
 
@@ -112,11 +104,10 @@ impl<K: Refreshable> RefreshLoop<K> {
 impl<K: Refreshable> RefreshLoop<K> {
     pub(super) async fn sleep(&self, until: u64) {
         let Attachment { clock, status, .. } = &*self.attachment;
-        let signal = &status.signal;
         let mut timer = Timer::start(clock, until);
         std::future::poll_fn(|cx| {
-            signal.wakes_task(cx.waker());
-            if signal.take_notified() || timer.is_over(clock, cx) { Poll::Ready(()) } else { Poll::Pending }
+            status.wakes_task(cx.waker());
+            if status.take_notified() || timer.is_over(clock, cx) { Poll::Ready(()) } else { Poll::Pending }
         })
         .await;
     }
@@ -129,9 +120,9 @@ impl<K: Refreshable> RefreshLoop<K> {
         let build = pin!(build);
         let mut build = contained(build);
         std::future::poll_fn(|cx| {
-            let signal = &self.attachment.status.signal;
-            signal.wakes_task(cx.waker());
-            if signal.is_stopped() {
+            let status = &self.attachment.status;
+            status.wakes_task(cx.waker());
+            if status.is_stopped() {
                 return Poll::Ready(None);
             }
             Pin::new(&mut build).poll(cx).map(Some)

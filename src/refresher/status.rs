@@ -1,0 +1,163 @@
+//! What a refresher's owner and its thread or task share, and how the latter is notified.
+//!
+//! A [`Status`] has two flags: *notified*, since the last look, and *stopped*, for good. A notification sets the flag first and
+//! wakes the waiter after; the waiter looks at the flags before it sleeps. So no notification is lost.
+
+use std::any::Any;
+
+use crate::cell::{Attempt, Listener, Outcome};
+use crate::contain::contain;
+use crate::error::SharedError;
+use crate::sync::{Arc, Mutex};
+use crate::wait::{Registration, Waiter};
+
+#[cfg(feature = "async")]
+use {crate::wait::register_again, std::task::Waker};
+
+pub(crate) struct Status {
+    state: Mutex<State>,
+    /// It does not rebuild a value that has not been read.
+    rests: bool,
+    /// Settled when the thread or task has ended.
+    pub(super) ended: Arc<Attempt<()>>,
+}
+
+#[derive(Default)]
+struct State {
+    notified: bool,
+    stopped: bool,
+    waiter: Registration,
+    /// A build is asked for that begins after the build or `set` of this number.
+    refresh_after: Option<u64>,
+    /// In a row.
+    failures: u32,
+    last_error: Option<SharedError>,
+}
+
+impl Status {
+    pub(crate) fn new(rests: bool) -> Arc<Self> {
+        Arc::new(Self { state: Mutex::default(), rests, ended: Attempt::open() })
+    }
+
+    /// Not to be called under a lock, as it may run a waker.
+    pub(super) fn notify(&self) {
+        self.change(|state| state.notified = true);
+    }
+
+    /// As [`notify`](Status::notify), and for good.
+    pub(super) fn stop(&self) {
+        self.change(|state| state.stopped = true);
+    }
+
+    /// As [`notify`](Status::notify), and asks for a build that begins after the build or `set` of this number.
+    pub(super) fn ask_for(&self, after: u64) {
+        self.change(|state| {
+            state.refresh_after = Some(after);
+            state.notified = true;
+        });
+    }
+
+    fn change(&self, change: impl FnOnce(&mut State)) {
+        let waiter = {
+            let mut state = self.state.lock();
+            if state.stopped {
+                // Nothing changes any more.
+                return;
+            }
+            change(&mut state);
+            state.waiter.waiter()
+        };
+        if let Some(waiter) = waiter {
+            waiter.wake();
+        }
+    }
+
+    /// The thread that is woken from now on.
+    pub(super) fn wakes(&self, waiter: Waiter) {
+        let former = self.state.lock().waiter.replace(waiter);
+        drop(former);
+    }
+
+    /// The same for a task, at each poll.
+    #[cfg(feature = "async")]
+    pub(super) fn wakes_task(&self, waker: &Waker) {
+        register_again(waker, |at| at(&mut self.state.lock().waiter));
+    }
+
+    pub(super) fn is_stopped(&self) -> bool {
+        self.state.lock().stopped
+    }
+
+    pub(super) fn rests(&self) -> bool {
+        self.rests
+    }
+
+    /// Whether it has been notified since the last call, or stopped.
+    pub(crate) fn take_notified(&self) -> bool {
+        let mut state = self.state.lock();
+        std::mem::take(&mut state.notified) || state.stopped
+    }
+
+    /// The build that is [asked for](Status::ask_for).
+    pub(super) fn asked(&self) -> Option<u64> {
+        self.state.lock().refresh_after
+    }
+
+    /// What was asked for is there or begins, unless there was another request since.
+    pub(super) fn answered(&self, after: Option<u64>) {
+        let mut state = self.state.lock();
+        if state.refresh_after == after {
+            state.refresh_after = None;
+        }
+    }
+
+    pub(super) fn failures(&self) -> u32 {
+        self.state.lock().failures
+    }
+
+    pub(super) fn last_error(&self) -> Option<SharedError> {
+        self.state.lock().last_error.clone()
+    }
+
+    /// A build has ended: with this error, or without one.
+    pub(super) fn show(&self, error: Option<SharedError>) {
+        let mut state = self.state.lock();
+        state.failures = if error.is_some() { state.failures.saturating_add(1) } else { 0 };
+        let former = std::mem::replace(&mut state.last_error, error);
+        drop(state);
+        // The user's: without a lock, and a panic of its drop does not end the refresher.
+        contain(|| drop(former));
+    }
+}
+
+impl<T> Listener<T> for Status {
+    fn notify(&self) {
+        Self::notify(self);
+    }
+
+    /// A stopped one may remain attached, if the cell was moved out of its `Arc`.
+    fn rebuilds(&self) -> bool {
+        !self.is_stopped()
+    }
+
+    fn rests(&self) -> bool {
+        self.rests
+    }
+}
+
+/// Settles [`Status::ended`] when it is dropped: after all that the thread or task has held.
+pub(super) struct Ended(pub(super) Arc<Status>);
+
+impl Ended {
+    /// The clock has panicked, and the refresher goes no further.
+    pub(super) fn by(&self, panic: Box<dyn Any + Send>) {
+        self.0.show(Some(SharedError::of_panic("clock", &*panic)));
+        contain(|| drop(panic));
+    }
+}
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        self.0.ended.complete(Outcome::Abandoned);
+    }
+}
