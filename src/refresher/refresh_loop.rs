@@ -33,7 +33,7 @@ pub(super) struct RefreshLoop<K: Refreshable> {
 /// What the loop does next.
 pub(super) enum Step<K: Kind + 'static> {
     Build(Held<'static, K>),
-    /// Until this tick, or until the signal is notified.
+    /// Until this tick, or until the status is notified.
     Sleep(u64),
     End,
 }
