@@ -38,7 +38,7 @@ use crate::time::{Clock, FOREVER};
 use crate::trace::PublishOutcome;
 
 use super::source::Followed;
-use super::stamp::{AnySource, Dependent, Gave, Link, Stamp, UNPUBLISHED, are_current, fresh_until};
+use super::stamp::{AnySource, Dependent, Gave, Link, Stamp, are_current, fresh_until};
 
 /// What a [`Derived`](crate::Derived) value and its links share.
 #[allow(missing_debug_implementations)] // named by a sealed trait
@@ -227,12 +227,12 @@ impl<T, C: Clock, B> Node<T, C, B> {
         drop(former);
     }
 
-    /// Publishes what a build has made. Returns what its caller gets, and the generation of what it has made ([`UNPUBLISHED`]: it
-    /// was displaced).
+    /// Publishes what a build has made. Returns what its caller gets, and the generation of what it has made ([`None`]: it was
+    /// displaced).
     pub(super) fn publish_computed(
         mut held: Held<'_, Self>,
         Computed { value, stamps }: &Computed<T>,
-    ) -> (Arc<T>, u64) {
+    ) -> (Arc<T>, Option<u64>) {
         let node = held.handle().clone();
         let ending = node.link(stamps);
         let output = BuildOutput::new(Arc::clone(value), Term::POLICY);
@@ -240,10 +240,8 @@ impl<T, C: Clock, B> Node<T, C, B> {
         let Concluded { served, record, outcome, leftover, .. } = held.conclude(output, &observer);
         drop(ending);
         drop(observer);
-        let generation = match (outcome, record) {
-            (PublishOutcome::Published | PublishOutcome::PublishedStale, Some(record)) => record.generation,
-            _ => UNPUBLISHED,
-        };
+        let is_published = matches!(outcome, PublishOutcome::Published | PublishOutcome::PublishedStale);
+        let generation = record.filter(|_| is_published).map(|record| record.generation);
         // The previous value first; what is dropped last may panic.
         drop(held);
         drop(leftover);
@@ -266,10 +264,7 @@ impl<T, C: Clock, B> Node<T, C, B> {
             Freshness::Stale => {}
             _ => return None,
         }
-        let stamps = {
-            let inputs = self.inputs.lock();
-            (inputs.generation == seen.record.generation).then(|| Arc::clone(&inputs.stamps))
-        }?;
+        let stamps = self.stamps_of(seen.record.generation)?;
         if self.is_due(&seen.record, &stamps) || !stamps.iter().all(Stamp::holds_after_refresh) {
             return None;
         }
@@ -278,7 +273,7 @@ impl<T, C: Clock, B> Node<T, C, B> {
             if !are_current(&stamps) {
                 return 0;
             }
-            let ends = stamps.iter().map(|stamp| stamp.source.settled_until(stamp.gave, seen.now));
+            let ends = stamps.iter().map(|stamp| stamp.source.settled_until(stamp, seen.now));
             ends.min().unwrap_or(FOREVER).min(machine.own_end(&seen.record))
         });
         // A derived source can be due without a new generation. That shows only under the lock of its own cell, which must not be
@@ -373,7 +368,7 @@ impl<T: Send + Sync + 'static, C: Clock + 'static, B: Send + Sync + 'static> Fol
     const IS_DERIVED: bool = true;
     const FRESH_WHEN_EMPTY: u64 = 0;
 
-    fn refresh(&self, generation: u64, gave: Gave) -> bool {
+    fn refresh(&self, &Stamp { generation, gave, .. }: &Stamp) -> bool {
         let machine = self.machine();
         if gave == Gave::Nothing {
             // In a pause it makes none.
@@ -385,10 +380,10 @@ impl<T: Send + Sync + 'static, C: Clock + 'static, B: Send + Sync + 'static> Fol
             && self.stamps_of(generation).is_some_and(|stamps| !self.is_due(&record, &stamps))
     }
 
-    fn settled_until(&self, gave: Gave, now: u64) -> u64 {
+    fn settled_until(&self, stamp: &Stamp, now: u64) -> u64 {
         let (record, _) = self.machine().record();
         let (own_end, fresh_end) = (self.machine().own_end(&record), record.fresh_end());
-        match gave {
+        match stamp.gave {
             Gave::Nothing => 0,
             // Perhaps by a time to live of its own.
             _ if now < fresh_end => own_end.min(fresh_end),

@@ -37,29 +37,38 @@ impl Stamp {
     /// Lets a source that knows how to refresh itself do so, if it is due. Returns whether the source still gives what this stamp
     /// notes. Makes no derived value.
     pub(super) fn holds_after_refresh(&self) -> bool {
-        self.source.holds_after_refresh(self.generation, self.gave)
-    }
-
-    /// What the source gives, if that is still the same.
-    pub(super) fn pin(&self) -> Option<Pinned> {
-        self.source.pin_at(self.generation, self.gave)
+        self.source.holds_after_refresh(self)
     }
 }
-
-/// Of a derived value that was made in an evaluation and never published: no publication has this generation.
-pub(super) const UNPUBLISHED: u64 = u64::MAX;
 
 /// A value that an evaluation has taken: the same one, whatever asks for it in this evaluation.
 #[derive(Clone)]
 #[allow(unreachable_pub, missing_debug_implementations)] // named by a sealed trait
 pub struct Pinned {
-    pub(super) id: usize,
-    /// Or [`UNPUBLISHED`].
-    pub(super) generation: u64,
+    /// What is made from it is made from this.
+    pub(super) stamp: Stamp,
     /// Or why there is none.
     pub(super) value: Result<AnyValue, RefreshError>,
-    /// The publications that what is made from it is made from: its own, and if it is derived, all that it was made from.
-    pub(super) stamps: Arc<[Stamp]>,
+    /// If it is derived: all that it was made from, and so what is made from it.
+    pub(super) made_from: Arc<[Stamp]>,
+}
+
+impl Pinned {
+    /// Of a source that is not derived, or gives no value.
+    pub(super) fn of_source(stamp: Stamp, value: Result<AnyValue, RefreshError>) -> Self {
+        Self { stamp, value, made_from: Arc::new([]) }
+    }
+
+    pub(super) fn id(&self) -> usize {
+        self.stamp.source.id()
+    }
+
+    /// Whether what was made from what `stamp` notes goes together with it.
+    pub(super) fn fits(&self, stamp: &Stamp) -> bool {
+        // Two unpublished values may differ.
+        stamp.gave != Gave::Unpublished
+            && (stamp.generation, stamp.gave) == (self.stamp.generation, self.stamp.gave)
+    }
 }
 
 /// A source, its type erased.
@@ -71,13 +80,13 @@ pub(super) trait AnySource: Send + Sync {
     fn state(&self) -> (u64, u64);
 
     /// See [`Stamp::holds_after_refresh`].
-    fn holds_after_refresh(&self, generation: u64, gave: Gave) -> bool;
+    fn holds_after_refresh(&self, stamp: &Stamp) -> bool;
 
     /// See [`Followed::settled_until`].
-    fn settled_until(&self, gave: Gave, now: u64) -> u64;
+    fn settled_until(&self, stamp: &Stamp, now: u64) -> u64;
 
-    /// See [`Stamp::pin`].
-    fn pin_at(&self, generation: u64, gave: Gave) -> Option<Pinned>;
+    /// What it gives, if that is still what the stamp notes.
+    fn pin(&self, stamp: &Stamp) -> Option<Pinned>;
 
     fn attach(&self, link: &Arc<Link>);
     fn detach(&self, link: &Arc<Link>);
