@@ -8,7 +8,8 @@
 //! * An evaluation takes each source's value once (see [`cx`](super::cx)), and notes the generation: a [`Stamp`].
 //! * The node is linked to each source *before* it publishes, and looks *under its cell's lock* whether the stamps are the sources'
 //!   current generations. If not, the value is published as stale. So a source's publication is either seen by that look, or its
-//!   notification comes after it and declares the value stale.
+//!   notification comes after it and declares the value stale. A link is there as long as something notes what it took from its
+//!   source ([`Taken`]): a build that ends, the value, or the latest failure.
 //! * The notification of a link compares the stamps of the value that is published. It fences no build: a build that is made from
 //!   the new value counts as fresh, even if it caused the source's build itself.
 //!
@@ -38,7 +39,7 @@ use crate::time::{Clock, FOREVER};
 use crate::trace::PublishOutcome;
 
 use super::source::Followed;
-use super::stamp::{AnySource, Dependent, Gave, Link, Stamp, are_current, fresh_until};
+use super::stamp::{Dependent, Gave, Link, Linked, Stamp, are_current, fresh_until};
 
 /// What a [`Derived`](crate::Derived) value and its links share.
 #[allow(missing_debug_implementations)] // named by a sealed trait
@@ -54,19 +55,17 @@ pub struct Node<T, C, B> {
 struct Inputs {
     /// What the value of this generation was made from.
     generation: u64,
-    stamps: Arc<[Stamp]>,
+    made_from: Taken,
     /// What the latest build that failed had taken.
-    failed: Arc<[Stamp]>,
-    links: Vec<Linked>,
-    /// How many builds are about to publish, or to fail: their links are kept.
-    ending: usize,
+    failed: Taken,
 }
 
-struct Linked {
-    source: Arc<dyn AnySource>,
-    link: Arc<Link>,
-    /// The generation at the latest notification.
-    seen: u64,
+/// What a build has taken from its sources, and the node's links to these.
+#[derive(Default)]
+struct Taken {
+    stamps: Arc<[Stamp]>,
+    /// One for each stamp.
+    links: Vec<Arc<Linked>>,
 }
 
 /// What a build has made.
@@ -83,10 +82,8 @@ impl<T: Send + Sync + 'static, C: Clock + 'static, B: Send + Sync + 'static> Nod
             build,
             inputs: Mutex::new(Inputs {
                 generation: 0,
-                stamps: Arc::new([]),
-                failed: Arc::new([]),
-                links: Vec::new(),
-                ending: 0,
+                made_from: Taken::default(),
+                failed: Taken::default(),
             }),
             followed: Mutex::new(Vec::new()),
             me: Weak::<Self>::clone(me),
@@ -118,7 +115,7 @@ impl<T, C: Clock, B> Kind for Node<T, C, B> {
     fn has_failed(&self) {
         // The clock is asked.
         contain(|| {
-            let failed = Arc::clone(&self.inputs.lock().failed);
+            let failed = self.failed();
             // If one of its sources has published meanwhile, the failure begins no pause. A source that publishes after this check
             // ends the pause: the links to the sources are there, see `note_failure`.
             if !are_current(&failed)
@@ -130,46 +127,13 @@ impl<T, C: Clock, B> Kind for Node<T, C, B> {
     }
 }
 
-/// A build is about to publish or to fail: its links are kept until this is dropped.
-struct Ending<'a, T, C, B>(&'a Node<T, C, B>);
-
-impl<T, C, B> Drop for Ending<'_, T, C, B> {
-    fn drop(&mut self) {
-        let mut inputs = self.0.inputs.lock();
-        inputs.ending -= 1;
-        if inputs.ending > 0 {
-            return;
-        }
-        let Inputs { stamps, failed, links, .. } = &mut *inputs;
-        let is_unused = |linked: &mut Linked| {
-            let id = linked.link.source;
-            !stamps.iter().chain(&**failed).any(|stamp| stamp.source.id() == id)
-        };
-        let unused: Vec<Linked> = links.extract_if(.., is_unused).collect();
-        drop(inputs);
-        detach(unused);
-    }
-}
-
-fn detach(links: Vec<Linked>) {
-    for Linked { source, link, .. } in links {
-        source.detach(&link);
-    }
-}
-
-impl<T, C, B> Drop for Node<T, C, B> {
-    fn drop(&mut self) {
-        let links = std::mem::take(&mut self.inputs.lock().links);
-        detach(links);
-    }
-}
-
 /// What a value was made from, to be noted when it is published.
 struct MadeFrom<'a> {
     inputs: &'a Mutex<Inputs>,
-    stamps: &'a Arc<[Stamp]>,
-    /// The stamps that these replace, to be dropped without the lock.
-    former: Cell<Option<[Arc<[Stamp]>; 2]>>,
+    stamps: &'a [Stamp],
+    taken: Cell<Taken>,
+    /// What is replaced, to be dropped without the lock.
+    former: Cell<[Taken; 2]>,
 }
 
 impl<T> Observer<T> for MadeFrom<'_> {
@@ -180,50 +144,32 @@ impl<T> Observer<T> for MadeFrom<'_> {
     fn publishes(&self, _value: &Arc<T>, generation: u64, _drains: bool) {
         let mut inputs = self.inputs.lock();
         inputs.generation = generation;
-        let stamps = std::mem::replace(&mut inputs.stamps, Arc::clone(self.stamps));
-        let failed = std::mem::replace(&mut inputs.failed, Arc::new([]));
-        self.former.set(Some([stamps, failed]));
+        let made_from = std::mem::replace(&mut inputs.made_from, self.taken.take());
+        let failed = std::mem::take(&mut inputs.failed);
+        self.former.set([made_from, failed]);
     }
 }
 
 impl<T, C: Clock, B> Node<T, C, B> {
-    /// Links the node to each of these sources.
-    fn link(&self, stamps: &[Stamp]) -> Ending<'_, T, C, B> {
-        let mut inputs = self.inputs.lock();
-        inputs.ending += 1;
-        let ending = Ending(self);
-        let is_linked = |links: &[Linked], id: usize| links.iter().any(|linked| linked.link.source == id);
-        let missing: Vec<_> =
-            stamps.iter().filter(|stamp| !is_linked(&inputs.links, stamp.source.id())).collect();
-        drop(inputs);
-        let made = missing.into_iter().map(|Stamp { source, .. }| {
-            let (seen, _) = source.state();
-            let node = Weak::clone(&self.me);
-            let link = Arc::new(Link { node, source: source.id() });
-            source.attach(&link);
-            Linked { source: Arc::clone(source), link, seen }
-        });
-        let made: Vec<Linked> = made.collect();
-        let mut inputs = self.inputs.lock();
-        let mut superfluous = Vec::new();
-        for linked in made {
-            if is_linked(&inputs.links, linked.link.source) {
-                superfluous.push(linked);
-            } else {
-                inputs.links.push(linked);
-            }
-        }
-        drop(inputs);
-        detach(superfluous);
-        ending
+    /// Links the node to each of these sources, unless it is linked already.
+    fn link(&self, stamps: Arc<[Stamp]>) -> Taken {
+        let known: Vec<_> = {
+            let Inputs { made_from, failed, .. } = &*self.inputs.lock();
+            let find = |stamp: &Stamp| {
+                let id = stamp.source.id();
+                made_from.links.iter().chain(&failed.links).find(|link| link.source().id() == id).cloned()
+            };
+            stamps.iter().map(find).collect()
+        };
+        let new = |stamp: &Stamp| Linked::new(Weak::clone(&self.me), Arc::clone(&stamp.source));
+        let links = known.into_iter().zip(&*stamps).map(|(known, stamp)| known.unwrap_or_else(|| new(stamp)));
+        Taken { links: links.collect(), stamps }
     }
 
     /// A build has taken these, and fails or panics.
     pub(super) fn note_failure(&self, stamps: Vec<Stamp>) {
-        let stamps: Arc<[Stamp]> = stamps.into();
-        let ending = self.link(&stamps);
-        let former = std::mem::replace(&mut self.inputs.lock().failed, stamps);
-        drop(ending);
+        let taken = self.link(stamps.into());
+        let former = std::mem::replace(&mut self.inputs.lock().failed, taken);
         drop(former);
     }
 
@@ -234,11 +180,10 @@ impl<T, C: Clock, B> Node<T, C, B> {
         Computed { value, stamps }: &Computed<T>,
     ) -> (Arc<T>, Option<u64>) {
         let node = held.handle().clone();
-        let ending = node.link(stamps);
+        let taken = Cell::new(node.link(Arc::clone(stamps)));
         let output = BuildOutput::new(Arc::clone(value), Term::POLICY);
-        let observer = MadeFrom { inputs: &node.inputs, stamps, former: Cell::default() };
+        let observer = MadeFrom { inputs: &node.inputs, stamps, taken, former: Cell::default() };
         let Concluded { served, record, outcome, leftover, .. } = held.conclude(output, &observer);
-        drop(ending);
         drop(observer);
         let is_published = matches!(outcome, PublishOutcome::Published | PublishOutcome::PublishedStale);
         let generation = record.filter(|_| is_published).map(|record| record.generation);
@@ -250,7 +195,7 @@ impl<T, C: Clock, B> Node<T, C, B> {
 
     /// What the latest build that failed had taken.
     pub(super) fn failed(&self) -> Arc<[Stamp]> {
-        Arc::clone(&self.inputs.lock().failed)
+        Arc::clone(&self.inputs.lock().failed.stamps)
     }
 
     /// The value, if it is only out of date because a source is, and no source has a newer one.
@@ -303,35 +248,23 @@ impl<T, C: Clock, B> Node<T, C, B> {
         match inputs.generation.cmp(&generation) {
             // It was set.
             Less => Some(Arc::new([])),
-            Equal => Some(Arc::clone(&inputs.stamps)),
+            Equal => Some(Arc::clone(&inputs.made_from.stamps)),
             Greater => None,
         }
     }
 }
 
 impl<T: Send + Sync + 'static, C: Clock + 'static, B: Send + Sync + 'static> Dependent for Node<T, C, B> {
-    fn source_changed(&self, source: usize) {
-        let (is_published, is_derived) = {
-            let mut inputs = self.inputs.lock();
-            let Some(linked) = inputs.links.iter_mut().find(|linked| linked.link.source == source) else {
-                return;
-            };
-            let (generation, _) = linked.source.state();
-            // 0: it was taken away, or withheld by a build that may put it back.
-            let is_published = generation != linked.seen && generation != 0;
-            if is_published {
-                linked.seen = generation;
-            }
-            (is_published, linked.source.is_derived())
-        };
+    fn source_changed(&self, link: &Link) {
+        let is_published = link.is_published();
         // A refresher that waits for it is notified once, by the link to the source itself, not once for each way to it.
-        let notifies = is_published && !is_derived;
+        let notifies = is_published && !link.source.is_derived();
         let is_outdated = || {
             let inputs = self.inputs.lock();
             let (record, _) = self.machine().record();
             // One that was set is served until a source publishes.
             if record.generation == inputs.generation {
-                fresh_until(&inputs.stamps) == 0
+                fresh_until(&inputs.made_from.stamps) == 0
             } else {
                 is_published
             }

@@ -5,7 +5,7 @@ use std::any::Any;
 use crate::cell::Listener;
 use crate::contain::contain;
 use crate::error::RefreshError;
-use crate::sync::{Arc, Weak};
+use crate::sync::{Arc, AtomicU64, Ordering, Weak};
 use crate::time::FOREVER;
 
 /// A value of any source, as its slot holds it.
@@ -110,15 +110,48 @@ pub(super) fn fresh_until(stamps: &[Stamp]) -> u64 {
 
 /// A node's entry among the listeners of a source.
 pub(super) struct Link {
-    pub(super) node: Weak<dyn Dependent>,
-    /// Its address.
-    pub(super) source: usize,
+    node: Weak<dyn Dependent>,
+    pub(super) source: Arc<dyn AnySource>,
+    /// The generation of the source at the latest notification.
+    seen: AtomicU64,
+}
+
+impl Link {
+    /// Whether the source has published a value since the latest notification. (Its value may also be taken away, or withheld by a
+    /// build that may put it back.)
+    pub(super) fn is_published(&self) -> bool {
+        let (generation, _) = self.source.state();
+        // Relaxed: it orders nothing. Of two notifications at a time the one that comes first has seen the publication.
+        self.seen.fetch_max(generation, Ordering::Relaxed) < generation
+    }
+}
+
+/// A link that is there until this is dropped.
+pub(super) struct Linked(Arc<Link>);
+
+impl Linked {
+    pub(super) fn new(node: Weak<dyn Dependent>, source: Arc<dyn AnySource>) -> Arc<Self> {
+        let (seen, _) = source.state();
+        let link = Arc::new(Link { node, source, seen: AtomicU64::new(seen) });
+        link.source.attach(&link);
+        Arc::new(Self(link))
+    }
+
+    pub(super) fn source(&self) -> &dyn AnySource {
+        &*self.0.source
+    }
+}
+
+impl Drop for Linked {
+    fn drop(&mut self) {
+        self.0.source.detach(&self.0);
+    }
 }
 
 /// A derived value, its type erased.
 pub(super) trait Dependent: Send + Sync {
     /// Declares the value stale if it is. What listens to it is notified later.
-    fn source_changed(&self, source: usize);
+    fn source_changed(&self, link: &Link);
 
     fn notify(&self);
 }
@@ -136,7 +169,7 @@ impl Link {
 
 impl<T> Listener<T> for Link {
     fn follow(&self) {
-        self.with_node(|node| node.source_changed(self.source));
+        self.with_node(|node| node.source_changed(self));
     }
 
     fn notify(&self) {
