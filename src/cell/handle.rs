@@ -82,15 +82,6 @@ impl<K> WeakHandle<K> {
     }
 }
 
-impl<K> Clone for WeakHandle<K> {
-    fn clone(&self) -> Self {
-        match self {
-            Self::Static(cell) => Self::Static(cell),
-            Self::Weak(cell) => Self::Weak(cell.clone()),
-        }
-    }
-}
-
 pub(crate) mod sealed {
     #[allow(clippy::wildcard_imports)]
     use super::*;

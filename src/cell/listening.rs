@@ -7,7 +7,7 @@ use crate::time::{Clock, FOREVER};
 use super::attempt::Attempt;
 use super::listeners::Listener;
 use super::machine::Machine;
-use super::slot::Record;
+use super::slot::{Reading, Record};
 use super::state::{LeaseState, State};
 
 /// What a refresher is to do.
@@ -57,14 +57,23 @@ impl<T, C: Clock> Machine<T, C> {
 
     /// The newest value, if it was published after this generation and could be served then.
     pub(crate) fn newer_than(&self, generation: u64) -> Option<(Arc<T>, Record)> {
-        let reading = self.slot.read();
-        let record = reading.record;
-        if record.generation <= generation || !self.was_servable(&record) {
-            return None;
-        }
-        let value = into_arc(reading.guard)?;
-        self.mark_read_for_certain(reading.due_at);
+        let Reading { guard, record, due_at } = self.published_after(generation)?;
+        let value = into_arc(guard)?;
+        self.mark_read_for_certain(due_at);
         Some((value, record))
+    }
+
+    /// Whether [`newer_than`](Machine::newer_than) would return a value. It marks no read.
+    pub(crate) fn has_newer_than(&self, generation: u64) -> bool {
+        self.published_after(generation).is_some()
+    }
+
+    fn published_after(&self, generation: u64) -> Option<Reading<T>> {
+        let reading = self.slot.read();
+        let is_newer = reading.record.generation > generation
+            && reading.guard.is_some()
+            && self.was_servable(&reading.record);
+        is_newer.then_some(reading)
     }
 
     /// The value, servable or not.
@@ -97,14 +106,6 @@ impl<T, C: Clock> Machine<T, C> {
     /// Whether a build has taken the value out, for the write lock.
     pub(crate) fn is_withheld(&self) -> bool {
         matches!(self.state.lock().lease, LeaseState::Exclusive { .. })
-    }
-
-    /// Whether [`newer_than`](Machine::newer_than) would return a value. It marks no read.
-    pub(crate) fn has_newer_than(&self, generation: u64) -> bool {
-        let reading = self.slot.read();
-        reading.record.generation > generation
-            && reading.guard.is_some()
-            && self.was_servable(&reading.record)
     }
 
     /// Whether the value, published with this record, is out of date for a reason of its own: it was invalidated, or its time to

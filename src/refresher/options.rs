@@ -124,10 +124,7 @@ impl RefresherOptions {
         R: BuildResult<K::Value, FALLIBLE>,
         F: FnMut(Option<K::Shared>) -> R + Send + 'static,
     {
-        let mut refresh_loop = self.attach(&cell.into(), ahead)?;
-        let cell = Arc::clone(&refresh_loop.attachment);
-        let status = Arc::clone(&cell.status);
-        let end = Ended(Arc::clone(&status));
+        let (mut refresher, mut refresh_loop, end) = self.attach(&cell.into(), ahead)?;
         let work = move || {
             let attachment = Arc::clone(&refresh_loop.attachment);
             let status = &attachment.status;
@@ -150,13 +147,14 @@ impl RefresherOptions {
                 }
             }
         };
-        let thread = own_thread::spawn(own_thread::Role::Refresher, "dogpile-refresher", move || {
-            // With all that it holds.
-            if let Err(panic) = catch_unwind(AssertUnwindSafe(work)) {
-                end.by(panic);
-            }
-        })?;
-        Ok(Refresher { status, cell, thread: Some(thread) })
+        refresher.thread =
+            Some(own_thread::spawn(own_thread::Role::Refresher, "dogpile-refresher", move || {
+                // With all that it holds.
+                if let Err(panic) = catch_unwind(AssertUnwindSafe(work)) {
+                    end.by(panic);
+                }
+            })?);
+        Ok(refresher)
     }
 
     /// Starts a refresher with these options as a task. See [`Refresher::spawn_async`].
@@ -194,10 +192,7 @@ impl RefresherOptions {
         F: FnMut(Option<K::Shared>) -> Fut + Send + 'static,
         Fut: Future<Output = R> + Send,
     {
-        let mut refresh_loop = self.attach(&cell.into(), ahead)?;
-        let cell = Arc::clone(&refresh_loop.attachment);
-        let status = Arc::clone(&cell.status);
-        let end = Ended(Arc::clone(&status));
+        let (refresher, mut refresh_loop, end) = self.attach(&cell.into(), ahead)?;
         let work = async move {
             loop {
                 match refresh_loop.step() {
@@ -222,14 +217,14 @@ impl RefresherOptions {
                 end.by(panic);
             }
         })));
-        Ok(Refresher { status, cell, thread: None })
+        Ok(refresher)
     }
 
     fn attach<K: Refreshable<Clock: Clone>>(
         self,
         cell: &Handle<'static, K>,
         ahead: Duration,
-    ) -> io::Result<RefreshLoop<K>> {
+    ) -> io::Result<(Refresher, RefreshLoop<K>, Ended)> {
         let machine = cell.machine();
         let ahead = nanos(ahead);
         let ttl = machine.policy.default_ttl();
@@ -240,15 +235,18 @@ impl RefresherOptions {
                  published",
             ));
         }
-        let attachment = Arc::new(Attachment {
-            cell: cell.downgrade(),
-            clock: machine.clock.clone(),
-            status: Status::new(self.rests),
-        });
+        let status = Status::new(self.rests);
+        let (clock, end) = (machine.clock.clone(), Ended(Arc::clone(&status)));
+        let attachment = Arc::new(Attachment { cell: cell.downgrade(), clock, status: Arc::clone(&status) });
+        let refresher = Refresher {
+            status: Arc::clone(&status),
+            cell: Arc::<Attachment<K>>::clone(&attachment),
+            thread: None,
+        };
         let min_interval = nanos(self.min_interval);
         let refresh_loop = RefreshLoop { attachment, ahead, min_interval, pause_end: 0 };
         // Last: from here on its drop detaches it, and the clone of the clock, which is user code, may have panicked.
-        machine.attach(Arc::<Status>::clone(&refresh_loop.attachment.status));
-        Ok(refresh_loop)
+        machine.attach(status);
+        Ok((refresher, refresh_loop, end))
     }
 }
