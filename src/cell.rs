@@ -76,7 +76,7 @@ pub(crate) use elect::Decision;
 pub(crate) use handle::WeakHandle;
 pub(crate) use handle::sealed::Kind;
 pub(crate) use lease::Held;
-pub(crate) use listeners::{Listener, Noted, Notified};
+pub(crate) use listeners::{Listener, Noted, Notify};
 pub(crate) use listening::Plan;
 pub(crate) use machine::Machine;
 pub(crate) use publish::{BuildOutput, Concluded, Observer, Term};

@@ -43,11 +43,13 @@ pub(crate) trait Listener<T>: Send + Sync {
     }
 
     /// Called after unlocking, before waiters are woken and callbacks run: code that a change wakes finds the values that were made
-    /// from the old one stale. It does not panic.
-    fn follow(&self) {}
+    /// from the old one stale. Returns what is to be notified of that, together with the listeners of this cell. It does not panic.
+    fn follow(&self) -> Option<Box<dyn Notify>> {
+        None
+    }
 
     /// Called after that, and for the last time when the cell is dropped. It does not panic.
-    fn notify(&self);
+    fn notify(&self) {}
 
     /// Whether it rebuilds a stale value.
     fn rebuilds(&self) -> bool {
@@ -158,6 +160,7 @@ impl<T> Listeners<T> {
         let collected = Collected {
             watchers: if wakes_watchers { list.watchers.take() } else { None },
             entries: list.entries.clone(),
+            followed: Vec::new(),
         };
         if list.is_unused() {
             self.0 = None;
@@ -206,22 +209,38 @@ pub(crate) struct Notified<T>(Option<Box<Collected<T>>>);
 struct Collected<T> {
     watchers: Option<Arc<Attempt<()>>>,
     entries: Vec<Arc<dyn Listener<T>>>,
+    /// What has followed.
+    followed: Vec<Box<dyn Notify>>,
+}
+
+/// Listeners of some cell that are still to be notified.
+pub(crate) trait Notify {
+    fn notify(self: Box<Self>);
 }
 
 impl<T> Notified<T> {
     /// Before the waiters of the cell are woken.
     #[inline]
-    pub(crate) fn follow(&self) {
-        if let Some(collected) = &self.0 {
+    pub(crate) fn follow(&mut self) {
+        if let Some(collected) = &mut self.0 {
             collected.follow();
         }
+    }
+
+    /// As [`follow`](Notified::follow). Returns what is to be notified later, if there is anything.
+    pub(crate) fn followed(mut self) -> Option<Box<dyn Notify>>
+    where
+        T: 'static,
+    {
+        self.follow();
+        self.0.map(|collected| collected as Box<dyn Notify>)
     }
 
     /// After [`follow`](Notified::follow), if the value has changed.
     #[inline]
     pub(crate) fn notify(self) {
         if let Some(collected) = self.0 {
-            (*collected).notify();
+            collected.notify();
         }
     }
 }
@@ -229,21 +248,24 @@ impl<T> Notified<T> {
 impl<T> Collected<T> {
     #[cold]
     #[inline(never)]
-    fn follow(&self) {
-        for listener in &self.entries {
-            listener.follow();
-        }
+    fn follow(&mut self) {
+        self.followed.extend(self.entries.iter().filter_map(|listener| listener.follow()));
     }
+}
 
+impl<T> Notify for Collected<T> {
     #[cold]
     #[inline(never)]
-    fn notify(self) {
+    fn notify(self: Box<Self>) {
         // First: hooks may take long.
         if let Some(watchers) = self.watchers {
             watchers.complete(Outcome::Abandoned);
         }
         for listener in self.entries {
             listener.notify();
+        }
+        for followed in self.followed {
+            followed.notify();
         }
     }
 }

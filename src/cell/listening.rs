@@ -43,7 +43,7 @@ impl<T, C: Clock> Machine<T, C> {
         // to see that a refresher has stopped.)
         let notified = (self.slot.due_at() < former).then(|| state.listeners.notified(false));
         drop(state);
-        if let Some(notified) = notified {
+        if let Some(mut notified) = notified {
             notified.follow();
             notified.notify();
         }

@@ -39,7 +39,7 @@ pub(crate) struct Leftover<T> {
 
 /// Releases the lock, gives the waiters their outcome and notifies the listeners.
 pub(super) fn unlock<T>(mut state: MutexGuard<'_, State<T>>, waiters: Waiters<T>) {
-    let notified = state.listeners.notified(true);
+    let mut notified = state.listeners.notified(true);
     drop(state);
     notified.follow();
     if let Some((attempt, outcome)) = waiters.map(|waiters| *waiters) {

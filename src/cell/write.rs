@@ -77,7 +77,7 @@ impl<T, C: Clock> Machine<T, C> {
         self.slot.amend(&mut state.key, record, due_at);
         state.listeners.note(&Noted::Invalidated);
         // No value becomes available.
-        let notified = state.listeners.notified(false);
+        let mut notified = state.listeners.notified(false);
         drop(state);
         notified.follow();
         notified.notify();

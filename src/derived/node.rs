@@ -29,8 +29,7 @@ use std::cmp::Ordering::{Equal, Greater, Less};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use crate::cell::{
-    BuildOutput, Concluded, DogpileCell, Held, Kind, Machine, Made, Notified, Observer, Publishes, Record,
-    Term,
+    BuildOutput, Concluded, DogpileCell, Held, Kind, Machine, Made, Notify, Observer, Publishes, Record, Term,
 };
 use crate::contain::contain;
 use crate::policy::{Freshness, Policy};
@@ -47,8 +46,6 @@ pub struct Node<T, C, B> {
     cell: DogpileCell<T, C>,
     pub(super) build: B,
     inputs: Mutex<Inputs>,
-    /// Listeners of this cell that have followed a change of a source, and are not notified yet.
-    followed: Mutex<Vec<Notified<T>>>,
     me: Weak<dyn Dependent>,
 }
 
@@ -85,7 +82,6 @@ impl<T: Send + Sync + 'static, C: Clock + 'static, B: Send + Sync + 'static> Nod
                 made_from: Taken::default(),
                 failed: Taken::default(),
             }),
-            followed: Mutex::new(Vec::new()),
             me: Weak::<Self>::clone(me),
         })
     }
@@ -255,7 +251,7 @@ impl<T, C: Clock, B> Node<T, C, B> {
 }
 
 impl<T: Send + Sync + 'static, C: Clock + 'static, B: Send + Sync + 'static> Dependent for Node<T, C, B> {
-    fn source_changed(&self, link: &Link) {
+    fn source_changed(&self, link: &Link) -> Option<Box<dyn Notify>> {
         let is_published = link.is_published();
         // A refresher that waits for it is notified once, by the link to the source itself, not once for each way to it.
         let notifies = is_published && !link.source.is_derived();
@@ -269,15 +265,7 @@ impl<T: Send + Sync + 'static, C: Clock + 'static, B: Send + Sync + 'static> Dep
                 is_published
             }
         };
-        if let Some(notified) = self.machine().source_changed(is_published, notifies, is_outdated) {
-            notified.follow();
-            self.followed.lock().push(notified);
-        }
-    }
-
-    fn notify(&self) {
-        let followed = std::mem::take(&mut *self.followed.lock());
-        followed.into_iter().for_each(Notified::notify);
+        self.machine().source_changed(is_published, notifies, is_outdated)?.followed()
     }
 }
 

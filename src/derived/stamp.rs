@@ -2,7 +2,7 @@
 
 use std::any::Any;
 
-use crate::cell::Listener;
+use crate::cell::{Listener, Notify};
 use crate::contain::contain;
 use crate::error::RefreshError;
 use crate::sync::{Arc, AtomicU64, Ordering, Weak};
@@ -150,29 +150,19 @@ impl Drop for Linked {
 
 /// A derived value, its type erased.
 pub(super) trait Dependent: Send + Sync {
-    /// Declares the value stale if it is. What listens to it is notified later.
-    fn source_changed(&self, link: &Link);
-
-    fn notify(&self);
-}
-
-impl Link {
-    fn with_node(&self, call: impl FnOnce(&(dyn Dependent + 'static))) {
-        // The clock is asked, and the last reference to the node may be dropped here, and with it what is the user's.
-        contain(|| {
-            if let Some(node) = self.node.upgrade() {
-                call(&*node);
-            }
-        });
-    }
+    /// Declares the value stale if it is. Returns what is to be notified of that later.
+    fn source_changed(&self, link: &Link) -> Option<Box<dyn Notify>>;
 }
 
 impl<T> Listener<T> for Link {
-    fn follow(&self) {
-        self.with_node(|node| node.source_changed(self));
-    }
-
-    fn notify(&self) {
-        self.with_node(Dependent::notify);
+    fn follow(&self) -> Option<Box<dyn Notify>> {
+        let mut followed = None;
+        // The clock is asked, and the last reference to the node may be dropped here, and with it what is the user's.
+        contain(|| {
+            if let Some(node) = self.node.upgrade() {
+                followed = node.source_changed(self);
+            }
+        });
+        followed
     }
 }
