@@ -49,6 +49,7 @@ pub struct Node<T, C, B> {
     me: Weak<dyn Dependent>,
 }
 
+#[derive(Default)]
 struct Inputs {
     /// What the value of this generation was made from.
     generation: u64,
@@ -77,11 +78,7 @@ impl<T: Send + Sync + 'static, C: Clock + 'static, B: Send + Sync + 'static> Nod
         Arc::new_cyclic(|me: &Weak<Self>| Self {
             cell: DogpileCell::with_clock(policy, clock),
             build,
-            inputs: Mutex::new(Inputs {
-                generation: 0,
-                made_from: Taken::default(),
-                failed: Taken::default(),
-            }),
+            inputs: Mutex::default(),
             me: Weak::<Self>::clone(me),
         })
     }
@@ -125,11 +122,10 @@ impl<T, C: Clock, B> Kind for Node<T, C, B> {
 
 /// What a value was made from, to be noted when it is published.
 struct MadeFrom<'a> {
-    inputs: &'a Mutex<Inputs>,
     stamps: &'a [Stamp],
-    taken: Cell<Taken>,
-    /// What is replaced, to be dropped without the lock.
-    former: Cell<[Taken; 2]>,
+    inputs: &'a Mutex<Inputs>,
+    /// What takes the place of the inputs; then what these were, to be dropped without the lock.
+    exchanged: Cell<Inputs>,
 }
 
 impl<T> Observer<T> for MadeFrom<'_> {
@@ -138,11 +134,9 @@ impl<T> Observer<T> for MadeFrom<'_> {
     }
 
     fn publishes(&self, _value: &Arc<T>, generation: u64, _drains: bool) {
-        let mut inputs = self.inputs.lock();
-        inputs.generation = generation;
-        let made_from = std::mem::replace(&mut inputs.made_from, self.taken.take());
-        let failed = std::mem::take(&mut inputs.failed);
-        self.former.set([made_from, failed]);
+        let new = Inputs { generation, ..self.exchanged.take() };
+        let former = std::mem::replace(&mut *self.inputs.lock(), new);
+        self.exchanged.set(former);
     }
 }
 
@@ -176,9 +170,9 @@ impl<T, C: Clock, B> Node<T, C, B> {
         Computed { value, stamps }: &Computed<T>,
     ) -> (Arc<T>, Option<u64>) {
         let node = held.handle().clone();
-        let taken = Cell::new(node.link(Arc::clone(stamps)));
+        let inputs = Inputs { made_from: node.link(Arc::clone(stamps)), ..Inputs::default() };
         let output = BuildOutput::new(Arc::clone(value), Term::POLICY);
-        let observer = MadeFrom { inputs: &node.inputs, stamps, taken, former: Cell::default() };
+        let observer = MadeFrom { stamps, inputs: &node.inputs, exchanged: Cell::new(inputs) };
         let Concluded { served, record, outcome, leftover, .. } = held.conclude(output, &observer);
         drop(observer);
         let is_published = matches!(outcome, PublishOutcome::Published | PublishOutcome::PublishedStale);
