@@ -148,16 +148,16 @@ impl<T> Listeners<T> {
 
     /// To be notified of a change after unlocking, and the watchers too if it may make a value available.
     #[inline]
-    pub(super) fn notified(&mut self, wakes_watchers: bool) -> Notified<T> {
-        Notified(if self.0.is_none() { None } else { self.collect(wakes_watchers) })
+    pub(super) fn notified(&mut self, wakes_watchers: bool) -> Option<Box<Notified<T>>> {
+        if self.0.is_none() { None } else { self.collect(wakes_watchers) }
     }
 
     #[cold]
     #[inline(never)]
-    fn collect(&mut self, wakes_watchers: bool) -> Option<Box<Collected<T>>> {
+    fn collect(&mut self, wakes_watchers: bool) -> Option<Box<Notified<T>>> {
         let list = self.0.as_deref_mut()?;
         list.entries.retain(|listener| !listener.is_detached());
-        let collected = Collected {
+        let notified = Notified {
             watchers: if wakes_watchers { list.watchers.take() } else { None },
             entries: list.entries.clone(),
             followed: Vec::new(),
@@ -165,7 +165,7 @@ impl<T> Listeners<T> {
         if list.is_unused() {
             self.0 = None;
         }
-        Some(Box::new(collected))
+        Some(Box::new(notified))
     }
 
     /// Whether a refresher is attached that rebuilds a stale value.
@@ -204,9 +204,7 @@ impl<T> Listeners<T> {
 /// Listeners to be notified of a change, without a lock.
 // Boxed, because most cells have none: a pointer is what a publication without listeners pays.
 #[must_use]
-pub(crate) struct Notified<T>(Option<Box<Collected<T>>>);
-
-struct Collected<T> {
+pub(crate) struct Notified<T> {
     watchers: Option<Arc<Attempt<()>>>,
     entries: Vec<Arc<dyn Listener<T>>>,
     /// What has followed.
@@ -219,41 +217,15 @@ pub(crate) trait Notify {
 }
 
 impl<T> Notified<T> {
-    /// Before the waiters of the cell are woken.
-    #[inline]
-    pub(crate) fn follow(&mut self) {
-        if let Some(collected) = &mut self.0 {
-            collected.follow();
-        }
-    }
-
-    /// As [`follow`](Notified::follow). Returns what is to be notified later, if there is anything.
-    pub(crate) fn followed(mut self) -> Option<Box<dyn Notify>>
-    where
-        T: 'static,
-    {
-        self.follow();
-        self.0.map(|collected| collected as Box<dyn Notify>)
-    }
-
-    /// After [`follow`](Notified::follow), if the value has changed.
-    #[inline]
-    pub(crate) fn notify(self) {
-        if let Some(collected) = self.0 {
-            collected.notify();
-        }
-    }
-}
-
-impl<T> Collected<T> {
+    /// Before the waiters of the cell are woken, if the value has changed.
     #[cold]
     #[inline(never)]
-    fn follow(&mut self) {
+    pub(crate) fn follow(&mut self) {
         self.followed.extend(self.entries.iter().filter_map(|listener| listener.follow()));
     }
 }
 
-impl<T> Notify for Collected<T> {
+impl<T> Notify for Notified<T> {
     #[cold]
     #[inline(never)]
     fn notify(self: Box<Self>) {

@@ -5,7 +5,7 @@ use crate::sync::{Arc, MutexGuard, into_arc};
 use crate::time::{Clock, FOREVER};
 
 use super::attempt::Attempt;
-use super::listeners::Listener;
+use super::listeners::{Listener, Notify};
 use super::machine::Machine;
 use super::slot::{Reading, Record};
 use super::state::{LeaseState, State};
@@ -41,7 +41,7 @@ impl<T, C: Clock> Machine<T, C> {
         self.mirror(&mut state);
         // Without a refresher the value may be due: what is made from it is to ask for it again. (The one that attaches may be the first
         // to see that a refresher has stopped.)
-        let notified = (self.slot.due_at() < former).then(|| state.listeners.notified(false));
+        let notified = if self.slot.due_at() < former { state.listeners.notified(false) } else { None };
         drop(state);
         if let Some(mut notified) = notified {
             notified.follow();

@@ -10,7 +10,7 @@ use crate::trace::PublishOutcome;
 
 use super::attempt::{Outcome, Publication};
 use super::elect::{Progress, Ticket};
-use super::listeners::Noted;
+use super::listeners::{Noted, Notify};
 use super::machine::Machine;
 use super::slot::{Record, Seen};
 use super::state::{Failure, LeaseState, State, Waiters};
@@ -41,11 +41,15 @@ pub(crate) struct Leftover<T> {
 pub(super) fn unlock<T>(mut state: MutexGuard<'_, State<T>>, waiters: Waiters<T>) {
     let mut notified = state.listeners.notified(true);
     drop(state);
-    notified.follow();
+    if let Some(notified) = &mut notified {
+        notified.follow();
+    }
     if let Some((attempt, outcome)) = waiters.map(|waiters| *waiters) {
         attempt.complete(outcome);
     }
-    notified.notify();
+    if let Some(notified) = notified {
+        notified.notify();
+    }
 }
 
 /// For how long a value is fresh that a build has made, and since when. In nanoseconds.

@@ -259,7 +259,9 @@ impl<T: Send + Sync + 'static, C: Clock + 'static, B: Send + Sync + 'static> Dep
                 is_published
             }
         };
-        self.machine().source_changed(is_published, notifies, is_outdated)?.followed()
+        let mut notified = self.machine().source_changed(is_published, notifies, is_outdated)?;
+        notified.follow();
+        Some(notified)
     }
 }
 
