@@ -270,7 +270,7 @@ impl Refresher {
     /// ```
     #[must_use]
     pub fn last_error(&self) -> Option<SharedError> {
-        self.status.last_error()
+        self.status.state.lock().last_error.clone()
     }
 
     /// Returns how many builds have failed or panicked since the last one that succeeded.
@@ -290,7 +290,7 @@ impl Refresher {
     /// ```
     #[must_use]
     pub fn consecutive_failures(&self) -> u32 {
-        self.status.failures()
+        self.status.state.lock().failures
     }
 
     /// Starts a rebuild, even if the value is fresh or a retry pause runs. Returns at once.
@@ -463,15 +463,13 @@ impl Drop for Refresher {
             self.cell.detach();
             return;
         }
-        self.status.stop();
-        self.cell.give_way();
+        self.stop();
         // Its own thread, which cannot wait for itself, is one of these too.
         if let Some(thread) = self.thread.take().filter(|_| own_thread::role() != own_thread::Role::Refresher)
         {
             // It contains the panics of builds and has none of its own.
             let _ = thread.join();
         }
-        self.cell.detach();
     }
 }
 

@@ -187,7 +187,9 @@ impl<T, C: Clock, B> Node<T, C, B> {
     pub(super) fn failed(&self) -> Arc<[Stamp]> {
         Arc::clone(&self.inputs.lock().failed.stamps)
     }
+}
 
+impl<T: Send + Sync + 'static, C: Clock + 'static, B: Send + Sync + 'static> Node<T, C, B> {
     /// The value, if it is only out of date because a source is, and no source has a newer one.
     ///
     /// Asks the sources that know how to refresh themselves, which is user code.
@@ -199,7 +201,7 @@ impl<T, C: Clock, B> Node<T, C, B> {
             Freshness::Stale => {}
             _ => return None,
         }
-        let stamps = self.stamps_of(seen.record.generation)?;
+        let stamps = self.made_from(seen.record.generation)?;
         if self.is_due(&seen.record, &stamps) || !stamps.iter().all(Stamp::holds_after_refresh) {
             return None;
         }
@@ -231,17 +233,6 @@ impl<T, C: Clock, B> Node<T, C, B> {
         // `set_for`), or it was published while one of them was being published, or it was set, which has no sources.
         machine.is_out_of_date_itself(record) || (now >= record.fresh_end() && now < fresh_until(stamps))
     }
-
-    /// What the value of this generation was made from; [`None`]: a later one is published.
-    pub(super) fn stamps_of(&self, generation: u64) -> Option<Arc<[Stamp]>> {
-        let inputs = self.inputs.lock();
-        match inputs.generation.cmp(&generation) {
-            // It was set.
-            Less => Some(Arc::new([])),
-            Equal => Some(Arc::clone(&inputs.made_from.stamps)),
-            Greater => None,
-        }
-    }
 }
 
 impl<T: Send + Sync + 'static, C: Clock + 'static, B: Send + Sync + 'static> Dependent for Node<T, C, B> {
@@ -265,7 +256,7 @@ impl<T: Send + Sync + 'static, C: Clock + 'static, B: Send + Sync + 'static> Dep
     }
 }
 
-impl<T, C: Clock, B> Publishes for Node<T, C, B> {
+impl<T: Send + Sync + 'static, C: Clock + 'static, B: Send + Sync + 'static> Publishes for Node<T, C, B> {
     fn publish(held: Held<'_, Self>, made: Made<Self>) -> Arc<T> {
         match made {
             Made::New(computed, _) => Self::publish_computed(held, &computed).0,
@@ -294,7 +285,7 @@ impl<T: Send + Sync + 'static, C: Clock + 'static, B: Send + Sync + 'static> Fol
         let (record, is_there) = machine.record();
         is_there
             && record.generation == generation
-            && self.stamps_of(generation).is_some_and(|stamps| !self.is_due(&record, &stamps))
+            && self.made_from(generation).is_some_and(|stamps| !self.is_due(&record, &stamps))
     }
 
     fn settled_until(&self, stamp: &Stamp, now: u64) -> u64 {
@@ -309,7 +300,13 @@ impl<T: Send + Sync + 'static, C: Clock + 'static, B: Send + Sync + 'static> Fol
     }
 
     fn made_from(&self, generation: u64) -> Option<Arc<[Stamp]>> {
-        self.stamps_of(generation)
+        let inputs = self.inputs.lock();
+        match inputs.generation.cmp(&generation) {
+            // It was set.
+            Less => Some(Arc::new([])),
+            Equal => Some(Arc::clone(&inputs.made_from.stamps)),
+            Greater => None,
+        }
     }
 }
 

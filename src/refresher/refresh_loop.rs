@@ -48,11 +48,11 @@ impl<K: Refreshable> RefreshLoop<K> {
             let Some(cell) = cell.upgrade() else { return Step::End };
             let machine = cell.machine();
             let now = machine.now();
-            let after = status.asked();
+            let after = status.state.lock().refresh_after;
             let demand = if let Some(after) = after {
                 Demand::after(after)
             } else {
-                match machine.plan(self.ahead, self.min_interval, status.rests(), now) {
+                match machine.plan(self.ahead, self.min_interval, status.rests, now) {
                     Plan::Wait(until) => return Step::Sleep(until),
                     Plan::Build(_) if now < self.pause_end => return Step::Sleep(self.pause_end),
                     Plan::Build(_) if !cell.has_news() => {

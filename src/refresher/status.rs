@@ -15,23 +15,23 @@ use crate::wait::{Registration, Waiter};
 use {crate::wait::register_again, std::task::Waker};
 
 pub(crate) struct Status {
-    state: Mutex<State>,
+    pub(super) state: Mutex<State>,
     /// It does not rebuild a value that has not been read.
-    rests: bool,
+    pub(super) rests: bool,
     /// Settled when the thread or task has ended.
     pub(super) ended: Arc<Attempt<()>>,
 }
 
 #[derive(Default)]
-struct State {
+pub(super) struct State {
     notified: bool,
     stopped: bool,
     waiter: Registration,
     /// A build is asked for that begins after the build or `set` of this number.
-    refresh_after: Option<u64>,
+    pub(super) refresh_after: Option<u64>,
     /// In a row.
-    failures: u32,
-    last_error: Option<SharedError>,
+    pub(super) failures: u32,
+    pub(super) last_error: Option<SharedError>,
 }
 
 impl Status {
@@ -88,19 +88,10 @@ impl Status {
         self.state.lock().stopped
     }
 
-    pub(super) fn rests(&self) -> bool {
-        self.rests
-    }
-
     /// Whether it has been notified since the last call, or stopped.
     pub(crate) fn take_notified(&self) -> bool {
         let mut state = self.state.lock();
         std::mem::take(&mut state.notified) || state.stopped
-    }
-
-    /// The build that is [asked for](Status::ask_for).
-    pub(super) fn asked(&self) -> Option<u64> {
-        self.state.lock().refresh_after
     }
 
     /// What was asked for is there or begins, unless there was another request since.
@@ -109,14 +100,6 @@ impl Status {
         if state.refresh_after == after {
             state.refresh_after = None;
         }
-    }
-
-    pub(super) fn failures(&self) -> u32 {
-        self.state.lock().failures
-    }
-
-    pub(super) fn last_error(&self) -> Option<SharedError> {
-        self.state.lock().last_error.clone()
     }
 
     /// A build has ended: with this error, or without one.
