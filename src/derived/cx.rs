@@ -93,10 +93,10 @@ impl Cx {
     }
 
     /// What is made here, and what asks for it, is made from these. At once, so that it is known also if the making fails.
-    pub(super) fn note<'s>(&self, new: impl Iterator<Item = &'s Stamp> + Clone) {
+    pub(super) fn note(&self, new: &[Stamp]) {
         for frame in self.frames() {
             let mut stamps = frame.stamps.lock();
-            for stamp in new.clone() {
+            for stamp in new {
                 if !stamps.iter().any(|other| other.source.id() == stamp.source.id()) {
                     stamps.push(stamp.clone());
                 }

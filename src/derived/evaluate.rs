@@ -18,7 +18,9 @@ use {super::Derived, super::source::cannot, std::pin::Pin};
 
 /// A closure that makes a value in the thread that asks.
 #[allow(missing_debug_implementations)] // named by a type that no program needs to name
-pub struct InThread<T>(pub(super) Box<dyn Fn(&Cx) -> Result<T, BoxError> + Send + Sync>);
+pub struct InThread<T>(pub(super) Box<Make<T>>);
+
+pub(super) type Make<T> = dyn Fn(&Cx) -> Result<T, BoxError> + Send + Sync;
 
 /// A closure that makes a value in a task.
 #[cfg(feature = "async")]
@@ -174,7 +176,7 @@ impl<T: Send + Sync + 'static, C: Clock + 'static, B: Send + Sync + 'static> Nod
 
     /// In a retry pause. What asks fails for want of what the failed build had asked for, and is to try again when that changes.
     fn refuse(&self, error: SharedError, cx: &Cx) -> RefreshError {
-        cx.note(self.failed().iter());
+        cx.note(&self.failed());
         of_source(RefreshError::Build(error))
     }
 

@@ -250,9 +250,9 @@ impl<T: Send + Sync + 'static, C: Clock + 'static, B: Send + Sync + 'static> Dep
                 is_published
             }
         };
-        let mut notified = self.machine().source_changed(is_published, notifies, is_outdated)?;
-        notified.follow();
-        Some(notified)
+        let mut followed = self.machine().source_changed(is_published, notifies, is_outdated)?;
+        followed.follow();
+        Some(followed)
     }
 }
 

@@ -252,7 +252,8 @@ impl Cx {
             Err(error) => self
                 .pin(Pinned::of_source(stamp_of::<S, FALLIBLE>(handle, before, Gave::Nothing), Err(error))),
         };
-        self.note(pin.made_from.iter().chain([&pin.stamp]));
+        self.note(&pin.made_from);
+        self.note(std::slice::from_ref(&pin.stamp));
         let Ok(value) = pin.value?.downcast::<S::Stored>() else { unreachable!("one address, one source") };
         Ok(S::share(value))
     }
