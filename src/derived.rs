@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! stamp       what an evaluation has taken from its sources, and how they tell that it is out of date
-//! source      what a value can be made from
 //! cx          one evaluation
+//! source      what a value can be made from
 //! node        the cell of a derived value, what it was made from, its links to that
 //! evaluate    how it is made: for a read, or in an evaluation that asks for it
 //! derived     this file: thin methods over the node

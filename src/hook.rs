@@ -21,7 +21,7 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::panic::{RefUnwindSafe, UnwindSafe};
 
-use crate::cell::{Attempt, DogpileCell, Kind, Listener, Machine, Noted, Outcome, Snapshot};
+use crate::cell::{Attempt, DogpileCell, Kind, Listener, Noted, Outcome, Snapshot};
 use crate::contain::contain;
 use crate::sync::{Arc, Mutex, ThreadId, current_thread};
 use crate::time::{Clock, FOREVER, SystemClock};
@@ -199,18 +199,15 @@ impl<T, C> DogpileCell<T, C> {
     }
 }
 
-type SnapshotOf<K> = Snapshot<<K as Kind>::Value, <K as Kind>::Shared>;
-type ChangeOf<K> = Change<<K as Kind>::Value, <K as Kind>::Shared>;
-
 /// See [`DogpileCell::on_publish`](crate::DogpileCell::on_publish).
 pub(crate) fn hook_on_publish<K, F>(cell: &K, callback: F) -> Hook
 where
     K: Kind<Stored: Send + Sync + 'static>,
-    F: Fn(&SnapshotOf<K>) + Send + Sync + 'static,
+    F: Fn(&Snapshot<K::Value, K::Shared>) + Send + Sync + 'static,
 {
-    attach(cell.machine(), move |change| {
-        if let Noted::Published(seen) = change {
-            callback(&Snapshot::new(seen, K::share));
+    hook_on_change(cell, move |change: &Change<_, _>| {
+        if let Change::Published(snapshot) = change {
+            callback(snapshot);
         }
     })
 }
@@ -219,28 +216,22 @@ where
 pub(crate) fn hook_on_change<K, F>(cell: &K, callback: F) -> Hook
 where
     K: Kind<Stored: Send + Sync + 'static>,
-    F: Fn(&ChangeOf<K>) + Send + Sync + 'static,
+    F: Fn(&Change<K::Value, K::Shared>) + Send + Sync + 'static,
 {
-    attach(cell.machine(), move |change| {
+    let callback = move |change| {
         callback(&match change {
             Noted::Published(seen) => Change::Published(Snapshot::new(seen, K::share)),
             Noted::Invalidated => Change::Invalidated,
             Noted::Cleared => Change::Cleared,
         });
-    })
-}
-
-fn attach<T: Send + Sync + 'static, C: Clock>(
-    machine: &Machine<T, C>,
-    callback: impl Fn(Noted<T>) + Send + Sync + 'static,
-) -> Hook {
+    };
     let hooked = Arc::new(Mutex::new(Hooked {
         callback: Some(Arc::new(callback)),
         queue: VecDeque::new(),
         running: None,
         returned: None,
     }));
-    machine.attach(Arc::<Mutex<Hooked<T>>>::clone(&hooked), false);
+    cell.machine().attach(Arc::<Mutex<Hooked<K::Stored>>>::clone(&hooked));
     Hook(Box::new(move || detach(&hooked)))
 }
 

@@ -225,7 +225,6 @@ mod local;
 mod own_thread;
 mod policy;
 mod refresher;
-mod signal;
 mod stats;
 mod subscription;
 mod sync;

@@ -3,7 +3,7 @@
 //! # States
 //!
 //! The refresh loop ([`RefreshLoop`](refresh_loop::RefreshLoop)) asks the cell for its [`Plan`](crate::cell::Plan), and then *sleeps*, until the tick that the plan names or
-//! until its [`Signal`](crate::signal::Signal) is notified (something has changed, or it is to stop), or *builds*, with a lease like any other caller. So
+//! until its [`Status`](status::Status) is notified (something has changed, or it is to stop), or *builds*, with a lease like any other caller. So
 //! whatever happens meanwhile (an `invalidate`, a build by another caller, a failure) leads to a new plan, and no state has to
 //! be kept in step with the cell's. It runs on a thread or as a task; only the sleep and the build differ.
 //!
@@ -12,6 +12,7 @@
 mod attachment;
 mod options;
 mod refresh_loop;
+mod status;
 
 pub use options::RefresherOptions;
 
@@ -26,8 +27,10 @@ use crate::cell::{BuildResult, Handle, Refreshable};
 use crate::error::SharedError;
 use crate::own_thread::{self, JoinHandle};
 use crate::sync::Arc;
+use crate::time::deadline;
 
-use attachment::{Attached, Status};
+use attachment::Attached;
+pub(crate) use status::Status;
 
 /// Rebuilds a cell's value before it goes out of date, so that readers neither build nor see a stale value.
 ///
@@ -393,7 +396,13 @@ impl Refresher {
         }
         self.stop();
         let is_inside = own_thread::role() == own_thread::Role::Refresher;
-        let has_ended = self.cell.wait_ended(if is_inside { Duration::ZERO } else { time });
+        let ended = &self.status.ended;
+        let clock = &self.cell.clock();
+        let has_ended = if is_inside || time.is_zero() {
+            ended.outcome().is_some()
+        } else {
+            ended.wait(clock, deadline(clock, time))
+        };
         // Joined where that takes no time; else left to itself.
         if let Some(thread) = self.thread.take().filter(|_| has_ended && !is_inside) {
             let _ = thread.join();
@@ -430,11 +439,12 @@ impl Refresher {
         self.stop();
         // It ends by itself, and is not joined: that would block.
         self.thread = None;
-        self.cell.wait_ended_async(time).await
+        let clock = &self.cell.clock();
+        Arc::clone(&self.status.ended).wait_async(clock, deadline(clock, time)).await
     }
 
     fn stop(&self) {
-        self.status.signal.stop();
+        self.status.stop();
         self.cell.give_way();
         // A task may not be polled again for a long time, and readers must not rely on it meanwhile.
         self.cell.detach();
@@ -453,15 +463,13 @@ impl Drop for Refresher {
             self.cell.detach();
             return;
         }
-        self.status.signal.stop();
-        self.cell.give_way();
+        self.stop();
         // Its own thread, which cannot wait for itself, is one of these too.
         if let Some(thread) = self.thread.take().filter(|_| own_thread::role() != own_thread::Role::Refresher)
         {
             // It contains the panics of builds and has none of its own.
             let _ = thread.join();
         }
-        self.cell.detach();
     }
 }
 

@@ -8,17 +8,18 @@
 
 use std::fmt;
 use std::marker::PhantomData;
-use std::ops::ControlFlow;
 use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::time::Duration;
 
-use crate::cell::{Attempt, DogpileCell, Handle, Kind, Machine, Version};
+use crate::cell::{DogpileCell, Handle, Kind, Machine, Version};
 use crate::inside::is_building;
 use crate::sync::Arc;
-use crate::time::{Clock, FOREVER, SystemClock, deadline};
+use crate::time::{Clock, SystemClock, deadline};
 
 #[cfg(feature = "async")]
 use {
+    crate::cell::Attempt,
+    crate::time::FOREVER,
     crate::wait::Entry,
     std::future::poll_fn,
     std::pin::Pin,
@@ -133,7 +134,7 @@ pub struct Subscription<'a, T, C = SystemClock, K: Kind = DogpileCell<T, C>> {
     version: Version,
     /// What the latest poll that was pending has waited for, and its place in the queue until it is given up.
     #[cfg(feature = "async")]
-    waiting: Option<Entry<Arc<Attempt<()>>>>,
+    waiting: Waiting,
     cell: PhantomData<fn() -> (T, C)>,
 }
 
@@ -222,7 +223,7 @@ impl<'a, T, C, K: Kind> Subscription<'a, T, C, K> {
     /// ```
     #[track_caller]
     pub fn wait_changed(&mut self) -> K::Shared {
-        match self.wait_until(FOREVER) {
+        match self.wait_for(Duration::MAX) {
             Some(value) => value,
             // Without a deadline there is no other end.
             None => would_wait_for_itself("wait_changed"),
@@ -247,34 +248,28 @@ impl<'a, T, C, K: Kind> Subscription<'a, T, C, K> {
     /// assert_eq!(subscription.wait_changed_timeout(Duration::ZERO).as_deref(), Some(&7));
     /// ```
     pub fn wait_changed_timeout(&mut self, timeout: Duration) -> Option<K::Shared> {
-        if let Some(value) = self.take_newer() {
-            return Some(value);
-        }
-        if timeout.is_zero() {
-            return None;
-        }
-        let deadline = deadline(&self.handle.machine().clock, timeout);
-        self.wait_until(deadline)
+        self.wait_for(timeout)
     }
 
-    fn wait_until(&mut self, deadline: u64) -> Option<K::Shared> {
-        let handle = self.handle.clone();
-        wait_for(handle.machine(), deadline, || self.take_newer())
+    fn wait_for(&mut self, time: Duration) -> Option<K::Shared> {
+        let Self { handle, seen, version, .. } = self;
+        wait_for(handle.machine(), time, || take_newer(&**handle, seen, version))
     }
+}
 
-    fn take_newer(&mut self) -> Option<K::Shared> {
-        let machine = self.handle.machine();
-        // Before the value: if it is settled, and the same at a later look, nothing has changed in between.
-        let version = machine.version();
-        if version == self.version {
-            return None;
-        }
-        let found = machine.newer_than(self.seen);
-        self.version = if version.is_stable() { version } else { Version::NEVER };
-        let (value, record) = found?;
-        self.seen = record.generation;
-        Some(K::share(value))
+/// What was published after `seen`, if anything; looks only if the slot is not at `version` any more.
+fn take_newer<K: Kind>(cell: &K, seen: &mut u64, version: &mut Version) -> Option<K::Shared> {
+    let machine = cell.machine();
+    // Before the value: if it is settled, and the same at a later look, nothing has changed in between.
+    let now = machine.version();
+    if now == *version {
+        return None;
     }
+    let found = machine.newer_than(*seen);
+    *version = if now.is_stable() { now } else { Version::NEVER };
+    let (value, record) = found?;
+    *seen = record.generation;
+    Some(K::share(value))
 }
 
 #[cold]
@@ -290,58 +285,72 @@ fn would_wait_for_itself(name: &str) -> ! {
 /// thread is inside a build of the cell.
 fn wait_for<T, C: Clock, R>(
     machine: &Machine<T, C>,
-    deadline: u64,
+    time: Duration,
     mut check: impl FnMut() -> Option<R>,
 ) -> Option<R> {
-    loop {
-        let next = match check_or_wait(machine, &mut check) {
-            ControlFlow::Break(found) => return found,
-            ControlFlow::Continue(next) => next,
-        };
-        if !next.wait(&machine.clock, deadline) {
+    let found = check();
+    if found.is_some() || time.is_zero() {
+        return found;
+    }
+    let deadline = deadline(&machine.clock, time);
+    while !is_building(machine) {
+        let next = machine.next_change();
+        // Again, now that no change is missed.
+        if let Some(found) = check() {
+            return Some(found);
+        }
+        machine.counters.waits.count();
+        let is_over = !next.wait(&machine.clock, deadline);
+        if is_over {
             machine.counters.wait_timeouts.count();
-            return check();
+        }
+        let found = check();
+        if is_over || found.is_some() {
+            return found;
         }
     }
+    None
 }
 
-/// As [`wait_for`], for a task.
+/// The change that a task waits for, and its place among the watchers while it does.
 #[cfg(feature = "async")]
-async fn wait_for_async<T, C: Clock, R>(
+type Waiting = Option<Entry<Arc<Attempt<()>>>>;
+
+/// As [`wait_for`], for a task that is polled.
+#[cfg(feature = "async")]
+fn poll_for<T, C: Clock, R>(
     machine: &Machine<T, C>,
+    waiting: &mut Waiting,
     deadline: u64,
+    cx: &mut Context<'_>,
     mut check: impl FnMut() -> Option<R>,
-) -> Option<R> {
+) -> Poll<Option<R>> {
     loop {
-        let next = match check_or_wait(machine, &mut check) {
-            ControlFlow::Break(found) => return found,
-            ControlFlow::Continue(next) => next,
-        };
-        if !next.wait_async(&machine.clock, deadline).await {
-            machine.counters.wait_timeouts.count();
-            return check();
+        if let Some(found) = check() {
+            *waiting = None;
+            return Poll::Ready(Some(found));
+        }
+        match waiting {
+            Some(entry) if entry.has_joined() || entry.point().completed().is_none() => {
+                if !entry.has_joined() {
+                    if is_building(machine) {
+                        return Poll::Ready(None);
+                    }
+                    machine.counters.waits.count();
+                }
+                match entry.poll((), &machine.clock, deadline, cx, Attempt::completed) {
+                    Poll::Pending => return Poll::Pending,
+                    Poll::Ready(Some(())) => *waiting = None,
+                    Poll::Ready(None) => {
+                        machine.counters.wait_timeouts.count();
+                        return Poll::Ready(check());
+                    }
+                }
+            }
+            // And looks again, now that no change is missed.
+            _ => *waiting = Some(Entry::new(machine.next_change())),
         }
     }
-}
-
-/// What `check` yields, or the change to wait for before the next check.
-fn check_or_wait<T, C: Clock, R>(
-    machine: &Machine<T, C>,
-    check: &mut impl FnMut() -> Option<R>,
-) -> ControlFlow<Option<R>, Arc<Attempt<()>>> {
-    if let Some(found) = check() {
-        return ControlFlow::Break(Some(found));
-    }
-    if is_building(machine) {
-        return ControlFlow::Break(None);
-    }
-    let next = machine.next_change();
-    // Again, now that no change is missed.
-    if let Some(found) = check() {
-        return ControlFlow::Break(Some(found));
-    }
-    machine.counters.waits.count();
-    ControlFlow::Continue(next)
 }
 
 /// Readiness.
@@ -349,22 +358,20 @@ impl<K: Kind> Handle<'_, K> {
     /// Waits until there is a value that may be served. Returns whether there is.
     pub(crate) fn wait_ready(&self, time: Duration) -> bool {
         let machine = self.machine();
-        let is_ready = || machine.is_servable().then_some(());
-        if time.is_zero() {
-            return is_ready().is_some();
-        }
-        wait_for(machine, deadline(&machine.clock, time), is_ready).is_some()
+        wait_for(machine, time, || machine.is_servable().then_some(())).is_some()
     }
 
     /// As [`wait_ready`](Handle::wait_ready), for a task.
     #[cfg(feature = "async")]
     pub(crate) async fn wait_ready_async(&self, time: Duration) -> bool {
         let machine = self.machine();
-        let is_ready = || machine.is_servable().then_some(());
-        if time.is_zero() {
-            return is_ready().is_some();
+        let is_ready = machine.is_servable();
+        if is_ready || time.is_zero() {
+            return is_ready;
         }
-        wait_for_async(machine, deadline(&machine.clock, time), is_ready).await.is_some()
+        let (deadline, mut waiting) = (deadline(&machine.clock, time), None);
+        let is_ready = || machine.is_servable().then_some(());
+        poll_fn(|cx| poll_for(machine, &mut waiting, deadline, cx, is_ready)).await.is_some()
     }
 }
 
@@ -406,37 +413,16 @@ impl<T, C, K: Kind> Subscription<'_, T, C, K> {
             }
         }
 
-        if let Some(value) = self.take_newer() {
-            return value;
-        }
         let changed = Changed(self);
         poll_fn(|cx| changed.0.poll_changed(cx)).await
     }
 
     fn poll_changed(&mut self, cx: &mut Context<'_>) -> Poll<K::Shared> {
-        loop {
-            if let Some(value) = self.take_newer() {
-                self.waiting = None;
-                return Poll::Ready(value);
-            }
-            let machine = self.handle.machine();
-            match &mut self.waiting {
-                Some(waiting) if waiting.has_joined() || waiting.point().completed().is_none() => {
-                    if !waiting.has_joined() {
-                        if is_building(machine) {
-                            would_wait_for_itself("changed");
-                        }
-                        machine.counters.waits.count();
-                    }
-                    if waiting.poll((), &machine.clock, FOREVER, cx, Attempt::completed).is_pending() {
-                        return Poll::Pending;
-                    }
-                    self.waiting = None;
-                }
-                // And looks again, now that no change is missed.
-                waiting => *waiting = Some(Entry::new(machine.next_change())),
-            }
-        }
+        let Self { handle, seen, version, waiting, .. } = self;
+        let take_newer = || take_newer(&**handle, seen, version);
+        let polled = poll_for(handle.machine(), waiting, FOREVER, cx, take_newer);
+        // Without a deadline there is no other end.
+        polled.map(|found| found.unwrap_or_else(|| would_wait_for_itself("changed")))
     }
 }
 

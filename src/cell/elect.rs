@@ -6,6 +6,7 @@ use crate::time::{Clock, FOREVER};
 use crate::wait::Entry;
 
 use super::attempt::Attempt;
+use super::listeners::Notify;
 use super::machine::Machine;
 use super::slot::{Reading, Record};
 use super::state::{Awaits, Demand, LeaseState, State, Verdict, verdict};
@@ -147,9 +148,9 @@ impl<T, C: Clock> Machine<T, C> {
     ) -> Decision<T> {
         let record = self.slot.record(&state.key);
         let held = self.slot.load_full();
-        let notified =
-            (held.is_some() && state.listeners.mark_read()).then(|| state.listeners.notified(false));
-        if notified.is_some() {
+        let is_first_read = held.is_some() && state.listeners.mark_read();
+        let notified = if is_first_read { state.listeners.notified(false) } else { None };
+        if is_first_read {
             self.mirror(&mut state);
         }
         let is_fresh = now < record.fresh_end();

@@ -2,7 +2,7 @@
 //!
 //! | listener | is notified of | and then |
 //! |---|---|---|
-//! | a refresher's [`Signal`] | each change | plans anew |
+//! | a refresher's [`Status`](crate::refresher) | each change | plans anew |
 //! | a [`Hook`](crate::Hook) | each change, with what has changed | calls back |
 //! | a [`Derived`](crate::Derived) value | each change | goes stale, if it was made from another value |
 //! | the *watchers* ([`Subscription`](crate::Subscription), `wait_ready`) | what may make a value available | look again |
@@ -13,7 +13,6 @@
 //! A change is *noted* under the lock, in the order of changes, and without user code; after unlocking (G9) derived values
 //! *follow* it, and then its waiters are woken and its listeners are *notified*.
 
-use crate::signal::Signal;
 use crate::sync::Arc;
 
 use super::attempt::{Attempt, Outcome};
@@ -44,38 +43,27 @@ pub(crate) trait Listener<T>: Send + Sync {
     }
 
     /// Called after unlocking, before waiters are woken and callbacks run: code that a change wakes finds the values that were made
-    /// from the old one stale. It does not panic.
-    fn follow(&self) {}
+    /// from the old one stale. Returns what is to be notified of that, together with the listeners of this cell. It does not panic.
+    fn follow(&self) -> Option<Box<dyn Notify>> {
+        None
+    }
 
-    /// Called after that. It does not panic.
-    fn notify(&self);
+    /// Called after that, and for the last time when the cell is dropped. It does not panic.
+    fn notify(&self) {}
 
     /// Whether it rebuilds a stale value.
     fn rebuilds(&self) -> bool {
         false
     }
 
-    /// Whether it can be removed. Its drop runs no user code then.
-    fn is_detached(&self) -> bool {
+    /// Whether it does not rebuild a value that was not read since its publication.
+    fn rests(&self) -> bool {
         false
     }
 
-    /// The cell is gone.
-    fn close(&self) {}
-}
-
-impl<T> Listener<T> for Signal {
-    fn notify(&self) {
-        Self::notify(self);
-    }
-
-    /// A stopped one may remain attached, if the cell was moved out of its `Arc`.
-    fn rebuilds(&self) -> bool {
-        !self.is_stopped()
-    }
-
-    fn close(&self) {
-        Self::notify(self);
+    /// Whether it can be removed. Its drop runs no user code then.
+    fn is_detached(&self) -> bool {
+        false
     }
 }
 
@@ -89,8 +77,7 @@ struct List<T> {
     entries: Vec<Arc<dyn Listener<T>>>,
     /// Settled at the next change that may make a value available.
     watchers: Option<Arc<Attempt<()>>>,
-    /// How many refreshers do not rebuild a value that was not read since its publication.
-    resting: usize,
+    /// It was not read since its publication, and a refresher rests until then.
     is_unread: bool,
     /// It has a time to live of its own, not the policy's.
     has_own_ttl: bool,
@@ -98,7 +85,7 @@ struct List<T> {
 
 impl<T> Default for List<T> {
     fn default() -> Self {
-        Self { entries: Vec::new(), watchers: None, resting: 0, is_unread: false, has_own_ttl: false }
+        Self { entries: Vec::new(), watchers: None, is_unread: false, has_own_ttl: false }
     }
 }
 
@@ -111,7 +98,7 @@ impl<T> List<T> {
 impl<T> Drop for List<T> {
     fn drop(&mut self) {
         for listener in &self.entries {
-            listener.close();
+            listener.notify();
         }
     }
 }
@@ -126,22 +113,20 @@ impl<T> Listeners<T> {
         self.0.is_some()
     }
 
-    pub(super) fn attach(&mut self, listener: Arc<dyn Listener<T>>, rests: bool) {
+    pub(super) fn attach(&mut self, listener: Arc<dyn Listener<T>>) {
         let list = self.0.get_or_insert_default();
         if list.entries.len() == list.entries.capacity() {
             list.entries.retain(|listener| !listener.is_detached());
         }
         list.entries.push(listener);
-        list.resting += usize::from(rests);
     }
 
     /// Returns the listener, to be dropped after unlocking.
     #[must_use = "it is to be dropped without a lock"]
-    pub(super) fn detach<L>(&mut self, listener: &Arc<L>, rests: bool) -> Option<Arc<dyn Listener<T>>> {
+    pub(super) fn detach<L>(&mut self, listener: &Arc<L>) -> Option<Arc<dyn Listener<T>>> {
         let list = self.0.as_deref_mut()?;
         let address = Arc::as_ptr(listener).addr();
         let position = list.entries.iter().position(|other| Arc::as_ptr(other).addr() == address)?;
-        list.resting -= usize::from(rests);
         let listener = list.entries.swap_remove(position);
         if list.is_unused() {
             self.0 = None;
@@ -163,23 +148,24 @@ impl<T> Listeners<T> {
 
     /// To be notified of a change after unlocking, and the watchers too if it may make a value available.
     #[inline]
-    pub(super) fn notified(&mut self, wakes_watchers: bool) -> Notified<T> {
-        Notified(if self.0.is_none() { None } else { self.collect(wakes_watchers) })
+    pub(super) fn notified(&mut self, wakes_watchers: bool) -> Option<Box<Notified<T>>> {
+        if self.0.is_none() { None } else { self.collect(wakes_watchers) }
     }
 
     #[cold]
     #[inline(never)]
-    fn collect(&mut self, wakes_watchers: bool) -> Option<Box<Collected<T>>> {
+    fn collect(&mut self, wakes_watchers: bool) -> Option<Box<Notified<T>>> {
         let list = self.0.as_deref_mut()?;
         list.entries.retain(|listener| !listener.is_detached());
-        let collected = Collected {
+        let notified = Notified {
             watchers: if wakes_watchers { list.watchers.take() } else { None },
             entries: list.entries.clone(),
+            followed: Vec::new(),
         };
         if list.is_unused() {
             self.0 = None;
         }
-        Some(Box::new(collected))
+        Some(Box::new(notified))
     }
 
     /// Whether a refresher is attached that rebuilds a stale value.
@@ -190,7 +176,7 @@ impl<T> Listeners<T> {
     /// A value is published. `is_awaited`: there are waiters, which will read it.
     pub(super) fn note_publication(&mut self, has_own_ttl: bool, is_awaited: bool) {
         if let Some(list) = self.0.as_deref_mut() {
-            list.is_unread = list.resting > 0 && !is_awaited;
+            list.is_unread = !is_awaited && list.entries.iter().any(|listener| listener.rests());
             list.has_own_ttl = has_own_ttl;
         }
     }
@@ -218,49 +204,40 @@ impl<T> Listeners<T> {
 /// Listeners to be notified of a change, without a lock.
 // Boxed, because most cells have none: a pointer is what a publication without listeners pays.
 #[must_use]
-pub(crate) struct Notified<T>(Option<Box<Collected<T>>>);
-
-struct Collected<T> {
+pub(crate) struct Notified<T> {
     watchers: Option<Arc<Attempt<()>>>,
     entries: Vec<Arc<dyn Listener<T>>>,
+    /// What has followed.
+    followed: Vec<Box<dyn Notify>>,
+}
+
+/// Listeners of some cell that are still to be notified.
+pub(crate) trait Notify {
+    fn notify(self: Box<Self>);
 }
 
 impl<T> Notified<T> {
-    /// Before the waiters of the cell are woken.
-    #[inline]
-    pub(crate) fn follow(&self) {
-        if let Some(collected) = &self.0 {
-            collected.follow();
-        }
-    }
-
-    /// After [`follow`](Notified::follow), if the value has changed.
-    #[inline]
-    pub(crate) fn notify(self) {
-        if let Some(collected) = self.0 {
-            (*collected).notify();
-        }
+    /// Before the waiters of the cell are woken, if the value has changed.
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn follow(&mut self) {
+        self.followed.extend(self.entries.iter().filter_map(|listener| listener.follow()));
     }
 }
 
-impl<T> Collected<T> {
+impl<T> Notify for Notified<T> {
     #[cold]
     #[inline(never)]
-    fn follow(&self) {
-        for listener in &self.entries {
-            listener.follow();
-        }
-    }
-
-    #[cold]
-    #[inline(never)]
-    fn notify(self) {
+    fn notify(self: Box<Self>) {
         // First: hooks may take long.
         if let Some(watchers) = self.watchers {
             watchers.complete(Outcome::Abandoned);
         }
         for listener in self.entries {
             listener.notify();
+        }
+        for followed in self.followed {
+            followed.notify();
         }
     }
 }

@@ -5,9 +5,9 @@ use crate::sync::{Arc, MutexGuard, into_arc};
 use crate::time::{Clock, FOREVER};
 
 use super::attempt::Attempt;
-use super::listeners::Listener;
+use super::listeners::{Listener, Notify};
 use super::machine::Machine;
-use super::slot::Record;
+use super::slot::{Reading, Record};
 use super::state::{LeaseState, State};
 
 /// What a refresher is to do.
@@ -21,16 +21,16 @@ pub(crate) enum Plan {
 
 impl<T, C: Clock> Machine<T, C> {
     /// From now on `listener` is notified of each change. While a refresher is attached, readers leave building to it as long
-    /// as there is something to serve. `rests`: it does not rebuild a value that has not been read.
-    pub(crate) fn attach(&self, listener: Arc<dyn Listener<T>>, rests: bool) {
+    /// as there is something to serve.
+    pub(crate) fn attach(&self, listener: Arc<dyn Listener<T>>) {
         let mut state = self.state.lock();
-        state.listeners.attach(listener, rests);
+        state.listeners.attach(listener);
         self.mirror_listeners(state);
     }
 
-    pub(crate) fn detach<L>(&self, listener: &Arc<L>, rests: bool) {
+    pub(crate) fn detach<L>(&self, listener: &Arc<L>) {
         let mut state = self.state.lock();
-        let detached = state.listeners.detach(listener, rests);
+        let detached = state.listeners.detach(listener);
         self.mirror_listeners(state);
         // It may be the last reference.
         drop(detached);
@@ -41,9 +41,9 @@ impl<T, C: Clock> Machine<T, C> {
         self.mirror(&mut state);
         // Without a refresher the value may be due: what is made from it is to ask for it again. (The one that attaches may be the first
         // to see that a refresher has stopped.)
-        let notified = (self.slot.due_at() < former).then(|| state.listeners.notified(false));
+        let notified = if self.slot.due_at() < former { state.listeners.notified(false) } else { None };
         drop(state);
-        if let Some(notified) = notified {
+        if let Some(mut notified) = notified {
             notified.follow();
             notified.notify();
         }
@@ -57,14 +57,23 @@ impl<T, C: Clock> Machine<T, C> {
 
     /// The newest value, if it was published after this generation and could be served then.
     pub(crate) fn newer_than(&self, generation: u64) -> Option<(Arc<T>, Record)> {
-        let reading = self.slot.read();
-        let record = reading.record;
-        if record.generation <= generation || !self.was_servable(&record) {
-            return None;
-        }
-        let value = into_arc(reading.guard)?;
-        self.mark_read_for_certain(reading.due_at);
+        let Reading { guard, record, due_at } = self.published_after(generation)?;
+        let value = into_arc(guard)?;
+        self.mark_read_for_certain(due_at);
         Some((value, record))
+    }
+
+    /// Whether [`newer_than`](Machine::newer_than) would return a value. It marks no read.
+    pub(crate) fn has_newer_than(&self, generation: u64) -> bool {
+        self.published_after(generation).is_some()
+    }
+
+    fn published_after(&self, generation: u64) -> Option<Reading<T>> {
+        let reading = self.slot.read();
+        let is_newer = reading.record.generation > generation
+            && reading.guard.is_some()
+            && self.was_servable(&reading.record);
+        is_newer.then_some(reading)
     }
 
     /// The value, servable or not.
@@ -97,14 +106,6 @@ impl<T, C: Clock> Machine<T, C> {
     /// Whether a build has taken the value out, for the write lock.
     pub(crate) fn is_withheld(&self) -> bool {
         matches!(self.state.lock().lease, LeaseState::Exclusive { .. })
-    }
-
-    /// Whether [`newer_than`](Machine::newer_than) would return a value. It marks no read.
-    pub(crate) fn has_newer_than(&self, generation: u64) -> bool {
-        let reading = self.slot.read();
-        reading.record.generation > generation
-            && reading.guard.is_some()
-            && self.was_servable(&reading.record)
     }
 
     /// Whether the value, published with this record, is out of date for a reason of its own: it was invalidated, or its time to
@@ -206,7 +207,7 @@ mod tests {
     use super::*;
     use crate::error::SharedError;
     use crate::policy::Policy;
-    use crate::signal::Signal;
+    use crate::refresher::Status;
     use crate::time::ManualClock;
 
     /// When a refresher that builds `ahead` of the end is to look again; `None`: it is to build at once.
@@ -224,7 +225,7 @@ mod tests {
         let ms = |number: u64| Duration::from_millis(number);
         let policy = Policy::ttl(ms(1000)).lease_timeout(ms(10)).retry_backoff(ms(20), ms(20));
         let machine = Machine::new(policy, clock.clone());
-        machine.attach(Arc::<Signal>::default(), false);
+        machine.attach(Status::new(false));
         assert_eq!(next(&machine, 100, 0), None, "there is no value");
 
         drop(machine.set(Arc::new(1), Term::POLICY, true, &()));
@@ -287,18 +288,18 @@ mod tests {
     fn a_value_that_was_not_read_is_not_rebuilt() {
         let clock = ManualClock::new();
         let machine = Machine::new(Policy::ttl(Duration::from_nanos(100)), clock.clone());
-        let signal = Arc::new(Signal::default());
-        machine.attach(Arc::<Signal>::clone(&signal), true);
+        let status = Status::new(true);
+        machine.attach(Arc::<Status>::clone(&status));
         drop(machine.set(Arc::new(1), Term::POLICY, true, &()));
         assert_eq!(machine.plan(10, 0, true, 91), Plan::Wait(FOREVER));
         assert!(machine.serve().is_none(), "the first read takes the slow path");
-        assert!(signal.take_notified());
+        assert!(status.take_notified());
         assert!(machine.servable().is_some());
-        assert!(signal.take_notified(), "the first read notifies");
+        assert!(status.take_notified(), "the first read notifies");
         assert!(machine.serve().is_some(), "the second one does not");
-        assert!(!signal.take_notified());
+        assert!(!status.take_notified());
         assert_eq!(machine.plan(10, 0, true, 91), Plan::Build(machine.latest_origin()));
-        machine.detach(&signal, true);
+        machine.detach(&status);
         assert!(machine.serve().is_some());
     }
 
@@ -324,7 +325,7 @@ mod tests {
         set(1_u32);
         assert!(next.outcome().is_some() && !machine.has_listeners());
         for _ in 0..100 {
-            machine.attach(Arc::new(Detached), false);
+            machine.attach(Arc::new(Detached));
             assert!(machine.listener_count() <= 4, "they do not pile up");
         }
         set(2);
@@ -335,7 +336,7 @@ mod tests {
     #[test]
     fn what_is_newer_counts_as_read_though_the_lock_is_taken() {
         let machine = Machine::new(Policy::never_expires(), ManualClock::new());
-        machine.attach(Arc::<Signal>::default(), true);
+        machine.attach(Status::new(true));
         drop(machine.set(Arc::new(1), Term::POLICY, true, &()));
         assert!(machine.state.lock().listeners.is_unread());
         let locked = machine.state.lock();

@@ -43,6 +43,7 @@ use crate::stats::{Counters, Stats};
 use crate::sync::{Arc, AtomicBool, Mutex, MutexGuard, Ordering, PlainBool, SlotGuard, const_fn, into_arc};
 use crate::time::{Clock, FOREVER, nanos};
 
+use super::listeners::Notify;
 use super::slot::{Reading, Record, Seen, Slot, Version};
 use super::state::State;
 
@@ -262,7 +263,9 @@ impl<T, C: Clock> Machine<T, C> {
             self.mirror(&mut state);
             let notified = state.listeners.notified(false);
             drop(state);
-            notified.notify();
+            if let Some(notified) = notified {
+                notified.notify();
+            }
         }
     }
 

@@ -10,7 +10,7 @@ use crate::trace::PublishOutcome;
 
 use super::attempt::{Outcome, Publication};
 use super::elect::{Progress, Ticket};
-use super::listeners::Noted;
+use super::listeners::{Noted, Notify};
 use super::machine::Machine;
 use super::slot::{Record, Seen};
 use super::state::{Failure, LeaseState, State, Waiters};
@@ -39,13 +39,17 @@ pub(crate) struct Leftover<T> {
 
 /// Releases the lock, gives the waiters their outcome and notifies the listeners.
 pub(super) fn unlock<T>(mut state: MutexGuard<'_, State<T>>, waiters: Waiters<T>) {
-    let notified = state.listeners.notified(true);
+    let mut notified = state.listeners.notified(true);
     drop(state);
-    notified.follow();
+    if let Some(notified) = &mut notified {
+        notified.follow();
+    }
     if let Some((attempt, outcome)) = waiters.map(|waiters| *waiters) {
         attempt.complete(outcome);
     }
-    notified.notify();
+    if let Some(notified) = notified {
+        notified.notify();
+    }
 }
 
 /// For how long a value is fresh that a build has made, and since when. In nanoseconds.
@@ -198,20 +202,10 @@ impl<T, C: Clock> Machine<T, C> {
     ) -> Option<Arc<T>> {
         let draw = self.draw();
         ticket.progress = Progress::Ended;
-        let mut state = self.state.lock();
+        let state = self.state.lock();
         self.counters.failed.count_locked();
         self.counters.build_took(ticket.nanos(now));
-        let (holds, rejected) = self.release(&mut state, ticket, withheld);
-        let is_displaced = state.displaced_up_to >= ticket.origin;
-        let waiters = if holds { state.take_waiters(Outcome::Failed(error.clone())) } else { None };
-        // Displaced, it had the write lock of a value that was cleared meanwhile: there is no value that a pause would protect.
-        let former = if holds && !is_displaced {
-            self.record_failure(&mut state, error, false, now, draw)
-        } else {
-            None
-        };
-        self.mirror(&mut state);
-        unlock(state, waiters);
+        let (rejected, former) = self.release(state, ticket, withheld, Some((error, false)), now, draw);
         drop(former);
         rejected
     }
@@ -229,39 +223,56 @@ impl<T, C: Clock> Machine<T, C> {
         let is_building = ticket.progress == Progress::Building;
         let panic = (panicked && is_building)
             .then(|| ticket.panic.take().unwrap_or_else(SharedError::of_unknown_panic));
-        let mut state = self.state.lock();
+        let state = self.state.lock();
         if is_building {
             if panicked { &self.counters.panicked } else { &self.counters.abandoned }.count_locked();
         }
-        let (holds, rejected) = self.release(&mut state, &ticket, withheld);
-        let waiters = if holds { state.take_waiters(Outcome::Abandoned) } else { None };
-        let former = match panic.filter(|_| holds && state.displaced_up_to < ticket.origin) {
-            Some(panic) => self.record_failure(&mut state, panic, true, now, draw),
-            None => None,
-        };
-        self.mirror(&mut state);
-        unlock(state, waiters);
+        let failure = panic.map(|panic| (panic, true));
+        let (rejected, former) = self.release(state, &ticket, withheld, failure, now, draw);
         // Their drops are user code, and the thread may be panicking already.
         contain(|| drop(former));
         contain(|| drop(ticket));
         rejected
     }
 
-    /// Puts back what the build has withheld, and releases the lease, unless the build has lost it. Returns whether it held
-    /// the lease, and the value that could not be put back.
+    /// A build has ended without a result: puts back what it has withheld, and releases the lease, unless the build has lost it. If it
+    /// has failed, or panicked (`true`), a retry pause begins. Returns the value that could not be put back, and the failure before,
+    /// to be dropped.
     fn release(
         &self,
-        state: &mut State<T>,
+        mut state: MutexGuard<'_, State<T>>,
         ticket: &Ticket<T>,
         withheld: Option<Arc<T>>,
-    ) -> (bool, Option<Arc<T>>) {
+        mut failure: Option<(SharedError, bool)>,
+        now: u64,
+        draw: u64,
+    ) -> (Option<Arc<T>>, Option<Box<Failure>>) {
         // Before the value is put back: that frees the lease of a displaced build, whose waiters have to look again.
         let holds = state.lease.origin() == Some(ticket.origin);
-        let rejected = self.restore_withheld(state, ticket, withheld);
+        let rejected = self.restore_withheld(&mut state, ticket, withheld);
+        let mut waiters = None;
         if holds {
             state.lease = LeaseState::FREE;
+            waiters = state.take_waiters(match &failure {
+                Some((error, false)) => Outcome::Failed(error.clone()),
+                _ => Outcome::Abandoned,
+            });
         }
-        (holds, rejected)
+        let mut former = None;
+        // Displaced, it had the write lock of a value that was cleared meanwhile: there is no value that a pause would protect.
+        if holds
+            && state.displaced_up_to < ticket.origin
+            && let Some((error, is_panic)) = failure.take()
+        {
+            let count = state.failure.as_ref().map_or(0, |failure| failure.count).saturating_add(1);
+            let pause = self.policy.retry_pause(count, draw);
+            // 0 means no pause; using `now` could reject callers with an older reading.
+            let retry_at = if pause == 0 { 0 } else { now.saturating_add(pause) };
+            former = state.failure.replace(Box::new(Failure { count, retry_at, error, is_panic }));
+        }
+        self.mirror(&mut state);
+        unlock(state, waiters);
+        (rejected, former)
     }
 
     /// Whether the result of the build can no longer be published.
@@ -326,22 +337,6 @@ impl<T, C: Clock> Machine<T, C> {
             state.listeners.note(&Noted::Published(Seen { value, record, servable_end, now }));
             // Not the last reference: the slot has one, and does not change under the lock.
         }
-    }
-
-    /// A retry pause begins. Returns the failure before, to be dropped after unlocking.
-    fn record_failure(
-        &self,
-        state: &mut State<T>,
-        error: SharedError,
-        is_panic: bool,
-        now: u64,
-        draw: u64,
-    ) -> Option<Box<Failure>> {
-        let count = state.failure.as_ref().map_or(0, |failure| failure.count).saturating_add(1);
-        let pause = self.policy.retry_pause(count, draw);
-        // 0 means no pause; using `now` could reject callers with an older reading.
-        let retry_at = if pause == 0 { 0 } else { now.saturating_add(pause) };
-        state.failure.replace(Box::new(Failure { count, retry_at, error, is_panic }))
     }
 
     /// A random number for the jitter; 0 without one.

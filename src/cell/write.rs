@@ -7,7 +7,7 @@ use crate::sync::{Arc, MutexGuard};
 use crate::time::Clock;
 
 use super::attempt::{Attempt, Outcome};
-use super::listeners::{Noted, Notified};
+use super::listeners::{Noted, Notified, Notify};
 use super::machine::Machine;
 use super::publish::{Leftover, Observer, Term, unlock};
 use super::slot::{Record, address_of};
@@ -79,8 +79,10 @@ impl<T, C: Clock> Machine<T, C> {
         // No value becomes available.
         let notified = state.listeners.notified(false);
         drop(state);
-        notified.follow();
-        notified.notify();
+        if let Some(mut notified) = notified {
+            notified.follow();
+            notified.notify();
+        }
         true
     }
 
@@ -93,7 +95,7 @@ impl<T, C: Clock> Machine<T, C> {
         retries: bool,
         in_any_case: bool,
         is_outdated: impl FnOnce() -> bool,
-    ) -> Option<Notified<T>> {
+    ) -> Option<Box<Notified<T>>> {
         let now = self.now();
         let mut state = self.state.lock();
         let mut has_changed = in_any_case;
@@ -117,7 +119,7 @@ impl<T, C: Clock> Machine<T, C> {
             state.listeners.note(&Noted::Invalidated);
             has_changed = true;
         }
-        has_changed.then(|| state.listeners.notified(false))
+        if has_changed { state.listeners.notified(false) } else { None }
     }
 
     /// Takes the value away.

@@ -1,7 +1,7 @@
 //! How a derived value is made: for a read, or for an evaluation that asks for it.
 //!
 //! A read is elected like any other caller ([`Node::refresh`]), and runs the closure with a [`Cx`] of its own. An evaluation of
-//! another derived value uses the cached value if that fits, or else runs the closure *inside itself* ([`Begun`]), with the lease if it gets it.
+//! another derived value uses the cached value if that fits, or else runs the closure *inside itself*, with the lease if it gets it.
 
 use crate::cell::{Caller, Decision, Demand, Handle, Held, Kind, Search};
 use crate::error::{BoxError, RefreshError, SharedError};
@@ -10,11 +10,11 @@ use crate::time::Clock;
 
 use super::cx::Cx;
 use super::node::{Computed, Node};
-use super::source::{Source, erase, id_of};
-use super::stamp::{AnySource, AnyValue, Gave, Pinned, Stamp, UNPUBLISHED, are_current};
+use super::source::{Followed, Source, id_of, stamp_of, state_of};
+use super::stamp::{Gave, Pinned, Stamp, are_current};
 
 #[cfg(feature = "async")]
-use std::pin::Pin;
+use {super::Derived, super::source::cannot, std::pin::Pin};
 
 /// A closure that makes a value in the thread that asks.
 #[allow(missing_debug_implementations)] // named by a type that no program needs to name
@@ -25,10 +25,7 @@ pub(super) type Make<T> = dyn Fn(&Cx) -> Result<T, BoxError> + Send + Sync;
 /// A closure that makes a value in a task.
 #[cfg(feature = "async")]
 #[allow(missing_debug_implementations)] // named by a sealed trait
-pub struct InTask<T>(pub(super) Box<MakeAsync<T>>);
-
-#[cfg(feature = "async")]
-pub(super) type MakeAsync<T> = dyn Fn(Cx) -> Making<T> + Send + Sync;
+pub struct InTask<T>(pub(super) Box<dyn Fn(Cx) -> Making<T> + Send + Sync>);
 
 #[cfg(feature = "async")]
 pub(super) type Making<T> = Pin<Box<dyn Future<Output = Result<T, BoxError>> + Send>>;
@@ -106,18 +103,16 @@ impl<T: Send + Sync + 'static, C: Clock + 'static> Node<T, C, InTask<T>> {
 
     /// As [`Source::take`].
     pub(super) async fn take(handle: &Handle<'static, Self>, cx: &Cx) -> Result<Pinned, RefreshError> {
-        let own = erase::<Self, false>(handle);
-        match handle.begin(handle, &own, cx)? {
-            Begun::Cached(pin) => Ok(pin),
-            Begun::Makes { mut held, inside, before } => {
-                let evaluation = handle.evaluate(inside, held.is_some());
-                let result = match &mut held {
-                    Some(held) => held.run_async(|| evaluation).await,
-                    None => evaluation.await,
-                };
-                handle.end(&own, held, before, result)
-            }
+        if let Some(pin) = Self::cached(handle, cx)? {
+            return Ok(pin);
         }
+        let (mut held, before) = Self::begin(handle, cx)?;
+        let evaluation = handle.evaluate(cx.inside(id_of(&**handle)), held.is_some());
+        let result = match &mut held {
+            Some(held) => held.run_async(|| evaluation).await,
+            None => evaluation.await,
+        };
+        Self::end(handle, held, before, result)
     }
 }
 
@@ -129,85 +124,54 @@ fn of_source(error: RefreshError) -> RefreshError {
     }
 }
 
-/// How an evaluation comes to the value of a derived source.
-#[allow(clippy::large_enum_variant)] // it is moved once
-enum Begun<'a, T, C: Clock, B> {
-    Cached(Pinned),
-    /// Makes it here. Without the lease it is for this evaluation only: another thread makes it, perhaps from other values, or the
-    /// cached one was made from newer ones.
-    Makes {
-        held: Option<Held<'a, Node<T, C, B>>>,
-        inside: Cx,
-        /// The generation before that.
-        before: u64,
-    },
-}
-
-impl<T: Send + Sync + 'static, C: Clock, B> Node<T, C, B> {
-    fn begin<'a>(
-        &self,
-        handle: &Handle<'a, Self>,
-        own: &Arc<dyn AnySource>,
-        cx: &Cx,
-    ) -> Result<Begun<'a, T, C, B>, RefreshError> {
-        let id = id_of(self);
-        if cx.is_inside(id) {
+impl<T: Send + Sync + 'static, C: Clock + 'static, B: Send + Sync + 'static> Node<T, C, B> {
+    /// The cached value, if what it was made from fits into an evaluation.
+    fn cached(handle: &Handle<'static, Self>, cx: &Cx) -> Result<Option<Pinned>, RefreshError> {
+        if cx.is_inside(id_of(&**handle)) {
             return Err(RefreshError::Reentrant);
         }
-        if let Some(pin) = self.absorb(own, cx) {
-            return Ok(Begun::Cached(pin));
-        }
-        let machine = self.machine();
-        let (before, _) = own.state();
-        if let Some(error) = machine.paused_by() {
-            return Err(self.refuse(error, cx));
-        }
-        match machine.lookup(&Demand::ANY, None) {
-            Decision::Elected(ticket) => {
-                let held = Some(Held::new(handle.clone(), ticket));
-                Ok(Begun::Makes { held, inside: cx.inside(id), before })
-            }
-            Decision::Failed(error) => Err(self.refuse(error, cx)),
-            Decision::Fresh(_) | Decision::Stale(_) | Decision::Pending(_) => {
-                Ok(Begun::Makes { held: None, inside: cx.inside(id), before })
-            }
-        }
-    }
-
-    /// The cached value, if what it was made from fits into an evaluation.
-    fn absorb(&self, own: &Arc<dyn AnySource>, cx: &Cx) -> Option<Pinned> {
-        loop {
-            let machine = self.machine();
-            let (value, record) = machine.held()?;
-            let Some(stamps) = self.stamps_of(record.generation) else {
+        while let Some((value, record)) = handle.machine().held() {
+            let Some(stamps) = handle.made_from(record.generation) else {
                 // A later one is published by now.
                 continue;
             };
-            if self.is_due(&record, &stamps) || !cx.accepts(&stamps) {
-                return None;
+            if handle.is_due(&record, &stamps) || !cx.accepts(&stamps) {
+                break;
             }
-            return Some(self.pin(own, value, record.generation, record.generation, &stamps));
+            return Ok(Some(Self::pin(handle, value, Some(record.generation), 0, stamps)));
+        }
+        Ok(None)
+    }
+
+    /// It is made in an evaluation: with the lease if this gets it. Without the lease it is for this evaluation only: another thread
+    /// makes it, perhaps from other values, or the cached one was made from newer ones. Returns the generation before that, too.
+    fn begin<'a>(handle: &Handle<'a, Self>, cx: &Cx) -> Result<(Option<Held<'a, Self>>, u64), RefreshError> {
+        let machine = handle.machine();
+        let (before, _) = state_of::<_, false>(&**handle);
+        if let Some(error) = machine.paused_by() {
+            return Err(handle.refuse(error, cx));
+        }
+        match machine.lookup(&Demand::ANY, None) {
+            Decision::Elected(ticket) => Ok((Some(Held::new(handle.clone(), ticket)), before)),
+            Decision::Failed(error) => Err(handle.refuse(error, cx)),
+            Decision::Fresh(_) | Decision::Stale(_) | Decision::Pending(_) => Ok((None, before)),
         }
     }
 
-    /// `before`: the generation before it was made.
+    /// `generation`: [`None`] if it is not published; then `before` is that before it was made.
     fn pin(
-        &self,
-        own: &Arc<dyn AnySource>,
+        handle: &Handle<'static, Self>,
         value: Arc<T>,
-        generation: u64,
+        generation: Option<u64>,
         before: u64,
-        stamps: &[Stamp],
+        made_from: Arc<[Stamp]>,
     ) -> Pinned {
-        // What is made from an unpublished value is out of date when another one is published.
-        let (follows, gave) = match generation {
-            UNPUBLISHED => (before, Gave::Unpublished),
-            generation => (generation, Gave::Published),
+        let stamp = match generation {
+            Some(generation) => stamp_of::<_, false>(handle, generation, Gave::Published),
+            // What is made from an unpublished value is out of date when another one is published.
+            None => stamp_of::<_, false>(handle, before, Gave::Unpublished),
         };
-        let own = Stamp { source: Arc::clone(own), generation: follows, gave };
-        let value: AnyValue = value;
-        let stamps = stamps.iter().cloned().chain([own]).collect();
-        Pinned { id: id_of(self), generation, value: Ok(value), stamps }
+        Pinned { stamp, value: Ok(value), made_from }
     }
 
     /// In a retry pause. What asks fails for want of what the failed build had asked for, and is to try again when that changes.
@@ -217,21 +181,20 @@ impl<T: Send + Sync + 'static, C: Clock, B> Node<T, C, B> {
     }
 
     fn end(
-        &self,
-        own: &Arc<dyn AnySource>,
+        handle: &Handle<'static, Self>,
         held: Option<Held<'_, Self>>,
         before: u64,
         result: Result<Computed<T>, BoxError>,
     ) -> Result<Pinned, RefreshError> {
-        let pin = match (result, held) {
+        match (result, held) {
             (Ok(computed), Some(held)) if are_current(&computed.stamps) => {
                 let (_, generation) = Self::publish_computed(held, &computed);
-                self.pin(own, computed.value, generation, before, &computed.stamps)
+                Ok(Self::pin(handle, computed.value, generation, before, computed.stamps))
             }
             (Ok(Computed { value, stamps }), held) => {
                 // Only what asks for it has still to do with what it was made from.
                 held.into_iter().for_each(Held::abandon);
-                self.pin(own, value, UNPUBLISHED, before, &stamps)
+                Ok(Self::pin(handle, value, None, before, stamps))
             }
             (Err(error), held) => {
                 let error = SharedError::new(error);
@@ -239,10 +202,9 @@ impl<T: Send + Sync + 'static, C: Clock, B> Node<T, C, B> {
                     Some(held) => held.fail(error),
                     None => error,
                 };
-                return Err(of_source(RefreshError::Build(error)));
+                Err(of_source(RefreshError::Build(error)))
             }
-        };
-        Ok(pin)
+        }
     }
 }
 
@@ -252,18 +214,97 @@ where
     C: Clock + Send + Sync + 'static,
 {
     fn take(handle: &Handle<'static, Self>, cx: &Cx) -> Result<Pinned, RefreshError> {
-        let own = erase::<Self, false>(handle);
-        match handle.begin(handle, &own, cx)? {
-            Begun::Cached(pin) => Ok(pin),
-            Begun::Makes { mut held, inside, before } => {
-                let has_lease = held.is_some();
-                let evaluate = || handle.evaluate(inside, has_lease);
-                let result = match &mut held {
-                    Some(held) => held.run(evaluate),
-                    None => evaluate(),
-                };
-                handle.end(&own, held, before, result)
-            }
+        if let Some(pin) = Self::cached(handle, cx)? {
+            return Ok(pin);
         }
+        let (mut held, before) = Self::begin(handle, cx)?;
+        let (inside, has_lease) = (cx.inside(id_of(&**handle)), held.is_some());
+        let evaluate = || handle.evaluate(inside, has_lease);
+        let result = match &mut held {
+            Some(held) => held.run(evaluate),
+            None => evaluate(),
+        };
+        Self::end(handle, held, before, result)
+    }
+}
+
+#[cfg(feature = "async")]
+impl Cx {
+    /// As [`get`](Cx::get), of a derived value whose closure returns a future.
+    ///
+    /// # Panics
+    ///
+    /// As [`get`](Cx::get).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # smol::block_on(async {
+    /// use dogpile::{Derived, DogpileCell, RefreshError};
+    /// use std::time::Duration;
+    ///
+    /// static NUMBER: DogpileCell<u32> = DogpileCell::new(Duration::from_secs(60));
+    ///
+    /// NUMBER.set(1);
+    /// let double = Derived::new_async(|cx| async move { Ok::<_, RefreshError>(*cx.get(&NUMBER) * 2) });
+    /// let next = Derived::new_async({
+    ///     let double = double.clone();
+    ///     move |cx| {
+    ///         let double = double.clone();
+    ///         async move { Ok::<_, RefreshError>(*cx.get_async(&double).await + 1) }
+    ///     }
+    /// });
+    /// assert_eq!(*next.get_async().await, 3);
+    /// # });
+    /// ```
+    pub async fn get_async<T, C>(&self, source: &Derived<T, C, InTask<T>>) -> Arc<T>
+    where
+        T: Send + Sync + 'static,
+        C: Clock + Send + Sync + 'static,
+    {
+        self.try_get_async(source).await.unwrap_or_else(|error| cannot(&error))
+    }
+
+    /// As [`try_get`](Cx::try_get), of a derived value whose closure returns a future.
+    ///
+    /// # Errors
+    ///
+    /// As [`try_get`](Cx::try_get).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # smol::block_on(async {
+    /// use dogpile::{Derived, DogpileCell, RefreshError};
+    /// use std::time::Duration;
+    ///
+    /// static NUMBER: DogpileCell<u32> = DogpileCell::new(Duration::from_secs(60));
+    ///
+    /// let double = Derived::new_async(|cx| async move { Ok::<_, RefreshError>(*cx.try_get(&NUMBER)? * 2) });
+    /// let next = Derived::new_async({
+    ///     let double = double.clone();
+    ///     move |cx| {
+    ///         let double = double.clone();
+    ///         async move { Ok::<_, RefreshError>(*cx.try_get_async(&double).await? + 1) }
+    ///     }
+    /// });
+    /// assert!(next.try_get_async().await.is_err());
+    /// NUMBER.set(1);
+    /// assert_eq!(*next.try_get_async().await.unwrap(), 3);
+    /// # });
+    /// ```
+    pub async fn try_get_async<T, C>(&self, source: &Derived<T, C, InTask<T>>) -> Result<Arc<T>, RefreshError>
+    where
+        T: Send + Sync + 'static,
+        C: Clock + Send + Sync + 'static,
+    {
+        let handle: Handle<'static, Node<T, C, InTask<T>>> = source.into();
+        let (before, _) = state_of::<_, false>(&*handle);
+        let taken = match self.pinned(id_of(&*handle)) {
+            Some(pin) => Ok(pin),
+            // Boxed, as it may come to this again.
+            None => Box::pin(Node::take(&handle, self)).await,
+        };
+        self.give(&handle, before, taken)
     }
 }

@@ -8,7 +8,8 @@
 //! * An evaluation takes each source's value once (see [`cx`](super::cx)), and notes the generation: a [`Stamp`].
 //! * The node is linked to each source *before* it publishes, and looks *under its cell's lock* whether the stamps are the sources'
 //!   current generations. If not, the value is published as stale. So a source's publication is either seen by that look, or its
-//!   notification comes after it and declares the value stale.
+//!   notification comes after it and declares the value stale. A link is there as long as something notes what it took from its
+//!   source ([`Taken`]): a build that ends, the value, or the latest failure.
 //! * The notification of a link compares the stamps of the value that is published. It fences no build: a build that is made from
 //!   the new value counts as fresh, even if it caused the source's build itself.
 //!
@@ -27,9 +28,7 @@ use std::cell::Cell;
 use std::cmp::Ordering::{Equal, Greater, Less};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use crate::cell::{
-    BuildOutput, Concluded, DogpileCell, Held, Kind, Machine, Notified, Observer, Record, Term,
-};
+use crate::cell::{BuildOutput, Concluded, DogpileCell, Held, Kind, Machine, Notify, Observer, Record, Term};
 use crate::contain::contain;
 use crate::policy::{Freshness, Policy};
 use crate::sync::{Arc, Mutex, Weak};
@@ -37,7 +36,7 @@ use crate::time::{Clock, FOREVER};
 use crate::trace::PublishOutcome;
 
 use super::source::Followed;
-use super::stamp::{AnySource, Dependent, Gave, Link, Stamp, UNPUBLISHED, are_current, fresh_until};
+use super::stamp::{Dependent, Gave, Link, Linked, Stamp, are_current, fresh_until};
 
 /// What a [`Derived`](crate::Derived) value and its links share.
 #[allow(missing_debug_implementations)] // named by a sealed trait
@@ -45,27 +44,24 @@ pub struct Node<T, C, B> {
     cell: DogpileCell<T, C>,
     pub(super) build: B,
     inputs: Mutex<Inputs>,
-    /// Listeners of this cell that have followed a change of a source, and are not notified yet.
-    followed: Mutex<Vec<Notified<T>>>,
     me: Weak<dyn Dependent>,
 }
 
+#[derive(Default)]
 struct Inputs {
     /// What the value of this generation was made from.
     generation: u64,
-    stamps: Arc<[Stamp]>,
+    made_from: Taken,
     /// What the latest build that failed had taken.
-    failed: Arc<[Stamp]>,
-    links: Vec<Linked>,
-    /// How many builds are about to publish, or to fail: their links are kept.
-    ending: usize,
+    failed: Taken,
 }
 
-struct Linked {
-    source: Arc<dyn AnySource>,
-    link: Arc<Link>,
-    /// The generation at the latest notification.
-    seen: u64,
+/// What a build has taken from its sources, and the node's links to these.
+#[derive(Default)]
+struct Taken {
+    stamps: Arc<[Stamp]>,
+    /// One for each stamp.
+    links: Vec<Arc<Linked>>,
 }
 
 /// What a build has made.
@@ -80,14 +76,7 @@ impl<T: Send + Sync + 'static, C: Clock + 'static, B: Send + Sync + 'static> Nod
         Arc::new_cyclic(|me: &Weak<Self>| Self {
             cell: DogpileCell::with_clock(policy, clock),
             build,
-            inputs: Mutex::new(Inputs {
-                generation: 0,
-                stamps: Arc::new([]),
-                failed: Arc::new([]),
-                links: Vec::new(),
-                ending: 0,
-            }),
-            followed: Mutex::new(Vec::new()),
+            inputs: Mutex::default(),
             me: Weak::<Self>::clone(me),
         })
     }
@@ -99,7 +88,7 @@ impl<T, C, B> Node<T, C, B> {
     }
 }
 
-impl<T, C: Clock, B> Kind for Node<T, C, B> {
+impl<T: Send + Sync + 'static, C: Clock + 'static, B: Send + Sync + 'static> Kind for Node<T, C, B> {
     type Value = Computed<T>;
     type Stored = T;
     type Shared = Arc<T>;
@@ -126,7 +115,7 @@ impl<T, C: Clock, B> Kind for Node<T, C, B> {
     fn has_failed(&self) {
         // The clock is asked.
         contain(|| {
-            let failed = Arc::clone(&self.inputs.lock().failed);
+            let failed = self.failed();
             // If one of its sources has published meanwhile, the failure begins no pause. A source that publishes after this check
             // ends the pause: the links to the sources are there, see `note_failure`.
             if !are_current(&failed)
@@ -138,46 +127,12 @@ impl<T, C: Clock, B> Kind for Node<T, C, B> {
     }
 }
 
-/// A build is about to publish or to fail: its links are kept until this is dropped.
-struct Ending<'a, T, C, B>(&'a Node<T, C, B>);
-
-impl<T, C, B> Drop for Ending<'_, T, C, B> {
-    fn drop(&mut self) {
-        let mut inputs = self.0.inputs.lock();
-        inputs.ending -= 1;
-        if inputs.ending > 0 {
-            return;
-        }
-        let Inputs { stamps, failed, links, .. } = &mut *inputs;
-        let is_unused = |linked: &mut Linked| {
-            let id = linked.link.source;
-            !stamps.iter().chain(&**failed).any(|stamp| stamp.source.id() == id)
-        };
-        let unused: Vec<Linked> = links.extract_if(.., is_unused).collect();
-        drop(inputs);
-        detach(unused);
-    }
-}
-
-fn detach(links: Vec<Linked>) {
-    for Linked { source, link, .. } in links {
-        source.detach(&link);
-    }
-}
-
-impl<T, C, B> Drop for Node<T, C, B> {
-    fn drop(&mut self) {
-        let links = std::mem::take(&mut self.inputs.lock().links);
-        detach(links);
-    }
-}
-
 /// What a value was made from, to be noted when it is published.
 struct MadeFrom<'a> {
+    stamps: &'a [Stamp],
     inputs: &'a Mutex<Inputs>,
-    stamps: &'a Arc<[Stamp]>,
-    /// The stamps that these replace, to be dropped without the lock.
-    former: Cell<Option<[Arc<[Stamp]>; 2]>>,
+    /// What takes the place of the inputs; then what these were, to be dropped without the lock.
+    exchanged: Cell<Inputs>,
 }
 
 impl<T> Observer<T> for MadeFrom<'_> {
@@ -186,81 +141,60 @@ impl<T> Observer<T> for MadeFrom<'_> {
     }
 
     fn publishes(&self, _value: &Arc<T>, generation: u64, _drains: bool) {
-        let mut inputs = self.inputs.lock();
-        inputs.generation = generation;
-        let stamps = std::mem::replace(&mut inputs.stamps, Arc::clone(self.stamps));
-        let failed = std::mem::replace(&mut inputs.failed, Arc::new([]));
-        self.former.set(Some([stamps, failed]));
+        let new = Inputs { generation, ..self.exchanged.take() };
+        let former = std::mem::replace(&mut *self.inputs.lock(), new);
+        self.exchanged.set(former);
     }
 }
 
-impl<T, C: Clock, B> Node<T, C, B> {
-    /// Links the node to each of these sources.
-    fn link(&self, stamps: &[Stamp]) -> Ending<'_, T, C, B> {
-        let mut inputs = self.inputs.lock();
-        inputs.ending += 1;
-        let ending = Ending(self);
-        let is_linked = |links: &[Linked], id: usize| links.iter().any(|linked| linked.link.source == id);
-        let missing: Vec<_> =
-            stamps.iter().filter(|stamp| !is_linked(&inputs.links, stamp.source.id())).collect();
-        drop(inputs);
-        let made = missing.into_iter().map(|Stamp { source, .. }| {
-            let (seen, _) = source.state();
-            let node = Weak::clone(&self.me);
-            let link = Arc::new(Link { node, source: source.id() });
-            source.attach(&link);
-            Linked { source: Arc::clone(source), link, seen }
-        });
-        let made: Vec<Linked> = made.collect();
-        let mut inputs = self.inputs.lock();
-        let mut superfluous = Vec::new();
-        for linked in made {
-            if is_linked(&inputs.links, linked.link.source) {
-                superfluous.push(linked);
-            } else {
-                inputs.links.push(linked);
-            }
-        }
-        drop(inputs);
-        detach(superfluous);
-        ending
+impl<T, C, B> Node<T, C, B> {
+    /// Links the node to each of these sources, unless it is linked already.
+    fn link(&self, stamps: Arc<[Stamp]>) -> Taken {
+        let known: Vec<_> = {
+            let Inputs { made_from, failed, .. } = &*self.inputs.lock();
+            let find = |stamp: &Stamp| {
+                let id = stamp.source.id();
+                made_from.links.iter().chain(&failed.links).find(|link| link.source().id() == id).cloned()
+            };
+            stamps.iter().map(find).collect()
+        };
+        let new = |stamp: &Stamp| Linked::new(Weak::clone(&self.me), Arc::clone(&stamp.source));
+        let links = known.into_iter().zip(&*stamps).map(|(known, stamp)| known.unwrap_or_else(|| new(stamp)));
+        Taken { links: links.collect(), stamps }
     }
 
     /// A build has taken these, and fails or panics.
     pub(super) fn note_failure(&self, stamps: Vec<Stamp>) {
-        let stamps: Arc<[Stamp]> = stamps.into();
-        let ending = self.link(&stamps);
-        let former = std::mem::replace(&mut self.inputs.lock().failed, stamps);
-        drop(ending);
+        let taken = self.link(stamps.into());
+        let former = std::mem::replace(&mut self.inputs.lock().failed, taken);
         drop(former);
-    }
-
-    /// Publishes what a build has made. Returns what its caller gets, and the generation of what it has made ([`UNPUBLISHED`]: it
-    /// was displaced).
-    pub(super) fn publish_computed(
-        mut held: Held<'_, Self>,
-        Computed { value, stamps }: &Computed<T>,
-    ) -> (Arc<T>, u64) {
-        let node = held.handle().clone();
-        let ending = node.link(stamps);
-        let output = BuildOutput::new(Arc::clone(value), Term::POLICY);
-        let observer = MadeFrom { inputs: &node.inputs, stamps, former: Cell::default() };
-        let Concluded { served, record, outcome, leftover, .. } = held.conclude(output, &observer);
-        drop(ending);
-        drop(observer);
-        let generation = match (outcome, record) {
-            (PublishOutcome::Published | PublishOutcome::PublishedStale, Some(record)) => record.generation,
-            _ => UNPUBLISHED,
-        };
-        // The previous value first; what is dropped last may panic.
-        drop(held);
-        drop(leftover);
-        (served, generation)
     }
 
     /// What the latest build that failed had taken.
     pub(super) fn failed(&self) -> Arc<[Stamp]> {
-        Arc::clone(&self.inputs.lock().failed)
+        Arc::clone(&self.inputs.lock().failed.stamps)
+    }
+}
+
+impl<T: Send + Sync + 'static, C: Clock + 'static, B: Send + Sync + 'static> Node<T, C, B> {
+    /// Publishes what a build has made. Returns what its caller gets, and the generation of what it has made ([`None`]: it was
+    /// displaced).
+    pub(super) fn publish_computed(
+        mut held: Held<'_, Self>,
+        Computed { value, stamps }: &Computed<T>,
+    ) -> (Arc<T>, Option<u64>) {
+        let node = held.handle().clone();
+        let inputs = Inputs { made_from: node.link(Arc::clone(stamps)), ..Inputs::default() };
+        let output = BuildOutput::new(Arc::clone(value), Term::POLICY);
+        let observer = MadeFrom { stamps, inputs: &node.inputs, exchanged: Cell::new(inputs) };
+        let Concluded { served, record, outcome, leftover, .. } = held.conclude(output, &observer);
+        drop(observer);
+        let is_published = matches!(outcome, PublishOutcome::Published | PublishOutcome::PublishedStale);
+        let generation = record.filter(|_| is_published).map(|record| record.generation);
+        // The previous value first; what is dropped last may panic.
+        drop(held);
+        drop(leftover);
+        (served, generation)
     }
 
     /// The value, if it is only out of date because a source is, and no source has a newer one.
@@ -274,10 +208,7 @@ impl<T, C: Clock, B> Node<T, C, B> {
             Freshness::Stale => {}
             _ => return None,
         }
-        let stamps = {
-            let inputs = self.inputs.lock();
-            (inputs.generation == seen.record.generation).then(|| Arc::clone(&inputs.stamps))
-        }?;
+        let stamps = self.made_from(seen.record.generation)?;
         if self.is_due(&seen.record, &stamps) || !stamps.iter().all(Stamp::holds_after_refresh) {
             return None;
         }
@@ -286,7 +217,7 @@ impl<T, C: Clock, B> Node<T, C, B> {
             if !are_current(&stamps) {
                 return 0;
             }
-            let ends = stamps.iter().map(|stamp| stamp.source.settled_until(stamp.gave, seen.now));
+            let ends = stamps.iter().map(|stamp| stamp.source.settled_until(stamp, seen.now));
             ends.min().unwrap_or(FOREVER).min(machine.own_end(&seen.record))
         });
         // A derived source can be due without a new generation. That shows only under the lock of its own cell, which must not be
@@ -309,55 +240,26 @@ impl<T, C: Clock, B> Node<T, C, B> {
         // `set_for`), or it was published while one of them was being published, or it was set, which has no sources.
         machine.is_out_of_date_itself(record) || (now >= record.fresh_end() && now < fresh_until(stamps))
     }
-
-    /// What the value of this generation was made from; [`None`]: a later one is published.
-    pub(super) fn stamps_of(&self, generation: u64) -> Option<Arc<[Stamp]>> {
-        let inputs = self.inputs.lock();
-        match inputs.generation.cmp(&generation) {
-            // It was set.
-            Less => Some(Arc::new([])),
-            Equal => Some(Arc::clone(&inputs.stamps)),
-            Greater => None,
-        }
-    }
 }
 
 impl<T: Send + Sync + 'static, C: Clock + 'static, B: Send + Sync + 'static> Dependent for Node<T, C, B> {
-    fn source_changed(&self, source: usize) {
-        let (is_published, is_derived) = {
-            let mut inputs = self.inputs.lock();
-            let Some(linked) = inputs.links.iter_mut().find(|linked| linked.link.source == source) else {
-                return;
-            };
-            let (generation, _) = linked.source.state();
-            // 0: it was taken away, or withheld by a build that may put it back.
-            let is_published = generation != linked.seen && generation != 0;
-            if is_published {
-                linked.seen = generation;
-            }
-            (is_published, linked.source.is_derived())
-        };
+    fn source_changed(&self, link: &Link) -> Option<Box<dyn Notify>> {
+        let is_published = link.is_published();
         // A refresher that waits for it is notified once, by the link to the source itself, not once for each way to it.
-        let notifies = is_published && !is_derived;
+        let notifies = is_published && !link.source.is_derived();
         let is_outdated = || {
             let inputs = self.inputs.lock();
             let (record, _) = self.machine().record();
             // One that was set is served until a source publishes.
             if record.generation == inputs.generation {
-                fresh_until(&inputs.stamps) == 0
+                fresh_until(&inputs.made_from.stamps) == 0
             } else {
                 is_published
             }
         };
-        if let Some(notified) = self.machine().source_changed(is_published, notifies, is_outdated) {
-            notified.follow();
-            self.followed.lock().push(notified);
-        }
-    }
-
-    fn notify(&self) {
-        let followed = std::mem::take(&mut *self.followed.lock());
-        followed.into_iter().for_each(Notified::notify);
+        let mut followed = self.machine().source_changed(is_published, notifies, is_outdated)?;
+        followed.follow();
+        Some(followed)
     }
 }
 
@@ -367,7 +269,7 @@ impl<T: Send + Sync + 'static, C: Clock + 'static, B: Send + Sync + 'static> Fol
     const IS_DERIVED: bool = true;
     const FRESH_WHEN_EMPTY: u64 = 0;
 
-    fn refresh(&self, generation: u64, gave: Gave) -> bool {
+    fn refresh(&self, &Stamp { generation, gave, .. }: &Stamp) -> bool {
         let machine = self.machine();
         if gave == Gave::Nothing {
             // In a pause it makes none.
@@ -376,13 +278,13 @@ impl<T: Send + Sync + 'static, C: Clock + 'static, B: Send + Sync + 'static> Fol
         let (record, is_there) = machine.record();
         is_there
             && record.generation == generation
-            && self.stamps_of(generation).is_some_and(|stamps| !self.is_due(&record, &stamps))
+            && self.made_from(generation).is_some_and(|stamps| !self.is_due(&record, &stamps))
     }
 
-    fn settled_until(&self, gave: Gave, now: u64) -> u64 {
+    fn settled_until(&self, stamp: &Stamp, now: u64) -> u64 {
         let (record, _) = self.machine().record();
         let (own_end, fresh_end) = (self.machine().own_end(&record), record.fresh_end());
-        match gave {
+        match stamp.gave {
             Gave::Nothing => 0,
             // Perhaps by a time to live of its own.
             _ if now < fresh_end => own_end.min(fresh_end),
@@ -391,7 +293,13 @@ impl<T: Send + Sync + 'static, C: Clock + 'static, B: Send + Sync + 'static> Fol
     }
 
     fn made_from(&self, generation: u64) -> Option<Arc<[Stamp]>> {
-        self.stamps_of(generation)
+        let inputs = self.inputs.lock();
+        match inputs.generation.cmp(&generation) {
+            // It was set.
+            Less => Some(Arc::new([])),
+            Equal => Some(Arc::clone(&inputs.made_from.stamps)),
+            Greater => None,
+        }
     }
 }
 

@@ -10,7 +10,7 @@ use crate::sync_reader::SyncReaderCell;
 use crate::time::{Clock, FOREVER};
 
 use super::cx::Cx;
-use super::stamp::{AnySource, AnyValue, Gave, Link, Pinned, Stamp};
+use super::stamp::{AnySource, Gave, Link, Pinned, Stamp};
 
 /// What a [`Derived`](crate::Derived) value can be made from: a [`DogpileCell`](crate::DogpileCell), a
 /// [`LazyDogpile`](crate::LazyDogpile), a [`SyncReaderCell`](crate::SyncReaderCell), or another derived value.
@@ -42,15 +42,14 @@ pub trait Followed<const FALLIBLE: bool>:
     const FRESH_WHEN_EMPTY: u64 = FOREVER;
 
     /// See [`Stamp::holds_after_refresh`].
-    fn refresh(&self, generation: u64, gave: Gave) -> bool {
-        let _ = gave;
-        self.machine().holds(generation)
+    fn refresh(&self, stamp: &Stamp) -> bool {
+        self.machine().holds(stamp.generation)
     }
 
     /// If [`refresh`](Followed::refresh) has returned true at the tick `now`: before which tick it does so again, unless the
     /// source notifies of a change.
-    fn settled_until(&self, gave: Gave, now: u64) -> u64 {
-        let _ = (gave, now);
+    fn settled_until(&self, stamp: &Stamp, now: u64) -> u64 {
+        let _ = (stamp, now);
         FOREVER
     }
 
@@ -63,10 +62,13 @@ pub trait Followed<const FALLIBLE: bool>:
 
 pub(super) struct Erased<S: 'static, const FALLIBLE: bool>(Handle<'static, S>);
 
-pub(super) fn erase<S: Followed<FALLIBLE>, const FALLIBLE: bool>(
+/// What a value is made from that is made from this source.
+pub(super) fn stamp_of<S: Followed<FALLIBLE>, const FALLIBLE: bool>(
     handle: &Handle<'static, S>,
-) -> Arc<dyn AnySource> {
-    Arc::new(Erased(handle.clone()))
+    generation: u64,
+    gave: Gave,
+) -> Stamp {
+    Stamp { source: Arc::new(Erased::<S, FALLIBLE>(handle.clone())), generation, gave }
 }
 
 /// See [`AnySource::state`].
@@ -88,37 +90,33 @@ impl<S: Followed<FALLIBLE>, const FALLIBLE: bool> AnySource for Erased<S, FALLIB
         state_of(&*self.0)
     }
 
-    fn holds_after_refresh(&self, generation: u64, gave: Gave) -> bool {
-        self.0.refresh(generation, gave)
+    fn holds_after_refresh(&self, stamp: &Stamp) -> bool {
+        self.0.refresh(stamp)
     }
 
-    fn settled_until(&self, gave: Gave, now: u64) -> u64 {
-        self.0.settled_until(gave, now)
+    fn settled_until(&self, stamp: &Stamp, now: u64) -> u64 {
+        self.0.settled_until(stamp, now)
     }
 
-    fn pin_at(&self, generation: u64, gave: Gave) -> Option<Pinned> {
+    fn pin(&self, stamp: &Stamp) -> Option<Pinned> {
         let machine = self.0.machine();
-        let id = self.id();
-        let own = Stamp { source: erase::<S, FALLIBLE>(&self.0), generation, gave };
-        if gave == Gave::Nothing {
+        if stamp.gave == Gave::Nothing {
             // Of a derived value it is not known here what it has failed at.
-            let is_known = !S::IS_DERIVED && machine.holds(generation);
-            let value = Err(nothing_to_serve(machine));
-            return is_known.then(|| Pinned { id, generation, value, stamps: Arc::new([own]) });
+            let is_known = !S::IS_DERIVED && machine.holds(stamp.generation);
+            return is_known.then(|| Pinned::of_source(stamp.clone(), Err(nothing_to_serve(machine))));
         }
         let (value, record) = machine.held()?;
-        let value: AnyValue = value;
-        let made_from = self.0.made_from(generation)?;
-        let stamps = made_from.iter().cloned().chain([own]).collect();
-        (record.generation == generation).then_some(Pinned { id, generation, value: Ok(value), stamps })
+        let made_from = self.0.made_from(stamp.generation)?;
+        let pin = Pinned { stamp: stamp.clone(), value: Ok(value), made_from };
+        (record.generation == stamp.generation).then_some(pin)
     }
 
     fn attach(&self, link: &Arc<Link>) {
-        self.0.machine().attach(Arc::<Link>::clone(link) as Arc<dyn Listener<S::Stored>>, false);
+        self.0.machine().attach(Arc::<Link>::clone(link) as Arc<dyn Listener<S::Stored>>);
     }
 
     fn detach(&self, link: &Arc<Link>) {
-        self.0.machine().detach(link, false);
+        self.0.machine().detach(link);
     }
 
     fn is_derived(&self) -> bool {
@@ -142,11 +140,8 @@ fn take_from_cell<S: Source<FALLIBLE>, const FALLIBLE: bool>(
             && (matches!(seen.freshness(), Freshness::Fresh | Freshness::Stale)
                 || seen.record.generation > since)
         {
-            let generation = seen.record.generation;
-            let stamps =
-                Arc::new([Stamp { source: erase::<S, FALLIBLE>(handle), generation, gave: Gave::Published }]);
-            let value: AnyValue = seen.value;
-            return Ok(Pinned { id: id_of(&**handle), generation, value: Ok(value), stamps });
+            let stamp = stamp_of::<S, FALLIBLE>(handle, seen.record.generation, Gave::Published);
+            return Ok(Pinned::of_source(stamp, Ok(seen.value)));
         }
         if is_empty {
             return Err(nothing_to_serve(machine));
@@ -163,6 +158,116 @@ fn take_from_cell<S: Source<FALLIBLE>, const FALLIBLE: bool>(
         } else {
             is_empty = true;
         }
+    }
+}
+
+impl Cx {
+    /// The source's value.
+    ///
+    /// A [`DogpileCell`](crate::DogpileCell) or [`SyncReaderCell`](crate::SyncReaderCell) gives what it may serve, fresh or stale. A
+    /// [`LazyDogpile`](crate::LazyDogpile) is built if it is due, a [`Derived`](crate::Derived) value is made.
+    ///
+    /// # Blocking
+    ///
+    /// Waits for a build only as a caller of the source would: where a `LazyDogpile` has nothing to serve, and while a build has the write
+    /// lock of a `SyncReaderCell`. It never waits for another evaluation.
+    ///
+    /// # Panics
+    ///
+    /// If there is nothing to serve, if the source's build fails or panics, or if a derived value asks for itself.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::{Derived, DogpileCell};
+    /// use std::time::Duration;
+    ///
+    /// static NUMBER: DogpileCell<u32> = DogpileCell::new(Duration::from_secs(60));
+    ///
+    /// NUMBER.set(1);
+    /// let double = Derived::new(|cx| *cx.get(&NUMBER) * 2);
+    /// let sum = Derived::new({
+    ///     let double = double.clone();
+    ///     move |cx| *cx.get(&double) + *cx.get(&NUMBER)
+    /// });
+    /// assert_eq!(*sum.get(), 3);
+    /// ```
+    #[track_caller]
+    pub fn get<S: Source<FALLIBLE>, const FALLIBLE: bool>(
+        &self,
+        source: impl Into<Handle<'static, S>>,
+    ) -> S::Shared {
+        match self.try_get(source) {
+            Ok(value) => value,
+            Err(error) => cannot(&error),
+        }
+    }
+
+    /// As [`get`](Cx::get), with an error instead of a panic.
+    ///
+    /// # Errors
+    ///
+    /// [`RefreshError::Empty`] if there is nothing to serve; [`RefreshError::Build`] with the error of the source's build, or of its
+    /// latest one; [`RefreshError::Reentrant`] if a derived value asks for itself.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dogpile::{Derived, DogpileCell};
+    /// use std::time::Duration;
+    ///
+    /// static NUMBER: DogpileCell<u32> = DogpileCell::new(Duration::from_secs(60));
+    ///
+    /// let double = Derived::new(|cx| cx.try_get(&NUMBER).map_or(0, |number| *number * 2));
+    /// assert_eq!(*double.get(), 0);
+    /// NUMBER.set(1);
+    /// assert_eq!(*double.get(), 2);
+    /// ```
+    pub fn try_get<S: Source<FALLIBLE>, const FALLIBLE: bool>(
+        &self,
+        source: impl Into<Handle<'static, S>>,
+    ) -> Result<S::Shared, RefreshError> {
+        let handle: Handle<'static, S> = source.into();
+        let (before, _) = state_of::<S, FALLIBLE>(&handle);
+        let taken = match self.pinned(id_of(&*handle)) {
+            Some(pin) => Ok(pin),
+            None => S::take(&handle, self),
+        };
+        self.give(&handle, before, taken)
+    }
+
+    /// What was taken from a source, pinned and noted. `before`: the source's generation before that. It is the stamp of what gives no
+    /// value: a value that the source gets while it is asked has a later generation, so it is followed.
+    pub(super) fn give<S: Followed<FALLIBLE>, const FALLIBLE: bool>(
+        &self,
+        handle: &Handle<'static, S>,
+        before: u64,
+        taken: Result<Pinned, RefreshError>,
+    ) -> Result<S::Shared, RefreshError> {
+        let pin = match taken {
+            Ok(pin) => self.pin(pin),
+            // It asks for itself. It is no source of its own: a node with a link to itself would keep itself alive.
+            Err(error) if self.is_inside(id_of(&**handle)) => return Err(error),
+            // What is made without its value is out of date when it has one.
+            Err(error) => self
+                .pin(Pinned::of_source(stamp_of::<S, FALLIBLE>(handle, before, Gave::Nothing), Err(error))),
+        };
+        self.note(&pin.made_from);
+        self.note(std::slice::from_ref(&pin.stamp));
+        let Ok(value) = pin.value?.downcast::<S::Stored>() else { unreachable!("one address, one source") };
+        Ok(S::share(value))
+    }
+}
+
+#[cold]
+#[track_caller]
+pub(super) fn cannot(error: &RefreshError) -> ! {
+    match error {
+        RefreshError::Reentrant => panic!(
+            "a derived value asks for itself, directly or by way of others, or for a cell of which this thread holds a ReadGuard, \
+             and whose build waits for the write lock"
+        ),
+        error => panic!("a source of a derived value: {error}; `try_get` returns this as an error"),
     }
 }
 
@@ -183,16 +288,16 @@ where
 {
     const FRESH_WHEN_EMPTY: u64 = 0;
 
-    fn refresh(&self, generation: u64, _: Gave) -> bool {
+    fn refresh(&self, stamp: &Stamp) -> bool {
         match refresh_lazy(self, 0) {
             // Another caller builds, and there is nothing to serve. That is not waited for: the derived value may be served.
             Err(RefreshError::WaitTimeout) => false,
             // If it has failed, it would make no other now.
-            _ => self.machine().holds(generation),
+            _ => self.machine().holds(stamp.generation),
         }
     }
 
-    fn settled_until(&self, _: Gave, _: u64) -> u64 {
+    fn settled_until(&self, _: &Stamp, _: u64) -> u64 {
         self.machine().due_at()
     }
 }

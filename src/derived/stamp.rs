@@ -2,10 +2,10 @@
 
 use std::any::Any;
 
-use crate::cell::Listener;
+use crate::cell::{Listener, Notify};
 use crate::contain::contain;
 use crate::error::RefreshError;
-use crate::sync::{Arc, Weak};
+use crate::sync::{Arc, AtomicU64, Ordering, Weak};
 use crate::time::FOREVER;
 
 /// A value of any source, as its slot holds it.
@@ -37,29 +37,38 @@ impl Stamp {
     /// Lets a source that knows how to refresh itself do so, if it is due. Returns whether the source still gives what this stamp
     /// notes. Makes no derived value.
     pub(super) fn holds_after_refresh(&self) -> bool {
-        self.source.holds_after_refresh(self.generation, self.gave)
-    }
-
-    /// What the source gives, if that is still the same.
-    pub(super) fn pin(&self) -> Option<Pinned> {
-        self.source.pin_at(self.generation, self.gave)
+        self.source.holds_after_refresh(self)
     }
 }
-
-/// Of a derived value that was made in an evaluation and never published: no publication has this generation.
-pub(super) const UNPUBLISHED: u64 = u64::MAX;
 
 /// A value that an evaluation has taken: the same one, whatever asks for it in this evaluation.
 #[derive(Clone)]
 #[allow(unreachable_pub, missing_debug_implementations)] // named by a sealed trait
 pub struct Pinned {
-    pub(super) id: usize,
-    /// Or [`UNPUBLISHED`].
-    pub(super) generation: u64,
+    /// What is made from it is made from this.
+    pub(super) stamp: Stamp,
     /// Or why there is none.
     pub(super) value: Result<AnyValue, RefreshError>,
-    /// The publications that what is made from it is made from: its own, and if it is derived, all that it was made from.
-    pub(super) stamps: Arc<[Stamp]>,
+    /// If it is derived: all that it was made from, and so what is made from it.
+    pub(super) made_from: Arc<[Stamp]>,
+}
+
+impl Pinned {
+    /// Of a source that is not derived, or gives no value.
+    pub(super) fn of_source(stamp: Stamp, value: Result<AnyValue, RefreshError>) -> Self {
+        Self { stamp, value, made_from: Arc::new([]) }
+    }
+
+    pub(super) fn id(&self) -> usize {
+        self.stamp.source.id()
+    }
+
+    /// Whether what was made from what `stamp` notes goes together with it.
+    pub(super) fn fits(&self, stamp: &Stamp) -> bool {
+        // Two unpublished values may differ.
+        stamp.gave != Gave::Unpublished
+            && (stamp.generation, stamp.gave) == (self.stamp.generation, self.stamp.gave)
+    }
 }
 
 /// A source, its type erased.
@@ -71,13 +80,13 @@ pub(super) trait AnySource: Send + Sync {
     fn state(&self) -> (u64, u64);
 
     /// See [`Stamp::holds_after_refresh`].
-    fn holds_after_refresh(&self, generation: u64, gave: Gave) -> bool;
+    fn holds_after_refresh(&self, stamp: &Stamp) -> bool;
 
     /// See [`Followed::settled_until`].
-    fn settled_until(&self, gave: Gave, now: u64) -> u64;
+    fn settled_until(&self, stamp: &Stamp, now: u64) -> u64;
 
-    /// See [`Stamp::pin`].
-    fn pin_at(&self, generation: u64, gave: Gave) -> Option<Pinned>;
+    /// What it gives, if that is still what the stamp notes.
+    fn pin(&self, stamp: &Stamp) -> Option<Pinned>;
 
     fn attach(&self, link: &Arc<Link>);
     fn detach(&self, link: &Arc<Link>);
@@ -101,36 +110,59 @@ pub(super) fn fresh_until(stamps: &[Stamp]) -> u64 {
 
 /// A node's entry among the listeners of a source.
 pub(super) struct Link {
-    pub(super) node: Weak<dyn Dependent>,
-    /// Its address.
-    pub(super) source: usize,
+    node: Weak<dyn Dependent>,
+    pub(super) source: Arc<dyn AnySource>,
+    /// The generation of the source at the latest notification.
+    seen: AtomicU64,
+}
+
+impl Link {
+    /// Whether the source has published a value since the latest notification. (Its value may also be taken away, or withheld by a
+    /// build that may put it back.)
+    pub(super) fn is_published(&self) -> bool {
+        let (generation, _) = self.source.state();
+        // Relaxed: it orders nothing. Of two notifications at a time the one that comes first has seen the publication.
+        self.seen.fetch_max(generation, Ordering::Relaxed) < generation
+    }
+}
+
+/// A link that is there until this is dropped.
+pub(super) struct Linked(Arc<Link>);
+
+impl Linked {
+    pub(super) fn new(node: Weak<dyn Dependent>, source: Arc<dyn AnySource>) -> Arc<Self> {
+        let (seen, _) = source.state();
+        let link = Arc::new(Link { node, source, seen: AtomicU64::new(seen) });
+        link.source.attach(&link);
+        Arc::new(Self(link))
+    }
+
+    pub(super) fn source(&self) -> &dyn AnySource {
+        &*self.0.source
+    }
+}
+
+impl Drop for Linked {
+    fn drop(&mut self) {
+        self.0.source.detach(&self.0);
+    }
 }
 
 /// A derived value, its type erased.
 pub(super) trait Dependent: Send + Sync {
-    /// Declares the value stale if it is. What listens to it is notified later.
-    fn source_changed(&self, source: usize);
-
-    fn notify(&self);
-}
-
-impl Link {
-    fn with_node(&self, call: impl FnOnce(&(dyn Dependent + 'static))) {
-        // The clock is asked, and the last reference to the node may be dropped here, and with it what is the user's.
-        contain(|| {
-            if let Some(node) = self.node.upgrade() {
-                call(&*node);
-            }
-        });
-    }
+    /// Declares the value stale if it is. Returns what is to be notified of that later.
+    fn source_changed(&self, link: &Link) -> Option<Box<dyn Notify>>;
 }
 
 impl<T> Listener<T> for Link {
-    fn follow(&self) {
-        self.with_node(|node| node.source_changed(self.source));
-    }
-
-    fn notify(&self) {
-        self.with_node(Dependent::notify);
+    fn follow(&self) -> Option<Box<dyn Notify>> {
+        let mut followed = None;
+        // The clock is asked, and the last reference to the node may be dropped here, and with it what is the user's.
+        contain(|| {
+            if let Some(node) = self.node.upgrade() {
+                followed = node.source_changed(self);
+            }
+        });
+        followed
     }
 }

@@ -7,14 +7,14 @@ use std::time::Duration;
 use crate::cell::{BuildResult, Handle, Refreshable};
 use crate::contain::contain;
 use crate::own_thread;
-use crate::signal::Signal;
 use crate::sync::Arc;
 use crate::time::{FOREVER, nanos};
 use crate::wait::Entry;
 
 use super::Refresher;
-use super::attachment::{Attachment, Ended, Status};
+use super::attachment::Attachment;
 use super::refresh_loop::{RefreshLoop, Step};
+use super::status::{Ended, Status};
 
 #[cfg(feature = "async")]
 use {super::refresh_loop::contained, crate::cell::Task, std::pin::pin};
@@ -124,19 +124,16 @@ impl RefresherOptions {
         R: BuildResult<K::Value, FALLIBLE>,
         F: FnMut(Option<K::Shared>) -> R + Send + 'static,
     {
-        let mut refresh_loop = self.attach(&cell.into(), ahead)?;
-        let cell = Arc::clone(&refresh_loop.attachment);
-        let status = Arc::clone(&cell.status);
-        let end = Ended(Arc::clone(&status));
+        let (mut refresher, mut refresh_loop, end) = self.attach(&cell.into(), ahead)?;
         let work = move || {
             let attachment = Arc::clone(&refresh_loop.attachment);
-            let signal = &attachment.status.signal;
+            let status = &attachment.status;
             loop {
                 match refresh_loop.step() {
                     Step::End => return,
                     Step::Sleep(until) => {
-                        let is_over = |signal: &Signal| signal.take_notified().then_some(());
-                        Entry::new(&**signal).wait((), &attachment.clock, until, is_over);
+                        let is_over = |status: &Status| status.take_notified().then_some(());
+                        Entry::new(&**status).wait((), &attachment.clock, until, is_over);
                     }
                     Step::Build(held) => {
                         let kept = held.previous().cloned();
@@ -150,14 +147,14 @@ impl RefresherOptions {
                 }
             }
         };
-        let thread = own_thread::spawn(own_thread::Role::Refresher, "dogpile-refresher", move || {
-            // With all that it holds.
-            if let Err(panic) = catch_unwind(AssertUnwindSafe(work)) {
-                end.0.ended_by(&*panic);
-                contain(|| drop(panic));
-            }
-        })?;
-        Ok(Refresher { status, cell, thread: Some(thread) })
+        refresher.thread =
+            Some(own_thread::spawn(own_thread::Role::Refresher, "dogpile-refresher", move || {
+                // With all that it holds.
+                if let Err(panic) = catch_unwind(AssertUnwindSafe(work)) {
+                    end.by(panic);
+                }
+            })?);
+        Ok(refresher)
     }
 
     /// Starts a refresher with these options as a task. See [`Refresher::spawn_async`].
@@ -195,10 +192,7 @@ impl RefresherOptions {
         F: FnMut(Option<K::Shared>) -> Fut + Send + 'static,
         Fut: Future<Output = R> + Send,
     {
-        let mut refresh_loop = self.attach(&cell.into(), ahead)?;
-        let cell = Arc::clone(&refresh_loop.attachment);
-        let status = Arc::clone(&cell.status);
-        let end = Ended(Arc::clone(&status));
+        let (refresher, mut refresh_loop, end) = self.attach(&cell.into(), ahead)?;
         let work = async move {
             loop {
                 match refresh_loop.step() {
@@ -220,18 +214,17 @@ impl RefresherOptions {
         drop(spawn(Box::pin(async move {
             let end = end;
             if let Err(panic) = contained(pin!(work)).await {
-                end.0.ended_by(&*panic);
-                contain(|| drop(panic));
+                end.by(panic);
             }
         })));
-        Ok(Refresher { status, cell, thread: None })
+        Ok(refresher)
     }
 
     fn attach<K: Refreshable<Clock: Clone>>(
         self,
         cell: &Handle<'static, K>,
         ahead: Duration,
-    ) -> io::Result<RefreshLoop<K>> {
+    ) -> io::Result<(Refresher, RefreshLoop<K>, Ended)> {
         let machine = cell.machine();
         let ahead = nanos(ahead);
         let ttl = machine.policy.default_ttl();
@@ -242,16 +235,18 @@ impl RefresherOptions {
                  published",
             ));
         }
-        let attachment = Arc::new(Attachment {
-            cell: cell.downgrade(),
-            clock: machine.clock.clone(),
-            status: Arc::new(Status::new()),
-            rests: self.rests,
-        });
+        let status = Status::new(self.rests);
+        let (clock, end) = (machine.clock.clone(), Ended(Arc::clone(&status)));
+        let attachment = Arc::new(Attachment { cell: cell.downgrade(), clock, status: Arc::clone(&status) });
+        let refresher = Refresher {
+            status: Arc::clone(&status),
+            cell: Arc::<Attachment<K>>::clone(&attachment),
+            thread: None,
+        };
         let min_interval = nanos(self.min_interval);
         let refresh_loop = RefreshLoop { attachment, ahead, min_interval, pause_end: 0 };
         // Last: from here on its drop detaches it, and the clone of the clock, which is user code, may have panicked.
-        machine.attach(Arc::<Signal>::clone(&refresh_loop.attachment.status.signal), self.rests);
-        Ok(refresh_loop)
+        machine.attach(status);
+        Ok((refresher, refresh_loop, end))
     }
 }

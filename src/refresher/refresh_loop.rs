@@ -15,7 +15,7 @@ use super::attachment::{Attached, Attachment};
 
 #[cfg(feature = "async")]
 use {
-    crate::signal::Signal,
+    super::status::Status,
     crate::wait::Entry,
     std::panic::{AssertUnwindSafe, catch_unwind},
     std::pin::{Pin, pin},
@@ -34,7 +34,7 @@ pub(super) struct RefreshLoop<K: Refreshable> {
 /// What the loop does next.
 pub(super) enum Step<K: Kind + 'static> {
     Build(Held<'static, K>),
-    /// Until this tick, or until the signal is notified.
+    /// Until this tick, or until the status is notified.
     Sleep(u64),
     End,
 }
@@ -42,8 +42,8 @@ pub(super) enum Step<K: Kind + 'static> {
 impl<K: Refreshable> RefreshLoop<K> {
     pub(super) fn step(&self) -> Step<K> {
         loop {
-            let Attachment { cell, status, rests, .. } = &*self.attachment;
-            if status.signal.is_stopped() {
+            let Attachment { cell, status, .. } = &*self.attachment;
+            if status.is_stopped() {
                 return Step::End;
             }
             let Some(cell) = cell.upgrade() else { return Step::End };
@@ -53,7 +53,7 @@ impl<K: Refreshable> RefreshLoop<K> {
             let demand = if let Some(after) = after {
                 Demand::after(after)
             } else {
-                match machine.plan(self.ahead, self.min_interval, *rests, now) {
+                match machine.plan(self.ahead, self.min_interval, status.rests, now) {
                     Plan::Wait(until) => return Step::Sleep(until),
                     Plan::Build(_) if now < self.pause_end => return Step::Sleep(self.pause_end),
                     Plan::Build(_) if !cell.has_news() => {
@@ -64,7 +64,7 @@ impl<K: Refreshable> RefreshLoop<K> {
             };
             match machine.lookup(&demand, None) {
                 Decision::Elected(ticket) => {
-                    self.asked_for(after);
+                    status.answered(after);
                     return Step::Build(Held::new(cell, ticket));
                 }
                 // Another caller builds. Its end notifies.
@@ -72,17 +72,9 @@ impl<K: Refreshable> RefreshLoop<K> {
                 // Another caller was faster. What it has built may be replaced by now, and this the last reference.
                 faster @ (Decision::Fresh(_) | Decision::Stale(_) | Decision::Failed(_)) => {
                     contain(|| drop(faster));
-                    self.asked_for(after);
+                    status.answered(after);
                 }
             }
-        }
-    }
-
-    /// What was asked for is there or begins, unless there was another request since.
-    fn asked_for(&self, after: Option<u64>) {
-        let mut state = self.attachment.status.state.lock();
-        if state.refresh_after == after {
-            state.refresh_after = None;
         }
     }
 
@@ -113,8 +105,8 @@ impl<K: Refreshable> RefreshLoop<K> {
 impl<K: Refreshable> RefreshLoop<K> {
     pub(super) async fn sleep(&self, until: u64) {
         let Attachment { clock, status, .. } = &*self.attachment;
-        let is_over = |signal: &Signal| signal.take_notified().then_some(());
-        Entry::new(&*status.signal).wait_async((), clock, until, is_over).await;
+        let is_over = |status: &Status| status.take_notified().then_some(());
+        Entry::new(&**status).wait_async((), clock, until, is_over).await;
     }
 
     /// What the build returns, or what it panics with; `None` if the refresher is to stop before it has ended.
@@ -125,9 +117,9 @@ impl<K: Refreshable> RefreshLoop<K> {
         let build = pin!(build);
         let mut build = contained(build);
         let Attachment { clock, status, .. } = &*self.attachment;
-        let mut entry = Entry::new(&*status.signal);
+        let mut entry = Entry::new(&**status);
         std::future::poll_fn(|cx| {
-            let stopped = |signal: &Signal| signal.is_stopped().then_some(());
+            let stopped = |status: &Status| status.is_stopped().then_some(());
             if entry.poll((), clock, FOREVER, cx, stopped).is_ready() {
                 return Poll::Ready(None);
             }
