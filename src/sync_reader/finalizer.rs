@@ -16,6 +16,7 @@ use crate::sync::{Arc, MutexGuard, Thread, current_thread, park};
 use crate::trace::{self, Moment};
 use crate::wait::Waiter;
 
+use super::queue::Awaited;
 use super::retirement::{Retirement, State};
 
 /// Wakes the waiters whose wait is over.
@@ -29,10 +30,14 @@ pub(super) fn wake_waiters<T>(mut state: MutexGuard<'_, State<T>>) {
 }
 
 impl<T> Retirement<T> {
-    /// A value may have become ready: wakes the thread that finalises it. And waiters whose wait is over, as a writer's may be.
+    /// If a value is ready, wakes the thread that finalises it. If no reader is left, wakes the writer that waits for that.
     pub(super) fn schedule_finalizer(self: &Arc<Self>, mut state: MutexGuard<'_, State<T>>) {
         if !state.queue.is_ready() {
-            return wake_waiters(state);
+            // Only then, as there may be many waiters: all others wait for a finalizer, whose end wakes them.
+            if state.queue.is_over(Awaited::Exclusive) {
+                wake_waiters(state);
+            }
+            return;
         }
         // One is enough: a waiter that helps and leaves without having done it calls this again. Nothing waits for a cell that
         // has been dropped: a waiter that is still in the queue is a leaked task's.

@@ -29,8 +29,12 @@ impl<T> WaitPoint for Arc<Retirement<T>> {
     fn leave(&self, number: usize) {
         let mut state = self.state.lock();
         let left = state.waiters.leave(number);
-        // A wake-up that has reached this waiter is passed on.
-        self.schedule_finalizer(state);
+        if state.queue.is_ready() {
+            // A wake-up that has reached this waiter is passed on.
+            self.schedule_finalizer(state);
+        } else {
+            drop(state);
+        }
         drop(left);
     }
 }
