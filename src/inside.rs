@@ -16,7 +16,7 @@ const GUARD: usize = 0;
 const BUILD: usize = 1;
 
 /// How many notes fit without an allocation.
-const CAPACITY: usize = 16;
+const CAPACITY: usize = 8;
 
 thread_local! {
     /// 0: free. Notes are made and removed in whatever order, but mostly there is one at a time, in the first place.
@@ -72,18 +72,12 @@ fn note(kind: usize, address: usize) -> usize {
 
 #[inline]
 fn enter(note: usize) {
-    NOTES.with(|all| match all.iter().find(|place| place.get() == 0) {
-        Some(free) => free.set(note),
-        None => enter_overflow(note),
-    });
+    NOTES.with(|all| if all[0].get() == 0 { all[0].set(note) } else { enter_beside(all, note) });
 }
 
 #[inline]
 fn leave(note: usize) {
-    NOTES.with(|all| match all.iter().find(|place| place.get() == note) {
-        Some(place) => place.set(0),
-        None => leave_overflow(note),
-    });
+    NOTES.with(|all| if all[0].get() == note { all[0].set(0) } else { leave_beside(all, note) });
 }
 
 fn any(mut condition: impl FnMut(usize) -> bool) -> bool {
@@ -91,16 +85,23 @@ fn any(mut condition: impl FnMut(usize) -> bool) -> bool {
         || OVERFLOW.try_with(|all| all.borrow().iter().any(|note| condition(*note))).unwrap_or(false)
 }
 
-#[cold]
 #[inline(never)]
-fn enter_overflow(note: usize) {
-    // Fails while the thread destroys its thread-locals. A wait for itself is not detected then.
-    let _ = OVERFLOW.try_with(|all| all.borrow_mut().push(note));
+fn enter_beside(all: &[Cell<usize>], note: usize) {
+    match all.iter().find(|place| place.get() == 0) {
+        Some(free) => free.set(note),
+        None => {
+            // Fails while the thread destroys its thread-locals. A wait for itself is not detected then.
+            let _ = OVERFLOW.try_with(|all| all.borrow_mut().push(note));
+        }
+    }
 }
 
-#[cold]
 #[inline(never)]
-fn leave_overflow(note: usize) {
+fn leave_beside(all: &[Cell<usize>], note: usize) {
+    if let Some(place) = all.iter().find(|place| place.get() == note) {
+        place.set(0);
+        return;
+    }
     let _ = OVERFLOW.try_with(|all| {
         let mut all = all.borrow_mut();
         if let Some(place) = all.iter().rposition(|other| *other == note) {

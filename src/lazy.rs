@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::cell::{
     BuildResult, Caller, DogpileCell, Guard, Handle, Held, InCaller, Job, Kind, Machine, Owned, Reader,
-    Request, Snapshot, SpawnWith, Term,
+    Request, Search, Snapshot, SpawnWith, Term,
 };
 use crate::error::{BoxError, RefreshError};
 use crate::hook::{Change, Hook};
@@ -215,7 +215,10 @@ impl<T, F: Fn() -> T, C: Clock> LazyDogpile<T, F, C> {
     #[inline]
     #[track_caller]
     pub fn get_or_refresh(&self) -> Arc<T> {
-        self.cell.get_or_refresh(&self.build)
+        match self.cell.machine.serve() {
+            Some(value) => value,
+            None => Search::refresh(&self.cell, &self.build),
+        }
     }
 
     /// Returns a [`Guard`] of the value, rebuilding it if it is out of date. See [`DogpileCell::load_or_refresh`].
