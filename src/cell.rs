@@ -75,7 +75,7 @@ pub(crate) use build::Publishing;
 pub(crate) use elect::Decision;
 pub(crate) use handle::{Kind, WeakHandle};
 pub(crate) use lease::Held;
-pub(crate) use listeners::{Listener, Noted, Notify};
+pub(crate) use listeners::{Listener, Noted, Notified};
 pub(crate) use listening::Plan;
 pub(crate) use machine::Machine;
 pub(crate) use publish::{BuildOutput, Concluded, Observer, Term};

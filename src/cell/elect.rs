@@ -6,7 +6,6 @@ use crate::time::{Clock, FOREVER};
 use crate::wait::Entry;
 
 use super::attempt::Attempt;
-use super::listeners::Notify;
 use super::machine::Machine;
 use super::slot::{Reading, Record};
 use super::state::{Awaits, Demand, LeaseState, State, Verdict, verdict};

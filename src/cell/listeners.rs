@@ -43,13 +43,11 @@ pub(crate) trait Listener<T>: Send + Sync {
     }
 
     /// Called after unlocking, before waiters are woken and callbacks run: code that a change wakes finds the values that were made
-    /// from the old one stale. Returns what is to be notified of that, together with the listeners of this cell. It does not panic.
-    fn follow(&self) -> Option<Box<dyn Notify>> {
-        None
-    }
+    /// from the old one stale. It does not panic.
+    fn follow(&self) {}
 
-    /// Called after that, and for the last time when the cell is dropped. It does not panic.
-    fn notify(&self) {}
+    /// Called after that. It does not panic.
+    fn notify(&self);
 
     /// Whether it rebuilds a stale value.
     fn rebuilds(&self) -> bool {
@@ -65,6 +63,9 @@ pub(crate) trait Listener<T>: Send + Sync {
     fn is_detached(&self) -> bool {
         false
     }
+
+    /// The cell is gone.
+    fn close(&self) {}
 }
 
 /// The listeners of a cell; no list, if there are none.
@@ -98,7 +99,7 @@ impl<T> List<T> {
 impl<T> Drop for List<T> {
     fn drop(&mut self) {
         for listener in &self.entries {
-            listener.notify();
+            listener.close();
         }
     }
 }
@@ -160,7 +161,6 @@ impl<T> Listeners<T> {
         let notified = Notified {
             watchers: if wakes_watchers { list.watchers.take() } else { None },
             entries: list.entries.clone(),
-            followed: Vec::new(),
         };
         if list.is_unused() {
             self.0 = None;
@@ -203,41 +203,31 @@ impl<T> Listeners<T> {
 
 /// Listeners to be notified of a change, without a lock.
 // Boxed, because most cells have none: a pointer is what a publication without listeners pays.
-#[must_use]
 pub(crate) struct Notified<T> {
     watchers: Option<Arc<Attempt<()>>>,
     entries: Vec<Arc<dyn Listener<T>>>,
-    /// What has followed.
-    followed: Vec<Box<dyn Notify>>,
-}
-
-/// Listeners of some cell that are still to be notified.
-pub(crate) trait Notify {
-    fn notify(self: Box<Self>);
 }
 
 impl<T> Notified<T> {
-    /// Before the waiters of the cell are woken, if the value has changed.
+    /// Before the waiters of the cell are woken.
     #[cold]
     #[inline(never)]
-    pub(crate) fn follow(&mut self) {
-        self.followed.extend(self.entries.iter().filter_map(|listener| listener.follow()));
+    pub(crate) fn follow(&self) {
+        for listener in &self.entries {
+            listener.follow();
+        }
     }
-}
 
-impl<T> Notify for Notified<T> {
+    /// After [`follow`](Notified::follow), if the value has changed.
     #[cold]
     #[inline(never)]
-    fn notify(self: Box<Self>) {
+    pub(crate) fn notify(self) {
         // First: hooks may take long.
         if let Some(watchers) = self.watchers {
             watchers.complete(Outcome::Abandoned);
         }
         for listener in self.entries {
             listener.notify();
-        }
-        for followed in self.followed {
-            followed.notify();
         }
     }
 }

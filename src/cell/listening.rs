@@ -5,7 +5,7 @@ use crate::sync::{Arc, MutexGuard, into_arc};
 use crate::time::{Clock, FOREVER};
 
 use super::attempt::Attempt;
-use super::listeners::{Listener, Notify};
+use super::listeners::Listener;
 use super::machine::Machine;
 use super::slot::{Reading, Record};
 use super::state::{LeaseState, State};
@@ -43,7 +43,7 @@ impl<T, C: Clock> Machine<T, C> {
         // to see that a refresher has stopped.)
         let notified = if self.slot.due_at() < former { state.listeners.notified(false) } else { None };
         drop(state);
-        if let Some(mut notified) = notified {
+        if let Some(notified) = notified {
             notified.follow();
             notified.notify();
         }

@@ -43,7 +43,6 @@ use crate::stats::{Counters, Stats};
 use crate::sync::{Arc, AtomicBool, Mutex, MutexGuard, Ordering, PlainBool, SlotGuard, const_fn, into_arc};
 use crate::time::{Clock, FOREVER, nanos};
 
-use super::listeners::Notify;
 use super::slot::{Reading, Record, Seen, Slot, Version};
 use super::state::State;
 

@@ -10,7 +10,7 @@ use crate::trace::PublishOutcome;
 
 use super::attempt::{Outcome, Publication};
 use super::elect::{Progress, Ticket};
-use super::listeners::{Noted, Notify};
+use super::listeners::Noted;
 use super::machine::Machine;
 use super::slot::{Record, Seen};
 use super::state::{Failure, LeaseState, State, Waiters};
@@ -39,9 +39,9 @@ pub(crate) struct Leftover<T> {
 
 /// Releases the lock, gives the waiters their outcome and notifies the listeners.
 pub(super) fn unlock<T>(mut state: MutexGuard<'_, State<T>>, waiters: Waiters<T>) {
-    let mut notified = state.listeners.notified(true);
+    let notified = state.listeners.notified(true);
     drop(state);
-    if let Some(notified) = &mut notified {
+    if let Some(notified) = &notified {
         notified.follow();
     }
     if let Some((attempt, outcome)) = waiters.map(|waiters| *waiters) {

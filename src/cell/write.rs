@@ -7,7 +7,7 @@ use crate::sync::{Arc, MutexGuard};
 use crate::time::Clock;
 
 use super::attempt::{Attempt, Outcome};
-use super::listeners::{Noted, Notified, Notify};
+use super::listeners::{Noted, Notified};
 use super::machine::Machine;
 use super::publish::{Leftover, Observer, Term, unlock};
 use super::slot::{Record, address_of};
@@ -79,7 +79,7 @@ impl<T, C: Clock> Machine<T, C> {
         // No value becomes available.
         let notified = state.listeners.notified(false);
         drop(state);
-        if let Some(mut notified) = notified {
+        if let Some(notified) = notified {
             notified.follow();
             notified.notify();
         }

@@ -10,7 +10,7 @@ use crate::time::Clock;
 
 use super::cx::Cx;
 use super::node::{Computed, Node};
-use super::source::{Followed, Source, id_of, stamp_of, state_of};
+use super::source::{Source, id_of, stamp_of, state_of};
 use super::stamp::{Gave, Pinned, Stamp, are_current};
 
 #[cfg(feature = "async")]
@@ -131,7 +131,7 @@ impl<T: Send + Sync + 'static, C: Clock + 'static, B: Send + Sync + 'static> Nod
             return Err(RefreshError::Reentrant);
         }
         while let Some((value, record)) = handle.machine().held() {
-            let Some(stamps) = handle.made_from(record.generation) else {
+            let Some(stamps) = handle.stamps_of(record.generation) else {
                 // A later one is published by now.
                 continue;
             };

@@ -28,7 +28,9 @@ use std::cell::Cell;
 use std::cmp::Ordering::{Equal, Greater, Less};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use crate::cell::{BuildOutput, Concluded, DogpileCell, Held, Kind, Machine, Notify, Observer, Record, Term};
+use crate::cell::{
+    BuildOutput, Concluded, DogpileCell, Held, Kind, Machine, Notified, Observer, Record, Term,
+};
 use crate::contain::contain;
 use crate::policy::{Freshness, Policy};
 use crate::sync::{Arc, Mutex, Weak};
@@ -36,7 +38,7 @@ use crate::time::{Clock, FOREVER};
 use crate::trace::PublishOutcome;
 
 use super::source::Followed;
-use super::stamp::{Dependent, Gave, Link, Linked, Stamp, are_current, fresh_until};
+use super::stamp::{AnySource, Dependent, Gave, Linked, Stamp, are_current, fresh_until};
 
 /// What a [`Derived`](crate::Derived) value and its links share.
 #[allow(missing_debug_implementations)] // named by a sealed trait
@@ -44,6 +46,8 @@ pub struct Node<T, C, B> {
     cell: DogpileCell<T, C>,
     pub(super) build: B,
     inputs: Mutex<Inputs>,
+    /// Listeners of this cell that have followed a change of a source, and are not notified yet.
+    followed: Mutex<Vec<Box<Notified<T>>>>,
     me: Weak<dyn Dependent>,
 }
 
@@ -77,6 +81,7 @@ impl<T: Send + Sync + 'static, C: Clock + 'static, B: Send + Sync + 'static> Nod
             cell: DogpileCell::with_clock(policy, clock),
             build,
             inputs: Mutex::default(),
+            followed: Mutex::default(),
             me: Weak::<Self>::clone(me),
         })
     }
@@ -88,7 +93,7 @@ impl<T, C, B> Node<T, C, B> {
     }
 }
 
-impl<T: Send + Sync + 'static, C: Clock + 'static, B: Send + Sync + 'static> Kind for Node<T, C, B> {
+impl<T, C: Clock, B> Kind for Node<T, C, B> {
     type Value = Computed<T>;
     type Stored = T;
     type Shared = Arc<T>;
@@ -170,13 +175,24 @@ impl<T, C, B> Node<T, C, B> {
         drop(former);
     }
 
+    /// What the value of this generation was made from; [`None`]: a later one is published.
+    pub(super) fn stamps_of(&self, generation: u64) -> Option<Arc<[Stamp]>> {
+        let inputs = self.inputs.lock();
+        match inputs.generation.cmp(&generation) {
+            // It was set.
+            Less => Some(Arc::new([])),
+            Equal => Some(Arc::clone(&inputs.made_from.stamps)),
+            Greater => None,
+        }
+    }
+
     /// What the latest build that failed had taken.
     pub(super) fn failed(&self) -> Arc<[Stamp]> {
         Arc::clone(&self.inputs.lock().failed.stamps)
     }
 }
 
-impl<T: Send + Sync + 'static, C: Clock + 'static, B: Send + Sync + 'static> Node<T, C, B> {
+impl<T, C: Clock, B> Node<T, C, B> {
     /// Publishes what a build has made. Returns what its caller gets, and the generation of what it has made ([`None`]: it was
     /// displaced).
     pub(super) fn publish_computed(
@@ -208,7 +224,7 @@ impl<T: Send + Sync + 'static, C: Clock + 'static, B: Send + Sync + 'static> Nod
             Freshness::Stale => {}
             _ => return None,
         }
-        let stamps = self.made_from(seen.record.generation)?;
+        let stamps = self.stamps_of(seen.record.generation)?;
         if self.is_due(&seen.record, &stamps) || !stamps.iter().all(Stamp::holds_after_refresh) {
             return None;
         }
@@ -243,10 +259,9 @@ impl<T: Send + Sync + 'static, C: Clock + 'static, B: Send + Sync + 'static> Nod
 }
 
 impl<T: Send + Sync + 'static, C: Clock + 'static, B: Send + Sync + 'static> Dependent for Node<T, C, B> {
-    fn source_changed(&self, link: &Link) -> Option<Box<dyn Notify>> {
-        let is_published = link.is_published();
+    fn source_changed(&self, source: &dyn AnySource, is_published: bool) {
         // A refresher that waits for it is notified once, by the link to the source itself, not once for each way to it.
-        let notifies = is_published && !link.source.is_derived();
+        let notifies = is_published && !source.is_derived();
         let is_outdated = || {
             let inputs = self.inputs.lock();
             let (record, _) = self.machine().record();
@@ -257,9 +272,15 @@ impl<T: Send + Sync + 'static, C: Clock + 'static, B: Send + Sync + 'static> Dep
                 is_published
             }
         };
-        let mut followed = self.machine().source_changed(is_published, notifies, is_outdated)?;
-        followed.follow();
-        Some(followed)
+        if let Some(notified) = self.machine().source_changed(is_published, notifies, is_outdated) {
+            notified.follow();
+            self.followed.lock().push(notified);
+        }
+    }
+
+    fn notify(&self) {
+        let followed = std::mem::take(&mut *self.followed.lock());
+        followed.into_iter().for_each(|notified| notified.notify());
     }
 }
 
@@ -278,7 +299,7 @@ impl<T: Send + Sync + 'static, C: Clock + 'static, B: Send + Sync + 'static> Fol
         let (record, is_there) = machine.record();
         is_there
             && record.generation == generation
-            && self.made_from(generation).is_some_and(|stamps| !self.is_due(&record, &stamps))
+            && self.stamps_of(generation).is_some_and(|stamps| !self.is_due(&record, &stamps))
     }
 
     fn settled_until(&self, stamp: &Stamp, now: u64) -> u64 {
@@ -293,13 +314,7 @@ impl<T: Send + Sync + 'static, C: Clock + 'static, B: Send + Sync + 'static> Fol
     }
 
     fn made_from(&self, generation: u64) -> Option<Arc<[Stamp]>> {
-        let inputs = self.inputs.lock();
-        match inputs.generation.cmp(&generation) {
-            // It was set.
-            Less => Some(Arc::new([])),
-            Equal => Some(Arc::clone(&inputs.made_from.stamps)),
-            Greater => None,
-        }
+        self.stamps_of(generation)
     }
 }
 

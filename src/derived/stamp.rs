@@ -2,7 +2,7 @@
 
 use std::any::Any;
 
-use crate::cell::{Listener, Notify};
+use crate::cell::Listener;
 use crate::contain::contain;
 use crate::error::RefreshError;
 use crate::sync::{Arc, AtomicU64, Ordering, Weak};
@@ -108,61 +108,76 @@ pub(super) fn fresh_until(stamps: &[Stamp]) -> u64 {
     stamps.iter().map(end).min().unwrap_or(FOREVER)
 }
 
-/// A node's entry among the listeners of a source.
+/// A node's entry among the listeners of a source. It owns neither: a publisher that notifies it, or drops it, drops no user's value.
 pub(super) struct Link {
     node: Weak<dyn Dependent>,
-    pub(super) source: Arc<dyn AnySource>,
+    source: Weak<dyn AnySource>,
     /// The generation of the source at the latest notification.
     seen: AtomicU64,
 }
 
-impl Link {
-    /// Whether the source has published a value since the latest notification. (Its value may also be taken away, or withheld by a
-    /// build that may put it back.)
-    pub(super) fn is_published(&self) -> bool {
-        let (generation, _) = self.source.state();
-        // Relaxed: it orders nothing. Of two notifications at a time the one that comes first has seen the publication.
-        self.seen.fetch_max(generation, Ordering::Relaxed) < generation
-    }
-}
-
 /// A link that is there until this is dropped.
-pub(super) struct Linked(Arc<Link>);
+pub(super) struct Linked {
+    source: Arc<dyn AnySource>,
+    link: Arc<Link>,
+}
 
 impl Linked {
     pub(super) fn new(node: Weak<dyn Dependent>, source: Arc<dyn AnySource>) -> Arc<Self> {
         let (seen, _) = source.state();
-        let link = Arc::new(Link { node, source, seen: AtomicU64::new(seen) });
-        link.source.attach(&link);
-        Arc::new(Self(link))
+        let link = Arc::new(Link { node, source: Arc::downgrade(&source), seen: AtomicU64::new(seen) });
+        let linked = Arc::new(Self { source, link });
+        // Made before: it is detached also if this panics.
+        linked.source.attach(&linked.link);
+        linked
     }
 
     pub(super) fn source(&self) -> &dyn AnySource {
-        &*self.0.source
+        &*self.source
     }
 }
 
 impl Drop for Linked {
     fn drop(&mut self) {
-        self.0.source.detach(&self.0);
+        self.source.detach(&self.link);
     }
 }
 
 /// A derived value, its type erased.
 pub(super) trait Dependent: Send + Sync {
-    /// Declares the value stale if it is. Returns what is to be notified of that later.
-    fn source_changed(&self, link: &Link) -> Option<Box<dyn Notify>>;
+    /// Declares the value stale if it is. `is_published`: the source has published one since the latest notification. What listens to
+    /// the value is notified later.
+    fn source_changed(&self, source: &dyn AnySource, is_published: bool);
+
+    fn notify(&self);
+}
+
+impl Link {
+    /// Whether the source has published a value since the latest notification. (Its value may also be taken away, or withheld by a
+    /// build that may put it back.)
+    fn is_published(&self, source: &dyn AnySource) -> bool {
+        let (generation, _) = source.state();
+        // Relaxed: it orders nothing. Of two notifications at a time the one that comes first has seen the publication.
+        self.seen.fetch_max(generation, Ordering::Relaxed) < generation
+    }
 }
 
 impl<T> Listener<T> for Link {
-    fn follow(&self) -> Option<Box<dyn Notify>> {
-        let mut followed = None;
-        // The clock is asked, and the last reference to the node may be dropped here, and with it what is the user's.
+    fn follow(&self) {
+        // The clock is asked, and the last references may be dropped here, and with them what is the user's.
         contain(|| {
-            if let Some(node) = self.node.upgrade() {
-                followed = node.source_changed(self);
+            if let (Some(node), Some(source)) = (self.node.upgrade(), self.source.upgrade()) {
+                node.source_changed(&*source, self.is_published(&*source));
             }
         });
-        followed
+    }
+
+    fn notify(&self) {
+        // The last reference may be dropped here.
+        contain(|| {
+            if let Some(node) = self.node.upgrade() {
+                node.notify();
+            }
+        });
     }
 }

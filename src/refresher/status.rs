@@ -110,6 +110,10 @@ impl<T> Listener<T> for Status {
         Self::notify(self);
     }
 
+    fn close(&self) {
+        Self::notify(self);
+    }
+
     /// A stopped one may remain attached, if the cell was moved out of its `Arc`.
     fn rebuilds(&self) -> bool {
         !self.is_stopped()

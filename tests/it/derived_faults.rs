@@ -590,3 +590,93 @@ fn a_value_that_is_set_by_hand_outlives_failures_of_its_sources() {
     cell.set(3);
     assert_eq!(*value.get(), 3);
 }
+
+/// Sets a flag when it is dropped, and panics if it is armed.
+struct Bomb {
+    is_dropped: Arc<AtomicBool>,
+    is_armed: Arc<AtomicBool>,
+}
+
+impl Drop for Bomb {
+    fn drop(&mut self) {
+        self.is_dropped.store(true, Ordering::Relaxed);
+        assert!(!self.is_armed.swap(false, Ordering::Relaxed), "a planned panic of a drop");
+    }
+}
+
+/// A publisher keeps none of the derived values alive that it notifies: the last handle that is dropped drops the value, and what a
+/// panic of that drop ends is the call that has dropped the handle.
+#[test]
+fn a_derived_value_whose_handles_are_dropped_during_a_publication_is_dropped_with_them() {
+    for panics in [false, true] {
+        let ([source], clock) = cells();
+        source.set(1);
+        let bomb = || (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(panics)));
+        let (is_dropped, is_armed) = bomb();
+        let first = {
+            let (source, dropped, armed) = (source.clone(), Arc::clone(&is_dropped), Arc::clone(&is_armed));
+            Derived::with_clock(Policy::never_expires(), clock.clone(), move |cx: &Cx| {
+                cx.get(&source);
+                Ok::<_, RefreshError>(Bomb { is_dropped: Arc::clone(&dropped), is_armed: Arc::clone(&armed) })
+            })
+        };
+        let second = {
+            let first = first.clone();
+            derived(&clock, move |cx| {
+                cx.get(&first);
+                1_u32
+            })
+            .0
+        };
+        let (other, _) = derived(&clock, {
+            let source = source.clone();
+            move |cx| *cx.get(&source)
+        });
+        drop(second.get());
+        drop(other.get());
+        let changes = Runs::default();
+        let of_other = other.on_change({
+            let changes = changes.clone();
+            move |_| changes.count()
+        });
+        let handles = Mutex::new(Some((first, second)));
+        let found = Arc::new(Mutex::new(None));
+        let drops = source.on_publish({
+            let found = Arc::clone(&found);
+            move |_| {
+                let handles = handles.lock().unwrap().take();
+                let dropped = catch_unwind(AssertUnwindSafe(|| drop(handles)));
+                *found.lock().unwrap() = Some((is_dropped.load(Ordering::Relaxed), dropped.is_err()));
+            }
+        });
+        source.set(2);
+        assert_eq!(*found.lock().unwrap(), Some((true, panics)));
+        assert_eq!(changes.take(), 1, "the other one goes stale");
+        assert!(!is_armed.load(Ordering::Relaxed));
+        drop((of_other, drops));
+    }
+}
+
+/// If the cell is gone, nothing is called: also where a change of it was noted already.
+#[test]
+fn a_hook_of_a_derived_value_that_is_dropped_during_a_publication_is_not_called() {
+    let ([source], clock) = cells();
+    source.set(1);
+    let (derived, _) = derived(&clock, {
+        let source = source.clone();
+        move |cx| *cx.get(&source)
+    });
+    let changes = Runs::default();
+    let of_derived = derived.on_change({
+        let changes = changes.clone();
+        move |_| changes.count()
+    });
+    let handle = Mutex::new(Some(derived.clone()));
+    let of_source = source.on_publish(move |_| drop(handle.lock().unwrap().take()));
+    derived.get();
+    drop(derived);
+    assert_eq!(changes.take(), 1, "it is published");
+    source.set(2);
+    assert_eq!(changes.take(), 0, "it is gone");
+    drop((of_derived, of_source));
+}

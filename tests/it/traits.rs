@@ -137,3 +137,14 @@ fn values_need_neither_debug_nor_clone() {
     let _ = format!("{cell:?} {snapshot:?} {:?}", cell.request());
     drop((cell.request().clone(), snapshot.clone()));
 }
+
+/// The bounds of the calls, not of the types: a struct that keeps a subscription needs only what it names itself.
+#[test]
+fn a_struct_may_keep_a_subscription_of_a_value_of_any_type() {
+    #[allow(dead_code)] // it is to compile
+    struct Follower<T: 'static> {
+        cell: Subscription<'static, T>,
+        derived: dogpile::DerivedSubscription<T>,
+    }
+    assert!(size_of::<Follower<std::rc::Rc<u32>>>() > 0);
+}
