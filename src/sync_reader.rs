@@ -622,7 +622,8 @@ impl<T: Send + Sync + 'static, C: Clock> SyncReaderCell<T, C> {
     ///
     /// # Deadlocks
     ///
-    /// As with [`on_publish`](SyncReaderCell::on_publish).
+    /// As with [`on_publish`](SyncReaderCell::on_publish). [`clear`](SyncReaderCell::clear) drops its reference to the value after the
+    /// callbacks: one that is called for it must not wait for a build that has asked for the write lock.
     ///
     /// # Examples
     ///
@@ -793,7 +794,8 @@ impl<T: Send + Sync + 'static, C: Clock> SyncReaderCell<T, C> {
     /// assert!(!cell.invalidate_if_current(&seen));
     /// ```
     pub fn invalidate_if_current(&self, seen: &ReaderArc<T>) -> bool {
-        self.machine().invalidate_if_current(&seen.0)
+        // One that was never published may be at the address of the value that a build has taken out.
+        seen.0.number() != 0 && self.machine().invalidate_if_current(&seen.0)
     }
 
     /// Takes the value away now and retires it. The next callers wait for a new one.

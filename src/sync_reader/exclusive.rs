@@ -1,9 +1,9 @@
 //! The write section: how a build gets the old value for itself (G12).
 //!
-//! The cell has withheld the value: it is not in the slot, so no new reader gets it. The writer drops the slot's reference, and
-//! waits until all older values are finalised and the last reader of this one has left, which moves the value into its queue
-//! entry, as of any value. From there the writer takes it. If the time is over before that, the value is put back into the slot:
-//! in its `Arc` if it has readers, else in a new one.
+//! The cell has withheld the value: it is not in the slot, so no new reader gets it. The writer drops the slot's reference. The last
+//! reference to be dropped moves the value into its queue entry, as with any other value. When all older and all unpublished values
+//! are finalised, the writer takes it from there. If it has been cleared, the writer waits for its finalizer too, and takes nothing.
+//! If the time is over before that, the value is put back into the slot: in its `Arc` if it has readers, else in a new one.
 
 use std::time::Duration;
 
@@ -13,10 +13,17 @@ use crate::trace;
 
 use super::drain::DrainTimeout;
 use super::queue::Awaited;
-use super::retirement::{Retirement, Tracked};
+use super::retirement::{Retirement, State, Tracked};
 
 /// A wait for the write lock that takes longer is reported.
 const SLOW_WAIT: Duration = Duration::from_secs(1);
+
+impl<T> State<T> {
+    /// All readers are in the way of a writer.
+    fn write_timeout(&self) -> DrainTimeout {
+        DrainTimeout { readers: self.queue.readers() + self.queue.readers_of_unpublished() }
+    }
+}
 
 impl<T> Retirement<T> {
     /// The cell has withheld `value` for a writer.
@@ -43,25 +50,24 @@ impl<T> Retirement<T> {
         if cfg!(feature = "tracing") {
             let report_at = crate::time::deadline(clock, SLOW_WAIT);
             if report_at < deadline && !self.wait(Awaited::Exclusive, clock, report_at) {
-                let name = self.state.lock().name;
-                trace::write_lock_waits(name, self.write_timeout().readers);
+                let state = self.state.lock();
+                let (name, timeout) = (state.name, state.write_timeout());
+                drop(state);
+                trace::write_lock_waits(name, timeout.readers);
             }
         }
-        while self.wait(Awaited::Exclusive, clock, deadline) {
+        loop {
+            let in_time = self.wait(Awaited::Exclusive, clock, deadline);
             let mut state = self.state.lock();
-            // Perhaps no longer: the value of a build that was superseded has a reader, its caller.
+            // Perhaps no longer: the value of a build that was superseded has a reader, its caller. Or only now.
             if state.queue.is_over(Awaited::Exclusive) {
                 let number = state.queue.current();
                 return Ok(number.and_then(|number| Some((number, state.queue.take(number, builder)?))));
             }
+            if !in_time {
+                return Err(state.write_timeout());
+            }
         }
-        Err(self.write_timeout())
-    }
-
-    /// All readers are in the way of a writer.
-    fn write_timeout(&self) -> DrainTimeout {
-        let state = self.state.lock();
-        DrainTimeout { readers: state.queue.readers() + state.queue.readers_of_unpublished() }
     }
 
     /// For a build that does not get the write lock: what is withheld, to be put back into the slot. `None`: there was no value, or
@@ -69,7 +75,11 @@ impl<T> Retirement<T> {
     pub(super) fn end_withholding(self: &Arc<Self>) -> Option<Arc<Tracked<T>>> {
         loop {
             let mut state = self.state.lock();
-            let (number, shared) = state.queue.withheld()?;
+            let Some((number, shared)) = state.queue.withheld() else {
+                // If it has been cleared, it may be ready.
+                self.schedule_finalizer(state);
+                return None;
+            };
             if let Some(value) = shared {
                 state.queue.put_back(number, &value);
                 return Some(value);

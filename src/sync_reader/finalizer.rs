@@ -6,9 +6,9 @@
 //!
 //! # Wake-ups
 //!
-//! When the value whose turn it is loses its last reader, one thread is woken: a waiter that helps, or else the cell's own
-//! thread. The last reader of any other value wakes nothing, except a writer that waits for it. The end of a finalizer wakes the
-//! waiters for that value.
+//! When a value is ready, because it was retired and it is its turn and its last reader has left, one thread is woken: a waiter that
+//! helps, or else the cell's own thread. The last reader of the value that a writer waits for wakes that writer. The end of a
+//! finalizer wakes the waiters whose wait is over.
 
 use crate::contain::contain;
 use crate::own_thread;
@@ -33,7 +33,7 @@ impl<T> Retirement<T> {
     /// If a value is ready, wakes the thread that finalises it. If no reader is left, wakes the writer that waits for that.
     pub(super) fn schedule_finalizer(self: &Arc<Self>, mut state: MutexGuard<'_, State<T>>) {
         if !state.queue.is_ready() {
-            // Only then, as there may be many waiters: all others wait for a finalizer, whose end wakes them.
+            // Only then, as there may be many waiters: the others wait for the end of a finalizer.
             if state.queue.is_over(Awaited::Exclusive) {
                 wake_waiters(state);
             }

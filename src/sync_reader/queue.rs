@@ -17,8 +17,10 @@ pub(super) struct RetirementQueue<S, T> {
     finalized: u64,
     /// The values after that one.
     published: VecDeque<Entry<S, T>>,
-    /// Values that a build has made and that are not published.
-    unpublished: Vec<Place<S, T>>,
+    /// Values that a build has made and that are not published. Their readers may still hold them.
+    unpublished: Vec<Weak<S>>,
+    /// Unpublished values whose last reader has left.
+    unpublished_drained: Vec<T>,
     /// The thread that runs the finalizer.
     finalizing: Option<ThreadId>,
     /// The value whose readers the latest build under [`Drain::Wait`](super::Drain::Wait) waits for, or has waited for; 0: none.
@@ -43,13 +45,13 @@ enum Stage {
     Retired(Moment),
 }
 
-/// Where a value is.
+/// Where a published value is.
 enum Place<S, T> {
     /// In what readers share.
     Shared(Weak<S>),
     /// Here: its last reader has left.
     Drained(Box<T>),
-    /// With the thread that finalises it, or whose build has the write lock.
+    /// With the thread that finalises it, whose build has the write lock, or that puts it back.
     Taken(ThreadId),
 }
 
@@ -66,33 +68,24 @@ pub(crate) enum Awaited {
 
 impl<S, T> Entry<S, T> {
     fn readers(&self) -> usize {
-        self.place.references().saturating_sub(usize::from(matches!(self.stage, Stage::Current)))
+        let Place::Shared(shared) = &self.place else { return 0 };
+        shared.strong_count().saturating_sub(usize::from(matches!(self.stage, Stage::Current)))
     }
 
     fn is_retired(&self) -> bool {
         matches!(self.stage, Stage::Retired(_))
     }
-}
-
-impl<S, T> Place<S, T> {
-    fn references(&self) -> usize {
-        if let Self::Shared(shared) = self { shared.strong_count() } else { 0 }
-    }
-
-    fn is_at(&self, address: usize) -> bool {
-        matches!(self, Self::Shared(shared) if shared.as_ptr().addr() == address)
-    }
 
     fn is_drained(&self) -> bool {
-        matches!(self, Self::Drained(_))
+        matches!(self.place, Place::Drained(_))
     }
 
     /// Takes the value, if its last reader has left.
     fn take(&mut self, thread: ThreadId) -> Option<T> {
-        match std::mem::replace(self, Self::Taken(thread)) {
-            Self::Drained(value) => Some(*value),
+        match std::mem::replace(&mut self.place, Place::Taken(thread)) {
+            Place::Drained(value) => Some(*value),
             other => {
-                *self = other;
+                self.place = other;
                 None
             }
         }
@@ -105,6 +98,7 @@ impl<S, T> Default for RetirementQueue<S, T> {
             finalized: 0,
             published: VecDeque::new(),
             unpublished: Vec::new(),
+            unpublished_drained: Vec::new(),
             finalizing: None,
             build_drain: 0,
             abandoned_drain: 0,
@@ -117,7 +111,7 @@ impl<S, T> RetirementQueue<S, T> {
     /// `new` is published, and replaces the current value. Returns its number. `drains`: its build waits for the readers of the
     /// value that it replaces.
     pub(super) fn publish(&mut self, new: &Arc<S>, drains: bool) -> u64 {
-        self.unpublished.retain(|value| !value.is_at(Arc::as_ptr(new).addr()));
+        self.unpublished.retain(|value| value.as_ptr() != Arc::as_ptr(new));
         if drains && let Some(replaced) = self.current() {
             self.build_drain = replaced;
         }
@@ -135,28 +129,27 @@ impl<S, T> RetirementQueue<S, T> {
 
     /// A build has made `value`.
     pub(super) fn add_unpublished(&mut self, value: &Arc<S>) {
-        self.unpublished.push(Place::Shared(Arc::downgrade(value)));
+        self.unpublished.push(Arc::downgrade(value));
     }
 
     /// The last reference to the value with this number (0: unpublished) and at this address is gone. Returns when it was
     /// retired.
     pub(super) fn drained(&mut self, number: u64, address: usize, value: T) -> Option<Moment> {
-        let drained = Place::Drained(Box::new(value));
         if number == 0 {
-            self.unpublished.retain(|value| !value.is_at(address));
-            self.unpublished.push(drained);
+            self.unpublished.retain(|value| value.as_ptr().addr() != address);
+            self.unpublished_drained.push(value);
             return None;
         }
         let entry = self.entry(number);
-        entry.place = drained;
+        entry.place = Place::Drained(Box::new(value));
         if let Stage::Retired(since) = entry.stage { Some(since) } else { None }
     }
 
     /// Whether a value can be finalised now.
     pub(super) fn is_ready(&self) -> bool {
         let is_front_ready =
-            self.published.front().is_some_and(|front| front.is_retired() && front.place.is_drained());
-        self.finalizing.is_none() && (is_front_ready || self.unpublished.iter().any(Place::is_drained))
+            self.published.front().is_some_and(|front| front.is_retired() && front.is_drained());
+        self.finalizing.is_none() && (is_front_ready || !self.unpublished_drained.is_empty())
     }
 
     /// Takes a value that `thread` is to finalise, and its number (0: unpublished). [`end_finalizer`] must follow.
@@ -167,9 +160,9 @@ impl<S, T> RetirementQueue<S, T> {
             return None;
         }
         let front = self.published.front_mut().filter(|front| front.is_retired());
-        let taken = match front.and_then(|front| front.place.take(thread)) {
+        let taken = match front.and_then(|front| front.take(thread)) {
             Some(value) => (self.finalized + 1, value),
-            None => (0, self.unpublished.iter_mut().find_map(|value| value.take(thread))?),
+            None => (0, self.unpublished_drained.pop()?),
         };
         self.finalizing = Some(thread);
         Some(taken)
@@ -178,9 +171,7 @@ impl<S, T> RetirementQueue<S, T> {
     /// The finalizer of the value with this number has ended.
     pub(super) fn end_finalizer(&mut self, number: u64) {
         self.finalizing = None;
-        if number == 0 {
-            self.unpublished.retain(|value| !matches!(value, Place::Taken(_)));
-        } else {
+        if number != 0 {
             self.published.pop_front();
             self.finalized = number;
         }
@@ -218,7 +209,7 @@ impl<S, T> RetirementQueue<S, T> {
 
     /// Takes the value with this number for a build of `thread`, if its last reader has left.
     pub(super) fn take(&mut self, number: u64, thread: ThreadId) -> Option<T> {
-        self.entry(number).place.take(thread)
+        self.entry(number).take(thread)
     }
 
     /// The value with this number is in the hands of readers again. If it has been cleared meanwhile, it stays retired.
@@ -238,9 +229,12 @@ impl<S, T> RetirementQueue<S, T> {
             Awaited::Finalized(number) => number <= self.finalized,
             Awaited::Drained(number) => number <= self.finalized || number == self.abandoned_drain,
             Awaited::Exclusive => {
-                let is_left =
-                    |entry: &Entry<S, T>| matches!(entry.stage, Stage::Withheld) && entry.place.is_drained();
-                self.published.iter().all(is_left) && self.unpublished.is_empty()
+                let is_unshared =
+                    |entry: &Entry<S, T>| matches!(entry.stage, Stage::Withheld) && entry.is_drained();
+                self.published.iter().all(is_unshared)
+                    && self.unpublished.is_empty()
+                    && self.unpublished_drained.is_empty()
+                    && self.finalizing.is_none()
             }
         }
     }
@@ -286,7 +280,7 @@ impl<S, T> RetirementQueue<S, T> {
 
     /// Readers of unpublished values.
     pub(super) fn readers_of_unpublished(&self) -> usize {
-        self.unpublished.iter().map(Place::references).sum()
+        self.unpublished.iter().map(Weak::strong_count).sum()
     }
 
     /// The published values up to this number.
@@ -297,12 +291,13 @@ impl<S, T> RetirementQueue<S, T> {
 
     /// Whether a published value with this number or a smaller one is at `address`.
     pub(super) fn has_published(&self, number: u64, address: usize) -> bool {
-        self.up_to(number).any(|entry| entry.place.is_at(address))
+        self.up_to(number)
+            .any(|entry| matches!(&entry.place, Place::Shared(shared) if shared.as_ptr().addr() == address))
     }
 
     /// Whether an unpublished value is at `address`.
     pub(super) fn has_unpublished(&self, address: usize) -> bool {
-        self.unpublished.iter().any(|value| value.is_at(address))
+        self.unpublished.iter().any(|value| value.as_ptr().addr() == address)
     }
 
     /// Whether `thread` finalises a value with this number or a smaller one, or has it under the write lock.
@@ -367,7 +362,7 @@ mod tests {
             assert!(queue.has_unpublished(Arc::as_ptr(&value).addr()));
             assert!(drop_last(&mut queue, 0, value, content).is_none());
         }
-        assert_eq!(queue.readers_of_unpublished(), 0);
+        assert!(queue.unpublished.is_empty());
         assert_eq!(begin(&mut queue), Some((1, 10)));
         assert!(!queue.is_ready() && begin(&mut queue).is_none());
         queue.end_finalizer(1);

@@ -8,7 +8,7 @@
 //! |---|---|---|
 //! | unpublished, number 0 | in its `Arc` | publication gives it the next number; else its last reader |
 //! | current | in its `Arc`, which the slot shares | the next publication or a `clear`: it is *retired* |
-//! | withheld | in its `Arc`, then in the [`RetirementQueue`], then with the writer | the end of the build: it is current again, or *retired* |
+//! | withheld | in its `Arc`, then in the [`RetirementQueue`], then with the writer | the end of the build: it is current again, or *retired*; a `clear`: it is *retired* |
 //! | retired | in its `Arc`, which readers share | the last reader: it is *drained* |
 //! | drained | in the [`RetirementQueue`] | its turn: it is *finalised*, by value, once |
 //!

@@ -136,11 +136,19 @@ impl<T> Retirement<T> {
     }
 
     /// What a waiter does when it has joined the queue or has been woken. `Some`: its wait is over.
-    fn check(&self, awaited: Awaited) -> Option<()> {
+    fn check(self: &Arc<Self>, awaited: Awaited) -> Option<()> {
         if self.helps(awaited) {
             self.finalize_ready();
         }
-        self.state.lock().queue.is_over(awaited).then_some(())
+        let state = self.state.lock();
+        if state.queue.is_over(awaited) {
+            return Some(());
+        }
+        if state.queue.is_ready() {
+            // A `clear` has retired a value without readers that a writer has withheld, and runs callbacks before it comes to this.
+            self.schedule_finalizer(state);
+        }
+        None
     }
 
     /// Whether a waiter runs the finalizer itself.

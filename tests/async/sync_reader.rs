@@ -1,16 +1,17 @@
 //! `SyncReaderCell`: the old value's drain is awaited, not blocked on.
 
-use std::future::Future;
-use std::pin::Pin;
+use std::future::{Future, poll_fn};
+use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex, OnceLock};
-use std::task::{Wake, Waker};
+use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, ThreadId};
 use std::time::Duration;
 
 use dogpile::{
-    Clock, Drain, ManualClock, Policy, ReaderArc, RefreshError, Refreshed, SyncReaderCell, Task, Tick,
+    Clock, Drain, Freshness, ManualClock, Policy, ReaderArc, RefreshError, Refreshed, SyncReaderCell, Task,
+    Tick,
 };
 
 use crate::support::{Hand, LookupExt, PATIENCE, TICK, TTL, eventually, guarded, joined, never, unbuilt};
@@ -663,4 +664,30 @@ fn readers_of_a_value_that_a_writer_gives_up_are_known_all_the_time() {
     drop((task, reader));
     cell.synchronize();
     eventually("all but the 5 are finalised", || log.entries().len() == 2);
+}
+
+/// The value of a build that was superseded may be where the one was that a writer has taken out of its `Arc`.
+#[test]
+fn g4_a_value_that_was_never_published_was_taken_for_the_one_in_the_cell() {
+    let clock = ManualClock::new();
+    let policy = Policy::ttl(TTL).lease_timeout(TICK);
+    let cell = SyncReaderCell::with_clock(policy, clock.clone(), Drain::Background, drop::<[u64; 40]>);
+    cell.set([1; 40]);
+    clock.advance(2 * TTL);
+    let is_made = AtomicBool::new(false);
+    let mut superseded = pin!(cell.get_or_refresh_async(|| {
+        poll_fn(|_| if is_made.load(Ordering::Relaxed) { Poll::Ready([2; 40]) } else { Poll::Pending })
+    }));
+    let mut cx = Context::from_waker(Waker::noop());
+    assert!(superseded.as_mut().poll(&mut cx).is_pending());
+    clock.advance(2 * TICK);
+    let mut invalidated = None;
+    cell.request().no_cache().get_with_writer(|writer| {
+        let _lock = writer.acquire_write_lock();
+        is_made.store(true, Ordering::Relaxed);
+        let Poll::Ready(value) = superseded.as_mut().poll(&mut cx) else { panic!("it is made") };
+        invalidated = Some(cell.invalidate_if_current(&value));
+        [3; 40]
+    });
+    assert_eq!((invalidated, cell.freshness()), (Some(false), Freshness::Fresh));
 }

@@ -1,5 +1,6 @@
 //! Faults that were found by attacking the cell, each by its symptom.
 
+use std::cell::RefCell;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind, panic_any};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -9,7 +10,8 @@ use std::thread;
 use std::time::Duration;
 
 use dogpile::{
-    Clock, DogpileCell, Drain, ManualClock, Policy, RefreshError, Refresher, SyncReaderCell, Tick,
+    Change, Clock, DogpileCell, Drain, ManualClock, Policy, RefreshError, Refresher, SyncReaderCell, Tick,
+    Writer,
 };
 
 use super::{Log, STRICT, WAIT, background, logged, strict};
@@ -790,4 +792,106 @@ fn a_caller_that_would_wait_for_itself_is_not_counted_as_a_reader() {
     cell.clear();
     cell.synchronize();
     assert_eq!(readers.load(Ordering::SeqCst), 0);
+}
+
+/// A clock that runs what a thread has left for it, at each look, until that returns `true`.
+#[derive(Clone, Default)]
+struct Running(ManualClock);
+
+thread_local! {
+    static LEFT: RefCell<Option<Box<dyn FnMut() -> bool>>> = const { RefCell::new(None) };
+}
+
+impl Clock for Running {
+    fn now(&self) -> Tick {
+        if let Some(mut left) = LEFT.take()
+            && !left()
+        {
+            LEFT.set(Some(left));
+        }
+        self.0.now()
+    }
+}
+
+/// An error whose drop panics.
+#[derive(Debug)]
+struct BadError;
+
+impl fmt::Display for BadError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a bad error")
+    }
+}
+
+impl std::error::Error for BadError {}
+
+impl Drop for BadError {
+    fn drop(&mut self) {
+        assert!(thread::panicking(), "a planned panic of a drop");
+    }
+}
+
+/// A value without readers is cleared while a writer is about to take it. The thread that clears it runs user code before it comes to
+/// the finalizer: a callback, which waits for the writer, or the drop of an error, which panics.
+#[test]
+fn g5_a_writer_waited_for_ever_for_a_value_that_was_cleared_meanwhile() {
+    for waits in [false, true] {
+        let log = Log::default();
+        let finalizer = {
+            let log = Arc::clone(&log.0);
+            move |value| log.lock().unwrap().push(value)
+        };
+        let cell = SyncReaderCell::with_clock(STRICT, Running::default(), Drain::Background, finalizer);
+        let cell = Arc::new(cell);
+        cell.set(1);
+        cell.invalidate();
+        if !waits {
+            drop(cell.try_get_or_refresh(|| Err(BadError)));
+        }
+        let (is_withheld, withheld) = channel();
+        let (go_on, is_cleared) = channel();
+        let hook = cell.on_change({
+            let (weak, go_on) = (Arc::downgrade(&cell), go_on.clone());
+            move |change| {
+                if let (true, Change::Cleared, Some(cell)) = (waits, change, weak.upgrade()) {
+                    go_on.send(()).unwrap();
+                    // What the writer makes can no longer be published.
+                    assert_eq!(*cell.get_or_refresh(|| 5), 5);
+                }
+            }
+        });
+        let writer = thread::spawn({
+            let cell = Arc::clone(&cell);
+            move || {
+                let build = |writer: &mut Writer<'_, u32, Running>| {
+                    let looked = Arc::clone(&cell);
+                    let pauses = move || {
+                        let is_withheld_now = looked.get().is_none();
+                        if is_withheld_now {
+                            is_withheld.send(()).unwrap();
+                            is_cleared.recv().unwrap();
+                        }
+                        is_withheld_now
+                    };
+                    LEFT.set(Some(Box::new(pauses)));
+                    writer.acquire_write_lock_timeout(Duration::from_secs(3600)).unwrap().old().copied()
+                };
+                let mut old = None;
+                cell.request().get_with_writer(|writer| {
+                    old = build(writer);
+                    7
+                });
+                old
+            }
+        });
+        withheld.recv().unwrap();
+        let reset = catch_unwind(AssertUnwindSafe(|| cell.reset()));
+        assert_eq!(reset.is_err(), !waits);
+        let _ = go_on.send(());
+        assert_eq!(writer.join().unwrap(), None, "it was cleared");
+        assert_eq!(cell.get().as_deref(), waits.then_some(&5));
+        cell.synchronize();
+        eventually("both are finalised", || log.entries() == [1, 7]);
+        drop(hook);
+    }
 }
