@@ -70,9 +70,9 @@ use crate::sync::{Arc, const_fn};
 use crate::time::{Clock, SystemClock, nanos};
 
 pub(crate) use attempt::{Attempt, Outcome};
-#[cfg(feature = "async")]
-pub(crate) use build::Publishing;
 pub(crate) use elect::Decision;
+#[cfg(feature = "async")]
+pub(crate) use handle::Publishing;
 pub(crate) use handle::{Kind, WeakHandle};
 pub(crate) use lease::Held;
 pub(crate) use listeners::{Listener, Noted, Notified};

@@ -133,6 +133,8 @@ impl Span {
 }
 
 /// This thread is inside the span until this is dropped.
+///
+/// Not an `EnteredSpan`: that exits and closes the span in one drop, and a subscriber that panics at both would abort the process.
 #[cfg_attr(not(feature = "tracing"), allow(dead_code))]
 pub(crate) struct Inside {
     span: Span,

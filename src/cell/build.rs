@@ -126,32 +126,6 @@ impl<K> Refreshable for K where
 {
 }
 
-/// A value that has been published, once it is awaited.
-#[cfg(feature = "async")]
-#[allow(unreachable_pub)] // named by a sealed trait
-pub enum Publishing<'a, T> {
-    Done(Arc<T>),
-    /// The task waits for the readers of the replaced value.
-    Draining(Pin<Box<dyn Future<Output = Arc<T>> + Send + 'a>>),
-}
-
-#[cfg(feature = "async")]
-impl<T> From<Arc<T>> for Publishing<'_, T> {
-    fn from(value: Arc<T>) -> Self {
-        Self::Done(value)
-    }
-}
-
-#[cfg(feature = "async")]
-impl<T> Publishing<'_, T> {
-    pub(crate) async fn done(self) -> Arc<T> {
-        match self {
-            Self::Done(value) => value,
-            Self::Draining(future) => future.await,
-        }
-    }
-}
-
 impl<K: Kind> Held<'_, K> {
     /// Runs `build` and publishes what it returns. If it panics, the lease is given back.
     pub(crate) fn build(mut self, build: impl FnOnce() -> K::Value) -> Arc<K::Stored> {
@@ -185,7 +159,7 @@ impl<K: Kind> Held<'_, K> {
         if K::LEASE_KEEPS_PREVIOUS { self.previous().cloned() } else { self.machine().stored() }
     }
 
-    /// Ends the build with what it has found. `previous` is published again if that is not modified.
+    /// Ends the build with what it has found. `previous`: what is published again if that is `NotModified`.
     fn end<P: From<Arc<K::Stored>>>(
         self,
         found: Result<Refreshed<K::Value>, SharedError>,

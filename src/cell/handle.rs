@@ -8,7 +8,7 @@ use super::machine::Machine;
 use super::publish::Term;
 
 #[cfg(feature = "async")]
-use super::build::Publishing;
+use std::pin::Pin;
 
 /// A reference to a cell: a borrow, or an [`Arc`] that keeps the cell alive.
 ///
@@ -136,4 +136,30 @@ pub trait Kind: Sized {
     /// A build has failed or panicked, and its retry pause has begun. Called without a lock, perhaps while the thread unwinds:
     /// it must not panic.
     fn has_failed(&self) {}
+}
+
+/// A value that has been published, once it is awaited.
+#[cfg(feature = "async")]
+#[allow(unreachable_pub)] // named by a sealed trait
+pub enum Publishing<'a, T> {
+    Done(Arc<T>),
+    /// The task waits for the readers of the replaced value.
+    Draining(Pin<Box<dyn Future<Output = Arc<T>> + Send + 'a>>),
+}
+
+#[cfg(feature = "async")]
+impl<T> From<Arc<T>> for Publishing<'_, T> {
+    fn from(value: Arc<T>) -> Self {
+        Self::Done(value)
+    }
+}
+
+#[cfg(feature = "async")]
+impl<T> Publishing<'_, T> {
+    pub(crate) async fn done(self) -> Arc<T> {
+        match self {
+            Self::Done(value) => value,
+            Self::Draining(future) => future.await,
+        }
+    }
 }

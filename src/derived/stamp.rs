@@ -49,7 +49,7 @@ pub struct Pinned {
     pub(super) stamp: Stamp,
     /// Or why there is none.
     pub(super) value: Result<AnyValue, RefreshError>,
-    /// If it is derived: all that it was made from, and so what is made from it.
+    /// All that a derived value was made from. What is made from the value is made from these too.
     pub(super) made_from: Arc<[Stamp]>,
 }
 
@@ -63,7 +63,7 @@ impl Pinned {
         self.stamp.source.id()
     }
 
-    /// Whether what was made from what `stamp` notes goes together with it.
+    /// Whether another value, made from what this stamp notes, may be used beside this one (G15).
     pub(super) fn fits(&self, stamp: &Stamp) -> bool {
         // Two unpublished values may differ.
         stamp.gave != Gave::Unpublished
