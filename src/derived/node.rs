@@ -47,7 +47,7 @@ pub struct Node<T, C, B> {
     pub(super) build: B,
     inputs: Mutex<Inputs>,
     /// Listeners of this cell that have followed a change of a source, and are not notified yet.
-    followed: Mutex<Vec<Box<Notified<T>>>>,
+    followed: Mutex<Vec<Notified<T>>>,
     me: Weak<dyn Dependent>,
 }
 
@@ -274,13 +274,13 @@ impl<T: Send + Sync + 'static, C: Clock + 'static, B: Send + Sync + 'static> Dep
         };
         if let Some(notified) = self.machine().source_changed(is_published, notifies, is_outdated) {
             notified.follow();
-            self.followed.lock().push(notified);
+            self.followed.lock().push(*notified);
         }
     }
 
     fn notify(&self) {
         let followed = std::mem::take(&mut *self.followed.lock());
-        followed.into_iter().for_each(|notified| notified.notify());
+        followed.into_iter().for_each(Notified::notify);
     }
 }
 
