@@ -215,6 +215,7 @@ impl<T, F: Fn() -> T, C: Clock> LazyDogpile<T, F, C> {
     #[inline]
     #[track_caller]
     pub fn get_or_refresh(&self) -> Arc<T> {
+        // The cell's own method would not be inlined here: 22 more instructions.
         match self.cell.machine.serve() {
             Some(value) => value,
             None => Search::refresh(&self.cell, &self.build),

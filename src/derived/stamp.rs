@@ -127,7 +127,7 @@ impl Linked {
         let (seen, _) = source.state();
         let link = Arc::new(Link { node, source: Arc::downgrade(&source), seen: AtomicU64::new(seen) });
         let linked = Arc::new(Self { source, link });
-        // Made before: it is detached also if this panics.
+        // `linked` is made before, and so detaches the link if this panics.
         linked.source.attach(&linked.link);
         linked
     }

@@ -11,6 +11,7 @@ use crate::error::SharedError;
 use crate::sync::{Arc, Mutex};
 use crate::wait::{WaitPoint, WaitQueue, Waiter};
 
+/// The status of a refresher, and its entry among the listeners of its cell.
 pub(crate) struct Status {
     pub(super) state: Mutex<State>,
     /// It does not rebuild a value that has not been read.

@@ -32,15 +32,18 @@ pub enum Drain {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct DrainTimeout {
-    /// How many `ReaderArc`s of the awaited values are left, leaked ones included. 0 if no reader was in the way, but the
-    /// caller itself: a build that has been overtaken, or a call from inside the finalizer.
+    /// How many `ReaderArc`s of the awaited values are left, leaked ones included. 0 if no reader is in the way, but a
+    /// finalizer that has not ended, or the caller itself: a build that has been overtaken, or a call from inside the finalizer.
     pub readers: usize,
 }
 
 impl fmt::Display for DrainTimeout {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.readers {
-            0 => f.write_str("the readers could not be waited for"),
+            0 => f.write_str(
+                "no reader is in the way: a finalizer has not ended within the time allowed, the build has been overtaken, or the call \
+                 came from inside the finalizer",
+            ),
             1 => f.write_str("1 reader has not left within the time allowed"),
             readers => write!(f, "{readers} readers have not left within the time allowed"),
         }

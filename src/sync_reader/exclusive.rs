@@ -30,7 +30,7 @@ impl<T> Retirement<T> {
     pub(super) fn withhold(&self, value: Option<Arc<Tracked<T>>>) {
         if value.is_some() {
             self.state.lock().queue.withhold();
-            // As a reader: if the value has been cleared since, and this is the last reference, it is finalised.
+            // As a reader does: if this is the last reference, the value goes to its queue entry, and wakes what waits for that.
             drop(value);
         }
     }

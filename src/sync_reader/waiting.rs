@@ -145,7 +145,8 @@ impl<T> Retirement<T> {
             return Some(());
         }
         if state.queue.is_ready() {
-            // A `clear` has retired a value without readers that a writer has withheld, and runs callbacks before it comes to this.
+            // A `clear` has retired a value without readers that a writer has withheld. The thread that clears runs callbacks before it
+            // comes to this, and they may wait for the writer.
             self.schedule_finalizer(state);
         }
         None

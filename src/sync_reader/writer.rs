@@ -181,8 +181,8 @@ impl<'a, T: Send + Sync + 'static, C: Clock> Writer<'a, T, C> {
     ///
     /// # Errors
     ///
-    /// [`DrainTimeout`] if some readers have not left in time, or if [`acquire_write_lock`](Writer::acquire_write_lock)
-    /// would panic. The old value is served again at once, and the build goes on. If the build has been overtaken, its
+    /// [`DrainTimeout`] if some readers have not left in time or a finalizer has not ended, or if
+    /// [`acquire_write_lock`](Writer::acquire_write_lock) would panic. The old value is served again at once, and the build goes on. If the build has been overtaken, its
     /// value is not published; its caller gets what the cell serves, or else that value.
     ///
     /// # Examples

@@ -323,7 +323,30 @@ fn a_timeout_says_how_many_readers_are_left() {
         refused = writer.acquire_write_lock_timeout(TTL).err();
         4
     });
-    assert_eq!(refused.unwrap().to_string(), "the readers could not be waited for");
+    assert!(refused.unwrap().to_string().contains("the build has been overtaken"));
+}
+
+#[test]
+fn a_timeout_says_that_a_finalizer_has_not_ended() {
+    let (finalizing, keeper) = gate();
+    let cell = SyncReaderCell::new(Duration::MAX, move |_: u32| finalizing.pass());
+    cell.set(1);
+    cell.set(2);
+    keeper.wait_for_arrival();
+    let waited = cell.synchronize_timeout(Duration::ZERO).unwrap_err();
+    let mut refused = None;
+    cell.request().no_cache().get_with_writer(|writer| {
+        refused = writer.acquire_write_lock_timeout(Duration::ZERO).err();
+        3
+    });
+    for timeout in [waited, refused.unwrap()] {
+        assert_eq!((timeout.readers, timeout.to_string().contains("a finalizer has not ended")), (0, true));
+    }
+    // That of the first value; and of the second one, which the build has replaced.
+    keeper.open();
+    keeper.wait_for_arrival();
+    keeper.open();
+    cell.synchronize();
 }
 
 #[test]
