@@ -914,8 +914,8 @@ impl<T: Send + Sync + 'static, C: Clock> SyncReaderCell<T, C> {
     ///
     /// # Errors
     ///
-    /// [`DrainTimeout`] if some readers have not left in time, or if the call would wait for itself (see
-    /// [`synchronize`](SyncReaderCell::synchronize)).
+    /// [`DrainTimeout`] if some readers have not left in time or a finalizer has not ended, or if the call would wait for itself
+    /// (see [`synchronize`](SyncReaderCell::synchronize)).
     ///
     /// # Examples
     ///
